@@ -1,0 +1,108 @@
+"""The command line: `earwise COMMAND ...`. Results on stdout, progress on stderr, one clear line when something is wrong.
+
+Top layer. Each command lives in `commands/` and imports torch and the rest only when it runs, so `earwise --help` answers at once. Exit codes:
+0 done, 1 our own fault, 2 the user's input, 130 interrupted (finished work is kept).
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from earwise.commands import ask, build, chat, doctor, evaluate, export, train
+from earwise.errors import EarwiseError
+
+DONE, OUR_FAULT, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
+# What a disk, not we, is to blame for; safetensors says the same in words, "(os error 28)".
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Every command explains itself: earwise COMMAND --help. Base weights are fetched once into EARWISE_HOME.",
+)
+@click.version_option(package_name="earwise")
+@click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from, for a bug report.")
+def app(show_traceback: bool) -> None:
+    """Teach language models to listen: ask, build data, train, evaluate.
+
+    \b
+    earwise ask dog.ogg "Which sound is this?" --choices "dog bark,siren"
+    earwise build labels my-sounds/ --out my-sounds/questions.jsonl
+    earwise train recipes/r1-aqa.yaml --profile cpu
+    earwise evaluate --task manifest --data starter:val --out runs/first
+    """
+
+
+for command in (
+    ask.command, chat.command, build.group, train.command, evaluate.command, evaluate.compare, evaluate.report,
+    doctor.command, export.command, export.models,
+):  # fmt: skip
+    app.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `earwise` program; ends the process with one of the exit codes above."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(run(given))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code and never raises."""
+    try:
+        app.main(args=list(arguments), prog_name="earwise", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        help_for = error.ctx.command_path if error.ctx is not None else "earwise"
+        return _fail(f"{error.format_message()} (see {help_for} --help)", USER_INPUT)
+    except click.ClickException as error:
+        return _fail(error.format_message(), USER_INPUT)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; finished work is kept, run the same command again to go on", INTERRUPTED)
+    except EarwiseError as error:
+        _trace(arguments)
+        return _fail(str(error), USER_INPUT)
+    except BrokenPipeError:  # the reader of a pipe went away: no one is left to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except MemoryError:
+        _trace(arguments)
+        return _fail("out of memory; close other programs, or use a smaller batch or shorter clips", USER_INPUT)
+    except Exception as error:  # everything else is our own fault, and is said so
+        _trace(arguments)
+        if refused := disk_refused(error):
+            return _fail(refused, USER_INPUT)
+        line = f"{type(error).__name__}: {error}"
+        return _fail(
+            f"internal error, our fault: {line}; run `earwise --traceback ...` and report what it shows", OUR_FAULT
+        )
+    return DONE
+
+
+def disk_refused(error: BaseException) -> str | None:
+    """One line for an error that a full or read-only disk raised, whichever library noticed it; None for any other.
+
+    >>> disk_refused(OSError(28, "No space left on device", "a.bin"))
+    'a.bin: cannot be written (No space left on device); free some space or choose another folder'
+    """
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        name = error.filename or "a file"
+        return f"{name}: cannot be written ({error.strerror}); free some space or choose another folder"
+    for number in DISK_ERRORS:
+        if f"(os error {number})" in str(error):
+            return f"a file cannot be written ({os.strerror(number)}); free some space or choose another folder"
+    return None
+
+
+def _fail(line: str, code: int) -> int:
+    click.echo("error: " + " ".join(line.split()) if code != INTERRUPTED else line, err=True)
+    return code
+
+
+def _trace(arguments: Sequence[str]) -> None:
+    if "--traceback" in arguments:
+        traceback.print_exc()

@@ -1,0 +1,40 @@
+"""`earwise doctor`: is the machine fit, does the model hear, does the batch leave answers alone."""
+
+import sys
+
+import click
+
+from earwise.commands.loading import json_option, model_option, note, open_engine, result
+
+MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+@click.command("doctor", short_help="Check the machine and the model.")
+@model_option
+@json_option
+def command(model: str, as_json: bool) -> None:
+    """Check environment, base weights, and that MODEL hears, ignores the batch, and honours the forest.
+
+    \b
+    earwise doctor
+    earwise doctor --model runs/r1-aqa/final --json
+
+    Exit code 0 if nothing failed (warnings allowed), 1 otherwise.
+    """
+    from earwise.commands.loading import wants_base
+    from earwise.doctor import as_rows, examine
+    from earwise.models import fetch
+
+    base = (lambda: fetch.base_folder(note)) if wants_base(model) else None
+    checks = examine(lambda: open_engine(model), fetch.home(), base, say=note)
+    failed = sum(check.verdict == "fail" for check in checks)
+    if as_json:
+        result({"ok": not failed, "checks": as_rows(checks)})
+    else:
+        for check in checks:
+            click.echo(
+                f"{MARKS[check.verdict]}  {check.name:17} {check.detail}"
+                + (f"\n      -> {check.remedy}" if check.remedy else "")
+            )
+        click.echo("all well" if not failed else f"{failed} failed")
+    sys.exit(1 if failed else 0)

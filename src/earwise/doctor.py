@@ -1,0 +1,276 @@
+"""Is this machine, and this model, fit to be trusted? What `earwise doctor` prints.
+
+Beside training and evaluation, and of no use to them: everything here asks the engine through the same door as they do. The checks on the
+model are those that public trainers fail: a model that is deaf, answers that depend on what else is in the batch, branches that differ from the
+same text alone, draws that depend on their neighbours.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from earwise.audio import decode
+from earwise.engine.base import Decoding, Engine, Prompt
+from earwise.errors import EarwiseError
+from earwise.types import Audio, Text, Turn, Waveform
+
+Verdict = Literal["ok", "warn", "fail"]
+Say = Callable[[str], None]
+
+STARTER = Path(__file__).parent / "assets" / "starter"
+FREE_DISK_GB = 2.0  # base weights while they are converted
+FREE_MEMORY_GB = 2.0  # the embedded model loaded and answering, with room
+TOLERANCE = 1e-3  # nats, of a whole answer's log-likelihood; float32 rounding stays near 1e-5
+HEARS = 1e-2  # nats; a model that hears changes by far more, a deaf one by exactly nothing
+OPTIONS = ("a dog", "a dog barking", "music", "a person speaking", "<answer>music</answer>")
+QUESTION = "What do you hear?"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of the doctor's report."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    remedy: str = ""
+
+
+def examine(
+    load: Callable[[], Engine], home: Path, base: Callable[[], Path] | None, *, say: Say = lambda _: None
+) -> list[Check]:
+    """All checks in order; a failed one does not stop the others, unless the model cannot be loaded.
+
+    Args:
+        load: Gives the engine with the model in question.
+        home: The cache folder.
+        base: Gives the folder with the base weights (fetches them if need be); None for a model that has none.
+        say: Progress.
+    """
+    rows = [python(), *libraries(), threads(), memory(), disk(home)]
+    try:
+        if base is not None:
+            say("looking at the base weights")
+            rows.append(base_weights(base()))
+        started = perf_counter()
+        engine = load()
+        rows.append(
+            Check("model", "ok", f"{engine.name} ({engine.revision}) loaded in {perf_counter() - started:.1f} s")
+        )
+    except EarwiseError as error:
+        return [
+            *rows,
+            Check("model", "fail", str(error), "see the message; nothing else about the model was looked at"),
+        ]
+    clips = waves(engine)
+    if not any(STARTER.rglob("*.ogg")):
+        rows.append(Check("clips", "warn", "no bundled clips, synthetic tones are used", "install the package again"))
+    for check in (hears, batch_invariance, branches, draws):
+        say(f"asking the model: {check.__name__.replace('_', ' ')}")
+        try:
+            rows.append(check(engine, clips))
+        except EarwiseError as error:
+            rows.append(Check(check.__name__.replace("_", " "), "fail", str(error), "see the message"))
+    return rows
+
+
+def as_rows(checks: list[Check]) -> list[dict[str, Any]]:
+    """Plain values for JSON."""
+    return [asdict(check) for check in checks]
+
+
+def python() -> Check:
+    """Python is new enough."""
+    found = platform.python_version()
+    fit = sys.version_info >= (3, 11)
+    return Check(
+        "python",
+        "ok" if fit else "fail",
+        f"{found} on {platform.system()} {platform.machine()}",
+        "" if fit else "install Python 3.11 or newer",
+    )
+
+
+def libraries() -> list[Check]:
+    """The libraries that everything rests on, and those that training needs."""
+    rows = []
+    for name, needed in (("torch", True), ("transformers", True), ("accelerate", False), ("peft", False)):
+        try:
+            rows.append(Check(name, "ok", version(name)))
+        except PackageNotFoundError:
+            remedy = "pip install earwise" if needed else "pip install 'earwise[train]', if you want to train"
+            rows.append(Check(name, "fail" if needed else "warn", "not installed", remedy))
+    return rows
+
+
+def threads() -> Check:
+    """How many threads torch uses of how many cores."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    used = torch.get_num_threads()
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
+    if used > cores:
+        return Check("threads", "warn", f"{used} threads on {cores} cores, {device}", f"set OMP_NUM_THREADS={cores}")
+    return Check("threads", "ok", f"{used} threads on {cores} cores, {device}")
+
+
+def memory() -> Check:
+    """Free memory of the machine."""
+    free = _free_memory()
+    if free is None:
+        return Check("memory", "warn", "free memory is not known here", f"have {FREE_MEMORY_GB:g} GB free")
+    if free < FREE_MEMORY_GB:
+        return Check(
+            "memory",
+            "warn",
+            f"{free:.1f} GB free",
+            f"close other programs: answering takes up to {FREE_MEMORY_GB:g} GB, training more",
+        )
+    return Check("memory", "ok", f"{free:.1f} GB free")
+
+
+def _free_memory() -> float | None:
+    """GB, from the kernel; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 1e6
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def disk(home: Path) -> Check:
+    """Room for the base weights, in a cache folder that can be written."""
+    there = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    if not os.access(there, os.W_OK):
+        return Check("disk", "fail", f"{home}: cannot be written", "set EARWISE_HOME to a folder of your own")
+    if free < FREE_DISK_GB:
+        return Check(
+            "disk",
+            "warn",
+            f"{home}: {free:.1f} GB free",
+            f"free {FREE_DISK_GB:g} GB, or set EARWISE_HOME to another disk",
+        )
+    return Check("disk", "ok", f"{home}: {free:.1f} GB free")
+
+
+def base_weights(folder: Path) -> Check:
+    """The converted base weights are whole; their hashes, for comparing two machines.
+
+    `fetch` has checked the downloads; a file here can only have been damaged since, and then safetensors refuses its length.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    marks = []
+    for name in ("encoder.safetensors", "decoder.safetensors"):
+        path = folder / name
+        try:
+            with safe_open(str(path), "np") as handle:
+                count = len(list(handle.keys()))
+            with path.open("rb") as raw:
+                marks.append(f"{path.stem} {hashlib.file_digest(raw, 'sha256').hexdigest()[:12]} ({count} tensors)")
+        except (OSError, SafetensorError) as error:
+            return Check("base weights", "fail", f"{path}: {error}", f"delete {folder}; they are fetched again")
+    return Check("base weights", "ok", f"{folder}: {', '.join(marks)}")
+
+
+def waves(engine: Engine) -> list[Waveform]:
+    """Eight clips of different lengths: bundled ones, or tones where there are none."""
+    import numpy as np
+
+    found = sorted(STARTER.rglob("*.ogg"))
+    chosen = [found[number * len(found) // 8] for number in range(8)] if len(found) >= 8 else []
+    clips = [decode(path, engine.sample_rate, long_audio="truncate", max_s=5.0) for path in chosen]
+    rate = engine.sample_rate
+    tones = [
+        0.3 * np.sin(2 * np.pi * (200 + 150 * k) * np.arange(rate * (k + 2) // 4) / rate).astype(np.float32)
+        for k in range(8)
+    ]
+    return clips or tones
+
+
+def _prompts(clips: list[Waveform]) -> list[Prompt]:
+    turns = (Turn("user", (Audio("clip"), Text(QUESTION))),)
+    return [Prompt(turns, (wave,), f"doctor {number}") for number, wave in enumerate(clips)]
+
+
+def _furthest(first: list[list[float]], second: list[list[float]]) -> float:
+    return max(abs(a - b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True))
+
+
+def hears(engine: Engine, clips: list[Waveform]) -> Check:
+    """Silence in place of a clip changes what the model finds likely."""
+    real = _prompts(clips[:4])
+    silent = [replace(prompt, waves=tuple(wave * 0 for wave in prompt.waves)) for prompt in real]
+    options = [OPTIONS] * len(real)
+    off = _furthest(engine.score(real, options), engine.score(silent, options))
+    if off < HEARS:
+        return Check(
+            "hears",
+            "fail",
+            f"silence changes an answer's log-likelihood by {off:.1e} nats at most",
+            "the model is deaf: check connector and placeholders",
+        )
+    return Check("hears", "ok", f"silence changes an answer's log-likelihood by up to {off:.2f} nats")
+
+
+def batch_invariance(engine: Engine, clips: list[Waveform]) -> Check:
+    """Answers of a clip alone and among eight are the same."""
+    prompts = _prompts(clips)
+    decoding = Decoding(max_new_tokens=12)
+    together = engine.generate(prompts, decoding)
+    alone = [engine.generate([prompt], decoding)[0] for prompt in prompts]
+    differ = sum(a[0].text != b[0].text for a, b in zip(together, alone, strict=True))
+    options = [OPTIONS] * len(prompts)
+    off = _furthest(engine.score(prompts, options), [engine.score([prompt], [OPTIONS])[0] for prompt in prompts])
+    if differ or off > TOLERANCE:
+        detail = f"{differ} of {len(prompts)} answers differ between batch 1 and {len(prompts)}, log-likelihoods by {off:.1e} nats"
+        return Check("batch invariance", "fail", detail, "evaluate with --batch 1 and report this model")
+    return Check(
+        "batch invariance",
+        "ok",
+        f"batch 1 and {len(prompts)} give the same answers; log-likelihoods within {off:.1e} nats",
+    )
+
+
+def branches(engine: Engine, clips: list[Waveform]) -> Check:
+    """The forest: several answers to one clip in one pass score as each by itself."""
+    prompts = _prompts(clips[:3])
+    shared = engine.score(prompts, [OPTIONS] * len(prompts))
+    alone = [[engine.score([prompt], [[option]])[0][0] for option in OPTIONS] for prompt in prompts]
+    off = _furthest(shared, alone)
+    verdict: Verdict = "ok" if off <= TOLERANCE else "fail"
+    remedy = (
+        "" if verdict == "ok" else "this model's attention does not honour the forest: do not train it, and report it"
+    )
+    return Check("forest", verdict, f"branches of one clip score as each alone within {off:.1e} nats", remedy)
+
+
+def draws(engine: Engine, clips: list[Waveform]) -> Check:
+    """Sampled answers depend on seed and prompt, not on what else is in the batch."""
+    prompts = _prompts(clips[:3])
+    decoding = Decoding(max_new_tokens=8, temperature=1.0, seed=1)
+    together = engine.generate(prompts, decoding, 4)
+    alone = [engine.generate([prompt], decoding, 4)[0] for prompt in prompts]
+    differ = sum(
+        a.token_ids != b.token_ids
+        for one, other in zip(together, alone, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
+    if differ:
+        return Check(
+            "draws",
+            "fail",
+            f"{differ} of {4 * len(prompts)} drawn answers depend on the batch",
+            "results are not reproducible: report this model",
+        )
+    return Check("draws", "ok", f"{4 * len(prompts)} drawn answers are the same alone and among others")

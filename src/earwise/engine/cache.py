@@ -1,0 +1,68 @@
+"""Keys and values of growing trees: forking a branch copies nothing.
+
+Every tree owns one row of slots per layer. A token's keys and values go to the next free slot of its tree, whichever branch it belongs to; a
+state remembers which slots it sees. Two branches that part share all slots up to the fork.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from earwise.models.parts.attention import attend
+
+
+@dataclass(slots=True)
+class Step:
+    """Where the tokens of one forward pass go and what they see.
+
+    Attributes:
+        rows: Tree of each token.
+        columns: Place of each token among its tree's queries.
+        slots: Slot of each token's keys and values.
+        mask: `(trees, 1, queries, slots)`, True where seen.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    slots: Tensor
+    mask: Tensor
+
+
+class TreeCache:
+    """Slots for `trees` trees; implements `Attend` for the step set by `begin`."""
+
+    def __init__(self, trees: int) -> None:
+        self.trees = trees
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._step: Step | None = None
+
+    def begin(self, step: Step) -> None:
+        """Say where the tokens of the next forward pass belong."""
+        self._step = step
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all trees but these, renumbered in this order."""
+        self.trees = len(rows)
+        self._keys = [keys[rows] for keys in self._keys]
+        self._values = [values[rows] for values in self._values]
+
+    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        step = self._step
+        assert step is not None, "begin() comes before the forward pass"
+        used = step.mask.shape[-1]
+        if layer == len(self._keys):
+            shape = (self.trees, keys.shape[1], used, keys.shape[3])
+            self._keys.append(keys.new_zeros(shape))
+            self._values.append(keys.new_zeros(shape))
+        if self._keys[layer].shape[2] < used:
+            room = max(64, used - self._keys[layer].shape[2], self._keys[layer].shape[2] // 4)
+            self._keys[layer] = torch.nn.functional.pad(self._keys[layer], (0, 0, 0, room))
+            self._values[layer] = torch.nn.functional.pad(self._values[layer], (0, 0, 0, room))
+        self._keys[layer][step.rows, :, step.slots] = keys[0].transpose(0, 1)
+        self._values[layer][step.rows, :, step.slots] = values[0].transpose(0, 1)
+        grid = queries.new_zeros(self.trees, queries.shape[1], step.mask.shape[2], queries.shape[3])
+        grid[step.rows, :, step.columns] = queries[0].transpose(0, 1)
+        mixed = attend(grid, self._keys[layer][:, :, :used], self._values[layer][:, :, :used], step.mask, scale)
+        return mixed[step.rows, :, step.columns].transpose(0, 1)[None]

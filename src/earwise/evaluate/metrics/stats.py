@@ -1,0 +1,148 @@
+"""How sure a number is: intervals, paired differences, chance, position bias. numpy only, every random draw from a
+seed.
+
+Used by the evaluation's summary, `compare` and the report. Rules: papers/evaluation.md section 11.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from earwise.errors import ScoringError
+
+Z95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+BLOCK = 4096
+"""Bootstrap draws made at a time."""
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, in [0, 1]; (0, 1) when nothing was counted.
+
+    >>> [round(end, 4) for end in wilson(5, 10)]
+    [0.2366, 0.7634]
+
+    Raises:
+        ScoringError: if not 0 <= successes <= n.
+    Source: Wilson 1927; chosen over the normal interval because it stays sane at 0, at 1 and for few items.
+    """
+    if not 0 <= successes <= n:
+        raise ScoringError(f"{successes} successes of {n} is no proportion")
+    if n == 0:
+        return 0.0, 1.0
+    rate, spread = successes / n, z * z / n
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / n + spread / (4 * n)) / (1 + spread)
+    return (0.0 if successes == 0 else max(0.0, centre - half)), (1.0 if successes == n else min(1.0, centre + half))
+
+
+def accuracy_row(correct: Sequence[bool]) -> dict[str, float]:
+    """`accuracy`, `n` and the 95 % interval `low`, `high` of a list of verdicts (accuracy 0 of n 0 when it is empty).
+
+    >>> accuracy_row([True, False])["accuracy"]
+    0.5
+    """
+    n, successes = len(correct), sum(map(bool, correct))
+    low, high = wilson(successes, n)
+    return {"accuracy": successes / n if n else 0.0, "n": n, "low": low, "high": high}
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], *, seed: int, draws: int = 10_000, level: float = 0.95
+) -> dict[str, float]:
+    """Mean of a - b over items that both runs answered, by resampling items.
+
+    Args:
+        a: One value (or verdict) per item.
+        b: The same items in the same order.
+        seed: Of the resampling.
+        draws: Number of resamples.
+        level: Coverage of the interval.
+    Returns:
+        `difference`, its percentile interval `low`, `high`, the two-sided `p` of no difference, and `n`.
+    Raises:
+        ScoringError: if the lists differ in length or are empty.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ScoringError(f"{len(a)} and {len(b)} values cannot be paired; compare runs on the same items")
+    values, counts = np.unique(np.asarray(a, np.float64) - np.asarray(b, np.float64), return_counts=True)
+    n = len(a)
+    rng = np.random.default_rng(seed)
+    # How often each distinct difference is drawn is multinomial: the bootstrap itself without drawing single items.
+    means = np.concatenate(
+        [rng.multinomial(n, counts / n, min(BLOCK, draws - at)) @ values / n for at in range(0, draws, BLOCK)]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    return {
+        "difference": float(counts @ values / n),
+        "low": float(low),
+        "high": float(high),
+        "p": min(1.0, 2 * (tail + 1) / (draws + 1)),
+        "n": n,
+    }
+
+
+def chance_level(option_counts: Iterable[int]) -> float:
+    """Expected accuracy of a guess: mean of 1 / options over the items; an open item (0 options) counts as 0.
+
+    >>> chance_level(len(choices) for choices in (("a", "b"), ("a", "b", "c", "d")))
+    0.375
+    """
+    rates = [1 / count if count else 0.0 for count in option_counts]
+    return sum(rates) / len(rates) if rates else 0.0
+
+
+def binomial_p(successes: int, n: int, chance: float) -> float:
+    """Exact one-sided p: the probability of at least so many successes when each item succeeds by chance.
+
+    >>> binomial_p(2, 2, 0.25)
+    0.0625
+
+    Raises:
+        ScoringError: if the counts are no proportion or `chance` is not in [0, 1].
+    """
+    if not 0 <= successes <= n or not 0 <= chance <= 1:
+        raise ScoringError(f"{successes} successes of {n} at chance {chance} is no binomial test")
+    if successes == 0 or chance == 1:
+        return 1.0
+    if chance == 0:
+        return 0.0
+    log_hit, log_miss, log_all = math.log(chance), math.log1p(-chance), math.lgamma(n + 1)
+    logs = [
+        log_all - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * log_hit + (n - k) * log_miss
+        for k in range(successes, n + 1)
+    ]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def position_bias(gold: Sequence[int], chosen: Sequence[int | None]) -> list[dict[str, Any]]:
+    """One row per place in the list of options: how often it is right, how often it is chosen, accuracy where it is
+    right.
+
+    Args:
+        gold: Place of the right option per item, from 0.
+        chosen: Place that was chosen, None where no option was named.
+    Returns:
+        Rows with `position` (from 0; None in a last row for items where nothing was named), `gold` and `chosen`
+        (counts), `gold_share` (the accuracy of always taking this place), `chosen_share`, and `accuracy`, `n`, `low`,
+        `high` of the items whose right option stands there.
+    Raises:
+        ScoringError: if the lists differ in length.
+    """
+    if len(gold) != len(chosen):
+        raise ScoringError(f"{len(gold)} right places for {len(chosen)} chosen ones")
+    total = max(len(gold), 1)
+    last = max([*gold, *(place for place in chosen if place is not None)], default=-1)
+    places: list[int | None] = list(range(last + 1))
+    if None in chosen:
+        places.append(None)
+    rows: list[dict[str, Any]] = []
+    for place in places:
+        here = [picked == place for right, picked in zip(gold, chosen, strict=True) if right == place]
+        picks = sum(picked == place for picked in chosen)
+        shares = {"gold": len(here), "gold_share": len(here) / total, "chosen": picks, "chosen_share": picks / total}
+        rows.append({"position": place, **shares, **accuracy_row(here)})
+    return rows

@@ -1,0 +1,88 @@
+"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one.
+
+Lowest layer; every effect on disk goes through here: a whole file is written beside its target and renamed over it, a log only
+grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from earwise.errors import DataError
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; rename it over `path` if the block ends without an error, else delete it.
+
+    Raises:
+        DataError: if the disk refuses (full, read-only), naming the path.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file atomically."""
+    with replacing(path) as handle:
+        handle.write(text)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON atomically; NaN is refused, since no other reader takes it."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[object]) -> int:
+    """Write a whole JSONL file atomically; returns the number of rows."""
+    count = 0
+    with replacing(path) as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
+    return count
+
+
+def append_jsonl(path: Path, row: object) -> None:
+    """Append one row to a log and flush it to the operating system."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read back an append-only log; a torn last line (a kill in the middle of a write) is cut off the file.
+
+    Raises:
+        DataError: if a line before the last is not JSON.
+    """
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) != len(data):
+        with path.open("r+b") as handle:
+            handle.truncate(len(whole))
+    rows = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}); delete the line or start a new folder") from error
+    return rows

@@ -1,0 +1,118 @@
+"""The contract of a model: an encoder, a connector, a decoder, and what the rest must know of them.
+
+Every family is a frozen description plus a few functions on tensors; stages, engines, evaluation and server use nothing else. Families stand in
+`MODELS`, an explicit table; a user's own is `module:function`.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from earwise.audio import AudioSpec
+from earwise.errors import ModelError
+from earwise.models.parts.attention import Attend
+from earwise.prompts import Template
+from earwise.types import Waveform
+
+
+class AudioLM(Protocol):
+    """One loaded model.
+
+    Attributes:
+        name: Family and size, as in `earwise models`.
+        revision: Hash of the trained weights, for result rows.
+        module: All parameters; what a stage trains, saves and moves between devices.
+        spec: What the encoder hears.
+        template: Chat format.
+        placeholder_id: Token id that stands for audio embeddings.
+        eos_ids: Token ids that end a completion; the first is written by training.
+        groups: Parameter-name prefixes of `encoder`, `connector` and `decoder`, for freezing and LoRA.
+        trims: True if the encoder hears only real frames (its training saw trimmed input).
+    """
+
+    name: str
+    revision: str
+    module: nn.Module
+    spec: AudioSpec
+    template: Template
+    placeholder_id: int
+    eos_ids: tuple[int, ...]
+    groups: Mapping[str, tuple[str, ...]]
+    trims: bool
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of text that may hold the template's special marks; nothing is added."""
+        ...
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        ...
+
+    def audio_tokens(self, samples: int) -> int:
+        """Number of audio tokens of a clip of `samples` samples."""
+        ...
+
+    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+        """The encoder's part, once per clip; may be kept while the encoder is frozen."""
+        ...
+
+    def connect(self, heard: Sequence[Tensor]) -> list[Float[Tensor, "audio_seq dim"]]:
+        """The connector's part: embeddings for the decoder, `audio_tokens` rows per clip."""
+        ...
+
+    def embed(self, ids: Int[Tensor, " seq"]) -> Float[Tensor, "seq dim"]:
+        """Text embeddings."""
+        ...
+
+    def decode(self, embeddings: Float[Tensor, "seq dim"], positions: Int[Tensor, " seq"], attend: Attend) -> Float[Tensor, "seq dim"]:
+        """Decoder states of packed tokens (final norm applied); attention is `attend`'s business."""
+        ...
+
+    def logits(self, hidden: Float[Tensor, "seq dim"]) -> Float[Tensor, "seq vocab"]:
+        """Next-token scores."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs to get the same model back, bit for bit."""
+        ...
+
+
+MODELS = {
+    "embedded": "earwise.models.embedded:load",
+    "embedded-aligned": "earwise.models.embedded:load_aligned",
+    "embedded-blank": "earwise.models.embedded:load_blank",
+    "qwen2_audio": "earwise.models.qwen2_audio:load",
+}
+
+
+def load(name: str, weights: Path | str | None = None, *, device: str = "cpu") -> AudioLM:
+    """Load a model of the table, or of a user's own `module:function`.
+
+    Args:
+        name: Key of `MODELS`, `module:function`, or the folder of a checkpoint that says its family itself.
+        weights: Checkpoint folder; None takes the family's default.
+        device: Where to put it.
+    Raises:
+        ModelError: if the name is unknown or the checkpoint does not fit.
+    """
+    if weights is None and Path(name).is_dir():
+        marker = Path(name) / "earwise.json"
+        if not marker.exists():
+            raise ModelError(f"{name}: no earwise.json in this folder; give --model FAMILY and the folder as its weights")
+        import json
+
+        name, weights = json.loads(marker.read_text())["family"], name
+    target = MODELS.get(name, name)
+    module, _, function = target.partition(":")
+    if not function:
+        raise ModelError(f"model {name!r} is none of {', '.join(MODELS)}; or give a checkpoint folder or module:function")
+    try:
+        loader = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"model {name!r}: {error}") from error
+    model: AudioLM = loader(Path(weights) if weights is not None else None, device=device)
+    return model

@@ -1,0 +1,202 @@
+"""Convert the base weights to safetensors under transformers' names: CTranslate2 Whisper -> encoder, GGUF Llama -> decoder.
+
+Called once by `fetch`. Facts on both formats: CTranslate2's model spec (revision 3, file version 6) and llama.cpp's GGUF.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from earwise.errors import ModelError
+
+Array = NDArray[Any]
+_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+
+
+def read_ctranslate2(data: bytes) -> dict[str, Array]:
+    """All variables of a CTranslate2 `model.bin` (file version 4 to 6), by name.
+
+    Raises:
+        ModelError: if the bytes are not such a file.
+    """
+    at = 0
+
+    def take(form: str) -> int:
+        nonlocal at
+        (value,) = struct.unpack_from("<" + form, data, at)
+        at += struct.calcsize("<" + form)
+        return int(value)
+
+    def text() -> str:
+        nonlocal at
+        size = take("H")
+        at += size
+        return data[at - size : at].rstrip(b"\0").decode()
+
+    variables: dict[str, Array] = {}
+    try:
+        version = take("I")
+        if not 4 <= version <= 6:
+            raise ModelError(f"CTranslate2 file version {version} is unknown; expected 4 to 6")
+        spec, _revision = text(), take("I")
+        if spec != "WhisperSpec":
+            raise ModelError(f"CTranslate2 spec {spec!r} is not WhisperSpec")
+        for _ in range(take("I")):
+            name = text()
+            shape = [take("I") for _ in range(take("B"))]
+            dtype = np.dtype(_DTYPES[take("B")])
+            size = take("I")
+            variables[name] = np.frombuffer(data, dtype, size // dtype.itemsize, at).reshape(shape)
+            at += size
+    except (struct.error, KeyError, ValueError) as error:
+        raise ModelError(f"not a CTranslate2 model file ({error})") from error
+    return variables
+
+
+def whisper_encoder_state(variables: dict[str, Array], layers: int) -> dict[str, Array]:
+    """Encoder weights under transformers' `WhisperEncoder` names, float16 as they come."""
+    state = {}
+    for conv in ("conv1", "conv2"):
+        for kind in ("weight", "bias"):
+            state[f"{conv}.{kind}"] = variables[f"encoder/{conv}/{kind}"]
+    state["embed_positions.weight"] = variables["encoder/position_encodings/encodings"]
+    norms = {"weight": "gamma", "bias": "beta"}
+    for ours, theirs in norms.items():
+        state[f"layer_norm.{ours}"] = variables[f"encoder/layer_norm/{theirs}"]
+    for i in range(layers):
+        source, target = f"encoder/layer_{i}", f"layers.{i}"
+        for kind in ("weight", "bias"):
+            # linear_0 stacks query, key and value; transformers' key projection has no bias (it is zero here).
+            query, key, value = np.split(variables[f"{source}/self_attention/linear_0/{kind}"], 3)
+            state[f"{target}.self_attn.q_proj.{kind}"] = query
+            state[f"{target}.self_attn.v_proj.{kind}"] = value
+            if kind == "weight":
+                state[f"{target}.self_attn.k_proj.weight"] = key
+            state[f"{target}.self_attn.out_proj.{kind}"] = variables[f"{source}/self_attention/linear_1/{kind}"]
+            state[f"{target}.fc1.{kind}"] = variables[f"{source}/ffn/linear_0/{kind}"]
+            state[f"{target}.fc2.{kind}"] = variables[f"{source}/ffn/linear_1/{kind}"]
+        for ours, theirs in norms.items():
+            state[f"{target}.self_attn_layer_norm.{ours}"] = variables[f"{source}/self_attention/layer_norm/{theirs}"]
+            state[f"{target}.final_layer_norm.{ours}"] = variables[f"{source}/ffn/layer_norm/{theirs}"]
+    return {name: np.ascontiguousarray(value) for name, value in state.items()}
+
+
+def encoder_from_ctranslate2(parts: Sequence[Path], target: Path) -> None:
+    """Join the parts of Whisper base and write `encoder.safetensors` and `encoder.json`."""
+    variables = read_ctranslate2(b"".join(part.read_bytes() for part in parts))
+    width = variables["encoder/conv1/weight"].shape[0]
+    layers = len({name.split("/")[1] for name in variables if name.startswith("encoder/layer_") and name.split("/")[1] != "layer_norm"})
+    config = {
+        "d_model": int(width),
+        "encoder_layers": layers,
+        "encoder_attention_heads": int(width) // 64,
+        "encoder_ffn_dim": int(variables["encoder/layer_0/ffn/linear_0/weight"].shape[0]),
+        "num_mel_bins": int(variables["encoder/conv1/weight"].shape[1]),
+        "max_source_positions": int(variables["encoder/position_encodings/encodings"].shape[0]),
+    }
+    save_file(whisper_encoder_state(variables, layers), target / "encoder.safetensors")
+    (target / "encoder.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+_GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def gguf_name(name: str) -> str:
+    """transformers' `LlamaModel` name of a GGUF tensor.
+
+    >>> gguf_name("blk.3.attn_q.weight")
+    'layers.3.self_attn.q_proj.weight'
+    """
+    if name in ("token_embd.weight", "output_norm.weight"):
+        return {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}[name]
+    _, layer, part, kind = name.split(".")
+    return f"layers.{layer}.{_GGUF_LAYER[part]}.{kind}"
+
+
+def unpermute(weight: Array, heads: int) -> Array:
+    """Undo llama.cpp's interleaving of rotary halves in a query or key projection `(heads * head_dim, dim)`."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def decoder_from_gguf(path: Path, target: Path) -> None:
+    """Dequantise a GGUF Llama and write `decoder.safetensors` (float32), `decoder.json` and `tokenizer.json`.
+
+    transformers can read GGUF, but takes half a minute and cannot save what it read; this takes seconds.
+    """
+    from gguf import GGUFReader, dequantize
+
+    reader = GGUFReader(str(path))
+    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("llama.", "general.architecture"))}
+    if fields.get("general.architecture") != "llama":
+        raise ModelError(f"{path.name}: architecture {fields.get('general.architecture')!r} is not llama")
+    heads, key_heads = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
+    state = {}
+    for tensor in reader.tensors:
+        value = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        value = value.reshape(tuple(int(n) for n in reversed(tensor.shape)))
+        if ".attn_q." in tensor.name or ".attn_k." in tensor.name:
+            value = unpermute(value, heads if ".attn_q." in tensor.name else key_heads)
+        state[gguf_name(tensor.name)] = np.ascontiguousarray(value)
+    config = {
+        "vocab_size": state["embed_tokens.weight"].shape[0],
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": float(fields["llama.attention.layer_norm_rms_epsilon"]),
+        "rope_theta": float(fields["llama.rope.freq_base"]),
+    }
+    save_file(state, target / "decoder.safetensors")
+    (target / "decoder.json").write_text(json.dumps(config, indent=1) + "\n")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+
+
+def from_hub(target: Path, reason: ModelError) -> None:
+    """The same folder from a model hub, where one can be reached (`openai/whisper-base`, `HuggingFaceTB/SmolLM2-135M-Instruct`).
+
+    Raises:
+        ModelError: if the hub cannot be reached either; `reason` says why the package index failed.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperModel
+
+    try:
+        whisper = WhisperModel.from_pretrained("openai/whisper-base")
+        smol = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"base weights cannot be fetched: {reason}; and no model hub answers") from error
+    encoder = {name: value.half().numpy() for name, value in whisper.encoder.state_dict().items()}
+    save_file(encoder, target / "encoder.safetensors")
+    keys = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
+    (target / "encoder.json").write_text(json.dumps({key: getattr(whisper.config, key) for key in keys}, indent=1) + "\n")
+    save_file({name: value.float().numpy() for name, value in smol.model.state_dict().items()}, target / "decoder.safetensors")
+    keys = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings", "rms_norm_eps",
+    )  # fmt: skip
+    config = {key: getattr(smol.config, key) for key in keys}
+    config["rope_theta"] = smol.config.rope_parameters["rope_theta"]
+    (target / "decoder.json").write_text(json.dumps(config, indent=1) + "\n")
+    tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))

@@ -1,0 +1,42 @@
+"""LoRA matrices as plain tensors: collect them from a model that peft trains, stack them, merge them. Training itself is peft's.
+
+Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so that a file needs no config.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def collect(module: nn.Module) -> dict[str, Tensor]:
+    """LoRA matrices of all peft layers inside `module`, empty if there are none."""
+    state = {}
+    for name, layer in module.named_modules():
+        if not hasattr(layer, "lora_A") or "default" not in layer.lora_A:
+            continue
+        state[f"{name}.lora_A"] = layer.lora_A["default"].weight.detach().clone()
+        state[f"{name}.lora_B"] = (layer.lora_B["default"].weight * layer.scaling["default"]).detach().clone()
+    return state
+
+
+def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One LoRA that acts as the sum of two: ranks add up."""
+    out = dict(first)
+    for name, value in second.items():
+        out[name] = torch.cat([out[name].to(value), value], 0 if name.endswith("lora_A") else 1) if name in out else value
+    return {name: value.contiguous() for name, value in out.items()}
+
+
+@torch.no_grad()
+def merge(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Add `B @ A` to the weights they belong to.
+
+    Raises:
+        KeyError: if `module` has no such weight, or a matrix stands alone.
+    """
+    weights = dict(module.named_parameters())
+    for name, up in state.items():
+        if name.endswith(".lora_B"):
+            stem = name.removesuffix(".lora_B")
+            weights[f"{stem}.weight"].addmm_(up.to(weights[f"{stem}.weight"]), state[f"{stem}.lora_A"].to(weights[f"{stem}.weight"]))

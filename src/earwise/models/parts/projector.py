@@ -1,0 +1,117 @@
+"""The embedded model's connector: a learned mix of all encoder layers, one token per 320 ms, and a few summary tokens per clip.
+
+Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are normalised, weighted by
+learned gates and projected together. Summary tokens see the mean and the deviation over time, as a linear probe would. `ridge_start` gives
+both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def pool_states(layers: Float[Tensor, "layers states dim"], pool: int) -> Float[Tensor, "layers rows dim"]:
+    """What the connector reads of a clip: mean and deviation over time (2 rows), then the mean of every `pool` states."""
+    mean = layers.mean(1, keepdim=True)
+    deviation = layers.std(1, keepdim=True, correction=0)
+    short = -layers.shape[1] % pool
+    if short:
+        # The last window is the mean of the states that exist, so it is filled up with their own mean.
+        tail = layers[:, layers.shape[1] - (pool - short) :].mean(1, keepdim=True)
+        layers = torch.cat([layers, tail.expand(-1, short, -1)], 1)
+    return torch.cat([mean, deviation, layers.unflatten(1, (-1, pool)).mean(2)], 1)
+
+
+class LayerMix(nn.Module):
+    """Pooled encoder layers -> `summary` tokens and one token per pooled window, in the decoder's width.
+
+    Args:
+        layers: Encoder layers read (stem included).
+        dim: Encoder width.
+        out: Decoder width.
+        summary: Number of summary tokens.
+        rank: Width of the summary tokens' bottleneck.
+    """
+
+    def __init__(self, layers: int, dim: int, out: int, summary: int = 4, rank: int = 64) -> None:
+        super().__init__()
+        self.gates = nn.Parameter(torch.zeros(layers))
+        self.frames = nn.Linear(layers * dim, out)
+        self.squeeze = nn.Linear(2 * layers * dim, summary * rank, bias=False)
+        self.summary = nn.Parameter(torch.randn(summary, rank, out) * rank**-0.5)
+        self.summary_bias = nn.Parameter(torch.zeros(summary, out))
+
+    @property
+    def summary_tokens(self) -> int:
+        """Tokens in front of the frame tokens."""
+        return self.summary.shape[0]
+
+    def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
+        """Layers normalised to unit variance, weighted by the gates (all 1 at the start) and laid side by side; row 1 (deviation) is only scaled."""
+        heard = heard.float()
+        level = heard[:, :1].std(-1, keepdim=True, correction=0) + 1e-6
+        gates = torch.softmax(self.gates, 0) * len(self.gates)
+        return rearrange(heard / level * gates[:, None, None], "layers rows dim -> rows (layers dim)")
+
+    def forward(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "audio_seq out"]:
+        """Embeddings of one clip: summary tokens, then one token per window."""
+        rows = self.mixed(heard)
+        narrow = rearrange(self.squeeze(rows[:2].flatten()), "(summary rank) -> summary rank", summary=self.summary_tokens)
+        summary = torch.einsum("sr,sro->so", narrow, self.summary) + self.summary_bias
+        return torch.cat([summary, self.frames(rows[2:])])
+
+
+@torch.no_grad()
+def ridge_start(
+    connector: LayerMix, heard: Sequence[Tensor], targets: Sequence[Float[Tensor, "clips out"]], *, strength: float = 2.0
+) -> list[float]:
+    """Set a connector to the ridge regression from what is heard to target embeddings.
+
+    Args:
+        connector: Changed in place; `targets[0]` also starts the frame tokens.
+        heard: Pooled states per clip.
+        targets: One matrix per summary token; rows of NaN are clips without that label.
+        strength: Ridge penalty in units of the mean feature variance.
+    Returns:
+        Share of the targets' variance that each summary token explains on the clips given.
+    """
+    rows = [connector.mixed(clip) for clip in heard]
+    features = torch.stack([row[:2].flatten() for row in rows]).double()
+    explained = []
+    rank = connector.summary.shape[1]
+    squeeze = connector.squeeze.weight.unflatten(0, (connector.summary_tokens, rank))
+    for token, target in enumerate(targets):
+        known = ~target.isnan().any(1)
+        weight, bias, share = _ridge(features[known], target[known].double(), strength)
+        explained.append(share)
+        # The best rank-r map on these clips: project the fitted values on their leading directions.
+        _, _, right = torch.linalg.svd(features[known] @ weight - (features[known] @ weight).mean(0), full_matrices=False)
+        basis = right[:rank]
+        squeeze[token, : len(basis)] = (weight @ basis.T).T.to(squeeze)
+        squeeze[token, len(basis) :] = 0
+        connector.summary[token, : len(basis)] = basis.to(connector.summary)
+        connector.summary_bias[token] = bias.to(connector.summary_bias)
+    picks = [(clip, row) for clip in range(len(rows)) for row in range(2, len(rows[clip]), 3) if not targets[0][clip].isnan().any()]
+    frame_features = torch.stack([rows[clip][row] for clip, row in picks]).double()
+    weight, bias, _ = _ridge(frame_features, torch.stack([targets[0][clip] for clip, _ in picks]).double(), strength)
+    connector.frames.weight.copy_(weight.T)
+    connector.frames.bias.copy_(bias)
+    return explained
+
+
+def _ridge(features: Tensor, target: Tensor, strength: float) -> tuple[Tensor, Tensor, float]:
+    """Weight (features, out), bias and explained share of a ridge regression, in the smaller of its two forms."""
+    mean, level = features.mean(0), target.mean(0)
+    x, y = features - mean, target - level
+    penalty = strength * float(x.square().mean()) * min(len(x), x.shape[1]) ** 0.5
+    if len(x) <= x.shape[1]:
+        gram = x @ x.T
+        weight = x.T @ torch.linalg.solve(gram + penalty * torch.eye(len(x), dtype=x.dtype), y)
+    else:
+        gram = x.T @ x
+        weight = torch.linalg.solve(gram + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    share = 1 - float((x @ weight - y).square().sum() / y.square().sum().clamp_min(1e-12))
+    return weight, level - mean @ weight, share

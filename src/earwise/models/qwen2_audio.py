@@ -1,0 +1,294 @@
+"""Qwen2-Audio: transformers' own class behind the `AudioLM` contract, for the released 7B, R1-AQA's weights, and tiny configurations in tests.
+
+Encoder (Whisper large v3, pooled by two: 40 ms a token), one linear connector, a Qwen2 decoder that runs under the forest's attention. The class
+pads every clip to its window and masks the padding; here only frames that exist are encoded, plus the convolutions' margin of padded frames,
+which gives the same numbers at a fraction of the cost (`trim=False` runs the padded window; a test holds the two together).
+
+Source: papers/qwen2-audio.md sections 1-4; transformers 5 `models/qwen2_audio`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
+
+from earwise.audio import AudioSpec
+from earwise.errors import AudioError, ModelError
+from earwise.models.parts import attention, lora
+from earwise.models.parts.whisper import HOP_SAMPLES
+from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO
+from earwise.types import Waveform
+
+HUB = "Qwen/Qwen2-Audio-7B-Instruct"
+SAMPLE_RATE = 16000
+END_MARKS = ("<|im_end|>", "<|endoftext|>")
+PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+
+
+def encoder_states(frames: int) -> int:
+    """States (20 ms) after the second convolution, which takes every other of `frames` mel frames (10 ms).
+
+    >>> encoder_states(100), encoder_states(3)
+    (50, 2)
+    """
+    return (frames - 1) // 2 + 1
+
+
+def token_count(frames: int) -> int:
+    """Audio tokens (40 ms) of `frames` mel frames: whole pairs of encoder states, so one or two frames give none.
+
+    >>> [token_count(frames) for frames in (1, 2, 3, 100, 3000)]
+    [0, 0, 1, 25, 750]
+    """
+    return (encoder_states(frames) - 2) // 2 + 1
+
+
+class Qwen2Audio:
+    """`AudioLM` over transformers' class; made by `load` or `from_parts`, see `models.base` for the contract."""
+
+    def __init__(
+        self, module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
+        name: str, revision: str, trim: bool,
+    ) -> None:  # fmt: skip
+        self.module = module
+        self.name = name
+        self.revision = revision
+        self.trims = trim
+        self._tower = module.model.audio_tower
+        self._window = 2 * module.config.audio_config.max_source_positions
+        """Mel frames of the padded window: 3000 as released, fewer in shortened configurations."""
+        self.spec = AudioSpec(sample_rate=SAMPLE_RATE, max_s=self._window * HOP_SAMPLES / SAMPLE_RATE, tokens_per_s=25.0)
+        self.template = QWEN2_AUDIO
+        self.groups = {
+            "encoder": ("model.audio_tower.",),
+            "connector": ("model.multi_modal_projector.",),
+            "decoder": ("model.language_model.", "lm_head."),
+        }
+        self._tokenizer = tokenizer
+        self._extractor = extractor
+        self.placeholder_id: int = module.config.audio_token_index
+        self.eos_ids = tuple(number for mark in END_MARKS if (number := tokenizer.token_to_id(mark)) is not None)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of text; nothing is added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def audio_tokens(self, samples: int) -> int:
+        """Audio tokens of a clip of `samples` samples, 25 a second.
+
+        Raises:
+            AudioError: if the clip is longer than the window, or so short (20 ms) that it gives no token.
+        """
+        return token_count(self._frames(samples))
+
+    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+        """Pooled and normed encoder states of each clip, `(audio_seq, encoder dim)`: what the class gives for frames that exist."""
+        frames = [self._frames(len(wave)) for wave in waves]
+        mels = [self.features(wave) for wave in waves]
+        states = torch.tensor([encoder_states(count) for count in frames], device=self._tower.device)
+        batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).mT.to(self._tower.conv1.weight)
+        longest = int(states.max()) if self.trims else self._window // 2
+        index = torch.arange(longest, device=states.device)
+        seen = None if bool((states == longest).all()) else (index < states[:, None])[:, None, None].expand(-1, 1, longest, -1)
+        hidden = self._encode(batch, longest, seen) if self.trims else self._tower(batch, attention_mask=seen).last_hidden_state
+        return [hidden[row, : token_count(count)] for row, count in enumerate(frames)]
+
+    def features(self, wave: Waveform) -> Tensor:
+        """Log-mel `(mels, frames)` as in the padded window, cut to the frames that the clip's encoder states depend on (all if not `trims`)."""
+        frames = self._frames(len(wave))
+        # State s - 1 sees first-convolution outputs up to 2s - 1, and these see mel frames up to 2s.
+        kept = min(self._window, 2 * encoder_states(frames) + 1) if self.trims else self._window
+        # Two hops of silence behind the last kept frame: no analysis window reaches the reflected end that a padded clip would not have.
+        length = min(self._window, kept + 2) * HOP_SAMPLES
+        padded = np.pad(np.asarray(wave, np.float32), (0, length - len(wave)))
+        out = self._extractor(padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
+        return torch.as_tensor(out.input_features[0])[:, :kept]
+
+    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+        """Embeddings of each clip, `(audio_seq, dim)`."""
+        projector = self.module.model.multi_modal_projector
+        return [projector(clip.to(projector.linear.weight)) for clip in heard]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Text embeddings `(seq, dim)`."""
+        embedded: Tensor = self.module.model.language_model.embed_tokens(ids)
+        return embedded
+
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+        """Decoder states `(seq, dim)`."""
+        return attention.decode_packed(self.module.model.language_model, embeddings, positions, attend)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary."""
+        scores: Tensor = self.module.lm_head(hidden)
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Write a whole checkpoint that transformers reads too: sharded safetensors with LoRA merged in, config, tokenizer, features.
+
+        Without LoRA `load` gives the same weights bit for bit; with LoRA the merged weights, each rounded once.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.module.save_pretrained(folder, state_dict=_merged_state(self.module))
+        self._extractor.save_pretrained(folder)
+        self._tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "earwise.json").write_text(json.dumps({"family": "qwen2_audio"}, indent=1) + "\n")
+
+    def _frames(self, samples: int) -> int:
+        """Mel frames of a clip: one per started 10 ms."""
+        frames = -(-samples // HOP_SAMPLES)
+        if frames > self._window:
+            raise AudioError(
+                f"clip of {samples / SAMPLE_RATE:.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} hears; "
+                "cut it, or choose long_audio: truncate or chunk"
+            )
+        if token_count(frames) < 1:
+            raise AudioError(f"clip of {samples} samples gives no audio token in {self.name}; it hears clips longer than 20 ms")
+        return frames
+
+    def _encode(self, mels: Tensor, longest: int, seen: Tensor | None) -> Tensor:
+        """The audio tower's own layers on `longest` states instead of the whole window, `(clips, longest // 2, dim)`."""
+        tower = self._tower
+        hidden = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(mels)))).mT[:, :longest]
+        hidden = hidden + tower.embed_positions.weight[:longest]
+        for layer in tower.layers:
+            hidden = layer(hidden, seen)
+        normed: Tensor = tower.layer_norm(tower.avg_pooler(hidden.mT).mT)
+        return normed
+
+
+def from_parts(
+    module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
+    name: str = "qwen2_audio", revision: str = "unsaved", trim: bool = True,
+) -> Qwen2Audio:  # fmt: skip
+    """Put a model together from a transformers model, changed in place: its attention becomes the forest's, its parameters are frozen.
+
+    Args:
+        module: Any size, any window (`max_source_positions`).
+        tokenizer: Knows `<|AUDIO|>` under the model's `audio_token_index`, and `<|im_end|>`.
+        extractor: Whisper features at 16 kHz with the encoder's number of mel bins.
+        name: For result rows.
+        revision: Hash of the weights.
+        trim: Encode only frames that exist; False pads every clip to the window.
+    Raises:
+        ModelError: if the parts do not fit each other, or the decoder needs sliding-window attention.
+    """
+    config = module.config
+    mark = tokenizer.token_to_id(AUDIO_MARK)
+    if mark != config.audio_token_index:
+        raise ModelError(f"{name}: the tokenizer gives {AUDIO_MARK} the id {mark}, the config {config.audio_token_index}; take both from one checkpoint")
+    if tokenizer.token_to_id(END_MARKS[0]) is None:
+        raise ModelError(f"{name}: the tokenizer has no {END_MARKS[0]}; give the tokenizer of a chat model")
+    if tokenizer.get_vocab_size() > config.text_config.vocab_size:
+        raise ModelError(f"{name}: {tokenizer.get_vocab_size()} tokens but {config.text_config.vocab_size} embeddings; take both from one checkpoint")
+    found = (extractor.feature_size, extractor.sampling_rate, extractor.hop_length)
+    if found != (config.audio_config.num_mel_bins, SAMPLE_RATE, HOP_SAMPLES):
+        raise ModelError(f"{name}: features are {found} (mels, Hz, hop), the encoder needs {(config.audio_config.num_mel_bins, SAMPLE_RATE, HOP_SAMPLES)}")
+    if "sliding_attention" in config.text_config.layer_types:
+        raise ModelError(f"{name}: the decoder uses sliding-window attention, which a forest does not; set use_sliding_window to false in config.json")
+    module.model.language_model.config._attn_implementation = attention.IMPLEMENTATION
+    module.model.audio_tower.config._attn_implementation = "sdpa"
+    return Qwen2Audio(module.eval().requires_grad_(False), tokenizer, extractor, name=name, revision=revision, trim=trim)
+
+
+def load(weights: Path | None = None, *, device: str = "cpu", trim: bool = True) -> Qwen2Audio:
+    """A checkpoint folder as published (key names of transformers 4 or 5), or as written by `save`, in the dtype it is stored in.
+
+    Args:
+        weights: Folder with config.json, *.safetensors and the tokenizer; None takes the released Instruct model from a model hub.
+        device: Where to put it.
+        trim: See `from_parts`.
+    Raises:
+        ModelError: if there is no folder and no hub, weights are pickled, or tensors are missing, left over or of another shape.
+    """
+    folder = weights if weights is not None else _from_hub()
+    shards = _shards(folder)
+    try:
+        module, report = Qwen2AudioForConditionalGeneration.from_pretrained(
+            str(folder), dtype="auto", use_safetensors=True, output_loading_info=True, local_files_only=True, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder}: not a Qwen2-Audio checkpoint ({' '.join(str(error).split())[:300]})") from error
+    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    if module.config.text_config.tie_word_embeddings:
+        # The class declares no tied weights, so a tied head has to be tied here, whether it is in the file or not.
+        module.lm_head.weight = module.model.language_model.embed_tokens.weight
+        missing.discard("lm_head.weight")
+    if missing or unexpected:
+        raise ModelError(f"{folder}: missing {_some(missing)}; unexpected {_some(unexpected)}; give the whole checkpoint of a Qwen2-Audio model")
+    has_features = (folder / "preprocessor_config.json").exists()
+    mels = module.config.audio_config.num_mel_bins
+    extractor = WhisperFeatureExtractor.from_pretrained(str(folder)) if has_features else WhisperFeatureExtractor(feature_size=mels)
+    digest = hashlib.sha256()
+    for shard in shards:
+        with shard.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return from_parts(module.to(device), _tokenizer(folder), extractor, revision=digest.hexdigest()[:12], trim=trim)
+
+
+def _from_hub() -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(HUB, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"qwen2_audio: no weights given, and {HUB} cannot be fetched from a model hub; give --weights FOLDER of a checkpoint") from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; pickled weights can run code when they are read, so they never are."""
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder}: no config.json here; give the folder of a Qwen2-Audio checkpoint")
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+        if pickled:
+            raise ModelError(f"{folder / pickled[0]}: pickled weights can run code and are not read; convert the checkpoint to safetensors")
+        raise ModelError(f"{folder}: no *.safetensors here; download the checkpoint whole")
+    return shards
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        tokenizer = Tokenizer.from_file(str(path))
+        if tokenizer.token_to_id(AUDIO_MARK) is not None:
+            return tokenizer
+    try:
+        # Some checkpoints keep the audio marks outside tokenizer.json, or have only vocab.json and merges.txt.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{folder}: no usable tokenizer ({' '.join(str(error).split())[:200]}); put the checkpoint's tokenizer.json there") from error
+
+
+def _merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict under the class's own names, LoRA added to the weights it belongs to; a tied head is a copy, since the class cannot tie."""
+    updates = lora.collect(module)
+    state = {}
+    for key, value in module.state_dict().items():
+        if ".lora_" in key:
+            continue
+        name = key.replace(".base_layer.", ".")
+        stem = name.removesuffix(".weight")
+        if f"{stem}.lora_B" in updates:
+            value = (value.float() + updates[f"{stem}.lora_B"].float() @ updates[f"{stem}.lora_A"].float()).to(value.dtype)
+        state[name] = value.detach().contiguous()
+    return state | {"lm_head.weight": state["lm_head.weight"].clone()}
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)
+    return f"{', '.join(shown[:3]) or 'nothing'}{f' and {len(shown) - 3} more' if len(shown) > 3 else ''}"

@@ -1,0 +1,143 @@
+"""Turns into text with spans that say where audio goes and what is trained; the papers' question templates.
+
+No torch. A `Template` is the chat format of one model family; a `style` is the wording of one paper. `render` gives spans, the
+forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is what is sampled.
+"""
+
+from dataclasses import dataclass, replace
+
+from earwise.errors import ConfigError
+from earwise.types import Audio, Example, Text, Turn
+
+AUDIO_MARK = "<|AUDIO|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A chat format. `{role}` and `{k}` (the clip's number in the whole conversation, from 1) are filled in."""
+
+    name: str
+    turn_start: str
+    turn_end: str
+    audio_start: str
+    audio_end: str
+    system: str | None = None
+    """System line put in front when the conversation has none."""
+
+
+# Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md, section 3).
+QWEN2_AUDIO = Template(
+    "qwen2-audio", "<|im_start|>{role}\n", "<|im_end|>", "Audio {k}: <|audio_bos|>", "<|audio_eos|>\n", "You are a helpful assistant."
+)
+# The embedded model: ChatML without a system line, so that the prompt of a short clip stays short.
+EMBEDDED = Template("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a rendered conversation: text, or the place of one clip (`audio`); `trained` spans are what the model must learn to say."""
+
+    text: str
+    trained: bool = False
+    audio: bool = False
+
+
+def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tuple[Span, ...]:
+    """Render a conversation.
+
+    Args:
+        turns: The conversation; content parts are told apart by type, never by key presence.
+        template: Chat format of the model.
+        generate: True to end with an opened assistant turn, False when the conversation ends with the assistant's own words.
+    Returns:
+        Spans in order. Assistant text and the end mark after it are `trained`; neighbouring spans of one kind are joined.
+    Raises:
+        ConfigError: if a text contains the audio placeholder, which would be counted as a clip.
+    """
+    if template.system is not None and (not turns or turns[0].role != "system"):
+        turns = (Turn("system", (Text(template.system),)), *turns)
+    spans: list[Span] = []
+
+    def say(text: str, trained: bool = False) -> None:
+        if spans and not spans[-1].audio and spans[-1].trained == trained:
+            spans[-1] = replace(spans[-1], text=spans[-1].text + text)
+        elif text:
+            spans.append(Span(text, trained))
+
+    clips = 0
+    for turn in turns:
+        say(template.turn_start.format(role=turn.role))
+        trained = turn.role == "assistant"
+        for part in turn.parts:
+            if isinstance(part, Audio):
+                clips += 1
+                say(template.audio_start.format(k=clips))
+                spans.append(Span("", audio=True))
+                say(template.audio_end)
+            else:
+                if AUDIO_MARK in part.text:
+                    raise ConfigError(f"text holds the audio placeholder {AUDIO_MARK!r}: {part.text[:60]!r}; put the clip in a part of its own")
+                say(part.text, trained)
+        say(template.turn_end, trained)
+        say("\n")
+    if generate:
+        say(template.turn_start.format(role="assistant"))
+    return tuple(spans)
+
+
+# R1-AQA's wordings (papers/r1-aqa.md, section 3): <1> is "plain" (exact text unpublished; ours), <2> "answer", <3> "think".
+OPTIONS = " Please choose the answer from the following options: {choices}."
+INSTRUCTIONS = {
+    "open": "",
+    "plain": "",
+    "answer": " Output the final answer in <answer> </answer>.",
+    "think": " Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
+    "short-think": " Output the thinking process (less than 50 words) in <think> </think> and final answer in <answer> </answer>.",
+}
+TAGGED = ("answer", "think", "short-think")
+THINKING = ("think", "short-think")
+
+
+def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
+    """The user's text: question, the options as a Python list (the released code prints one), and the style's instruction.
+
+    >>> question_text("What is it?", ("dog", "cat"), "answer")
+    "What is it? Please choose the answer from the following options: ['dog', 'cat']. Output the final answer in <answer> </answer>."
+    """
+    if style not in INSTRUCTIONS:
+        raise ConfigError(f"prompt style {style!r} is none of {', '.join(INSTRUCTIONS)}")
+    options = OPTIONS.format(choices=list(choices)) if choices else ""
+    return question + options + INSTRUCTIONS[style]
+
+
+def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
+    """The conversation up to the answer, with the last user turn worded in `style`; trailing assistant turns are left out."""
+    turns = list(example.turns)
+    while turns and turns[-1].role == "assistant":
+        turns.pop()
+    if not turns or turns[-1].role != "user":
+        raise ConfigError(f"example {example.id!r} has no user turn to answer; end its messages with one")
+    last = turns.pop()
+    audio = tuple(part for part in last.parts if isinstance(part, Audio))
+    text = question_text(example.question, example.choices, style)
+    return (*turns, Turn("user", (*audio, Text(text)) if text else audio))
+
+
+def target_text(example: Example, style: str, answer: str | None = None) -> str:
+    """What the assistant should say: the option's text, tagged where the style asks for tags.
+
+    Raises:
+        ConfigError: if the example has no answer, or a thinking style meets an example without `reasoning`.
+    """
+    if answer is None:
+        if not example.answer:
+            raise ConfigError(f"example {example.id!r} has no answer to train on; add one or leave it out")
+        answer = example.answer[0]
+    if style not in TAGGED:
+        return answer
+    tagged = f"<answer>{answer}</answer>"
+    if style not in THINKING:
+        return tagged
+    if not example.reasoning:
+        raise ConfigError(f"example {example.id!r} has no reasoning for style {style!r}; use style 'answer' or add reasoning")
+    return f"<think>{example.reasoning}</think>\n{tagged}"

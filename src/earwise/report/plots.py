@@ -1,0 +1,182 @@
+"""Figures drawn by hand: intervals and heat maps as HTML (they reflow in a narrow window), curves as inline SVG.
+
+Part of `earwise.report`. Every colour is a CSS variable of the page, so that figures follow light and dark. Text is
+escaped here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 320, 190  # user units of one curve; the page scales it to its column
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 26
+SMOOTH_FROM = 24  # points above which a smoothed line is drawn over the raw one
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One line of an interval figure; values in [0, 1]."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: int
+    """Number of the series' colour; the blind controls take -1 (hollow)."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    colour: int
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A share as text.
+
+    >>> percent(0.617)
+    '61.7 %'
+    """
+    return f"{100 * value:.{digits}f} %"
+
+
+def points(value: float) -> str:
+    """A difference of shares as signed percentage points.
+
+    >>> points(-0.05), points(0.267)
+    ('−5.0', '+26.7')
+    """
+    return f"{'−' if value < 0 else '+'}{abs(100 * value):.1f}"
+
+
+def intervals(rows: Sequence[Interval], chance: float | None) -> str:
+    """Dots with their 95 % intervals on a common scale from 0 to 100 %, and a line where chance is."""
+    lines = []
+    for row in rows:
+        style = f"--low:{100 * row.low:.2f}%;--high:{100 * row.high:.2f}%;--value:{100 * row.value:.2f}%"
+        hollow = " hollow" if row.colour < 0 else ""
+        mark = "" if chance is None else f'<i class="chance" style="left:{100 * chance:.2f}%"></i>'
+        lines.append(
+            f'<div class="irow"><div class="ilabel">{escape(row.label)}<small>{escape(row.note)}</small></div>'
+            f'<div class="itrack{hollow}" style="{style};--c:var(--c{max(row.colour, 0)})">{mark}'
+            f'<i class="iline"></i><i class="idot"></i></div><div class="ivalue">{percent(row.value)}'
+            f"<small>{100 * row.low:.1f}–{100 * row.high:.1f}</small></div></div>"
+        )
+    axis = "".join(
+        f'<span style="left:{tick}%">{tick}{" %" if tick == 100 else ""}</span>' for tick in (0, 25, 50, 75, 100)
+    )
+    foot = (
+        ""
+        if chance is None
+        else f'<p class="note">Dashed line: chance, {percent(chance)}. Bars: 95 % intervals (Wilson).</p>'
+    )
+    return f'<div class="intervals">{"".join(lines)}<div class="irow"><div class="iaxis">{axis}</div></div></div>{foot}'
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round values that cover `low` to `high`.
+
+    >>> nice_ticks(0.0, 1.0)
+    [0.0, 0.5, 1.0]
+    >>> nice_ticks(3, 3)
+    [2.0, 2.5, 3.0, 3.5, 4.0]
+    """
+    if high <= low:
+        low, high = low - 1, high + 1
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(number * step, 12) for number in range(first, last + 1)]
+
+
+def curves(series: Sequence[Series], title: str, note: str = "") -> str:
+    """A figure of curves over optimizer steps; long ones get a smoothed line over the raw one."""
+    xs = [x for one in series for x, _ in one.points]
+    ys = [y for one in series for _, y in one.points]
+    x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def at(x: float, y: float) -> str:
+        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
+        down = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return f"{across:.1f},{down:.1f}"
+
+    def line(dots: Sequence[tuple[float, float]], colour: int, kind: str) -> str:
+        if len(dots) == 1:
+            x, y = at(*dots[0]).split(",")
+            return f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{colour})"/>'
+        return f'<polyline class="{kind}" points="{" ".join(at(x, y) for x, y in dots)}" stroke="var(--c{colour})"/>'
+
+    parts = []
+    for tick in y_ticks:
+        x, y = at(x_low, tick).split(",")
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{_short(tick)}</text>')
+    for tick in x_ticks:
+        if x_low <= tick <= x_high and tick == int(tick):
+            x = at(tick, y_low).split(",")[0]
+            parts.append(f'<text x="{x}" y="{HEIGHT - 9}" text-anchor="middle">{_short(tick)}</text>')
+    for one in series:
+        smooth = len(one.points) >= SMOOTH_FROM
+        parts.append(line(one.points, one.colour, "raw" if smooth else "curve"))
+        if smooth:
+            parts.append(line(smoothed(one.points), one.colour, "curve"))
+    last = (
+        " → ".join(_short(value) for value in (series[0].points[0][1], series[0].points[-1][1]))
+        if len(series) == 1
+        else ""
+    )
+    caption = f"<b>{escape(title)}</b><small>{escape(note)}</small><span>{last}</span>"
+    svg = (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over steps">{"".join(parts)}</svg>'
+    )
+    return f'<figure class="plot"><figcaption>{caption}</figcaption>{svg}</figure>'
+
+
+def smoothed(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Mean over a window of a tenth of the curve, centred; at the ends the window is cut."""
+    half = max(1, len(dots) // 20)
+    means = []
+    for place, (x, _) in enumerate(dots):
+        window = dots[max(0, place - half) : place + half + 1]
+        means.append((x, sum(y for _, y in window) / len(window)))
+    return means
+
+
+def heat_map(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> str:
+    """A confusion matrix: share of the row as shade, count as text; right answers (the diagonal) in another colour."""
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns)
+    body = []
+    for row, (name, line) in enumerate(zip(rows, counts, strict=True)):
+        total = sum(line)
+        cells = []
+        for column, count in enumerate(line):
+            share = count / total if total else 0.0
+            right = rows[row] == columns[column]
+            shade = f"--s:{round(100 * share)}%;--h:var(--{'good' if right else 'bad'})"
+            strong = " strong" if share > 0.55 else ""
+            cells.append(f'<td class="heat{strong}" style="{shade}" title="{count} of {total}">{count or ""}</td>')
+        body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td class="total">{total}</td></tr>')
+    top = f'<tr><th></th>{head}<th scope="col"><span>n</span></th></tr>'
+    table = f'<table class="confusion"><thead>{top}</thead><tbody>{"".join(body)}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _short(value: float) -> str:
+    """A number in at most a few characters.
+
+    >>> _short(0.5), _short(1200.0), _short(0.00012), _short(-3.0)
+    ('0.5', '1200', '1.2e-04', '-3')
+    """
+    if value == 0:
+        return "0"
+    if abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

@@ -1,0 +1,1 @@
+"""Stages, one loop. `run.train` is the entry."""

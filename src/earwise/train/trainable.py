@@ -1,0 +1,91 @@
+"""What is trained: freezing by group, LoRA by peft, and the frozen reference that a policy is held to."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from earwise.config import OptimizerConfig, TrainableConfig
+from earwise.errors import ConfigError
+from earwise.models.base import AudioLM
+
+
+def prepare(model: AudioLM, config: TrainableConfig) -> None:
+    """Freeze, unfreeze and add LoRA in place.
+
+    Raises:
+        ConfigError: if nothing is left to train, or LoRA's targets match no layer.
+    """
+    model.module.requires_grad_(False)
+    for group, mode in (("encoder", config.encoder), ("connector", config.connector), ("decoder", config.decoder)):
+        if mode == "full":
+            for name, parameter in model.module.named_parameters():
+                if name.startswith(model.groups[group]):
+                    parameter.requires_grad_(True)
+        elif mode == "lora":
+            from peft import LoraConfig, inject_adapter_in_model
+
+            lora = LoraConfig(r=config.lora.r, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets), lora_dropout=0.0)
+            try:
+                inject_adapter_in_model(lora, model.module.get_submodule(model.groups[group][0].removesuffix(".")))
+            except ValueError as error:
+                raise ConfigError(f"lora.targets {list(config.lora.targets)} match no layer of the {group} of {model.name}") from error
+    if not any(parameter.requires_grad for parameter in model.module.parameters()):
+        raise ConfigError("nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora")
+
+
+def encoder_trains(model: AudioLM) -> bool:
+    """True if gradients must reach the encoder, so that nothing heard may be kept."""
+    return any(p.requires_grad for name, p in model.module.named_parameters() if name.startswith(model.groups["encoder"]))
+
+
+def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Trained parameters for the optimizer: the connector may have its own learning rate."""
+    connector, rest = [], []
+    for name, parameter in model.module.named_parameters():
+        if parameter.requires_grad:
+            (connector if name.startswith(model.groups["connector"]) else rest).append(parameter)
+    groups = [{"params": rest, "lr": config.lr}, {"params": connector, "lr": config.connector_lr or config.lr}]
+    return [group for group in groups if group["params"]]
+
+
+class Reference:
+    """The policy as it was when this object was made, at the price of a copy of what is trained directly; LoRA is simply switched off.
+
+    Args:
+        module: The policy's parameters, with LoRA just added (LoRA starts as zero, so "off" is the start).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._start: dict[str, Tensor] = {
+            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad and ".lora_" not in name
+        }
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside the block the module computes as the reference, without gradients."""
+        parameters = dict(self._module.named_parameters())
+        now = {name: parameters[name].data for name in self._start}
+        lora = [layer for layer in self._module.modules() if hasattr(layer, "enable_adapters") and hasattr(layer, "lora_A")]
+        try:
+            for name, value in self._start.items():
+                parameters[name].data = value
+            for layer in lora:
+                layer.enable_adapters(False)
+            with torch.no_grad():
+                yield
+        finally:
+            for name, value in now.items():
+                parameters[name].data = value
+            for layer in lora:
+                layer.enable_adapters(True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For a checkpoint: a resumed run must be held to the same start."""
+        return self._start
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the start from a checkpoint."""
+        self._start = {name: value.to(self._start[name]) for name, value in state.items()}

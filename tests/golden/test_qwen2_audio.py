@@ -1,0 +1,207 @@
+"""Qwen2-Audio against transformers' class as recorded: chat, lengths, features, every stage, logits (the golden files' README says how).
+
+The checkpoint is written under the published key names and read by `qwen2_audio.load`, so the key mapping is part of the test.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from torch import Tensor
+from transformers import Qwen2AudioConfig
+
+from builders import byte_tokenizer
+from earwise.audio import num_samples
+from earwise.forest import Path as Sequence
+from earwise.forest import pack, place_audio, plant
+from earwise.models.parts.attention import TreeAttention
+from earwise.models.parts.whisper import HOP_SAMPLES
+from earwise.models.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
+from earwise.models.sequence import conversation_path
+from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, render
+from earwise.types import Audio, Text, Turn, Waveform
+
+Record = dict[str, Any]
+SLACK = 4  # times the recorded distance of the official float32 from float64
+
+
+def filled(name: str, shape: list[int]) -> np.ndarray:
+    """The weight formula of the golden files' README."""
+    offset, scale = 0.0, 0.02
+    if name.endswith("running_var"):
+        offset, scale = 100.0, 50.0
+    elif name.endswith("weight_g") or (len(shape) == 1 and name.endswith("weight")):
+        offset, scale = 1.0, 0.05
+    elif len(shape) > 1:
+        scale = float(np.prod(shape[1:])) ** -0.5
+    k = np.arange(int(np.prod(shape)), dtype=np.int64)
+    angle = zlib.crc32(name.encode()) % 1000 + 0.37 * k + 2.3 * ((k * k) % 1013)
+    return (offset + scale * np.sin(angle)).astype(np.float32).reshape(shape)
+
+
+def wave(audio: Record, rate: int) -> Waveform:
+    """The test sound of the golden files' README."""
+    i = np.arange(num_samples(audio["seconds"], rate), dtype=np.int64)
+    t = i / rate
+    slow = 0.6 + 0.4 * np.sin(2 * np.pi * 0.7 * t)
+    tones = 0.3 * np.sin(2 * np.pi * audio["f1"] * t) + 0.2 * np.sin(2 * np.pi * audio["f2"] * t + 0.5)
+    sweep = 0.15 * np.sin(2 * np.pi * (audio["f3"] * t + 0.5 * audio["c"] * t * t))
+    floor = 0.02 * (((i * i * i + 31 * i) % 65537) / 32768 - 1)
+    return (slow * (tones + sweep) + floor).astype(np.float32)
+
+
+def check(got: Tensor, want: Record, tolerance: float, what: str) -> None:
+    """Compare a tensor with its record: shape, 256 values, norm and extremes."""
+    assert list(got.shape) == want["shape"], what
+    flat = got.detach().double().flatten()
+    count = min(len(flat), 256)
+    picked = flat[torch.arange(count) * len(flat) // count]
+    assert float((picked - torch.tensor(want["values"], dtype=torch.float64)).abs().max()) <= tolerance, what
+    assert abs(float(flat.norm()) - want["norm"]) <= tolerance * len(flat) ** 0.5, what
+    assert abs(float(flat.mean()) - want["mean"]) <= tolerance, what
+    assert abs(float(flat.abs().max()) - want["absmax"]) <= tolerance, what
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoint")
+
+
+@pytest.fixture
+def models(golden: Callable[[str], Record], folder: Path) -> dict[bool, Qwen2Audio]:
+    """The model of the golden file, trimmed and padded, from one published-style checkpoint."""
+    record = golden("qwen2audio_model.json")
+    if not (folder / "config.json").exists():
+        configs = record["configs"]
+        text = configs["text"] | {"rope_parameters": {"rope_type": "default", "rope_theta": configs["rope_theta"]}}
+        config = Qwen2AudioConfig(
+            audio_config=configs["audio"], text_config=text, audio_token_index=configs["audio_token_index"]
+        )
+        config.save_pretrained(folder)
+        save_file(
+            {name: filled(name, shape) for name, shape in record["checkpoint_keys"]},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+        byte_tokenizer(configs["audio_token_index"]).save(str(folder / "tokenizer.json"))
+    return {trim: load(folder, trim=trim) for trim in (True, False)}
+
+
+def rows(case: Record, placeholder: int) -> Iterator[list[int]]:
+    """The unpadded ids of each row; long ones are recorded as a rule."""
+    recorded = case["input_ids_left_padded"]
+    if isinstance(recorded, list):
+        for row, length in zip(recorded, case["attention_mask_sum"], strict=True):
+            yield row[len(row) - length :]
+        return
+    lasts = recorded["last"] if isinstance(recorded["last"], list) else [recorded["last"]] * len(case["audio_tokens"])
+    for tokens, last in zip(case["audio_tokens"], lasts, strict=True):
+        ids: list[int] = []
+        for piece in recorded["row"].split(" + "):
+            items, _, times = piece.partition("*")
+            some = [last if item == "last" else int(item) for item in items.strip("[]").split(",")]
+            ids += some * (tokens if times else 1)
+        assert ids.count(placeholder) == tokens
+        yield ids
+
+
+def turns(conversation: list[Record]) -> tuple[Turn, ...]:
+    """The recorded messages as turns."""
+    out = []
+    for message in conversation:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        out.append(
+            Turn(
+                message["role"], tuple(Text(p["text"]) if p["type"] == "text" else Audio(p["audio_url"]) for p in parts)
+            )
+        )
+    return tuple(out)
+
+
+def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
+    model = models[True]
+    cases = golden("qwen2audio_model.json")["chat"]
+    assert cases
+    for case in cases:
+        conversation = turns(case["conversation"])
+        spans = render(conversation, QWEN2_AUDIO, generate=case["add_generation_prompt"])
+        assert "".join(AUDIO_MARK if span.audio else span.text for span in spans) == case["rendered"]
+        # Longer clips than the window are cut by the caller, knowingly: `long_audio: truncate`.
+        samples = [num_samples(min(seconds, model.spec.max_s), 16000) for seconds in case["audio_seconds"]]
+        assert [-(-count // HOP_SAMPLES) for count in samples] == case.get("mel_frames", [])
+        assert [model.audio_tokens(count) for count in samples] == case.get("audio_tokens_per_audio", [])
+        path = conversation_path(
+            model, conversation, range(len(samples)), samples, generate=case["add_generation_prompt"]
+        )
+        assert path.ids.count(model.placeholder_id) == case.get("audio_token_total", 0)
+        said = "".join(case["rendered"].split(AUDIO_MARK))
+        assert [i for i in path.ids if i != model.placeholder_id] == model.tokenize(said)
+
+
+def test_lengths(golden: Callable[[str], Record]) -> None:
+    record = golden("qwen2audio_model.json")
+    assert (
+        record["lengths_columns"] == ["mel_frames", "after_conv2", "audio_tokens_after_pooling"] and record["lengths"]
+    )
+    assert [[frames, encoder_states(frames), token_count(frames)] for frames, _, _ in record["lengths"]] == record[
+        "lengths"
+    ]
+
+
+@torch.no_grad()
+def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
+    record = golden("qwen2audio_model.json")
+    limits = {stage: SLACK * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    padded, trimmed = models[False], models[True]
+    tower = padded.module.model.audio_tower
+    seen: dict[str, Tensor] = {}
+    watched = {"conv1": tower.conv1, "conv2": tower.conv2, "audio_tower": tower}
+    watched |= {f"encoder_layer{number}": layer for number, layer in enumerate(tower.layers)}
+    for stage, module in watched.items():
+        module.register_forward_hook(
+            lambda _m, _i, out, stage=stage: seen.update(
+                {stage: out if isinstance(out, Tensor) else out.last_hidden_state}
+            )
+        )
+    assert record["cases"]
+    for number, case in enumerate(record["cases"]):
+        waves = [wave(audio, case["rate"]) for audio in case["audios"]]
+        check(
+            torch.stack([padded.features(one) for one in waves]),
+            case["input_features"],
+            1e-5,
+            f"case {number} features",
+        )
+        heard = {model.trims: model.listen(waves) for model in (padded, trimmed)}
+        seen["projector"] = padded.module.model.multi_modal_projector(seen["audio_tower"])
+        for stage, want in case["stages"].items():
+            check(seen[stage], want, limits[stage], f"case {number} {stage}")
+        for model in (padded, trimmed):
+            connected = model.connect(heard[model.trims])
+            for clip, want in zip(connected, case["projector_valid"], strict=True):
+                check(clip, want, limits["projector"], f"case {number} projector, trims={model.trims}")
+            for clip, ids in enumerate(rows(case, model.placeholder_id)):
+                marks = tuple(clip if i == model.placeholder_id else -1 for i in ids)
+                forest = pack([plant([Sequence(tuple(ids), (False,) * len(ids), marks)])])
+                embeddings = place_audio(model.embed(forest.ids), forest, dict(enumerate(connected)))
+                scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
+                check(
+                    scores,
+                    case["logits_valid_rows"][clip],
+                    limits["logits"],
+                    f"case {number} logits, trims={model.trims}",
+                )
+                assert int(scores[-1].argmax()) == case["argmax_last"][clip]
+
+
+def test_names_and_groups_of_tensors(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
+    named = {name: list(value.shape) for name, value in models[True].module.state_dict().items()}
+    assert named == dict(golden("qwen2audio_model.json")["in_memory_keys"])
+    for name, _ in models[True].module.named_parameters():
+        assert sum(name.startswith(prefixes) for prefixes in models[True].groups.values()) == 1, name

@@ -1,0 +1,164 @@
+"""The manifest keeps everything both ways, and refuses bad rows in one line that names file and row."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from earwise.data import manifest
+from earwise.errors import DataError
+from earwise.types import Audio, Example, Text, Turn
+
+ROW = {
+    "id": "a-1",
+    "messages": [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "audio": "clips/a.ogg"}, {"type": "text", "text": "Which sound is this?"}],
+        }
+    ],
+    "choices": ["dog bark", "drilling"],
+    "answer": "drilling",
+    "reasoning": None,
+    "task": "recognition",
+    "category": "sound",
+    "difficulty": None,
+    "source": "S",
+    "licence": "CC0",
+    "group": "g",
+    "split": "val",
+    "language": "en",
+}
+
+
+def put(folder, *rows, name="m.jsonl"):
+    (folder / "clips").mkdir(exist_ok=True)
+    (folder / "clips" / "a.ogg").write_bytes(b"x")
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_row_of_the_design(tmp_path):
+    (example,) = manifest.read(put(tmp_path, ROW))
+    assert example.answer == ("drilling",) and example.choices == ("dog bark", "drilling") and example.split == "val"
+    assert example.turns == (Turn("user", (Audio("clips/a.ogg"), Text("Which sound is this?"))),)
+    assert example.audio_paths == (tmp_path / "clips" / "a.ogg",)
+    assert manifest.to_row(example) == ROW and list(manifest.to_row(example)) == list(ROW)
+
+
+def test_unknown_fields_are_kept_and_written_back(tmp_path):
+    row = ROW | {"emotion": "calm", "level": {"deep": [1, None]}}
+    (example,) = manifest.read(put(tmp_path, row))
+    assert example.meta == {"emotion": "calm", "level": {"deep": [1, None]}}
+    manifest.write(tmp_path / "again.jsonl", [example])
+    assert [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()] == [row]
+
+
+def test_examples_come_back_equal(tmp_path):
+    turns = (Turn("system", (Text("Listen."),)), Turn("user", (Audio("a.wav"), Audio("b.wav"), Text("ü?"))))
+    examples = [
+        Example("1", turns, root=tmp_path),
+        Example("2", turns, ("a", "b"), reasoning="so", difficulty="hard", language="de", root=tmp_path, meta={"k": 0}),
+        Example("3", (*turns, Turn("assistant", (Text("a"),)), Turn("user", ())), root=tmp_path),
+    ]
+    assert manifest.write(tmp_path / "m.jsonl", examples) == 3
+    assert manifest.read(tmp_path / "m.jsonl", check_files=False) == examples
+
+
+def test_writing_elsewhere_moves_the_paths(tmp_path):
+    (example,) = manifest.read(put(tmp_path, ROW))
+    (tmp_path / "sub").mkdir()
+    manifest.write(tmp_path / "sub" / "m.jsonl", [example])
+    (moved,) = manifest.read(tmp_path / "sub" / "m.jsonl")
+    assert moved.turns[0].parts[0] == Audio("../clips/a.ogg")
+
+
+def test_parts_are_told_by_type_whatever_arrow_adds(tmp_path):
+    content = [{"type": "text", "text": "Hm", "audio": None, "x": None}, {"type": "audio", "audio": "a", "text": None}]
+    row = {"id": "1", "messages": [{"role": "user", "content": content, "name": None}], "choices": None, "answer": None}
+    example = manifest.from_row(row)
+    assert example.turns[0].parts == (Text("Hm"), Audio("a")) and example.choices == () and example.answer == ()
+    assert manifest.from_row({"id": "1", "messages": [{"role": "user", "content": "Hi"}]}).question == "Hi"
+
+
+def test_streaming_stops_at_the_bad_row_only(tmp_path):
+    rows = manifest.iterate(put(tmp_path, ROW, "", "{"))
+    assert next(rows).id == "a-1"
+    with pytest.raises(DataError, match=r"m\.jsonl:row 3: not JSON"):
+        next(rows)
+
+
+def change(**fields):
+    return ROW | {"id": "b"} | fields
+
+
+def content(*parts):
+    return change(messages=[{"role": "user", "content": list(parts)}])
+
+
+BAD = [
+    ('{"id": "b", ', r"row 2: not JSON \(.*one JSON object a line"),
+    ("[1]", r"row 2: a JSON list where an object"),
+    ({"messages": ROW["messages"]}, r"row 2: field 'id' is missing"),
+    ({"id": "b"}, r"row 2: field 'messages' is missing"),
+    ({"id": "b", "mesages": []}, r"row 2: unknown field 'mesages'; did you mean 'messages'\?"),
+    ({"id": "b", "messages": ROW["messages"], "anwser": "x"}, r"unknown field 'anwser'; did you mean 'answer'\?"),
+    (change(id=7), r"row 2: id is 7, a int; write it as a string"),
+    (change(id=""), r"row 2: id is empty"),
+    (ROW, r"row 2: id 'a-1' is taken by row 1"),
+    (
+        change(answer="Drilling"),
+        r"row 2: answer 'Drilling' is none of the choices 'dog bark', 'drilling'; did you mean",
+    ),
+    (change(answer=3), r"row 2: answer is 3, a int"),
+    (change(answer=["drilling", "dog bark"]), r"row 2: 2 answers with choices"),
+    (change(choices=["drilling", "drilling"]), r"row 2: choice 'drilling' occurs twice"),
+    (change(choices=["drilling"]), r"row 2: only one choice"),
+    (change(choices=["drilling", " "]), r"row 2: a choice is empty"),
+    (change(choices="drilling"), r"row 2: choices is 'drilling', a str; write a list"),
+    (change(split="valid"), r"row 2: split 'valid' is none of train, val, test"),
+    (change(group=5), r"row 2: group is 5, a int"),
+    (change(reasoning=["x"]), r"row 2: reasoning is \['x'\], a list"),
+    (change(messages=[]), r"row 2: messages is \[\]"),
+    (change(messages=["hi"]), r"row 2: message 1: 'hi' is no object"),
+    (change(messages=[{"role": "usr", "content": "x"}]), r"row 2: message 1: role 'usr' .*did you mean 'user'\?"),
+    (change(messages=[{"role": "user", "content": "x", "tool": 1}]), r"message 1: unknown key 'tool'"),
+    (change(messages=[{"role": "user", "content": None}]), r"message 1: content is None"),
+    (content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: unknown key 'input_audio'"),
+    (content({"type": "audio", "path": "a.wav"}), r"part 1: unknown key 'path', known are type, text, audio"),
+    (content({"type": "audio", "audio": None}), r"part 1: audio is None; write a path"),
+    (content({"type": "sound", "audio": "a"}), r"part 1: type 'sound' is none of text, audio"),
+    (content({"type": "audio", "audio": "clips/b.ogg"}), r"row 2: audio file .*b\.ogg is missing; paths are relative"),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), BAD)
+def test_bad_rows(tmp_path, row, message):
+    path = put(tmp_path, ROW, row)
+    with pytest.raises(DataError, match=message) as caught:
+        manifest.read(path)
+    assert str(caught.value).startswith(f"{path}:row 2: ") and "\n" not in str(caught.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
+        manifest.read(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="cannot be read"):
+        manifest.read(tmp_path)
+    with pytest.raises(DataError, match=r"m\.jsonl: holds no rows"):
+        manifest.read(put(tmp_path))
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"b\.jsonl: is not UTF-8"):
+        manifest.read(tmp_path / "b.jsonl")
+
+
+def test_bad_examples_leave_the_file_alone(tmp_path):
+    path = put(tmp_path, ROW)
+    before = path.read_text()
+    turns = (Turn("user", (Text("x"),)),)
+    with pytest.raises(DataError, match="id '1' occurs twice"):
+        manifest.write(path, [Example("1", turns), Example("1", turns)])
+    with pytest.raises(DataError, match="meta holds the field 'answer'"):
+        manifest.write(path, [Example("1", turns, meta={"answer": "x"})])
+    assert path.read_text() == before and sorted(p.name for p in Path(tmp_path).iterdir()) == ["clips", "m.jsonl"]

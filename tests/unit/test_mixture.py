@@ -1,0 +1,64 @@
+"""Weights, epochs, shards and states of the mixture."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+
+from earwise.data.mixture import Mixture
+from earwise.errors import ConfigError, DataError
+from earwise.types import Example
+
+
+def source(name, size):
+    return [Example(f"{name}{number}", ()) for number in range(size)]
+
+
+def ids(mixture, count):
+    return [example.id for example in islice(mixture, count)]
+
+
+def test_weights_are_proportions():
+    drawn = Counter(name[0] for name in ids(Mixture([(source("a", 5), 3.0), (source("b", 50), 1.0)], seed=0), 8000))
+    assert abs(drawn["a"] / 8000 - 0.75) < 0.02
+
+
+def test_no_example_twice_within_an_epoch_and_orders_differ():
+    stream = ids(Mixture([(source("a", 20), 1.0)], seed=0), 40)
+    assert sorted(stream[:20]) == sorted(stream[20:]) == sorted(f"a{n}" for n in range(20))
+    assert stream[:20] != stream[20:]
+    assert stream != ids(Mixture([(source("a", 20), 1.0)], seed=1), 40)
+
+
+def test_states_do_not_depend_on_the_rank_and_other_world_sizes_can_resume():
+    sources = [(source("a", 7), 1.0), (source("b", 5), 2.0)]
+    whole = ids(Mixture(sources, 3), 60)
+    ranks = [Mixture(sources, 3, rank, 2) for rank in range(2)]
+    halves = [ids(mixture, 15) for mixture in ranks]
+    assert halves[0] == whole[:30:2] and halves[1] == whole[1:30:2]
+    assert ranks[0].state_dict() == ranks[1].state_dict()
+    alone = Mixture(sources, 3)
+    alone.load_state_dict(ranks[1].state_dict())
+    assert ids(alone, 30) == whole[30:] and sum(alone.state_dict()["counts"]) == 60
+
+
+def test_bad_settings():
+    with pytest.raises(DataError, match="no source"):
+        Mixture([], 0)
+    with pytest.raises(DataError, match="source 0 of the mixture has no examples"):
+        Mixture([([], 1.0)], 0)
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="weights must be positive"):
+            Mixture([(source("a", 1), weight)], 0)
+    with pytest.raises(ConfigError, match=r"rank 2 is outside 0\.\.1"):
+        Mixture([(source("a", 1), 1.0)], 0, 2, 2)
+    mixture = Mixture([(source("a", 4), 1.0)], 0)
+    for other in (
+        Mixture([(source("a", 5), 1.0)], 0),
+        Mixture([(source("a", 4), 2.0)], 0),
+        Mixture([(source("a", 4), 1.0)], 1),
+    ):
+        with pytest.raises(DataError, match="data position was saved with"):
+            mixture.load_state_dict(other.state_dict())
+    with pytest.raises(DataError, match="damaged"):
+        mixture.load_state_dict(mixture.state_dict() | {"counts": None})

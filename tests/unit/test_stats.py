@@ -1,0 +1,146 @@
+"""stats.py: against numbers from textbooks, closed forms and hand counting."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earwise.errors import ScoringError
+from earwise.evaluate.metrics import stats
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.27753),
+        (10, 10, 0.72247, 1.0),
+        (5, 10, 0.23659, 0.76341),
+        (81, 263, 0.25527, 0.36621),
+        (0, 0, 0.0, 1.0),
+    ],
+)
+def test_wilson(successes: int, n: int, low: float, high: float) -> None:
+    assert stats.wilson(successes, n) == pytest.approx((low, high), abs=2e-5)
+
+
+@given(n=st.integers(1, 3000), data=st.data())
+def test_wilson_is_where_the_score_test_turns(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    low, high = stats.wilson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(successes / n - end) == pytest.approx(stats.Z95 * math.sqrt(end * (1 - end) / n), rel=1e-6)
+
+
+def test_wilson_refuses_nonsense() -> None:
+    with pytest.raises(ScoringError, match="3 successes of 2"):
+        stats.wilson(3, 2)
+
+
+def test_accuracy_row() -> None:
+    row = stats.accuracy_row([True, False, True, True])
+    assert (row["accuracy"], row["n"]) == (0.75, 4)
+    assert (row["low"], row["high"]) == stats.wilson(3, 4)
+    assert stats.accuracy_row([]) == {"accuracy": 0.0, "n": 0, "low": 0.0, "high": 1.0}
+
+
+def test_bootstrap_sign_seed_and_width() -> None:
+    a = [1] * 60 + [0] * 40
+    b = [1] * 40 + [0] * 60
+    result = stats.paired_bootstrap(a, b, seed=1)
+    assert result["difference"] == pytest.approx(0.2) and result["n"] == 100
+    assert stats.paired_bootstrap(b, a, seed=1)["difference"] == pytest.approx(-0.2)
+    # The differences are 20 ones and 80 zeros: their mean has standard error sqrt(.2 * .8 / 100) = .04.
+    assert result["low"] == pytest.approx(0.2 - 1.96 * 0.04, abs=0.012)
+    assert result["high"] == pytest.approx(0.2 + 1.96 * 0.04, abs=0.012)
+    assert result["p"] < 0.001
+    assert result == stats.paired_bootstrap(a, b, seed=1)
+    assert result != stats.paired_bootstrap(a, b, seed=2)
+
+
+def test_bootstrap_is_paired() -> None:
+    """Where the same items are right, the difference is certain, however spread the values."""
+    rng = np.random.default_rng(0)
+    base = rng.random(50)
+    result = stats.paired_bootstrap((base + 0.01).tolist(), base.tolist(), seed=0)
+    assert result["low"] == pytest.approx(0.01) and result["high"] == pytest.approx(0.01) and result["p"] < 0.001
+
+
+def test_bootstrap_of_equal_runs() -> None:
+    result = stats.paired_bootstrap([True, False], [True, False], seed=0)
+    assert (result["difference"], result["low"], result["high"], result["p"]) == (0.0, 0.0, 0.0, 1.0)
+    even = stats.paired_bootstrap([1, 0] * 20, [0, 1] * 20, seed=0)
+    assert even["difference"] == 0.0 and even["low"] < -0.1 and even["high"] > 0.1 and even["p"] > 0.8
+
+
+def test_bootstrap_against_drawing_items() -> None:
+    a, b = [1, 1, 0, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0, 0, 0]
+    differences = np.subtract(a, b)
+    rng = np.random.default_rng(3)
+    means = differences[rng.integers(0, 8, (20_000, 8))].mean(axis=1)
+    result = stats.paired_bootstrap(a, b, seed=0, draws=20_000)
+    assert (result["low"], result["high"]) == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=1e-9)
+    assert result["p"] == pytest.approx(2 * (means <= 0).mean(), rel=0.1)
+
+
+def test_bootstrap_refuses_unpaired() -> None:
+    with pytest.raises(ScoringError, match="2 and 1 values cannot be paired"):
+        stats.paired_bootstrap([1, 0], [1], seed=0)
+    with pytest.raises(ScoringError, match="0 and 0"):
+        stats.paired_bootstrap([], [], seed=0)
+
+
+def test_chance_level() -> None:
+    assert stats.chance_level([2, 4, 4]) == pytest.approx(1 / 3)
+    assert stats.chance_level([2, 0]) == 0.25
+    assert stats.chance_level([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "chance", "p"),
+    [
+        (0, 4, 0.5, 1.0),
+        (4, 4, 0.5, 1 / 16),
+        (3, 4, 0.5, 5 / 16),
+        (1, 4, 0.25, 1 - 0.75**4),
+        (2, 3, 0.25, 10 / 64),
+        (1, 1, 0.0, 0.0),
+        (1, 2, 1.0, 1.0),
+    ],
+)
+def test_binomial(successes: int, n: int, chance: float, p: float) -> None:
+    assert stats.binomial_p(successes, n, chance) == pytest.approx(p, rel=1e-9)
+
+
+@settings(max_examples=50)
+@given(n=st.integers(1, 400), chance=st.floats(0.01, 0.99), data=st.data())
+def test_binomial_falls_with_success(n: int, chance: float, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, n))
+    higher, lower = stats.binomial_p(k, n, chance), stats.binomial_p(k - 1, n, chance)
+    exact = math.comb(n, k - 1) * chance ** (k - 1) * (1 - chance) ** (n - k + 1)
+    assert lower - higher == pytest.approx(exact, rel=1e-6, abs=1e-9)
+
+
+def test_binomial_of_many_items() -> None:
+    assert stats.binomial_p(2_700, 10_000, 0.25) == pytest.approx(2.2e-6, rel=0.1)
+    with pytest.raises(ScoringError):
+        stats.binomial_p(3, 2, 0.5)
+
+
+def test_position_bias() -> None:
+    rows = stats.position_bias([0, 0, 1, 2], [0, 1, 0, None])
+    shown = [
+        (r["position"], r["gold"], r["gold_share"], r["chosen"], r["chosen_share"], r["accuracy"], r["n"]) for r in rows
+    ]
+    assert shown == [
+        (0, 2, 0.5, 2, 0.5, 0.5, 2),
+        (1, 1, 0.25, 1, 0.25, 0.0, 1),
+        (2, 1, 0.25, 0, 0.0, 0.0, 1),
+        (None, 0, 0.0, 1, 0.25, 0.0, 0),
+    ]
+    assert stats.position_bias([], []) == []
+    with pytest.raises(ScoringError, match="1 right places for 0"):
+        stats.position_bias([0], [])
