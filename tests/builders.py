@@ -1,4 +1,6 @@
-"""Small builders shared by the tests: a tiny random Qwen2-Audio, its byte tokenizer, sounds, and transformers' own one-by-one forward."""
+"""Small builders shared by the tests: a tiny random Qwen2-Audio, its byte tokenizer, sounds, and transformers' own
+one-by-one forward.
+"""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,9 @@ WINDOW_S = 2
 
 
 def byte_tokenizer(audio_id: int | None = None) -> Tokenizer:
-    """One token per byte and the special marks of Qwen2-Audio, 262 tokens; `audio_id` moves the placeholder to another id."""
+    """One token per byte and the special marks of Qwen2-Audio, 262 tokens; `audio_id` moves the placeholder to another
+    id.
+    """
     vocab = {mark: number for number, mark in enumerate(SPECIAL)}
     vocab |= {symbol: len(vocab) + number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab["<|AUDIO|>"] = vocab["<|AUDIO|>"] if audio_id is None else audio_id
@@ -35,13 +39,36 @@ def feature_extractor(mels: int = MELS, window_s: int = WINDOW_S) -> WhisperFeat
     return WhisperFeatureExtractor(feature_size=mels, chunk_length=window_s)
 
 
-def tiny_hf(seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: int = WINDOW_S, scale: float = 1.0) -> Qwen2AudioForConditionalGeneration:
+def tiny_hf(
+    seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: int = WINDOW_S, scale: float = 1.0
+) -> Qwen2AudioForConditionalGeneration:
     """transformers' class with two small layers on each side and weights large enough that every token matters."""
-    audio = {"num_mel_bins": MELS, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "d_model": 24}
+    audio = {
+        "num_mel_bins": MELS,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "d_model": 24,
+    }
     audio |= {"max_source_positions": 50 * window_s}
-    text = {"model_type": "qwen2", "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 4, "num_key_value_heads": kv_heads, "max_position_embeddings": 4096, "tie_word_embeddings": tied}
-    text |= {"bos_token_id": None, "eos_token_id": SPECIAL.index("<|im_end|>"), "pad_token_id": SPECIAL.index("<|endoftext|>")}
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": 272,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+    }
+    text |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": tied,
+    }
+    text |= {
+        "bos_token_id": None,
+        "eos_token_id": SPECIAL.index("<|im_end|>"),
+        "pad_token_id": SPECIAL.index("<|endoftext|>"),
+    }
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=SPECIAL.index("<|AUDIO|>"))
     config._attn_implementation = "eager"
     model = Qwen2AudioForConditionalGeneration(config).eval()
@@ -61,7 +88,9 @@ def tiny_hf(seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: i
     return model
 
 
-def tiny_qwen2_audio(seed: int = 0, *, trim: bool = True, tied: bool = False, kv_heads: int = 2, scale: float = 1.0) -> Qwen2Audio:
+def tiny_qwen2_audio(
+    seed: int = 0, *, trim: bool = True, tied: bool = False, kv_heads: int = 2, scale: float = 1.0
+) -> Qwen2Audio:
     """A tiny random Qwen2-Audio behind the `AudioLM` contract; hears 2 s."""
     module = tiny_hf(seed, tied=tied, kv_heads=kv_heads, scale=scale)
     return from_parts(module, byte_tokenizer(), feature_extractor(), name="tiny", trim=trim)
@@ -75,13 +104,19 @@ def plain_copy(model: Qwen2Audio, implementation: str = "eager") -> Qwen2AudioFo
     return module
 
 
-def plain_inputs(path: Path, waves: Mapping[int, Waveform], window_s: int = WINDOW_S, mels: int = MELS) -> dict[str, Tensor]:
+def plain_inputs(
+    path: Path, waves: Mapping[int, Waveform], window_s: int = WINDOW_S, mels: int = MELS
+) -> dict[str, Tensor]:
     """What transformers' processor would give for one sequence: ids and features of clips padded to the window."""
     clips = [clip for at, clip in enumerate(path.clips) if clip >= 0 and (at == 0 or path.clips[at - 1] != clip)]
     inputs = {"input_ids": torch.tensor([path.ids]), "attention_mask": torch.ones(1, len(path.ids), dtype=torch.long)}
     if clips:
         heard = feature_extractor(mels, window_s)(
-            [waves[clip] for clip in clips], sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+            [waves[clip] for clip in clips],
+            sampling_rate=16000,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="pt",
         )
         inputs |= {"input_features": heard.input_features, "feature_attention_mask": heard.attention_mask}
     return inputs
@@ -108,4 +143,4 @@ def ask(question: str, clips: int = 1) -> tuple[Turn, ...]:
 
 def largest(differences: Sequence[Tensor]) -> float:
     """Largest absolute value, 0 if there is none."""
-    return max((float(value.abs().max()) for value in differences if value.numel()), default=0.0)
+    return max((float(value.detach().abs().max()) for value in differences if value.numel()), default=0.0)

@@ -1,4 +1,6 @@
-"""Shapes in annotations are checked while tests run; helpers (`builders`, `scripted_engine`) import by their own name in any import mode."""
+"""Shapes in annotations are checked while tests run; helpers (`builders`, `scripted_engine`) import by their own name
+in any import mode.
+"""
 
 import sys
 from pathlib import Path

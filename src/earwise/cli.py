@@ -1,13 +1,12 @@
-"""The command line: `earwise COMMAND ...`. Results on stdout, progress on stderr, one clear line when something is wrong.
+"""The command line: `earwise COMMAND ...`. Results on stdout, progress on stderr, one clear line when something fails.
 
-Top layer. Each command lives in `commands/` and imports torch and the rest only when it runs, so `earwise --help` answers at once. Exit codes:
-0 done, 1 our own fault, 2 the user's input, 130 interrupted (finished work is kept).
+Top layer. Each command lives in `commands/` and imports torch and the rest only when it runs, so `earwise --help`
+answers at once. Exit codes: 0 done, 1 our own fault, 2 the user's input, 130 interrupted (finished work is kept).
 """
 
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 
 import click
@@ -53,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code and never raises."""
     try:
-        app.main(args=list(arguments), prog_name="earwise", standalone_mode=False)
+        # app.main would swallow the words of an interrupt
+        with app.make_context("earwise", list(arguments)) as context:
+            app.invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
@@ -61,8 +62,10 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(f"{error.format_message()} (see {help_for} --help)", USER_INPUT)
     except click.ClickException as error:
         return _fail(error.format_message(), USER_INPUT)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; finished work is kept, run the same command again to go on", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return _fail(
+            str(error) or "interrupted; finished work is kept, the same command goes on from there", INTERRUPTED
+        )
     except EarwiseError as error:
         _trace(arguments)
         return _fail(str(error), USER_INPUT)
@@ -105,4 +108,6 @@ def _fail(line: str, code: int) -> int:
 
 def _trace(arguments: Sequence[str]) -> None:
     if "--traceback" in arguments:
+        import traceback
+
         traceback.print_exc()

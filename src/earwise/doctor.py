@@ -1,8 +1,8 @@
 """Is this machine, and this model, fit to be trusted? What `earwise doctor` prints.
 
-Beside training and evaluation, and of no use to them: everything here asks the engine through the same door as they do. The checks on the
-model are those that public trainers fail: a model that is deaf, answers that depend on what else is in the batch, branches that differ from the
-same text alone, draws that depend on their neighbours.
+Beside training and evaluation, and of no use to them: everything here asks the engine through the same door as they
+do. The checks on the model are for what goes wrong without an error elsewhere: a model that is deaf, answers that
+depend on what else is in the batch, branches that differ from the same text alone, draws that depend on neighbours.
 """
 
 import hashlib
@@ -45,21 +45,21 @@ class Check:
 
 
 def examine(
-    load: Callable[[], Engine], home: Path, base: Callable[[], Path] | None, *, say: Say = lambda _: None
+    load: Callable[[], Engine], home: Path, base: Callable[[], Path | None], *, say: Say = lambda _: None
 ) -> list[Check]:
     """All checks in order; a failed one does not stop the others, unless the model cannot be loaded.
 
     Args:
         load: Gives the engine with the model in question.
         home: The cache folder.
-        base: Gives the folder with the base weights (fetches them if need be); None for a model that has none.
+        base: Gives the folder with the base weights (fetches them if need be), or None for a model that has none.
         say: Progress.
     """
     rows = [python(), *libraries(), threads(), memory(), disk(home)]
     try:
-        if base is not None:
-            say("looking at the base weights")
-            rows.append(base_weights(base()))
+        say("looking at the base weights")
+        folder = base()
+        rows += [base_weights(folder)] if folder is not None else []
         started = perf_counter()
         engine = load()
         rows.append(
@@ -166,7 +166,7 @@ def disk(home: Path) -> Check:
 def base_weights(folder: Path) -> Check:
     """The converted base weights are whole; their hashes, for comparing two machines.
 
-    `fetch` has checked the downloads; a file here can only have been damaged since, and then safetensors refuses its length.
+    `fetch` has checked the downloads; a file here can only have been damaged since, and safetensors refuses its length.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -233,7 +233,7 @@ def batch_invariance(engine: Engine, clips: list[Waveform]) -> Check:
     options = [OPTIONS] * len(prompts)
     off = _furthest(engine.score(prompts, options), [engine.score([prompt], [OPTIONS])[0] for prompt in prompts])
     if differ or off > TOLERANCE:
-        detail = f"{differ} of {len(prompts)} answers differ between batch 1 and {len(prompts)}, log-likelihoods by {off:.1e} nats"
+        detail = f"{differ} answers differ between batch 1 and {len(prompts)}, log-likelihoods by {off:.1e} nats"
         return Check("batch invariance", "fail", detail, "evaluate with --batch 1 and report this model")
     return Check(
         "batch invariance",

@@ -127,7 +127,8 @@ class Forest:
         ends: Exclusive end of each token's subtree.
         bounds: Start of each tree, and the length at the end.
         audio: Indices of audio tokens.
-        clips: Clip of each audio token (ascending runs as they stand).
+        clips: Clip of each audio token.
+        runs: Length of each unbroken run of one clip's audio tokens, in order.
         sources: Distinct tokens whose hidden state predicts something wanted.
         target_sources: For each wanted token, which of `sources` predicts it.
         target_ids: Id of each wanted token.
@@ -142,6 +143,7 @@ class Forest:
     bounds: tuple[int, ...]
     audio: Int[Tensor, " audio_seq"]
     clips: tuple[int, ...]
+    runs: tuple[int, ...]
     sources: Int[Tensor, " sources"]
     target_sources: Int[Tensor, " targets"]
     target_ids: Int[Tensor, " targets"]
@@ -188,6 +190,12 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
             rows.append(row)
             branch_trees.append(number)
         bounds.append(base + len(tree))
+    runs: list[int] = []
+    for i, clip in enumerate(clips):
+        if clip >= 0 and i and clips[i - 1] == clip and positions[i] == positions[i - 1] + 1:
+            runs[-1] += 1
+        elif clip >= 0:
+            runs.append(1)
     width = max((len(row) for row in rows), default=0)
 
     def ints(values: Sequence[int]) -> Tensor:
@@ -200,6 +208,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
         bounds=tuple(bounds),
         audio=ints([i for i, clip in enumerate(clips) if clip >= 0]),
         clips=tuple(clip for clip in clips if clip >= 0),
+        runs=tuple(runs),
         sources=ints(list(sources)),
         target_sources=ints(target_sources),
         target_ids=ints(target_ids),
@@ -236,15 +245,13 @@ def place_audio(
         return embeddings
     pieces = []
     at = 0
-    while at < len(forest.clips):
+    for run in forest.runs:
         clip = forest.clips[at]
         if clip not in connected:
             raise ValueError(f"clip {clip} of the forest has no embeddings")
-        piece = connected[clip]
-        run = len(piece)
-        if forest.clips[at : at + run] != (clip,) * run or (at + run < len(forest.clips) and run == 0):
-            raise ValueError(f"clip {clip} has {run} embeddings but {forest.clips.count(clip)} placeholders")
-        pieces.append(piece)
+        if len(connected[clip]) != run:
+            raise ValueError(f"clip {clip} has {len(connected[clip])} embeddings but {run} placeholders")
+        pieces.append(connected[clip])
         at += run
     return embeddings.index_copy(0, forest.audio, torch.cat(pieces).to(embeddings.dtype))
 

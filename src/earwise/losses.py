@@ -30,6 +30,7 @@ LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
 Scale = Literal["group", "batch", "none"]
 Level = Literal["token", "sequence"]
 PreferenceKind = Literal["sigmoid", "ipo"]
+Number = float | int
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards (R1-AQA's code and TRL)."""
@@ -61,7 +62,7 @@ def kl_k3(logprobs: Float[Tensor, "batch seq"], ref_logprobs: Float[Tensor, "bat
 
 
 def sft_loss(
-    logprobs: Float[Tensor, "batch seq"], loss_mask: Bool[Tensor, "batch seq"], *, denominator: float | None = None
+    logprobs: Float[Tensor, "batch seq"], loss_mask: Bool[Tensor, "batch seq"], *, denominator: Number | None = None
 ) -> LossOutput:
     """Mean negative log-probability per target token.
 
@@ -142,14 +143,14 @@ def grpo_loss(
     loss_mask: Bool[Tensor, "batch seq"],
     *,
     loss_type: LossType = "grpo",
-    beta: float = 0.0,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
+    beta: Number = 0.0,
+    epsilon: Number = 0.2,
+    epsilon_high: Number | None = None,
+    delta: Number | None = None,
     importance_sampling_level: Level = "token",
     max_completion_length: int | None = None,
-    num_items: float | None = None,
-    num_sequences: float | None = None,
+    num_items: Number | None = None,
+    num_sequences: Number | None = None,
 ) -> LossOutput:
     """Policy-gradient loss over completion tokens, with the KL to the reference added per token.
 
@@ -266,10 +267,10 @@ def dpo_loss(
     chosen_mask: Bool[Tensor, "batch chosen_seq"],
     rejected_mask: Bool[Tensor, "batch rejected_seq"],
     *,
-    beta: float = 0.1,
+    beta: Number = 0.1,
     kind: PreferenceKind = "sigmoid",
     length_normalised: bool = False,
-    num_pairs: float | None = None,
+    num_pairs: Number | None = None,
 ) -> LossOutput:
     """Preference loss on pairs: the policy should raise the chosen answer over the rejected one, against the reference.
 
@@ -320,7 +321,7 @@ def dpo_loss(
 
 
 def _surrogate(
-    policy: Tensor, ratio: Tensor, advantages: Tensor, *, cispo: bool, low: float, high: float, delta: float | None
+    policy: Tensor, ratio: Tensor, advantages: Tensor, *, cispo: bool, low: float, high: float, delta: Number | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The policy term of each token (to minimise), and where the clip took its gradient below and above."""
     if cispo:
@@ -343,7 +344,7 @@ def _token_means(values: dict[str, Tensor], mask: Tensor) -> dict[str, float]:
     return dict(zip(values, means.tolist(), strict=True))
 
 
-def _positive(name: str, value: float) -> float:
+def _positive(name: str, value: Number) -> Number:
     if not value > 0:
         raise ValueError(f"{name} is {value}; it must be above 0")
     return value

@@ -1,6 +1,8 @@
-"""Qwen2-Audio against transformers' class as recorded: chat, lengths, features, every stage, logits (the golden files' README says how).
+"""Qwen2-Audio against transformers' class as recorded: chat, lengths, features, every stage, logits (the golden files'
+README says how).
 
-The checkpoint is written under the published key names and read by `qwen2_audio.load`, so the key mapping is part of the test.
+The checkpoint is written under the published key names and read by `qwen2_audio.load`, so the key mapping is part of
+the test.
 """
 
 import zlib

@@ -12,11 +12,13 @@ from earwise import audio
 RATES = st.sampled_from([8000, 11025, 16000, 22050, 44100, 48000, 96000])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**9), RATES)
 def test_samples_to_seconds_and_back_is_exact(samples, rate):
     assert audio.num_samples(audio.seconds(samples, rate), rate) == samples
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e5), RATES)
 def test_rounding_is_to_the_nearest_sample(duration_s, rate):
     assert abs(audio.seconds(audio.num_samples(duration_s, rate), rate) - duration_s) <= 0.5000001 / rate
@@ -34,6 +36,7 @@ def test_decoded_length_is_the_duration(samples, rate, channels, seed):
     assert decoded.dtype == np.float32 and np.isfinite(decoded).all()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 100))
 def test_chunks_join_to_the_whole(samples, step):
     wave = np.arange(samples, dtype=np.float32)

@@ -3,7 +3,7 @@
 import json
 from itertools import islice
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earwise.data.mixture import Mixture
@@ -24,6 +24,7 @@ def ids(mixture, count):
     return [example.id for example in islice(mixture, count)]
 
 
+@settings(max_examples=50, deadline=None)
 @given(SOURCES, st.integers(0, 99), st.integers(0, 60), st.integers(1, 60), st.integers(1, 3), st.data())
 def test_resume_is_uninterrupted(shape, seed, before, after, world_size, data):
     rank = data.draw(st.integers(0, world_size - 1))
@@ -35,12 +36,14 @@ def test_resume_is_uninterrupted(shape, seed, before, after, world_size, data):
     assert head + ids(second, after) == straight
 
 
+@settings(max_examples=50, deadline=None)
 @given(SOURCES, st.integers(0, 99), st.integers(1, 4), st.integers(1, 20))
 def test_shards_interleave_to_the_whole(shape, seed, world_size, count):
     shards = [ids(build(shape, seed, rank, world_size), count) for rank in range(world_size)]
     assert [name for step in zip(*shards, strict=True) for name in step] == ids(build(shape, seed), count * world_size)
 
 
+@settings(max_examples=50, deadline=None)
 @given(SOURCES, st.integers(0, 99), st.integers(1, 100))
 def test_epochs_hold_every_example_once(shape, seed, count):
     stream = ids(build(shape, seed), count)

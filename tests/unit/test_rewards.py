@@ -167,7 +167,9 @@ def test_total_weighs_each_part() -> None:
 
 
 def test_a_users_own_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "def shout(example, completion):\n    return float(completion.isupper())\n\ndef broken(example, completion):\n    return None\n\nNUMBER = 3\n"
+    functions = {"shout": "float(completion.isupper())", "broken": "None"}
+    source = "\n".join(f"def {name}(example, completion):\n    return {value}" for name, value in functions.items())
+    source += "\nNUMBER = 3\n"
     (tmp_path / "own_rewards_of_a_user.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert rewards.total(CHOICES, "HEY", {"own_rewards_of_a_user:shout": 0.5})[0] == 0.5

@@ -125,7 +125,9 @@ def test_binomial_falls_with_success(n: int, chance: float, data: st.DataObject)
 
 
 def test_binomial_of_many_items() -> None:
-    assert stats.binomial_p(2_700, 10_000, 0.25) == pytest.approx(2.2e-6, rel=0.1)
+    exact = sum(math.comb(1_000, k) * 3 ** (1_000 - k) for k in range(300, 1_001)) / 4**1_000
+    assert stats.binomial_p(300, 1_000, 0.25) == pytest.approx(exact, rel=1e-9)
+    assert stats.binomial_p(2_700, 10_000, 0.25) == pytest.approx(2.4394670927e-06, rel=1e-6)  # by exact integers
     with pytest.raises(ScoringError):
         stats.binomial_p(3, 2, 0.5)
 

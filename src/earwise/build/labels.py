@@ -172,14 +172,23 @@ FIELDS: Mapping[str, Callable[[Row], str | None]] = {
 }
 
 
+def _deck(count: int, rng: random.Random) -> list[int]:
+    """0 .. count-1 in random order: taken modulo k, every position of the answer is as frequent as the others."""
+    deck = list(range(count))
+    rng.shuffle(deck)
+    return deck
+
+
 def _recognition(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
     answers, own = [fact.name for fact in members], [fact.also for fact in members]
     drawn = options.choices(answers, n_choices, rng, clashes=wording.CONFUSABLE, own=own)
     made = []
-    for index, distractors in sorted(drawn.items()):
+    deck = _deck(len(drawn), rng)
+    for (index, distractors), position in zip(sorted(drawn.items()), deck, strict=True):
         fact = members[index]
-        listed = [fact.name, *distractors]
+        listed = list(distractors)
         rng.shuffle(listed)
+        listed.insert(position % (len(listed) + 1), fact.name)
         question = rng.choice(wording.QUESTIONS[fact.field])
         made.append(_example(fact, "recognition", question, (fact.name,), tuple(listed), root))
     return made
@@ -189,13 +198,13 @@ def _yes_no(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: 
     answers, own = [fact.name for fact in members], [fact.also for fact in members]
     drawn = options.yes_no(answers, rng, clashes=wording.CONFUSABLE, own=own)
     made = []
-    for index, (asked, is_true) in sorted(drawn.items()):
+    deck = _deck(len(drawn), rng)
+    for (index, (asked, is_true)), position in zip(sorted(drawn.items()), deck, strict=True):
         fact = members[index]
-        listed = ["yes", "no"]
-        rng.shuffle(listed)
+        answer, other = ("yes", "no") if is_true else ("no", "yes")
+        listed = (answer, other) if position % 2 else (other, answer)
         question = wording.say(rng.choice(wording.YES_NO[fact.field]), asked)
-        answer = "yes" if is_true else "no"
-        made.append(_example(fact, "yes_no", question, (answer,), tuple(listed), root, asked=asked))
+        made.append(_example(fact, "yes_no", question, (answer,), listed, root, asked=asked))
     return made
 
 

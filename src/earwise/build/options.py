@@ -11,10 +11,20 @@ answer of more than 1/k of the questions; the surplus is left out.
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from itertools import product
 
 MIXING_SWAPS = 4  # per cell, after the table is valid
-REPAIR_SWEEPS = 60
-REPAIR_TRIES = 80
+REPAIR_SWEEPS = 40
+REPAIR_TRIES = 20
+FEW_BROKEN = 60
+FORBIDDEN = 10
+MIN_KEPT = 0.8  # a table without gaps is preferred to a larger one with gaps if it is not much smaller
+SLACKS = (
+    0.0,
+    0.1,
+    0.2,
+    0.35,
+)  # a table too tight to be filled is tried again with the largest classes a little smaller
 
 
 def choices(
@@ -39,15 +49,23 @@ def choices(
     n_choices = min(n_choices, len(set(answers)))
     if n_choices < 2:
         return {}
-    kept = _capped(answers, n_choices, rng)
-    table = [[answers[index]] for index in kept]
-    for _ in range(n_choices - 1):
-        column = [answers[index] for index in kept]
-        rng.shuffle(column)
-        for row, entry in zip(table, column, strict=True):
-            row.append(entry)
-    valid = _settle(table, [own[index] for index in kept], clashes, rng)
-    return {kept[number]: tuple(table[number][1:]) for number in valid}
+    best: dict[int, tuple[str, ...]] = {}
+    for slack in SLACKS:
+        kept = _capped(answers, n_choices, rng, slack)
+        table = [[answers[index]] for index in kept]
+        for _ in range(n_choices - 1):
+            column = [answers[index] for index in kept]
+            rng.shuffle(column)
+            for row, entry in zip(table, column, strict=True):
+                row.append(entry)
+        valid = _settle(table, [own[index] for index in kept], clashes, rng)
+        drawn = {kept[number]: tuple(table[number][1:]) for number in valid}
+        if len(drawn) == len(kept) > MIN_KEPT * len(best):
+            return drawn
+        best = max(best, drawn, key=len)
+        if len(set(answers)) == n_choices:
+            break  # every row holds every class: smaller classes would not help
+    return best
 
 
 def yes_no(
@@ -83,11 +101,11 @@ def yes_no(
     return wrong | right
 
 
-def _capped(answers: Sequence[str], n_choices: int, rng: random.Random) -> list[int]:
-    """Indices of as many questions as possible with no class above 1/n_choices of them."""
+def _capped(answers: Sequence[str], n_choices: int, rng: random.Random, slack: float = 0.0) -> list[int]:
+    """Indices of as many questions as possible with no class above (1 - slack)/n_choices of them."""
     counts = Counter(answers)
     cap = max(counts.values())
-    while cap * n_choices > sum(min(count, cap) for count in counts.values()):
+    while cap > 1 and cap * n_choices > (1 - slack) * sum(min(count, cap) for count in counts.values()):
         cap -= 1
     kept = []
     for name in sorted(counts):
@@ -101,32 +119,41 @@ def _settle(
 ) -> list[int]:
     """Swap entries within the columns after the first until rows are valid, then mix; returns the valid rows."""
 
-    def bad(row: int, column: int, entry: str) -> bool:
+    def faults(row: int, column: int, entry: str) -> int:
+        """How many others in the row `entry` cannot stand beside; large if the clip itself forbids it."""
         near = clashes.get(entry, frozenset())
-        others = (other for number, other in enumerate(table[row]) if number != column)
-        return entry in own[row] or any(other == entry or other in near for other in others)
+        others = sum(other == entry or other in near for number, other in enumerate(table[row]) if number != column)
+        return others + FORBIDDEN * (entry in own[row])
 
-    def swap_if_valid(row: int, other: int, column: int) -> bool:
+    def swap(row: int, other: int, column: int, allowed: int = 0) -> None:
+        """Swap two entries of a column if that changes the number of faults by at most `allowed`."""
         mine, theirs = table[row][column], table[other][column]
-        if bad(row, column, theirs) or (bad(other, column, mine) and not bad(other, column, theirs)):
-            return False
-        table[row][column], table[other][column] = theirs, mine
-        return True
+        if mine == theirs:
+            return
+        after = faults(row, column, theirs) + faults(other, column, mine)
+        if after == 0 or after - faults(row, column, mine) - faults(other, column, theirs) <= allowed:
+            table[row][column], table[other][column] = theirs, mine
+
+    def is_broken(row: int) -> bool:
+        return any(faults(row, column, table[row][column]) for column in range(1, width))
 
     rows, width = len(table), len(table[0]) if table else 0
-    broken = list(range(rows))
+    broken = [row for row in range(rows) if is_broken(row)]
     for _ in range(REPAIR_SWEEPS):
-        broken = [row for row in broken if any(bad(row, column, table[row][column]) for column in range(1, width))]
         if not broken:
             break
+        # In a tight table broken rows often mend each other; the last few look at every partner.
+        few = len(broken) <= FEW_BROKEN
         for row in broken:
-            for column in range(1, width):
-                tries = 0
-                while bad(row, column, table[row][column]) and tries < REPAIR_TRIES:
-                    swap_if_valid(row, rng.randrange(rows), column)
-                    tries += 1
-    for _ in range(MIXING_SWAPS * rows * (width - 1) if not broken else 0):
-        row, other, column = rng.randrange(rows), rng.randrange(rows), rng.randrange(1, width)
-        if row != other and not bad(other, column, table[row][column]):
-            swap_if_valid(row, other, column)
-    return [row for row in range(rows) if not any(bad(row, column, table[row][column]) for column in range(1, width))]
+            partners = rng.choices(broken, k=REPAIR_TRIES)
+            partners += rng.sample(range(rows), rows if few else min(rows, REPAIR_TRIES))
+            for partner, column in product(partners, range(1, width)):
+                swap(row, partner, column, allowed=-1)
+                if not is_broken(row):
+                    break
+            else:  # a swap that only moves the fault leads out of a dead end
+                swap(row, rng.randrange(rows), rng.randrange(1, width))
+        broken = [row for row in range(rows) if is_broken(row)]
+    for _ in range(0 if broken else MIXING_SWAPS * rows * (width - 1)):
+        swap(rng.randrange(rows), rng.randrange(rows), rng.randrange(1, width))
+    return [row for row in range(rows) if not is_broken(row)]

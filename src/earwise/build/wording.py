@@ -50,6 +50,7 @@ NAMES: Mapping[str, str] = {
     "footsteps_snow": "footsteps in snow",
     "footsteps_water": "footsteps in water",
     "footsteps_wood": "footsteps on wood",
+    "french_horn": "French horn",
     "fuse_burning": "burning fuse",
     "glass_breaking": "breaking glass",
     "glass_clink": "clinking glass",

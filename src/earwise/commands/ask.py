@@ -64,8 +64,8 @@ def command(
     earwise ask clip.ogg "Is someone speaking?" --choices yes,no --json
     earwise ask lecture.wav "What happens here?" --long-audio chunk
 
-    With --choices the answer is one of them, or, where the model names none, its own words. --json adds `likelihood`: the probability of
-    each option among the options, whatever the model said.
+    With --choices the answer is one of them, or, where the model names none, its own words. --json adds `likelihood`:
+    the probability of each option among the options, whatever the model said.
     """
     from earwise.engine.base import Decoding
 
@@ -80,7 +80,7 @@ def command(
     loaded = perf_counter()
     heard = [hear(engine, path, long_audio, allow_silent) for path in files]
     decoding = Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    pieces = [(piece,) for piece in heard[0]] if len(heard) == 1 else [tuple(waves[0] for waves in heard)]
+    pieces = [tuple(waves[0] for waves in heard)] if len(heard) > 1 else [tuple([piece]) for piece in heard[0]]
     answers = _answers(engine, files, pieces, question, options, think, decoding, with_likelihood=as_json)
     if not as_json:
         for answer in answers:

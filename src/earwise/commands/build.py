@@ -38,7 +38,7 @@ def group() -> None:
 )
 @click.option(
     "--fields",
-    help="Facts to ask for, parted by commas (sound, instrument, language, emotion, gender, digit, words, kind); all by default.",
+    help="Facts to ask for: sound, instrument, language, emotion, gender, digit, words, kind; all by default.",
 )
 @click.option("--n-choices", default=4, show_default=True, help="Options of a multiple-choice question.")
 @click.option("--per-clip", type=click.IntRange(1), help="At most so many questions a clip, drawn by seed.")
@@ -62,8 +62,8 @@ def labels(
 ) -> None:
     """Turn COLLECTION into multiple-choice, yes/no, open and caption questions.
 
-    COLLECTION is a folder with one folder of clips per class, a CSV file (path, label), or JSON lines (path, labels, and where known category,
-    group, split, language, emotion ...).
+    COLLECTION is a folder with one folder of clips per class, a CSV file (path, label), or JSON lines (path, labels,
+    and where known category, group, split, language, emotion ...).
 
     \b
     earwise build labels my-sounds/ --out my-sounds/questions.jsonl
@@ -119,7 +119,7 @@ def labels(
 )
 @json_option
 def check(manifests: tuple[str, ...], strict: bool, listen: bool, seed: int, as_json: bool) -> None:
-    """Check one or several MANIFESTs together: can a deaf model guess the answers, does a recording stand in two splits?
+    """Check MANIFESTs together: can a deaf model guess the answers, does a recording stand in two splits?
 
     \b
     earwise build check train.jsonl val.jsonl

@@ -83,7 +83,9 @@ def command(model: str, max_new_tokens: int, temperature: float, seed: int) -> N
 
 def _line() -> str | None:
     """The next line of the user, stripped; None at the end of input."""
+    import sys
+
     try:
-        return input("> " if click.get_text_stream("stdin").isatty() else "").strip()
+        return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return None

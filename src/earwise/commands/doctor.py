@@ -1,7 +1,5 @@
 """`earwise doctor`: is the machine fit, does the model hear, does the batch leave answers alone."""
 
-import sys
-
 import click
 
 from earwise.commands.loading import json_option, model_option, note, open_engine, result
@@ -21,12 +19,11 @@ def command(model: str, as_json: bool) -> None:
 
     Exit code 0 if nothing failed (warnings allowed), 1 otherwise.
     """
-    from earwise.commands.loading import wants_base
+    from earwise.commands.loading import fetch_base
     from earwise.doctor import as_rows, examine
     from earwise.models import fetch
 
-    base = (lambda: fetch.base_folder(note)) if wants_base(model) else None
-    checks = examine(lambda: open_engine(model), fetch.home(), base, say=note)
+    checks = examine(lambda: open_engine(model), fetch.home(), lambda: fetch_base(model), say=note)
     failed = sum(check.verdict == "fail" for check in checks)
     if as_json:
         result({"ok": not failed, "checks": as_rows(checks)})
@@ -37,4 +34,4 @@ def command(model: str, as_json: bool) -> None:
                 + (f"\n      -> {check.remedy}" if check.remedy else "")
             )
         click.echo("all well" if not failed else f"{failed} failed")
-    sys.exit(1 if failed else 0)
+    raise click.exceptions.Exit(1 if failed else 0)

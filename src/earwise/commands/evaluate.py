@@ -1,4 +1,4 @@
-"""`earwise evaluate`, `compare`, `report`: measure a model, set two runs side by side, make a page that a person reads."""
+"""`earwise evaluate`, `compare`, `report`: measure a model, set two runs side by side, make a page to read."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,12 @@ from earwise.commands.loading import (
     model_option,
     note,
     open_engine,
-    progress,
     result,
 )
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from earwise.types import Example
+    pass
 
 FOLDER = click.Path(path_type=Path)
 
@@ -113,6 +112,7 @@ def command(
     from earwise.engine.base import Decoding
     from earwise.evaluate import tasks
     from earwise.evaluate.run import evaluate_with_controls
+    from earwise.measure import progress, spread
     from earwise.prompts import THINKING
 
     path = find_manifest(data) if data.startswith("starter:") else Path(data)
@@ -131,7 +131,7 @@ def command(
             batch=batch,
             permutations=permutations,
             long_audio=long_audio,
-            on_progress=progress(),
+            on_progress=progress(note),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -145,16 +145,10 @@ def command(
     errors = metrics["error"]["count"]
     if errors and not allow_errors:
         raise DataError(
-            f"{errors} of {metrics['error']['n']} items could not be asked and count as wrong (first: {metrics['first_error']}); all other "
-            f"answers are kept in {out}, repair the files and evaluate into a new folder, or say --allow-errors"
+            f"{errors} of {metrics['error']['n']} items could not be asked and count as wrong (first: "
+            f"{metrics['first_error']}); all answers are kept in {out}; repair the files and evaluate into a new "
+            "folder, or say --allow-errors"
         )
-
-
-def spread(examples: "list[Example]", limit: int | None) -> "list[Example]":
-    """`limit` examples evenly spaced over the list (manifests are sorted, so the first ones are much alike); all for None."""
-    if limit is None or limit >= len(examples):
-        return examples
-    return [examples[number * len(examples) // limit] for number in range(limit)]
 
 
 def as_text(metrics: dict[str, Any]) -> str:
@@ -174,7 +168,8 @@ def as_text(metrics: dict[str, Any]) -> str:
         gain = row["hearing_gain"]["official"]
         lines.append(_row(control, row["accuracy"]))
         lines.append(
-            f"{'  hearing gain':20}{100 * gain['difference']:>+10.1f}   [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p {gain['p']:.4f}"
+            f"{'  hearing gain':20}{100 * gain['difference']:>+10.1f}   "
+            f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p {gain['p']:.4f}"
         )
     if metrics["format"] is not None:
         lines.append(f"in the asked format {100 * metrics['format']['accuracy']:>11.1f}")
@@ -240,7 +235,7 @@ def compare(before: Path, after: Path, common: bool, kind: str, seed: int, as_js
 def report(
     runs: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str, seed: int, as_json: bool
 ) -> None:
-    """Write one self-contained page about RUNs: the first is the one compared with (before), the last the one in question (after).
+    """Write one self-contained page about RUNs: the first is compared with (before), the last is in question (after).
 
     \b
     earwise report runs/first

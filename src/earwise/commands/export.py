@@ -1,8 +1,6 @@
 """`earwise export` and `earwise models`: a model to hand on, and which families there are."""
 
 import json
-import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,9 +32,11 @@ def command(model: str, out: Path, merged: bool, dtype: str, as_json: bool) -> N
     earwise export --model runs/r1-aqa/final --out my-model
     earwise ask clip.ogg "What is it?" --model my-model
 
-    Holds `trained.safetensors` (what was trained), `earwise.json` (the family), `merged.safetensors` (all weights), the tokenizer and sizes, and
-    README.md, the model card.
+    Holds `trained.safetensors` (what was trained), `earwise.json` (the family), `merged.safetensors` (all weights), the
+    tokenizer and sizes, and README.md, the model card.
     """
+    import shutil
+
     refuse_existing(out)
     loaded = open_model(model)
     part = out.with_name(f".{out.name}.part")
@@ -65,12 +65,14 @@ def command(model: str, out: Path, merged: bool, dtype: str, as_json: bool) -> N
 
 
 def _write_merged(model: "AudioLM", folder: Path, dtype: str) -> None:
-    """All parameters under `encoder.`, `connector.`, `decoder.`; tokenizer and sizes beside them where the family has such files."""
+    """All parameters under `encoder.`, `connector.`, `decoder.`; tokenizer and sizes where there are such."""
+    import shutil
+    from importlib.metadata import version
+
     import torch
     from safetensors.torch import save_file
 
-    from earwise.commands.loading import wants_base
-    from earwise.models import fetch
+    from earwise.commands.loading import fetch_base
 
     kind = getattr(torch, dtype)
     state = {name: value.detach().to(kind).contiguous().cpu() for name, value in model.module.state_dict().items()}
@@ -79,14 +81,15 @@ def _write_merged(model: "AudioLM", folder: Path, dtype: str) -> None:
         folder / "merged.safetensors",
         metadata={"family": model.name, "revision": model.revision, "earwise": version("earwise")},
     )
-    if wants_base(str(folder)):
-        base = fetch.base_folder(note)
+    if base := fetch_base(str(folder)):
         for name in ("encoder.json", "decoder.json", "tokenizer.json"):
             shutil.copyfile(base / name, folder / name)
 
 
 def _card(model: "AudioLM", source: str, folder: Path, dtype: str) -> str:
     """The model card, from what the model says of itself."""
+    from importlib.metadata import version
+
     counts = {
         group: sum(p.numel() for name, p in model.module.named_parameters() if name.startswith(prefixes))
         for group, prefixes in model.groups.items()
@@ -98,9 +101,10 @@ def _card(model: "AudioLM", source: str, folder: Path, dtype: str) -> str:
         merged = f"""
 ## Without earwise
 
-`merged.safetensors` holds every weight ({dtype}) as `encoder.*`, `connector.*` and `decoder.*`; nothing else needs to be added to them. In the
-embedded family the encoder is transformers' `WhisperEncoder` (sizes in `encoder.json`), the decoder its `LlamaModel` (`decoder.json`; the output head
-is the embedding table), the connector `earwise.models.parts.projector.LayerMix`, and `tokenizer.json` is read by the `tokenizers` library:
+`merged.safetensors` holds every weight ({dtype}) as `encoder.*`, `connector.*` and `decoder.*`; nothing else needs to
+be added to them. In the embedded family the encoder is transformers' `WhisperEncoder` (sizes in `encoder.json`), the
+decoder its `LlamaModel` (`decoder.json`; the output head is the embedding table), the connector
+`earwise.models.parts.projector.LayerMix`, and `tokenizer.json` is read by the `tokenizers` library:
 
 ```python
 from safetensors.torch import load_file
@@ -114,8 +118,9 @@ pipeline_tag: audio-text-to-text
 ---
 # {model.name}
 
-An audio-language model of the family `{family}`, exported by earwise {version("earwise")} from `{Path(source).name}` (weights {model.revision}). It hears up to
-{model.spec.max_s:g} s at {model.spec.sample_rate} Hz, about {model.spec.tokens_per_s:g} tokens a second.
+An audio-language model of the family `{family}`, exported by earwise {version("earwise")} from `{Path(source).name}`
+(weights {model.revision}). It hears up to {model.spec.max_s:g} s at {model.spec.sample_rate} Hz, about
+{model.spec.tokens_per_s:g} tokens a second.
 
 | part | parameters |
 |---|---|
@@ -135,8 +140,8 @@ engine = LocalEngine(load("."))
 {merged}
 ## Limits
 
-Measure it on sounds of your own before you rely on it (`earwise evaluate`, with its blind controls). Weights keep the licences of the parts they were made
-from and of the data they were trained on.
+Measure it on sounds of your own before you rely on it (`earwise evaluate`, with its blind controls). Weights keep the
+licences of the parts they were made from and of the data they were trained on.
 """
 
 

@@ -1,9 +1,8 @@
 """What several commands share: notes on stderr, options, a loaded model, a decoded clip."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -48,13 +47,21 @@ def open_model(name: str) -> "AudioLM":
     Raises:
         ModelError: if there is no such model or its weights cannot be had.
     """
-    from earwise.models import base, fetch
+    from earwise.models import base
 
-    if wants_base(name):
-        if not (fetch.home() / fetch.BASE / "complete").exists():
-            note(f"first run: fetching the base weights (about 230 MB, once) into {fetch.home()}")
-        fetch.base_folder(note)
+    fetch_base(name)
     return base.load(name)
+
+
+def fetch_base(name: str) -> Path | None:
+    """The folder with a model's base weights, fetched with a word about it on the first run; None if it has none."""
+    from earwise.models import fetch
+
+    if not wants_base(name):
+        return None
+    if not (fetch.home() / fetch.BASE / "complete").exists():
+        note(f"first run: fetching the base weights (about 230 MB, once) into {fetch.home()}")
+    return fetch.base_folder(note)
 
 
 def open_engine(name: str) -> "LocalEngine":
@@ -68,7 +75,7 @@ def wants_base(name: str) -> bool:
     """True if the model is built on the base weights that `fetch` brings."""
     marker = Path(name) / "earwise.json"
     if not marker.is_file():
-        return name in ("embedded", "embedded-aligned")
+        return name.split("-")[0] == "embedded"
     try:
         family = json.loads(marker.read_text(encoding="utf-8"))["family"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -93,21 +100,3 @@ def refuse_existing(path: Path) -> None:
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ConfigError(f"{path}: already exists; choose another --out or delete it")
-
-
-def progress() -> Callable[[Any], None]:
-    """A listener for `evaluate` that tells on stderr how far it is, at most every few seconds."""
-    import time
-
-    told = 0.0
-
-    def tell(state: Any) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if state.done == state.total or now - told > 5:
-            told = now
-            what = state.control or "with sound"
-            wrong = f", {state.errors} errors" if state.errors else ""
-            note(f"{what}: {state.done} of {state.total} items, {state.correct} right{wrong}")
-
-    return tell

@@ -205,9 +205,7 @@ def evaluate(
             prompts = [Prompt(item.turns, heard.waves, item.key) for item, heard in pairs if heard.error is None]
             results = _answers(engine, prompts, decoding, canary)
             seconds = round((time.perf_counter() - started) / max(len(prompts), 1), 4)
-            answered = [
-                prompt for prompt, result in zip(prompts, results, strict=True) if isinstance(result, Completion)
-            ]
+            answered = [p for p, result in zip(prompts, results, strict=True) if isinstance(result, Completion)]
             canary = answered[-1] if answered else canary
             said = iter(results)
             for item, heard in pairs:

@@ -72,8 +72,8 @@ class Embedded:
         return text
 
     def audio_tokens(self, samples: int) -> int:
-        """Summary tokens plus one per started 320 ms."""
-        return self.module.connector.summary_tokens - (-whisper.states(samples) // POOL)
+        """Summary tokens and leads, plus one per started 320 ms."""
+        return self.module.connector.fixed_tokens - (-whisper.states(samples) // POOL)
 
     def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
         """Pooled states of all layers per clip, `(layers, 2 + windows, dim)`; see `projector.pool_states`."""
@@ -83,7 +83,8 @@ class Embedded:
     def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
         device = self.module.connector.gates.device
-        return [self.module.connector(clip.to(device)) for clip in heard]
+        connected: list[Tensor] = self.module.connector([clip.to(device) for clip in heard])
+        return connected
 
     def embed(self, ids: Tensor) -> Tensor:
         """Text embeddings `(seq, dim)`."""

@@ -78,7 +78,7 @@ def write_report(
         Section(
             "Does it hear?",
             tables.blind(coloured, kind),
-            "The same questions with the sound taken away. What is left comes from the text, the difference is hearing.",
+            "The same questions with the sound taken away: what is left comes from the text, the rest is hearing.",
         ),
         Section(
             "Format and accuracy, apart",
@@ -86,6 +86,11 @@ def write_report(
             "A model can gain by answering in the asked form or by knowing more answers; the two are counted apart.",
         ),
         Section("By task, category and difficulty", tables.by_group(coloured, paired, kind)),
+        Section(
+            "Position habits",
+            tables.positions(coloured),
+            "Options are shuffled by seed: a run that prefers one place is guessing more than listening.",
+        ),
         Section(
             "Training",
             training_curves(training),

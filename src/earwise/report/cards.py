@@ -92,7 +92,7 @@ def cards(runs: Sequence[tuple[Run, int]], kind: str, seed: int, budget: int = A
             fits = len(url) <= left
             left -= len(url) if fits else 0
             players.append(
-                f'<audio controls preload="none" src="{url}"></audio>'
+                f'<audio controls preload="metadata" src="{url}"></audio>'
                 if fits
                 else '<p class="noclip">clip left out to keep the page small</p>'
             )
@@ -102,7 +102,8 @@ def cards(runs: Sequence[tuple[Run, int]], kind: str, seed: int, budget: int = A
     buttons = "".join(_button(name, name == "all") for name in ("all", *seen))
     note = (
         f"{len(body)} of {len(only[-1].first)} items, drawn by seed {seed} in turn from each outcome: "
-        "read them for what goes well and wrong, not for how often."
+        "read them for what goes well and wrong, not for how often. "
+        + " ".join(f"{name.capitalize()}: {OUTCOMES[name]}." for name in seen if OUTCOMES[name] != name)
     )
     return f'<div class="samples">{buttons}<p class="note">{note}</p><div class="cards">{"".join(body)}</div></div>'
 
@@ -122,7 +123,8 @@ def _card(row: Row, kind: str, result: str, players: str, runs: Sequence[tuple[R
     about = " · ".join(escape(str(row[key])) for key in ("task", "category", "difficulty") if row[key])
     return (
         f'<article class="card" data-o="{result}">'
-        f'<header><span class="tag {result}">{OUTCOMES[result]}</span><span>{about}</span></header>'
+        f'<header><span class="tag {result}" title="{OUTCOMES[result]}">{result.capitalize()}</span>'
+        f"<span>{about}</span></header>"
         f'{players}<p class="question">{escape(row["question"])}</p><ul class="options">{options}</ul>'
         f'<div class="said">{said}</div><footer>{escape(row["id"])}</footer></article>'
     )

@@ -20,7 +20,7 @@ KIND_NOTES = {
     "strict": "the answer is the option's text, letter for letter",
     "lenient": "the official matcher on the extracted answer",
 }
-CONFUSED = 12  # classes shown; the rest are one row
+CONFUSED = 10  # classes shown; the rest are one row
 GROUPS_SHOWN = 24
 
 
@@ -30,8 +30,8 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "")
     rows = "".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in body
     )
-    title = f"<caption>{caption}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{title}<thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>'
+    note = f'<p class="note">{caption}</p>' if caption else ""
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
 
 
 def interval_cell(row: dict[str, Any] | None) -> str:
@@ -210,6 +210,27 @@ def _right(rows: Sequence[Row], kind: str) -> list[bool]:
 
 def _rate(flags: Sequence[bool]) -> str:
     return f"{percent(sum(flags) / len(flags))}<small>{sum(flags)} of {len(flags)}</small>" if flags else "–"
+
+
+def positions(runs: Sequence[tuple[Run, int]]) -> str:
+    """Where the right option stands and which places each run chooses; empty without options."""
+    run_rows = [(run, colour, run.metrics["position"]) for run, colour in runs if run.metrics["position"]]
+    if not run_rows:
+        return ""
+    head = ["Option’s place", "Is right"]
+    for run, colour, _ in run_rows:
+        head += [f"{run_name(run, colour)}: chosen", "accuracy where right"]
+    body = []
+    for first in run_rows[-1][2]:
+        named = first["position"] is not None
+        line = [str(first["position"] + 1), percent(first["gold_share"])] if named else ["none named", "–"]
+        for _, _, rows in run_rows:
+            row = next((row for row in rows if row["position"] == first["position"]), None)
+            line += (
+                ["–", "–"] if row is None else [percent(row["chosen_share"]), interval_cell(row) if row["n"] else "–"]
+            )
+        body.append(line)
+    return table(head, body)
 
 
 def confusions(runs: Sequence[Run]) -> str:

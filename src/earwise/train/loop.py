@@ -128,7 +128,7 @@ def run(
                 if not torch.isfinite(output.loss):
                     raise ModelError(f"{work.kind}: loss is {float(output.loss)} at step {step}; lower the learning rate, then --resume")
                 accelerator.backward(output.loss)
-                for name, value in {"loss": float(output.loss), **output.metrics}.items():
+                for name, value in {"loss": float(output.loss.detach()), **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * (1 if name == "loss" else 1 / len(micros))
             norm = float(torch.nn.utils.clip_grad_norm_(trained, optimizer_config.grad_clip)) if micros else 0.0
             if not math.isfinite(norm):

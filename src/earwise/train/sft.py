@@ -93,6 +93,7 @@ def work(
 
 # One summary token each: what it is, which language, which mood, whose voice (`meta.field` of the rows that `build labels` writes).
 RIDGE_FIELDS = (("sound", "instrument", "digit"), ("language",), ("emotion",), ("gender",))
+RIDGE_LEADS = (" Sound:", " Language:", " Emotion:", " Voice:", " Audio:")
 
 
 def _ridge(model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], ears: Ears, sounds: Sounds, say: Say) -> None:
@@ -119,7 +120,9 @@ def _ridge(model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], e
         meanings = {name: _meaning(model, name) for name in set(names) if name}
         unknown = torch.full_like(next(iter(meanings.values())), float("nan"))
         targets.append(torch.stack([meanings[name] if name else unknown for name in names]))
-    explained = ridge_start(model.module.connector, heard, targets, strength=RIDGE_STRENGTH)
+    with torch.no_grad():
+        leads = torch.stack([model.embed(torch.tensor(model.tokenize(lead))) for lead in RIDGE_LEADS])
+    explained = ridge_start(model.module.connector, heard, targets, leads, strength=RIDGE_STRENGTH)
     shown = ", ".join(f"{fields[0]} {share:.2f}" for fields, share in zip(RIDGE_FIELDS, explained, strict=True))
     say(f"ridge start on {len(heard)} clips; share of variance explained: {shown}")
 

@@ -2,7 +2,8 @@
 
 Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are normalised, weighted by
 learned gates and projected together. Summary tokens see the mean and the deviation over time, as a linear probe would. `ridge_start` gives
-both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels.
+both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels. A learned lead stands before
+every summary token and before the frames; it starts as words (" Language:"), so that a decoder that has only ever read text finds its way at once.
 """
 
 from collections.abc import Sequence
@@ -34,20 +35,23 @@ class LayerMix(nn.Module):
         out: Decoder width.
         summary: Number of summary tokens.
         rank: Width of the summary tokens' bottleneck.
+        lead: Tokens of each lead.
     """
 
-    def __init__(self, layers: int, dim: int, out: int, summary: int = 4, rank: int = 64) -> None:
+    def __init__(self, layers: int, dim: int, out: int, summary: int = 4, rank: int = 64, lead: int = 2) -> None:
         super().__init__()
         self.gates = nn.Parameter(torch.zeros(layers))
         self.frames = nn.Linear(layers * dim, out)
         self.squeeze = nn.Linear(2 * layers * dim, summary * rank, bias=False)
         self.summary = nn.Parameter(torch.randn(summary, rank, out) * rank**-0.5)
         self.summary_bias = nn.Parameter(torch.zeros(summary, out))
+        self.leads = nn.Parameter(torch.randn(summary + 1, lead, out) * 0.1)
 
     @property
-    def summary_tokens(self) -> int:
-        """Tokens in front of the frame tokens."""
-        return self.summary.shape[0]
+    def fixed_tokens(self) -> int:
+        """Tokens in front of the frame tokens, whatever the clip's length."""
+        summary, lead = len(self.summary), self.leads.shape[1]
+        return summary * (lead + 1) + lead
 
     def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
         """Layers normalised to unit variance, weighted by the gates (all 1 at the start) and laid side by side; row 1 (deviation) is only scaled."""
@@ -56,17 +60,27 @@ class LayerMix(nn.Module):
         gates = torch.softmax(self.gates, 0) * len(self.gates)
         return rearrange(heard / level * gates[:, None, None], "layers rows dim -> rows (layers dim)")
 
-    def forward(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "audio_seq out"]:
-        """Embeddings of one clip: summary tokens, then one token per window."""
-        rows = self.mixed(heard)
-        narrow = rearrange(self.squeeze(rows[:2].flatten()), "(summary rank) -> summary rank", summary=self.summary_tokens)
-        summary = torch.einsum("sr,sro->so", narrow, self.summary) + self.summary_bias
-        return torch.cat([summary, self.frames(rows[2:])])
+    def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
+        """Embeddings of some clips: each summary token behind its lead, the last lead, then one token per window."""
+        if not heard:
+            return []
+        rows = [self.mixed(clip) for clip in heard]
+        narrow = self.squeeze(torch.stack([row[:2].flatten() for row in rows]))
+        narrow = rearrange(narrow, "clips (summary rank) -> clips summary rank", summary=len(self.summary))
+        summary = torch.einsum("csr,sro->cso", narrow, self.summary) + self.summary_bias
+        led = torch.cat([self.leads[:-1].expand(len(rows), -1, -1, -1), summary[:, :, None]], 2).flatten(1, 2)
+        frames = self.frames(torch.cat([row[2:] for row in rows])).split([len(row) - 2 for row in rows])
+        return [torch.cat([first, self.leads[-1], rest]) for first, rest in zip(led, frames, strict=True)]
 
 
 @torch.no_grad()
 def ridge_start(
-    connector: LayerMix, heard: Sequence[Tensor], targets: Sequence[Float[Tensor, "clips out"]], *, strength: float = 2.0
+    connector: LayerMix,
+    heard: Sequence[Tensor],
+    targets: Sequence[Float[Tensor, "clips out"]],
+    leads: Float[Tensor, "leads lead out"],
+    *,
+    strength: float = 2.0,
 ) -> list[float]:
     """Set a connector to the ridge regression from what is heard to target embeddings.
 
@@ -74,15 +88,17 @@ def ridge_start(
         connector: Changed in place; `targets[0]` also starts the frame tokens.
         heard: Pooled states per clip.
         targets: One matrix per summary token; rows of NaN are clips without that label.
+        leads: Embeddings of the words that stand before each summary token and before the frames.
         strength: Ridge penalty in units of the mean feature variance.
     Returns:
         Share of the targets' variance that each summary token explains on the clips given.
     """
+    connector.leads.copy_(leads)
     rows = [connector.mixed(clip) for clip in heard]
     features = torch.stack([row[:2].flatten() for row in rows]).double()
     explained = []
     rank = connector.summary.shape[1]
-    squeeze = connector.squeeze.weight.unflatten(0, (connector.summary_tokens, rank))
+    squeeze = connector.squeeze.weight.unflatten(0, (len(connector.summary), rank))
     for token, target in enumerate(targets):
         known = ~target.isnan().any(1)
         weight, bias, share = _ridge(features[known], target[known].double(), strength)

@@ -1,0 +1,90 @@
+"""The command line as tests use it: in this process, or as a process of its own that can be killed."""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from earwise import cli as commands
+from earwise.train.run import STARTER as STARTER
+
+# Two stages on a handful of clips; every step is saved, so that a kill may come at any moment.
+RECIPE = """
+recipe: tiny
+seed: 7
+stages:
+  - kind: sft
+    name: sft
+    data: {mixture: [{manifest: questions.jsonl}], styles: {answer: 0.5, plain: 0.5}}
+    clips_per_step: 2
+    questions_per_clip: 1
+    max_steps: 2
+    save_every: 1
+    pack_tokens: 256
+    optimizer: {lr: 1.0e-4}
+    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4, targets: [q_proj, v_proj]}}
+  - kind: grpo
+    name: grpo
+    data: {mixture: [{manifest: questions.jsonl}]}
+    prompts_per_step: 2
+    group_size: 2
+    max_new_tokens: 3
+    max_steps: 4
+    save_every: 1
+    pack_tokens: 256
+    optimizer: {lr: 1.0e-4}
+    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4, targets: [q_proj, v_proj]}}
+eval:
+  - {manifest: questions.jsonl, style: answer, max_new_tokens: 3, limit: 2}
+profiles:
+  short: {"stages.*.max_steps": 1, eval: []}
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object on stdout."""
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Done]
+
+
+def in_process(*arguments: object) -> Done:
+    """Run a command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = commands.run([str(argument) for argument in arguments])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Popen[str]:
+    """Start a command line as a process of its own, with as many threads as this one, so that it computes the same bits.
+
+    Args:
+        arguments: The command line.
+        before: Python to run first, for limits.
+    """
+    code = f"{before}\nfrom earwise.cli import main\nmain()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )

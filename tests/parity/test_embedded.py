@@ -1,0 +1,109 @@
+"""The embedded model's real base weights against transformers' own classes: decoder, encoder alone and in batches,
+forest.
+"""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from builders import ask, largest, sound
+from earwise.forest import Path, pack, plant
+from earwise.models import embedded, fetch
+from earwise.models.embedded import Embedded
+from earwise.models.parts import whisper
+from earwise.models.parts.attention import TreeAttention
+from earwise.models.sequence import answer_path, conversation_path
+from earwise.train.policy import Policy
+
+pytestmark = [
+    pytest.mark.weights,
+    pytest.mark.skipif(
+        not (fetch.home() / fetch.BASE / "complete").exists(),
+        reason="no base weights in EARWISE_HOME; `make test` fetches them",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Embedded]:
+    with torch.inference_mode(False):
+        yield embedded.blank()
+
+
+@torch.no_grad()
+def test_decoder_equals_llama(model: Embedded) -> None:
+    config = model.module.decoder.config
+    plain = LlamaForCausalLM(type(config)(**config.to_dict() | {"attn_implementation": "eager"})).eval()
+    plain.model.load_state_dict(load_file(fetch.base_folder() / "decoder.safetensors"))
+    plain.tie_weights()
+    text = "<|im_start|>user\nWhich sound is this?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
+    ids = torch.tensor(model.tokenize(text))
+    forest = pack([plant([Path(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
+    ours = model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
+    theirs = plain(input_ids=ids[None]).logits[0]
+    assert largest([ours.log_softmax(-1) - theirs.log_softmax(-1)]) < 2e-4
+    # The weights were converted rightly: the text model knows what it knows.
+    assert model.detokenize([int(ours[-1].argmax())]).strip() == "Paris"
+
+
+@torch.no_grad()
+def test_encoder_equals_whisper_on_its_whole_window(model: Embedded) -> None:
+    encoder = model.module.encoder
+    mel = torch.randn(encoder.num_mel_bins, 3000, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+    theirs = encoder(mel[None], output_hidden_states=True)
+    (ours,) = whisper.layer_states(encoder, [mel])
+    assert ours.shape == (len(encoder.layers) + 1, 1500, 512)
+    scale = float(theirs.last_hidden_state.abs().max())
+    assert largest([ours[-1] - theirs.last_hidden_state[0]]) < 1e-4 * scale
+    for layer in range(len(encoder.layers)):
+        assert largest([ours[layer] - theirs.hidden_states[layer][0]]) < 1e-4 * float(
+            theirs.hidden_states[layer].abs().max()
+        )
+
+
+@torch.no_grad()
+def test_a_batch_hears_each_clip_as_if_alone(model: Embedded) -> None:
+    waves = [
+        sound(seconds, 300 * (number + 1), number) for number, seconds in enumerate((1.7, 0.005, 0.33, 1.0, 1.005))
+    ]
+    for together, wave in zip(model.listen(waves), waves, strict=True):
+        (alone,) = model.listen([wave])
+        assert together.shape == alone.shape
+        assert largest([together - alone]) < 1e-4 * float(alone.abs().max())
+        assert len(model.connect([alone])[0]) == model.audio_tokens(len(wave))
+
+
+@torch.no_grad()
+def test_forest_equals_one_by_one(model: Embedded) -> None:
+    waves = {0: sound(1.0), 1: sound(0.4, 900)}
+    trees: list[list[Path]] = []
+    for clip, answers in (
+        (0, ["a dog barks", "a door", "a dog", "a dog barks"]),
+        (1, ["<answer>siren</answer>", "<answer>sea</answer>"]),
+    ):
+        paths = []
+        for question in ("What is it?", "What do you hear?"):
+            prompt = conversation_path(model, ask(question), [clip], [len(waves[clip])], generate=True)
+            paths += [prompt + answer_path(model, answer) for answer in answers]
+        trees.append(paths)
+    heard = dict(enumerate(model.listen(list(waves.values()))))
+    policy = Policy(model)
+    forest = pack([plant(paths) for paths in trees])
+    rows: Tensor = policy(forest, heard, {})
+    assert len(forest) < sum(len(path.ids) for paths in trees for path in paths) / 2
+    for row, path in zip(rows, (path for paths in trees for path in paths), strict=True):
+        alone = policy(pack([plant([path])]), heard, {})[0]
+        assert largest([row[: len(alone)] - alone]) < 1e-4
+
+
+def test_sizes_on_disk_are_those_in_use(model: Embedded) -> None:
+    sizes = json.loads((fetch.base_folder() / "decoder.json").read_text())
+    assert sum(parameter.numel() for parameter in model.module.decoder.parameters()) == 134_515_008
+    assert (
+        model.module.decoder.config.vocab_size == sizes["vocab_size"] == len(model.module.decoder.embed_tokens.weight)
+    )

@@ -1,0 +1,251 @@
+"""The forest against the plain one-by-one forward of transformers' own Qwen2-Audio class: log-probabilities and
+gradients, float32.
+
+Random trees of depth 1 to 3 with uneven branches and sounds in trunks and in branches, several trees in a pack, all
+parameters trained or LoRA. Mutants at the end: with a wrong mask, or wrong positions, the same comparison fails by
+orders of magnitude.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from builders import largest, plain_copy, plain_logprobs, sound, tiny_qwen2_audio
+from earwise.config import LoraConfig, TrainableConfig
+from earwise.forest import Forest, Path, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.losses import grpo_loss
+from earwise.models.parts.attention import TreeAttention
+from earwise.models.qwen2_audio import Qwen2Audio
+from earwise.train.batches import assemble
+from earwise.train.policy import Policy
+from earwise.train.trainable import prepare
+from earwise.types import Waveform
+
+LOGPROB_LIMIT = 1e-5
+GRADIENT_LIMIT = 1e-4
+FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
+LORA = TrainableConfig(encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=4, alpha=8.0))
+LORA_ONLY = TrainableConfig(
+    encoder="frozen", connector="frozen", decoder="lora", lora=LoraConfig(r=2, alpha=4.0, targets=("q_proj", "v_proj"))
+)
+
+
+class Grower:
+    """Random trees over one batch of clips."""
+
+    def __init__(self, model: Qwen2Audio, seed: int) -> None:
+        self.model = model
+        self.rng = random.Random(seed)
+        self.waves: dict[int, Waveform] = {}
+
+    def clip(self) -> Path:
+        """A new sound of 60 ms to 1 s as a run of placeholders."""
+        number = len(self.waves)
+        self.waves[number] = sound(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
+        run = self.model.audio_tokens(len(self.waves[number]))
+        return Path((self.model.placeholder_id,) * run, (False,) * run, (number,) * run)
+
+    def text(self, low: int, high: int, trained: bool) -> Path:
+        ids = tuple(self.rng.randrange(6, 262) for _ in range(self.rng.randint(low, high)))
+        return Path(ids, (trained,) * len(ids), (-1,) * len(ids))
+
+    def tree(self, depth: int) -> list[Path]:
+        """Paths of a tree whose longest branches have `depth` forks; some branches end early, a few hear a second
+        sound.
+        """
+        trunk = self.text(1, 4, False) + self.clip() + self.text(1, 5, False)
+        return self.branches(trunk, depth)
+
+    def branches(self, trunk: Path, depth: int) -> list[Path]:
+        paths = []
+        for number in range(self.rng.randint(2, 4)):
+            more = trunk
+            if depth > 1 and self.rng.random() < 0.3:
+                more += self.clip()
+            more += self.text(1, 7, trained=depth == 1 or self.rng.random() < 0.5)
+            if depth == 1 or (number and self.rng.random() < 0.3):
+                paths.append(more + self.text(1, 6, True))
+            else:
+                paths += self.branches(more, depth - 1)
+        return paths
+
+
+def build(config: TrainableConfig, seed: int) -> Qwen2Audio:
+    """A tiny model made ready for training, LoRA away from its zero start."""
+    model = tiny_qwen2_audio(seed)
+    torch.manual_seed(seed)  # LoRA's first matrix is drawn from torch's own generator
+    prepare(model, config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: p.grad if p.grad is not None else torch.zeros_like(p)
+        for name, p in module.named_parameters()
+        if p.requires_grad
+    }
+
+
+def worst_gradient(ours: nn.Module, theirs: nn.Module) -> float:
+    """Largest relative difference of a parameter tensor's gradient, norm of difference over norm."""
+    mine, plain = gradients(ours), gradients(theirs)
+    assert mine.keys() == plain.keys() and len(plain) > 3
+    # The position table's rows behind the last clip and a few more get no gradient at all; then both must be exactly
+    # zero.
+    return max(
+        float((mine[name] - plain[name]).norm() / plain[name].norm()) if plain[name].any() else float(mine[name].norm())
+        for name in plain
+    )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("config", [FULL, LORA, LORA_ONLY], ids=["full", "lora+connector", "lora"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implementation: str) -> None:
+    seed = 10 * depth + len(config.lora.targets)
+    model = build(config, seed)
+    grower = Grower(model, seed)
+    trees = [grower.tree(d) for d in (depth, 1 + depth % 3, depth)]
+    forest = pack([plant(paths) for paths in trees])
+    paths = [path for paths in trees for path in paths]
+    assert len(forest) < sum(len(path.ids) for path in paths), "nothing is shared"
+    plain = plain_copy(model, implementation)
+    ours = Policy(model)(forest, {}, grower.waves)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
+    (ours * weights).sum().backward()
+    alone = []
+    for row, path in enumerate(paths):
+        alone.append(plain_logprobs(plain, path, grower.waves))
+        assert int(forest.loss_mask[row].sum()) == len(alone[row]) == sum(path.trained)
+        (alone[row] * weights[row, : len(alone[row])]).sum().backward()
+    assert largest([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
+    assert not ours[~forest.loss_mask].any()
+    assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
+
+
+def test_merged_equals_unmerged_and_packs_do_not_mix() -> None:
+    model = build(FULL, 7)
+    grower = Grower(model, 7)
+    trees = [grower.tree(2) for _ in range(4)]
+    policy = Policy(model)
+    together = policy(pack([plant(paths) for paths in trees]), {}, grower.waves)
+    apart = policy(pack([plant(paths, merge=False) for paths in trees]), {}, grower.waves)
+    assert largest([together - apart]) < LOGPROB_LIMIT
+    row = 0
+    for paths in trees:
+        single = policy(pack([plant(paths)]), {}, grower.waves)
+        assert largest([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
+        row += len(paths)
+    packs = assemble(model, None, trees, grower.waves, 150)
+    assert len(packs) > 1
+    split = [policy(micro.forest, micro.heard, micro.waves) for micro in packs]
+    rows = torch.cat([torch.nn.functional.pad(some, (0, together.shape[1] - some.shape[1])) for some in split])
+    assert largest([together - rows]) < LOGPROB_LIMIT
+
+
+def completions(grower: Grower) -> list[Path]:
+    """A group of eight: equal ones, ones that begin alike, and some that are prefixes of others."""
+    one, two = grower.text(6, 6, True), grower.text(4, 4, True)
+    cut = Path(one.ids[:3], one.trained[:3], one.clips[:3])
+    return [one, two, one, cut, cut + grower.text(2, 2, True), one + grower.text(3, 3, True), two, cut]
+
+
+@pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora+connector"])
+def test_grpo_on_a_trie_equals_separate_sequences(config: TrainableConfig) -> None:
+    """R1-AQA's loss with KL on a group with repeats and prefixes: same loss, same gradients as eight sequences of
+    their own.
+    """
+    model = build(config, 4)
+    grower = Grower(model, 4)
+    groups = []
+    for _ in range(2):
+        trunk = grower.text(2, 5, False) + grower.clip() + grower.text(2, 5, False)
+        groups.append([trunk + end for end in completions(grower)])
+    generator = torch.Generator().manual_seed(4)
+    advantages = torch.randn(16, generator=generator)
+    forest = pack([plant(group) for group in groups])
+    assert len(forest) < sum(max(len(path.ids) for path in group) for group in groups) + 2 * 25
+    plain = plain_copy(model)
+    ours = Policy(model)(forest, {}, grower.waves)
+    reference = ours.detach() + 0.3 * torch.randn(ours.shape, generator=generator)
+    old = ours.detach() + 0.1 * torch.randn(ours.shape, generator=generator)
+    mine = grpo_loss(ours, old, reference, advantages, forest.loss_mask, beta=0.04)
+    mine.loss.backward()
+    rows = [plain_logprobs(plain, path, grower.waves) for group in groups for path in group]
+    theirs = torch.stack([torch.nn.functional.pad(row, (0, ours.shape[1] - len(row))) for row in rows])
+    alone = grpo_loss(theirs, old, reference, advantages, forest.loss_mask, beta=0.04)
+    alone.loss.backward()
+    assert abs(float(mine.loss.detach() - alone.loss.detach())) < 1e-5
+    assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
+
+
+def test_equal_completions_are_one_branch_whose_advantages_add() -> None:
+    def gradient(advantages: Sequence[float], repeats: Sequence[int]) -> tuple[dict[str, Tensor], int]:
+        model = build(LORA, 9)
+        grower = Grower(model, 9)
+        trunk = grower.text(3, 3, False) + grower.clip() + grower.text(3, 3, False)
+        ends = [grower.text(5, 5, True), grower.text(7, 7, True)]
+        forest = pack([plant([trunk + ends[number] for number in repeats])])
+        logprobs = Policy(model)(forest, {}, grower.waves)
+        (logprobs.sum(1) * torch.tensor(advantages)).sum().backward()
+        return gradients(model.module), len(forest)
+
+    repeated, size = gradient([0.5, -1.0, 0.25, 2.0], [0, 1, 0, 0])
+    added, size_once = gradient([2.75, -1.0], [0, 1])
+    assert size == size_once
+    assert max(float((repeated[name] - added[name]).norm() / added[name].norm()) for name in added) < 1e-5
+
+
+def run(model: Qwen2Audio, forest: Forest, seen: Forest, positions: Tensor, waves: dict[int, Waveform]) -> Tensor:
+    """Log-probabilities of `forest` under the mask of `seen` and the given positions."""
+    connected = dict(
+        zip(sorted(waves), model.connect(model.listen([waves[clip] for clip in sorted(waves)])), strict=True)
+    )
+    hidden = model.decode(place_audio(model.embed(forest.ids), forest, connected), positions, TreeAttention(seen))
+    return by_branch(target_logprobs(hidden, forest, model.logits), forest)
+
+
+@torch.no_grad()
+def test_the_comparison_sees_a_wrong_mask() -> None:
+    model = tiny_qwen2_audio(2)
+    grower = Grower(model, 2)
+    paths = grower.tree(2)
+    forest = pack([plant(paths)])
+    plain = plain_copy(model)
+    alone = [plain_logprobs(plain, path, grower.waves) for path in paths]
+
+    def error(seen: Forest, positions: Tensor) -> float:
+        ours = run(model, forest, seen, positions, grower.waves)
+        return largest([ours[row, : len(one)] - one for row, one in enumerate(alone)])
+
+    siblings_seen = dataclasses.replace(forest, ends=torch.full_like(forest.ends, len(forest)))
+    one_too_long = dataclasses.replace(forest, ends=(forest.ends + 1).clamp(max=len(forest)))
+    # A subtree's last token predicts nothing, so hiding something from it alone is no error; from the last two it is.
+    two_too_short = dataclasses.replace(forest, ends=torch.maximum(forest.ends - 2, torch.arange(len(forest)) + 1))
+    assert error(forest, forest.positions) < LOGPROB_LIMIT
+    for mutant in (siblings_seen, one_too_long, two_too_short):
+        assert error(mutant, forest.positions) > 100 * LOGPROB_LIMIT
+    assert error(forest, torch.arange(len(forest))) > 100 * LOGPROB_LIMIT
+    assert error(forest, forest.positions.roll(1)) > 100 * LOGPROB_LIMIT
+
+
+@torch.no_grad()
+def test_the_comparison_sees_trees_that_mix() -> None:
+    model = tiny_qwen2_audio(3)
+    grower = Grower(model, 3)
+    trees = [grower.tree(1), grower.tree(1)]
+    forest = pack([plant(paths) for paths in trees])
+    leaking = dataclasses.replace(
+        forest, ends=forest.ends.where(forest.ends != forest.bounds[1], len(forest)), bounds=(0, len(forest))
+    )
+    good = run(model, forest, forest, forest.positions, grower.waves)
+    assert largest([run(model, forest, leaking, forest.positions, grower.waves) - good]) > 100 * LOGPROB_LIMIT

@@ -1,0 +1,229 @@
+"""Qwen2-Audio behind our contract against transformers' own class: trimmed hearing, checkpoints, refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2AudioForConditionalGeneration
+
+from builders import (
+    ask,
+    byte_tokenizer,
+    feature_extractor,
+    largest,
+    plain_copy,
+    plain_logprobs,
+    sound,
+    tiny_hf,
+    tiny_qwen2_audio,
+)
+from earwise.config import LoraConfig, TrainableConfig
+from earwise.errors import AudioError, ModelError
+from earwise.forest import pack, plant
+from earwise.models import base, qwen2_audio
+from earwise.models.qwen2_audio import Qwen2Audio
+from earwise.models.sequence import answer_path, conversation_path
+from earwise.train.policy import Policy
+from earwise.train.trainable import prepare
+
+LENGTHS = (321, 480, 481, 7999, 8000, 8001, 12345, 20000, 31519, 31520, 31679, 31680, 31681, 31840, 31841, 32000)
+
+
+def clips(*samples: int) -> list:
+    return [sound(2.0, 300 + 97 * number, number)[:count] for number, count in enumerate(samples)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "batch", [LENGTHS[:4], LENGTHS[4:8], LENGTHS[7:12], LENGTHS[11:], LENGTHS, *((n,) for n in LENGTHS)]
+)
+def test_trimmed_equals_padded_equals_the_class(batch: tuple[int, ...]) -> None:
+    waves = clips(*batch)
+    trimmed, padded = tiny_qwen2_audio(seed=3), tiny_qwen2_audio(seed=3, trim=False)
+    module = plain_copy(trimmed)
+    inputs = feature_extractor()(
+        waves, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+    )
+    states, tokens = module.model.audio_tower._get_feat_extract_output_lengths(inputs.attention_mask.sum(-1))
+    mask = (torch.arange(100)[None] < states[:, None])[:, None, None].expand(-1, 1, 100, -1)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    own = module.model.audio_tower(inputs.input_features, attention_mask=bias).last_hidden_state
+    short, full = trimmed.listen(waves), padded.listen(waves)
+    for number, count in enumerate(tokens.tolist()):
+        assert trimmed.audio_tokens(batch[number]) == count == len(short[number])
+        assert largest([short[number] - own[number, :count], full[number] - own[number, :count]]) < 1e-5
+
+
+@torch.no_grad()
+def test_trimming_needs_the_margin() -> None:
+    """The frames behind a clip's end are not silence to the encoder: cutting at the last real frame gives something
+    else.
+    """
+    wave = sound(0.5)
+    trimmed, padded = tiny_qwen2_audio(), tiny_qwen2_audio(trim=False)
+    mel = trimmed.features(wave)
+    assert mel.shape[1] == 51
+    assert largest([mel - padded.features(wave)[:, :51]]) < 1e-6
+    cut = trimmed._encode(mel[None, :, :50], 25, None)
+    assert largest([cut[0] - padded.listen([wave])[0]]) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_conversation_equals_the_class(implementation: str) -> None:
+    """Two clips in one conversation, one of odd length, through the class' own forward with padded features."""
+    for trim in (True, False):
+        model = tiny_qwen2_audio(seed=5, trim=trim)
+        waves = dict(enumerate(clips(9999, 24000)))
+        prompt = conversation_path(model, ask("Which is louder?", 2), [0, 1], [9999, 24000], generate=True)
+        path = prompt + answer_path(model, "the second")
+        forest = pack([plant([path])])
+        ours = Policy(model)(forest, dict(enumerate(model.listen(list(waves.values())))), {})[0]
+        assert largest([ours - plain_logprobs(plain_copy(model, implementation), path, waves)]) < 1e-5
+
+
+def test_clips_it_cannot_hear() -> None:
+    model = tiny_qwen2_audio()
+    for call in (lambda n: model.audio_tokens(n), lambda n: model.listen([sound(3.0)[:n]])):
+        with pytest.raises(AudioError, match=r"2\.00 s is longer than the 2 s .* truncate"):
+            call(32001)
+        for samples in (0, 1, 320):
+            with pytest.raises(AudioError, match=f"clip of {samples} samples gives no audio token"):
+                call(samples)
+    assert model.audio_tokens(321) == 1
+    assert model.spec.max_s == 2.0 and model.spec.sample_rate == 16000
+
+
+def same_state(one: Qwen2Audio, other: Qwen2Audio) -> bool:
+    ours, theirs = one.module.state_dict(), other.module.state_dict()
+    return ours.keys() == theirs.keys() and all(
+        value.dtype == theirs[name].dtype and torch.equal(value, theirs[name]) for name, value in ours.items()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tied", [False, True])
+def test_save_and_load_bit_for_bit(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+    model = tiny_qwen2_audio(seed=1, tied=tied)
+    model.module.to(dtype)
+    model.save(tmp_path / "one")
+    loaded = base.load(str(tmp_path / "one"))
+    assert isinstance(loaded, Qwen2Audio) and same_state(model, loaded)
+    table = loaded.module.model.language_model.embed_tokens.weight
+    assert (loaded.module.lm_head.weight is table) == tied
+    assert loaded.tokenize("<|im_start|>hé") == model.tokenize("<|im_start|>hé")
+    loaded.save(tmp_path / "two")
+    assert loaded.revision == base.load("qwen2_audio", tmp_path / "two").revision != "unsaved"
+    # transformers' own class reads the folder too, the tied head included.
+    plain = Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path / "one", dtype="auto")
+    assert torch.equal(plain.lm_head.weight, model.module.lm_head.weight)
+    if dtype == torch.float32:
+        wave = sound(0.4)
+        assert torch.equal(loaded.listen([wave])[0], model.listen([wave])[0])
+
+
+def test_tied_head_left_out_of_the_file(tmp_path: Path) -> None:
+    model = tiny_qwen2_audio(tied=True)
+    model.save(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    (head,) = (name for name in state if name.endswith("lm_head.weight"))
+    del state[head]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    assert same_state(model, qwen2_audio.load(tmp_path))
+
+
+@torch.no_grad()
+def test_save_merges_lora(tmp_path: Path) -> None:
+    model = tiny_qwen2_audio()
+    plain_names = set(model.module.state_dict())
+    targets = ("q_proj", "v_proj", "down_proj")
+    prepare(
+        model,
+        TrainableConfig(
+            encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=3, alpha=7.0, targets=targets)
+        ),
+    )
+    for name, parameter in model.module.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
+    waves = {0: sound(0.5)}
+    path = conversation_path(model, ask("What?"), [0], [len(waves[0])], generate=True) + answer_path(model, "dog")
+    before = Policy(model)(pack([plant([path])]), {}, waves)
+    model.save(tmp_path)
+    loaded = qwen2_audio.load(tmp_path)
+    assert set(loaded.module.state_dict()) == plain_names
+    after = Policy(loaded)(pack([plant([path])]), {}, waves)
+    assert largest([after - before]) < 1e-5
+    with_lora_off = plain_logprobs(plain_copy(tiny_qwen2_audio()), path, waves)
+    assert largest([with_lora_off - before[0]]) > 1e-2
+    assert torch.equal(before, Policy(model)(pack([plant([path])]), {}, waves)), "saving changed the model"
+
+
+def test_published_key_names(tmp_path: Path) -> None:
+    """Names of transformers 4 (as published) and of transformers 5 load to the same model."""
+    model = tiny_qwen2_audio()
+    model.save(tmp_path)
+    published = {}
+    for name, value in model.module.state_dict().items():
+        old = name.removeprefix("model.").replace("language_model.", "language_model.model.")
+        published["language_model.lm_head.weight" if name == "lm_head.weight" else old] = value.contiguous()
+    for state in (published, {name: value.contiguous() for name, value in model.module.state_dict().items()}):
+        save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+        assert same_state(model, qwen2_audio.load(tmp_path))
+
+
+def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        qwen2_audio.load(tmp_path)
+    model = tiny_qwen2_audio()
+    model.save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    state = load_file(weights)
+
+    def refused(match: str, changed: dict[str, torch.Tensor]) -> None:
+        save_file(changed, weights, {"format": "pt"})
+        with pytest.raises(ModelError, match=match) as caught:
+            qwen2_audio.load(tmp_path)
+        assert "\n" not in str(caught.value)
+
+    bias = next(name for name in state if name.endswith("linear.bias"))
+    refused(
+        r"tensors missing: model\.multi_modal_projector\.linear\.bias; give",
+        {name: value for name, value in state.items() if name != bias},
+    )
+    refused("tensors unexpected: surplus", state | {"surplus.weight": torch.zeros(2)})
+    refused(r"wrong shape: .*linear\.bias \(3,\) for \(32,\)", state | {bias: torch.zeros(3)})
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="not a Qwen2-Audio checkpoint"):
+        qwen2_audio.load(tmp_path)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"no \*\.safetensors"):
+        qwen2_audio.load(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ModelError, match="pickled weights can run code"):
+        qwen2_audio.load(tmp_path)
+    save_file(state, weights, {"format": "pt"})
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match="no tokenizer that knows"):
+        qwen2_audio.load(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"no weights given, .* --weights FOLDER"):
+        qwen2_audio.load()
+
+
+def test_parts_that_do_not_fit() -> None:
+    with pytest.raises(ModelError, match="the id 290, the config 3"):
+        qwen2_audio.from_parts(tiny_hf(), byte_tokenizer(290), feature_extractor())
+    with pytest.raises(ModelError, match=r"features are \(80, 16000, 160\)"):
+        qwen2_audio.from_parts(tiny_hf(), byte_tokenizer(), feature_extractor(mels=80))
+    sliding = tiny_hf()
+    sliding.config.text_config.layer_types = ["sliding_attention", "full_attention"]
+    with pytest.raises(ModelError, match="sliding-window"):
+        qwen2_audio.from_parts(sliding, byte_tokenizer(), feature_extractor())
+
+
+def test_config_of_a_saved_model_names_no_attention_of_ours(tmp_path: Path) -> None:
+    tiny_qwen2_audio().save(tmp_path)
+    assert "earwise" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))

@@ -1,0 +1,104 @@
+"""The forest by hand: one small trie drawn out, and every refusal."""
+
+import pytest
+import torch
+
+from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
+
+A, B, C, D, END, SOUND = 10, 11, 12, 13, 2, 3
+
+
+def path(prompt: list[int], said: list[int], clip: int = 0) -> Path:
+    ids = (*prompt, *said)
+    return Path(ids, (False,) * len(prompt) + (True,) * len(said), tuple(clip if i == SOUND else -1 for i in ids))
+
+
+# prompt A S S, completions "B C end", "B end", "B C end" again, "B C", "D"
+GROUP = [path([A, SOUND, SOUND], said) for said in ([B, C, END], [B, END], [B, C, END], [B, C], [D])]
+
+
+def test_a_trie_drawn_out() -> None:
+    tree = plant(GROUP)
+    #               0  1      2      3  4  5    6    7
+    assert tree.ids == (A, SOUND, SOUND, B, C, END, END, D)
+    assert tree.parents == (-1, 0, 1, 2, 3, 4, 3, 2)
+    assert tree.depths == (0, 1, 2, 3, 4, 5, 4, 3)
+    assert tree.ends == (8, 8, 8, 7, 6, 6, 7, 8)
+    assert tree.clips == (-1, 0, 0, -1, -1, -1, -1, -1)
+    assert tree.branches == ((3, 4, 5), (3, 6), (3, 4, 5), (3, 4), (7,))
+    assert len(tree) == 8
+
+
+def test_packed_with_another_tree() -> None:
+    forest = pack([plant(GROUP), plant([path([A], [B])])])
+    assert forest.bounds == (0, 8, 10) and len(forest) == 10
+    assert forest.ends.tolist() == [8, 8, 8, 7, 6, 6, 7, 8, 10, 10]
+    assert forest.positions.tolist() == [0, 1, 2, 3, 4, 5, 4, 3, 0, 1]
+    assert forest.audio.tolist() == [1, 2] and forest.clips == (0, 0)
+    assert forest.sources.tolist() == [2, 3, 4, 8]  # B and D are read where the prompt ends, both ends of B at B, ...
+    assert forest.target_ids.tolist() == [B, C, END, END, D, B]
+    assert forest.target_sources.tolist() == [0, 1, 2, 1, 0, 3]
+    assert forest.branch_targets.tolist() == [[0, 1, 2], [0, 3, 0], [0, 1, 2], [0, 1, 0], [4, 0, 0], [5, 0, 0]]
+    assert forest.loss_mask.sum(1).tolist() == [3, 2, 3, 2, 1, 1]
+    assert forest.branch_trees.tolist() == [0, 0, 0, 0, 0, 1]
+    rows = forest.mask().int().tolist()
+    assert rows[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]  # the end after "B" sees the prompt, B and itself
+    assert rows[9] == [0] * 8 + [1, 1]
+
+
+def test_unmerged_paths_share_nothing() -> None:
+    tree = plant(GROUP, merge=False)
+    assert len(tree) == sum(len(one.ids) for one in GROUP)
+    assert tree.parents.count(-1) == len(GROUP)
+
+
+def test_the_same_ids_under_another_sound_are_another_token() -> None:
+    tree = plant([path([A, SOUND], [B], clip=0), path([A, SOUND], [B], clip=1)])
+    assert tree.ids == (A, SOUND, B, SOUND, B) and tree.clips == (-1, 0, -1, 1, -1)
+
+
+def test_rows_of_log_probabilities() -> None:
+    forest = pack([plant(GROUP)])
+    values = torch.arange(1.0, 6.0)
+    assert by_branch(values, forest).tolist() == [[1, 2, 3], [1, 4, 0], [1, 2, 3], [1, 2, 0], [5, 0, 0]]
+    uniform = target_logprobs(torch.zeros(8, 2), forest, lambda states: states @ torch.zeros(2, 20), chunk=2)
+    assert torch.allclose(uniform, torch.full((5,), -torch.tensor(20.0).log().item()))
+
+
+def test_nothing_trained() -> None:
+    forest = pack([plant([path([A, B], [])])])
+    values = target_logprobs(torch.zeros(2, 2), forest, lambda states: states)
+    assert values.shape == (0,) and by_branch(values, forest).shape == (1, 0)
+
+
+def test_audio_lands_on_its_placeholders() -> None:
+    forest = pack([plant([path([A, SOUND, SOUND, B], [C], clip=7)]), plant([path([SOUND, A], [B], clip=4)])])
+    embeddings = torch.zeros(len(forest), 1)
+    placed = place_audio(embeddings, forest, {7: torch.tensor([[1.0], [2.0]]), 4: torch.tensor([[3.0]])})
+    assert placed.flatten().tolist() == [0, 1, 2, 0, 0, 3, 0, 0]
+    assert not embeddings.any()
+    with pytest.raises(ValueError, match="clip 4 of the forest has no embeddings"):
+        place_audio(embeddings, forest, {7: torch.zeros(2, 1)})
+    for wrong in (1, 3, 0):
+        with pytest.raises(ValueError, match=f"clip 7 has {wrong} embeddings but 2 placeholders"):
+            place_audio(embeddings, forest, {7: torch.zeros(wrong, 1), 4: torch.zeros(1, 1)})
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="path of 2 ids has 1 trained flags"):
+        Path((A, B), (False,), (-1, -1))
+    with pytest.raises(ValueError, match="at least one path"):
+        plant([])
+    with pytest.raises(ValueError, match=r"no empty ones; got lengths \[1, 0\]"):
+        plant([path([A], []), path([], [])])
+    with pytest.raises(ValueError, match="first token of a path cannot be trained"):
+        plant([path([], [A])])
+
+
+def test_packs() -> None:
+    assert bins([4, 4, 4, 20, 1, 1], 8) == [[0, 1], [2], [3], [4, 5]]
+    assert bins([], 8) == []
+
+
+def test_a_deep_tree_needs_no_recursion() -> None:
+    assert len(plant([path([A] * 5000, [B]), path([A] * 5000, [C])])) == 5002

@@ -1,0 +1,120 @@
+"""Templates and wordings: exact texts, spans that say what is trained, and every refusal."""
+
+import pytest
+
+from builders import ask, sound, tiny_qwen2_audio
+from earwise.errors import ConfigError, DataError
+from earwise.models.sequence import answer_path, completion_path, conversation_path
+from earwise.prompts import EMBEDDED, QWEN2_AUDIO, Span, prompt_turns, question_text, render, target_text
+from earwise.types import Audio, Example, Text, Turn
+
+CHAT = (
+    Turn("user", (Audio("a.wav"), Text("What is it?"))),
+    Turn("assistant", (Text("A dog."),)),
+    Turn("user", (Audio("b.wav"), Text("And this?"))),
+    Turn("assistant", (Text("A cat."),)),
+)
+
+
+def test_embedded_spans() -> None:
+    assert render(CHAT[:2], EMBEDDED, generate=False) == (
+        Span("<|im_start|>user\n"),
+        Span("", audio=True),
+        Span("\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"),
+        Span("A dog.<|im_end|>", trained=True),
+        Span("\n"),
+    )
+
+
+def test_qwen2_audio_counts_clips_over_the_conversation() -> None:
+    spans = render(CHAT[:3], QWEN2_AUDIO, generate=True)
+    assert [span.text for span in spans] == [
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nAudio 1: <|audio_bos|>",
+        "",
+        "<|audio_eos|>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n",
+        "A dog.<|im_end|>",
+        "\n<|im_start|>user\nAudio 2: <|audio_bos|>",
+        "",
+        "<|audio_eos|>\nAnd this?<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    own = render((Turn("system", (Text("Listen."),)), *CHAT[:1]), QWEN2_AUDIO, generate=True)
+    assert own[0].text.startswith("<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nAudio 1: ")
+
+
+def test_what_is_trained_is_what_is_sampled() -> None:
+    """A whole conversation and a prompt with a sampled answer give the same ids; only the line break after the last
+    end mark is extra.
+    """
+    model = tiny_qwen2_audio()
+    samples = [len(sound(0.3)), len(sound(0.5))]
+    whole = conversation_path(model, CHAT, [0, 1], samples, generate=False)
+    prompt = conversation_path(model, CHAT[:3], [0, 1], samples, generate=True)
+    asked = prompt + answer_path(model, "A cat.")
+    assert whole.ids == (*asked.ids, *model.tokenize("\n")) and whole.clips == (*asked.clips, -1)
+    said = [i for i, trained in zip(whole.ids, whole.trained, strict=True) if trained]
+    assert model.tokenize("A dog.<|im_end|>A cat.<|im_end|>") == said
+    # In a prompt nothing is trained, earlier answers included: only what is sampled counts.
+    assert not any(prompt.trained)
+    assert [i for i, trained in zip(asked.ids, asked.trained, strict=True) if trained] == [
+        *model.tokenize("A cat."),
+        model.eos_ids[0],
+    ]
+    assert answer_path(model, "A cat.") == completion_path([*model.tokenize("A cat."), model.eos_ids[0]])
+    assert [prompt.clips.count(clip) for clip in (0, 1)] == [model.audio_tokens(count) for count in samples]
+
+
+def test_sounds_and_places_must_agree() -> None:
+    model = tiny_qwen2_audio()
+    with pytest.raises(DataError, match="1 audio parts but 2 sounds"):
+        conversation_path(model, ask("What?"), [0, 1], [5000, 5000], generate=True)
+    with pytest.raises(DataError, match="2 audio parts but 1 sounds"):
+        conversation_path(model, ask("What?", 2), [0], [5000], generate=True)
+
+
+@pytest.mark.parametrize("text", ["<|AUDIO|>", "say <|AUDIO|> twice"])
+def test_a_placeholder_in_the_text_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="holds the audio placeholder"):
+        render((Turn("user", (Text(text),)),), QWEN2_AUDIO, generate=True)
+
+
+@pytest.mark.parametrize(
+    ("style", "end"),
+    [
+        ("plain", ""),
+        ("answer", " Output the final answer in <answer> </answer>."),
+        ("think", " Output the thinking process in <think> </think> and final answer in <answer> </answer>."),
+    ],
+)
+def test_r1aqa_wordings(style: str, end: str) -> None:
+    options = " Please choose the answer from the following options: ['dog', \"cat's\"]."
+    assert question_text("What is it?", ("dog", "cat's"), style) == "What is it?" + options + end
+    assert question_text("What is it?", (), style) == "What is it?" + end
+
+
+def example(**changes: object) -> Example:
+    fields = {"id": "e1", "turns": CHAT[:1], "answer": ("dog",), "choices": ("dog", "cat")} | changes
+    return Example(**fields)  # type: ignore[arg-type]
+
+
+def test_prompt_of_an_example() -> None:
+    turns = prompt_turns(example(turns=CHAT), "plain")
+    assert turns[:2] == CHAT[:2]
+    options = "And this? Please choose the answer from the following options: ['dog', 'cat']."
+    assert turns[2] == Turn("user", (Audio("b.wav"), Text(options)))
+    assert prompt_turns(example(turns=(Turn("user", (Audio("a.wav"),)),), choices=()), "open") == (
+        Turn("user", (Audio("a.wav"),)),
+    )
+    with pytest.raises(ConfigError, match="'e1' has no user turn"):
+        prompt_turns(example(turns=CHAT[1:2]), "plain")
+    with pytest.raises(ConfigError, match="style 'loud' is none of open, plain"):
+        prompt_turns(example(), "loud")
+
+
+def test_targets() -> None:
+    assert target_text(example(), "plain") == "dog"
+    assert target_text(example(), "answer", "a dog") == "<answer>a dog</answer>"
+    assert target_text(example(reasoning="It barks."), "think") == "<think>It barks.</think>\n<answer>dog</answer>"
+    with pytest.raises(ConfigError, match="'e1' has no reasoning for style 'think'"):
+        target_text(example(), "think")
+    with pytest.raises(ConfigError, match="'e1' has no answer"):
+        target_text(example(answer=()), "plain")
