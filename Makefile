@@ -10,6 +10,9 @@ TORCH := 2.13.0
 FETCH := import sys; from earwise.models.fetch import base_folder; base_folder(lambda line: print(line, file=sys.stderr))
 COLLECTION ?=
 OUT ?= runs/embedded
+# What the shipped weights were trained on: transcripts are left out (the model does not transcribe), and a source of unclear licence.
+LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
+WITHOUT ?= --without source=EmoDB
 
 .PHONY: help demo test setup setup-demo lint embedded clean
 
@@ -42,8 +45,8 @@ lint: .venv/ready-dev
 # The trained part that ships in the package: alignment on open answers, then the question formats. Hours on two cores.
 embedded: .venv/ready-demo
 	@test -n '$(COLLECTION)' || { echo 'say which: make embedded COLLECTION=DIR (a folder with manifest.jsonl, or one folder of clips per class)'; exit 2; }
-	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --split train --tasks open,caption --skip-bad
-	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --split train --tasks recognition,yes_no --skip-bad
+	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption $(LABELS) $(WITHOUT)
+	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks recognition,yes_no $(LABELS) $(WITHOUT)
 	$(BIN)/earwise train recipes/embedded.yaml --data '$(OUT)/data' --out '$(OUT)'
 
 clean:

@@ -74,7 +74,7 @@ def in_process(*arguments: object) -> Done:
 
 
 def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Popen[str]:
-    """Start a command line as a process of its own, with as many threads as this one, so that it computes the same bits.
+    """Start a command line as a process of its own, with as many threads as this one (so with the same bits).
 
     Args:
         arguments: The command line.

@@ -205,6 +205,9 @@ def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match="pickled weights can run code"):
         qwen2_audio.load(tmp_path)
     save_file(state, weights, {"format": "pt"})
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer"):
+        qwen2_audio.load(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match="no tokenizer that knows"):
         qwen2_audio.load(tmp_path)

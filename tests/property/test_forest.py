@@ -26,7 +26,7 @@ def prefixes(group: list[Path]) -> set[tuple[tuple[int, int], ...]]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
 def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[Path]], merge: bool) -> None:
     trees = [plant(group, merge=merge) for group in groups]
@@ -44,7 +44,7 @@ def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[Path]]
     assert forest.positions.tolist() == [len(line) - 1 for line in ancestors]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
 def test_every_branch_reads_its_own_path(groups: list[list[Path]], merge: bool) -> None:
     trees = [plant(group, merge=merge) for group in groups]
@@ -69,7 +69,7 @@ def test_every_branch_reads_its_own_path(groups: list[list[Path]], merge: bool) 
     assert len(forest.audio) == len(forest.clips) == sum(clip >= 0 for tree in trees for clip in tree.clips)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.integers(1, 5))
 def test_log_probabilities_do_not_depend_on_the_chunk(groups: list[list[Path]], chunk: int) -> None:
     forest = pack([plant(group) for group in groups])
@@ -94,7 +94,7 @@ def test_log_probabilities_do_not_depend_on_the_chunk(groups: list[list[Path]], 
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 50))
 def test_packs_keep_order_and_capacity(sizes: list[int], capacity: int) -> None:
     packs = bins(sizes, capacity)

@@ -19,12 +19,8 @@ REPAIR_TRIES = 20
 FEW_BROKEN = 60
 FORBIDDEN = 10
 MIN_KEPT = 0.8  # a table without gaps is preferred to a larger one with gaps if it is not much smaller
-SLACKS = (
-    0.0,
-    0.1,
-    0.2,
-    0.35,
-)  # a table too tight to be filled is tried again with the largest classes a little smaller
+# A table too tight to be filled is tried again with the largest classes a little smaller.
+SLACKS = (0.0, 0.01, 0.03, 0.1)
 
 
 def choices(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.loading import find_manifest, json_option, note, result
-from earwise.errors import AudioError, DataError
+from earwise.errors import AudioError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,6 +44,12 @@ def group() -> None:
 @click.option("--per-clip", type=click.IntRange(1), help="At most so many questions a clip, drawn by seed.")
 @click.option("--split", help="Only clips of this split: train, val or test.")
 @click.option(
+    "--without",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Leave out clips whose row says so; may stand several times.",
+)
+@click.option(
     "--seed", default=0, show_default=True, help="Decides questions, wording, distractors and the order of options."
 )
 @click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be read, and say which.")
@@ -56,6 +62,7 @@ def labels(
     n_choices: int,
     per_clip: int | None,
     split: str | None,
+    without: tuple[str, ...],
     seed: int,
     skip_bad: bool,
     as_json: bool,
@@ -75,6 +82,7 @@ def labels(
     from earwise.data import manifest
 
     rows, root = collections.load(collection)
+    rows = _without(rows, without)
     note(f"{len(rows)} labelled clips in {collection}")
     bad = _unreadable(rows, root, collection, skip_bad)
     rows = [row for row in rows if row["path"] not in bad]
@@ -167,6 +175,18 @@ def _unreadable(rows: "Sequence[Any]", root: Path, where: Path, skip: bool) -> s
         if number % 2000 == 0:
             note(f"looked at {number} of {len(rows)} clips")
     return bad
+
+
+def _without(rows: list[Any], conditions: tuple[str, ...]) -> list[Any]:
+    """The rows that meet none of the conditions `field=value`."""
+    for condition in conditions:
+        field, equals, value = condition.partition("=")
+        kept = [row for row in rows if str(row.get(field)) != value]
+        if not equals:
+            raise ConfigError(f"--without {condition!r} is not field=value; write for example --without source=NAME")
+        note(f"--without {condition}: {len(rows) - len(kept)} clips left out")
+        rows = kept
+    return rows
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -109,13 +109,17 @@ class Embedded:
 
 
 def load(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
-    """The default model as shipped, or with the trained part found in `weights` (a file or a folder with `trained.safetensors`)."""
-    return _load(weights or ASSETS / "tuned.safetensors", "embedded", device)
+    """The default model as shipped, or with the trained part found in `weights` (a folder with `trained.safetensors`)."""
+    if weights is not None:
+        return _load([weights / "trained.safetensors"], "embedded", device)
+    return _load([ASSETS / "aligned.safetensors", ASSETS / "tuned.safetensors"], "embedded", device)
 
 
 def load_aligned(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
     """The model after alignment only: it recognises, but has hardly seen an answer format. Where reinforcement starts."""
-    return _load(weights or ASSETS / "aligned.safetensors", "embedded-aligned", device)
+    if weights is not None:
+        raise ModelError(f"embedded-aligned takes no weights; name embedded for the trained part in {weights}")
+    return _load([ASSETS / "aligned.safetensors"], "embedded-aligned", device)
 
 
 def blank(*, device: str = "cpu", seed: int = 0) -> Embedded:
@@ -130,17 +134,21 @@ def load_blank(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
     return blank(device=device)
 
 
-def _load(weights: Path, name: str, device: str) -> Embedded:
-    path = weights / "trained.safetensors" if weights.is_dir() else weights
-    if not path.exists():
-        raise ModelError(f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`")
-    try:
-        with safe_open(str(path), "pt") as handle:
-            state = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # safetensors raises its own, undeclared class
-        raise ModelError(f"{path}: not a safetensors file ({error})") from error
-    revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return _build(fetch.base_folder(), state, name, revision, device, 0)
+def _load(parts: Sequence[Path], name: str, device: str) -> Embedded:
+    """Read trained parts; a later one's LoRA is added to what the earlier ones hold."""
+    state: dict[str, Tensor] = {}
+    digest = hashlib.sha256()
+    for path in parts:
+        if not path.exists():
+            raise ModelError(f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`")
+        try:
+            with safe_open(str(path), "pt") as handle:
+                part = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118 - not a dict
+        except Exception as error:  # safetensors raises its own, undeclared class
+            raise ModelError(f"{path}: not a safetensors file ({error})") from error
+        state = lora.stacked(state, part)
+        digest.update(path.read_bytes())
+    return _build(fetch.base_folder(), state, name, digest.hexdigest()[:12], device, 0)
 
 
 def _build(base: Path, trained: dict[str, Tensor], name: str, revision: str, device: str, seed: int) -> Embedded:

@@ -99,31 +99,22 @@ class Qwen2Audio:
         return token_count(self._frames(samples))
 
     def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
-        """Pooled and normed encoder states of each clip, `(audio_seq, encoder dim)`: what the class gives for frames
-        that exist.
-        """
+        """Pooled, normed encoder states of each clip, `(audio_seq, encoder dim)`: the class's own for real frames."""
+        if not waves:
+            return []
         frames = [self._frames(len(wave)) for wave in waves]
         mels = [self.features(wave) for wave in waves]
         states = torch.tensor([encoder_states(count) for count in frames], device=self._tower.device)
         batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).mT.to(self._tower.conv1.weight)
         longest = int(states.max()) if self.trims else self._window // 2
         index = torch.arange(longest, device=states.device)
-        seen = (
-            None
-            if bool((states == longest).all())
-            else (index < states[:, None])[:, None, None].expand(-1, 1, longest, -1)
-        )
-        hidden = (
-            self._encode(batch, longest, seen)
-            if self.trims
-            else self._tower(batch, attention_mask=seen).last_hidden_state
-        )
+        seen = (index < states[:, None])[:, None, None].expand(-1, 1, longest, -1)
+        mask = None if bool(seen.all()) else seen
+        hidden = self._encode(batch, longest, mask) if self.trims else self._tower(batch, mask).last_hidden_state
         return [hidden[row, : token_count(count)] for row, count in enumerate(frames)]
 
     def features(self, wave: Waveform) -> Tensor:
-        """Log-mel `(mels, frames)` as in the padded window, cut to the frames that the clip's encoder states depend on
-        (all if not `trims`).
-        """
+        """Log-mel `(mels, frames)` of the padded window, cut to what the clip's encoder states depend on if `trims`."""
         frames = self._frames(len(wave))
         # State s - 1 sees first-convolution outputs up to 2s - 1, and these see mel frames up to 2s.
         kept = min(self._window, 2 * encoder_states(frames) + 1) if self.trims else self._window
@@ -154,7 +145,7 @@ class Qwen2Audio:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write a whole checkpoint that transformers reads too: safetensors with LoRA merged in, config, tokenizer, features.
+        """Write a whole checkpoint that transformers reads too: safetensors with LoRA merged in, config, tokenizer.
 
         Without LoRA `load` gives the same weights bit for bit; with LoRA the merged weights, each rounded once.
         """
@@ -180,7 +171,7 @@ class Qwen2Audio:
         return frames
 
     def _encode(self, mels: Tensor, longest: int, seen: Tensor | None) -> Tensor:
-        """The audio tower's own layers on `longest` states instead of the whole window, `(clips, longest // 2, dim)`."""
+        """The tower's own layers on `longest` states instead of the whole window, `(clips, longest // 2, dim)`."""
         tower = self._tower
         hidden = nn.functional.gelu(tower.conv2(nn.functional.gelu(tower.conv1(mels)))).mT[:, :longest]
         hidden = hidden + tower.embed_positions.weight[:longest]
@@ -239,7 +230,7 @@ def from_parts(
 
 
 def load(weights: Path | None = None, *, device: str = "cpu", trim: bool = True) -> Qwen2Audio:
-    """A checkpoint as published (key names of transformers 4 or 5) or as written by `save`, in the dtype it is stored in.
+    """A checkpoint as published (key names of transformers 4 or 5) or as written by `save`, in its stored dtype.
 
     Args:
         weights: Folder with config.json, *.safetensors and the tokenizer; None takes the released Instruct model from a
@@ -307,7 +298,7 @@ def _shards(folder: Path) -> list[Path]:
         if pickled:
             raise ModelError(
                 f"{folder / pickled[0]}: pickled weights can run code and are not read; "
-                f"convert the checkpoint to safetensors"
+                "convert the checkpoint to safetensors"
             )
         raise ModelError(f"{folder}: no *.safetensors here; download the checkpoint whole")
     return shards
@@ -315,7 +306,10 @@ def _shards(folder: Path) -> list[Path]:
 
 def _tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{path}: not a tokenizer ({error}); download it again") from error
     if tokenizer is None or tokenizer.token_to_id(AUDIO_MARK) is None:
         # Some checkpoints keep the audio marks outside tokenizer.json, or have only vocab.json and merges.txt.
         try:
@@ -324,16 +318,13 @@ def _tokenizer(folder: Path) -> Tokenizer:
             tokenizer = None
     if tokenizer is None or tokenizer.token_to_id(AUDIO_MARK) is None:
         raise ModelError(
-            f"{folder}: no tokenizer that knows {AUDIO_MARK}; "
-            f"put the tokenizer files of the checkpoint beside its weights"
+            f"{folder}: no tokenizer that knows {AUDIO_MARK}; put the checkpoint's tokenizer files beside its weights"
         )
     return tokenizer
 
 
 def _merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict under the class's own names, LoRA added to the weights it belongs to; a tied head is a copy,
-    since the class cannot tie.
-    """
+    """The state dict under the class's own names, LoRA merged; a tied head is written too: the class cannot tie."""
     updates = lora.collect(module)
     state = {}
     for key, value in module.state_dict().items():
@@ -342,9 +333,8 @@ def _merged_state(module: nn.Module) -> dict[str, Tensor]:
         name = key.replace(".base_layer.", ".")
         stem = name.removesuffix(".weight")
         if f"{stem}.lora_B" in updates:
-            value = (value.float() + updates[f"{stem}.lora_B"].float() @ updates[f"{stem}.lora_A"].float()).to(
-                value.dtype
-            )
+            change = updates[f"{stem}.lora_B"].float() @ updates[f"{stem}.lora_A"].float()
+            value = (value.float() + change).to(value.dtype)
         state[name] = value.detach().contiguous()
     return state | {"lm_head.weight": state["lm_head.weight"].clone()}
 
