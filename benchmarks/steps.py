@@ -1,9 +1,12 @@
-"""What a step costs with and without the forest, on the embedded model and real clips. Prints JSON; `--out FILE` keeps it.
+"""What a step costs with and without the forest, on the embedded model and real clips. Prints JSON; `--out FILE`
+keeps it.
 
     python benchmarks/steps.py --out benchmarks/results/cpu.json
 
-The way without: every completion is a sequence of its own, run one by one, its clip encoded anew each time (as public trainers do, but without
-their padding to 30 s). Both ways compute the same log-probabilities; the largest gradient difference is part of the result.
+The way without: every completion is a sequence of its own, run one by one, its clip encoded anew each time (as public
+trainers do, but without
+their padding to 30 s). Both ways compute the same log-probabilities; the largest gradient difference is part of the
+result.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 
 from earwise.audio import decode
+from earwise.config import TrainableConfig
 from earwise.data.manifest import read
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
@@ -32,7 +36,6 @@ from earwise.train.batches import assemble
 from earwise.train.policy import Micro, Policy
 from earwise.train.run import STARTER
 from earwise.train.trainable import prepare
-from earwise.config import TrainableConfig
 
 
 def timed(function: Callable[[], object], repeats: int = 3) -> float:
@@ -109,14 +112,18 @@ def gradients(model: AudioLM) -> torch.Tensor:
     return flat
 
 
-def compare(model: AudioLM, trees: list, waves: dict, loss: Callable[[torch.Tensor, Micro], torch.Tensor]) -> dict[str, float]:
+def compare(
+    model: AudioLM, trees: list, waves: dict, loss: Callable[[torch.Tensor, Micro], torch.Tensor]
+) -> dict[str, float]:
     """One step both ways: seconds and the relative gradient difference."""
 
     def forest() -> float:
         return step(model, assemble(model, Ears(model), trees, waves, 1024), loss, False)
 
     def alone() -> float:
-        return sum(step(model, assemble(model, None, [[path]], waves, 1024), loss, True) for tree in trees for path in tree)
+        return sum(
+            step(model, assemble(model, None, [[path]], waves, 1024), loss, True) for tree in trees for path in tree
+        )
 
     first = gradients_after(model, forest)
     second = gradients_after(model, alone)
@@ -153,7 +160,9 @@ def grpo(model: AudioLM, prompts: int, group: int, new_tokens: int, seconds: flo
         trees.append([trunk + completion_path(c.token_ids) for c in completions])
 
     def loss(logprobs: torch.Tensor, micro: Micro) -> torch.Tensor:
-        return grpo_loss(logprobs, None, None, torch.ones(len(logprobs)), micro.forest.loss_mask, num_sequences=prompts * group).loss
+        return grpo_loss(
+            logprobs, None, None, torch.ones(len(logprobs)), micro.forest.loss_mask, num_sequences=prompts * group
+        ).loss
 
     out = {"rollout_s": rollout, "distinct_share": engine.distinct_tokens / max(1, engine.sampled_tokens)}
     return out | compare(model, trees, waves, loss)
@@ -183,7 +192,11 @@ def main() -> None:
     model = load("embedded")
     result: dict[str, object] = {"load_s": time.perf_counter() - start}
     result |= {
-        "machine": {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
         "matmul_gflops": matmul_gflops(),
         "listen_s": listening(model),
         "speak": speaking(model),

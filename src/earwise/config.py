@@ -1,7 +1,9 @@
 """Recipes: one YAML file per paper, one schema, stages a union on `kind`. No torch.
 
-`load_recipe` merges schema default < YAML < profile < command line and checks the result; unknown keys are refused with the nearest name. The
-resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the door: stages unpack it and pass plain values on.
+`load_recipe` merges schema default < YAML < profile < command line and checks the result; unknown keys are refused
+with the nearest name. The
+resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the door: stages unpack it and pass
+plain values on.
 """
 
 import difflib
@@ -20,6 +22,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Where = dict[Literal["task", "category", "source", "split", "language"], str]
+"""Field of a row -> the value it must have."""
+
+
 class ModelConfig(_Strict):
     """Which model a recipe starts from."""
 
@@ -34,7 +40,7 @@ class Source(_Strict):
     manifest: str
     """Path relative to the recipe, or `starter:train` / `starter:val` for the bundled clips."""
     weight: float = Field(1.0, gt=0)
-    where: dict[Literal["task", "category", "source", "split", "language"], str] = {}
+    where: Where = {}
     """Only rows whose fields have these values."""
 
 
@@ -102,7 +108,8 @@ class SftStage(_Stage):
     clips_per_step: int = Field(16, gt=0)
     questions_per_clip: int = Field(4, gt=0)
     start: Literal["none", "ridge"] = "none"
-    """`ridge`: before the first step, set the connector to the ridge regression onto the decoder's word embeddings of the answers."""
+    """`ridge`: before the first step, set the connector to the ridge regression onto the decoder's word embeddings of
+    the answers."""
 
 
 class GrpoStage(_Stage):
@@ -134,6 +141,7 @@ class EvalConfig(_Strict):
     """What a run is measured on, before its first stage and after its last."""
 
     manifest: str
+    where: Where = {}
     style: str = "answer"
     max_new_tokens: int = Field(32, gt=0)
     limit: int | None = Field(None, gt=0)
@@ -225,13 +233,18 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         near = difflib.get_close_matches(name, _field_names(), 1)
-        return f"unknown key {place!r}" + (f"; did you mean {near[0]!r}?" if near else "; see docs/training.md for the keys") + more
+        return (
+            f"unknown key {place!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "; see docs/training.md for the keys")
+            + more
+        )
     shown = json.dumps(problem["input"], default=str)
     return f"{place}: {problem['msg']}, got {shown[:80]}{more}"
 
 
 def _field_names() -> list[str]:
     models: list[type[BaseModel]] = [
-        Recipe, ModelConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig, SftStage, GrpoStage, EvalConfig,
+        Recipe, ModelConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig, SftStage, GrpoStage,
+        EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

@@ -66,7 +66,7 @@ def run(out: Path, recipe_path: Path = RECIPE) -> dict[str, Any]:
     _questions(recipe.eval[0], base)
     _say("3/6 where the run starts, with blind controls")
     start = LocalEngine(load(recipe.model.name, recipe.model.weights))
-    before = headline(measure(recipe.eval[0], base, start, out / "before", seed=recipe.seed, say=_say))
+    before = headline(measure(recipe.eval[0], base, start, out / "before", seed=recipe.seed, blind=(), say=_say))
     del start  # its memory is wanted by the training
     _say("4/6 GRPO")
     folder = out / "train"

@@ -1,6 +1,7 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one.
 
-Lowest layer; every effect on disk goes through here: a whole file is written beside its target and renamed over it, a log only
+Lowest layer; every effect on disk goes through here: a whole file is written beside its target and renamed over it, a
+log only
 grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
 """
 
@@ -30,7 +31,9 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +66,9 @@ def append_jsonl(path: Path, row: object) -> None:
         with path.open("a", encoding="utf-8") as handle:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
+        ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

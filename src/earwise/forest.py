@@ -1,13 +1,18 @@
 """The one idea: many continuations of one sound as a tree, many trees as one packed sequence.
 
-A `Path` is one whole sequence (prompt and completion) as token ids. `plant` merges paths that begin alike into a trie: every distinct
-token is there once, written in depth-first order. `pack` lays trees end to end. In that order one comparison says who sees whom:
+A `Path` is one whole sequence (prompt and completion) as token ids. `plant` merges paths that begin alike into a
+trie: every distinct
+token is there once, written in depth-first order. `pack` lays trees end to end. In that order one comparison says who
+sees whom:
 
     token q sees token k   iff   k <= q < end[k]          (end[k]: where the subtree that hangs on token k ends)
 
-which holds for k's own later tokens and for everything that branches off them, and for no sibling and no other tree. A token's position
-is its depth. A token's prediction is read at its parent, so log-probabilities and gradients are those of the paths run one by one, while
-shared tokens, above all the audio, are computed once. (Others share prefixes in text training only; the ancestor test by entry and exit
+which holds for k's own later tokens and for everything that branches off them, and for no sibling and no other tree.
+A token's position
+is its depth. A token's prediction is read at its parent, so log-probabilities and gradients are those of the paths
+run one by one, while
+shared tokens, above all the audio, are computed once. (Others share prefixes in text training only; the ancestor test
+by entry and exit
 of a depth-first walk is also TRL's #7328.)
 """
 
@@ -35,7 +40,9 @@ class Path:
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.trained) == len(self.clips):
-            raise ValueError(f"path of {len(self.ids)} ids has {len(self.trained)} trained flags and {len(self.clips)} clip marks")
+            raise ValueError(
+                f"path of {len(self.ids)} ids has {len(self.trained)} trained flags and {len(self.clips)} clip marks"
+            )
 
     def __add__(self, other: "Path") -> "Path":
         return Path(self.ids + other.ids, self.trained + other.trained, self.clips + other.clips)
@@ -75,7 +82,9 @@ def plant(paths: Sequence[Path], *, merge: bool = True) -> Tree:
         The trie. Equal paths share all their tokens and remain two branches, so their losses add up.
     """
     if not paths or not all(path.ids for path in paths):
-        raise ValueError(f"a tree needs at least one path and no empty ones; got lengths {[len(path.ids) for path in paths]}")
+        raise ValueError(
+            f"a tree needs at least one path and no empty ones; got lengths {[len(path.ids) for path in paths]}"
+        )
     if any(path.trained[0] for path in paths):
         raise ValueError("the first token of a path cannot be trained: nothing predicts it")
     ids: list[int] = []
@@ -84,7 +93,8 @@ def plant(paths: Sequence[Path], *, merge: bool = True) -> Tree:
     ends: list[int] = []
     clips: list[int] = []
     trained: list[list[int]] = [[] for _ in paths]
-    # Depth first without recursion: a task is (paths standing on the same token, their depth, that token); -1 closes a token.
+    # Depth first without recursion: a task is (paths standing on the same token, their depth, that token); -1 closes
+    # a token.
     tasks: list[tuple[list[int], int, int]] = []
 
     def fork(group: list[int], depth: int, parent: int) -> None:
@@ -145,8 +155,8 @@ class Forest:
     clips: tuple[int, ...]
     runs: tuple[int, ...]
     sources: Int[Tensor, " sources"]
-    target_sources: Int[Tensor, " targets"]
-    target_ids: Int[Tensor, " targets"]
+    target_sources: Int[Tensor, "*targets"]
+    target_ids: Int[Tensor, "*targets"]
     branch_targets: Int[Tensor, "branches tokens"]
     loss_mask: Bool[Tensor, "branches tokens"]
     branch_trees: Int[Tensor, " branches"]
@@ -212,10 +222,12 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
         sources=ints(list(sources)),
         target_sources=ints(target_sources),
         target_ids=ints(target_ids),
-        branch_targets=torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device).reshape(len(rows), width),
-        loss_mask=torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], dtype=torch.bool, device=device).reshape(
-            len(rows), width
-        ),
+        branch_targets=torch.tensor(
+            [row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device
+        ).reshape(len(rows), width),
+        loss_mask=torch.tensor(
+            [[True] * len(row) + [False] * (width - len(row)) for row in rows], dtype=torch.bool, device=device
+        ).reshape(len(rows), width),
         branch_trees=ints(branch_trees),
     )
 
@@ -258,8 +270,9 @@ def place_audio(
 
 def target_logprobs(
     hidden: Float[Tensor, "seq dim"], forest: Forest, logits: Callable[[Tensor], Tensor], chunk: int = 512
-) -> Float[Tensor, " targets"]:
-    """Natural-log probability of every wanted token; logits exist at answer positions only, `chunk` positions at a time.
+) -> Float[Tensor, "*targets"]:
+    """Natural-log probability of every wanted token; logits exist at answer positions only, `chunk` positions at a
+    time.
 
     Args:
         hidden: Decoder output for the packed tokens.
@@ -290,7 +303,7 @@ def target_logprobs(
     return torch.zeros_like(flat).index_copy(0, order, flat)
 
 
-def by_branch(values: Float[Tensor, " targets"], forest: Forest) -> Float[Tensor, "branches tokens"]:
+def by_branch(values: Float[Tensor, "*targets"], forest: Forest) -> Float[Tensor, "branches tokens"]:
     """Spread per-token values over branches (padding holds 0): the rectangle that losses see."""
     if not len(values):
         return values.new_zeros(forest.branch_targets.shape)

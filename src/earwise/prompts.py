@@ -1,7 +1,9 @@
 """Turns into text with spans that say where audio goes and what is trained; the papers' question templates.
 
-No torch. A `Template` is the chat format of one model family; a `style` is the wording of one paper. `render` gives spans, the
-forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is what is sampled.
+No torch. A `Template` is the chat format of one model family; a `style` is the wording of one paper. `render` gives
+spans, the
+forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is what is
+sampled.
 """
 
 from dataclasses import dataclass, replace
@@ -25,9 +27,15 @@ class Template:
     """System line put in front when the conversation has none."""
 
 
-# Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md, section 3).
+# Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md,
+# section 3).
 QWEN2_AUDIO = Template(
-    "qwen2-audio", "<|im_start|>{role}\n", "<|im_end|>", "Audio {k}: <|audio_bos|>", "<|audio_eos|>\n", "You are a helpful assistant."
+    "qwen2-audio",
+    "<|im_start|>{role}\n",
+    "<|im_end|>",
+    "Audio {k}: <|audio_bos|>",
+    "<|audio_eos|>\n",
+    "You are a helpful assistant.",
 )
 # The embedded model: ChatML without a system line, so that the prompt of a short clip stays short.
 EMBEDDED = Template("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
@@ -35,7 +43,8 @@ EMBEDDED = Template("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a rendered conversation: text, or the place of one clip (`audio`); `trained` spans are what the model must learn to say."""
+    """A piece of a rendered conversation: text, or the place of one clip (`audio`); `trained` spans are what the
+    model must learn to say."""
 
     text: str
     trained: bool = False
@@ -48,9 +57,11 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
     Args:
         turns: The conversation; content parts are told apart by type, never by key presence.
         template: Chat format of the model.
-        generate: True to end with an opened assistant turn, False when the conversation ends with the assistant's own words.
+        generate: True to end with an opened assistant turn, False when the conversation ends with the assistant's own
+            words.
     Returns:
-        Spans in order. Assistant text and the end mark after it are `trained`; neighbouring spans of one kind are joined.
+        Spans in order. Assistant text and the end mark after it are `trained`; neighbouring spans of one kind are
+        joined.
     Raises:
         ConfigError: if a text contains the audio placeholder, which would be counted as a clip.
     """
@@ -76,7 +87,10 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
                 say(template.audio_end)
             else:
                 if AUDIO_MARK in part.text:
-                    raise ConfigError(f"text holds the audio placeholder {AUDIO_MARK!r}: {part.text[:60]!r}; put the clip in a part of its own")
+                    raise ConfigError(
+                        f"text holds the audio placeholder {AUDIO_MARK!r}: {part.text[:60]!r}; "
+                        "put the clip in a part of its own"
+                    )
                 say(part.text, trained)
         say(template.turn_end, trained)
         say("\n")
@@ -85,24 +99,28 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
     return tuple(spans)
 
 
-# R1-AQA's wordings (papers/r1-aqa.md, section 3): <1> is "plain" (exact text unpublished; ours), <2> "answer", <3> "think".
+# R1-AQA's wordings (papers/r1-aqa.md, section 3): <1> is "plain" (exact text unpublished; ours), <2> "answer", <3>
+# "think".
 OPTIONS = " Please choose the answer from the following options: {choices}."
 INSTRUCTIONS = {
     "open": "",
     "plain": "",
     "answer": " Output the final answer in <answer> </answer>.",
     "think": " Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
-    "short-think": " Output the thinking process (less than 50 words) in <think> </think> and final answer in <answer> </answer>.",
+    "short-think": " Output the thinking process (less than 50 words) in <think> </think> "
+    "and final answer in <answer> </answer>.",
 }
 TAGGED = ("answer", "think", "short-think")
 THINKING = ("think", "short-think")
 
 
 def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
-    """The user's text: question, the options as a Python list (the released code prints one), and the style's instruction.
+    """The user's text: question, the options as a Python list (the released code prints one), and the style's
+    instruction.
 
     >>> question_text("What is it?", ("dog", "cat"), "answer")
-    "What is it? Please choose the answer from the following options: ['dog', 'cat']. Output the final answer in <answer> </answer>."
+    "What is it? Please choose the answer from the following options: ['dog', 'cat']. Output the final answer in
+    <answer> </answer>."
     """
     if style not in INSTRUCTIONS:
         raise ConfigError(f"prompt style {style!r} is none of {', '.join(INSTRUCTIONS)}")
@@ -111,7 +129,8 @@ def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
 
 
 def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
-    """The conversation up to the answer, with the last user turn worded in `style`; trailing assistant turns are left out."""
+    """The conversation up to the answer, with the last user turn worded in `style`; trailing assistant turns are left
+    out."""
     turns = list(example.turns)
     while turns and turns[-1].role == "assistant":
         turns.pop()
@@ -139,5 +158,7 @@ def target_text(example: Example, style: str, answer: str | None = None) -> str:
     if style not in THINKING:
         return tagged
     if not example.reasoning:
-        raise ConfigError(f"example {example.id!r} has no reasoning for style {style!r}; use style 'answer' or add reasoning")
+        raise ConfigError(
+            f"example {example.id!r} has no reasoning for style {style!r}; use style 'answer' or add reasoning"
+        )
     return f"<think>{example.reasoning}</think>\n{tagged}"

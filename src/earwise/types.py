@@ -1,6 +1,7 @@
 """The few frozen values that everything else passes around. No torch, no files.
 
-Lowest layer. One row of data is an `Example`; what a model says to it is a `Completion`; what a scorer says to that is a `Score`.
+Lowest layer. One row of data is an `Example`; what a model says to it is a `Completion`; what a scorer says to that
+is a `Score`.
 """
 
 from collections.abc import Mapping
@@ -49,7 +50,8 @@ class Example:
     id: str
     turns: tuple[Turn, ...]
     answer: tuple[str, ...] = ()
-    """Accepted answers: the option's text where there are choices, any of several free texts otherwise; empty: unlabelled."""
+    """Accepted answers: the option's text where there are choices, any of several free texts otherwise; empty:
+    unlabelled."""
     choices: tuple[str, ...] = ()
     reasoning: str | None = None
     task: str = "open"

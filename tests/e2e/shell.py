@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from earwise import cli as commands
 from earwise.train.run import STARTER as STARTER
+from earwise.types import Example
 
 # Two stages on a handful of clips; every step is saved, so that a kill may come at any moment.
 RECIPE = """
@@ -34,8 +36,9 @@ stages:
     name: grpo
     data: {mixture: [{manifest: questions.jsonl}]}
     prompts_per_step: 2
-    group_size: 2
+    group_size: 3
     max_new_tokens: 3
+    rewards: {"e2e.shell:vowels": 1.0}
     max_steps: 4
     save_every: 1
     pack_tokens: 256
@@ -46,6 +49,14 @@ eval:
 profiles:
   short: {"stages.*.max_steps": 1, eval: []}
 """
+
+
+def vowels(example: Example, completion: str) -> float:
+    """A reward that even an untrained model gets some of: the share of vowels."""
+    return sum(letter in "aeiou" for letter in completion) / max(1, len(completion))
+
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,14 @@ def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Pope
         arguments: The command line.
         before: Python to run first, for limits.
     """
-    code = f"{before}\nfrom earwise.cli import main\nmain()"
+    # a shell's background jobs are born deaf to Ctrl-C
+    ears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{ears}\n{before}\nfrom earwise.cli import main\nmain()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env=os.environ
+        | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parents[1])},
     )

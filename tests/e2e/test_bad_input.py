@@ -197,7 +197,7 @@ def test_a_missing_collection_class_or_file_is_named(cli: Cli, tmp_path: Path) -
     listed.write_text("path,label\na.wav,dog\nb.wav,cat\n")
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
     refused(cli("build", "labels", listed, "--out", out), tmp_path / "b.wav", "--skip-bad")
-    refused(cli("build", "labels", listed, "--out", out, "--tasks", "riddles"), "riddles")
+    refused(cli("build", "labels", listed, "--out", out, "--tasks", "riddles", "--skip-bad"), "riddles")
     assert not out.exists()
 
 

@@ -113,8 +113,9 @@ def test_train_runs_both_stages_and_measures(trained: tuple[Path, Done]) -> None
     assert done.code == 0, done.err
     assert Path(done.json["final"]) == out / "final"
     assert (out / "final" / "trained.safetensors").exists()
-    stages = [row["stage"] for row in read_log(out / "metrics.jsonl")]
-    assert stages == ["sft"] * 2 + ["grpo"] * 4
+    rows = read_log(out / "metrics.jsonl")
+    assert ["sft" if "sft/loss" in row else "grpo" for row in rows] == ["sft"] * 2 + ["grpo"] * 4
+    assert any(row["grpo/flat_groups"] < 1 for row in rows[2:]), "no group has a signal, so nothing is learnt"
     (measured,) = done.json["eval"]
     assert measured["before"]["n"] == measured["after"]["n"] == 2
 
@@ -240,7 +241,7 @@ def test_doctor_finds_nothing(cli: Cli, model: str) -> None:
 
 
 def test_models_lists_every_family(cli: Cli) -> None:
-    assert "embedded-aligned" in cli("models").out
+    assert "embedded-blank" in cli("models").out
 
 
 def test_a_reader_that_goes_away_is_no_error(model: str) -> None:

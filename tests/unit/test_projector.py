@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from builders import sound, tiny_qwen2_audio
 
+from builders import sound, tiny_qwen2_audio
 from earwise.models.ears import Ears
 from earwise.models.parts.projector import LayerMix, pool_states, ridge_start
 

@@ -10,14 +10,15 @@ draw; their states are equal, so a run may be resumed with another number of ran
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from earwise.errors import ConfigError, DataError
-from earwise.types import Example
+
+T = TypeVar("T")
 
 
-class Mixture:
-    """An endless iterator over examples.
+class Mixture(Generic[T]):
+    """An endless iterator over examples, or over whatever else the sources hold.
 
     Args:
         sources: Pairs of examples and weight (any positive number; only their proportions count).
@@ -31,7 +32,7 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Sequence[Example], float]], seed: int, rank: int = 0, world_size: int = 1
+        self, sources: Sequence[tuple[Sequence[T], float]], seed: int, rank: int = 0, world_size: int = 1
     ) -> None:
         if not sources:
             raise DataError("mixture has no source; name at least one manifest")
@@ -48,10 +49,10 @@ class Mixture:
         self._counts = [0] * len(sources)
         self._orders: dict[int, tuple[int, list[int]]] = {}
 
-    def __iter__(self) -> Iterator[Example]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> Example:
+    def __next__(self) -> T:
         drawn = [self._draw() for _ in range(self._world_size)]
         source, index = drawn[self._rank]
         return self._sources[source][index]

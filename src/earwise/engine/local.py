@@ -1,18 +1,25 @@
 """The local engine: listen once, prefill the trunk once, keep one state per distinct beginning.
 
-All samples of a prompt that have said the same so far stand on one state. A state computes its next-token distribution once, draws as many
-tokens from it as samples stand on it, and forks only where they differ: the samples are independent and identically distributed as if drawn one by
-one. Draws of a prompt come from a generator seeded by `(seed, key)` alone, so they do not depend on what else is in the batch.
+All samples of a prompt that have said the same so far stand on one state. A state computes its next-token
+distribution once, draws as many
+tokens from it as samples stand on it, and forks only where they differ: the samples are independent and identically
+distributed as if drawn one by
+one. Draws of a prompt come from a generator seeded by `(seed, key)` alone, so they do not depend on what else is in
+the batch.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path as FilePath
 
 import torch
 from torch import Tensor
 
-from earwise.engine.base import Decoding, Prompt
+from earwise.answers import parse
+from earwise.audio import decode
+from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.engine.cache import Step, TreeCache
 from earwise.errors import AudioError
 from earwise.forest import bins, by_branch, pack, place_audio, plant, target_logprobs
@@ -20,7 +27,8 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.sequence import answer_path, conversation_path
-from earwise.types import Completion
+from earwise.prompts import prompt_turns
+from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
 
 
 @dataclass(slots=True)
@@ -34,7 +42,8 @@ class _Said:
 
 @dataclass(slots=True)
 class _State:
-    """A distinct beginning: its tree, the samples that stand on it, what it sees, and its last token (not yet computed)."""
+    """A distinct beginning: its tree, the samples that stand on it, what it sees, and its last token (not yet
+    computed)."""
 
     tree: int
     samples: list[int]
@@ -131,12 +140,15 @@ class LocalEngine:
         for wave in prompt.waves:
             if len(wave) > self.max_audio_s * self.sample_rate:
                 raise AudioError(
-                    f"clip of {len(wave) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s that {self.name} hears; "
+                    f"clip of {len(wave) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s "
+                    f"that {self.name} hears; "
                     "cut it, or choose long_audio: truncate or chunk"
                 )
 
     @torch.inference_mode()
-    def _group(self, prompts: Sequence[Prompt], decoding: Decoding, n: int, tell: Callable[[list[int]], None] | None) -> list[list[Completion]]:
+    def _group(
+        self, prompts: Sequence[Prompt], decoding: Decoding, n: int, tell: Callable[[list[int]], None] | None
+    ) -> list[list[Completion]]:
         for prompt in prompts:
             self._check(prompt)
         device = self._device
@@ -170,7 +182,9 @@ class LocalEngine:
         for prompt in prompts:
             clips = range(clip, clip + len(prompt.waves))
             clip += len(prompt.waves)
-            trunks.append(conversation_path(self.model, prompt.turns, clips, [len(w) for w in prompt.waves], generate=True))
+            trunks.append(
+                conversation_path(self.model, prompt.turns, clips, [len(w) for w in prompt.waves], generate=True)
+            )
         heard = self.ears.heard([wave for prompt in prompts for wave in prompt.waves])
         connected = dict(enumerate(self.model.connect(heard)))
         forest = pack([plant([trunk]) for trunk in trunks], device)
@@ -179,7 +193,9 @@ class LocalEngine:
         causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
         cache.begin(
             Step(
-                rows=torch.repeat_interleave(torch.arange(len(trunks), device=device), torch.tensor(lengths, device=device)),
+                rows=torch.repeat_interleave(
+                    torch.arange(len(trunks), device=device), torch.tensor(lengths, device=device)
+                ),
                 columns=forest.positions,
                 slots=forest.positions,
                 mask=causal.expand(len(trunks), 1, width, width),
@@ -195,7 +211,13 @@ class LocalEngine:
         return states, self.model.logits(last)
 
     def _fork(
-        self, states: list[_State], scores: Tensor, said: list[list[_Said]], draws: list[torch.Generator], rows: list[int], decoding: Decoding
+        self,
+        states: list[_State],
+        scores: Tensor,
+        said: list[list[_Said]],
+        draws: list[torch.Generator],
+        rows: list[int],
+        decoding: Decoding,
     ) -> list[_State]:
         """Draw the next token of every sample; one new state per distinct beginning that goes on."""
         logprobs = torch.log_softmax(scores.float(), -1)
@@ -207,7 +229,9 @@ class LocalEngine:
             if weights is None:
                 tokens = [greedy[number]] * len(state.samples)
             else:
-                tokens = torch.multinomial(weights[number].cpu(), len(state.samples), replacement=True, generator=draws[prompt]).tolist()
+                tokens = torch.multinomial(
+                    weights[number].cpu(), len(state.samples), replacement=True, generator=draws[prompt]
+                ).tolist()
             groups: dict[int, list[int]] = {}
             for sample, token in zip(state.samples, tokens, strict=True):
                 groups.setdefault(token, []).append(sample)
@@ -268,7 +292,8 @@ def _generator(seed: int, key: str) -> torch.Generator:
 
 
 def _weights(logprobs: Tensor, decoding: Decoding) -> Tensor:
-    """Sampling probabilities after temperature, top-k and top-p (the smallest set of likeliest tokens that reaches p)."""
+    """Sampling probabilities after temperature, top-k and top-p (the smallest set of likeliest tokens that reaches
+    p)."""
     scaled = logprobs / decoding.temperature
     if decoding.top_k:
         floor = scaled.topk(min(decoding.top_k, scaled.shape[-1]), -1).values[:, -1:]
@@ -279,3 +304,27 @@ def _weights(logprobs: Tensor, decoding: Decoding) -> Tensor:
         outside = ordered.cumsum(-1) - ordered >= decoding.top_p
         weights = weights.scatter(-1, order, ordered.masked_fill(outside, 0.0))
     return weights
+
+
+def ask(engine: Engine, sound: str | PathLike[str] | Waveform, question: str, choices: Sequence[str] = ()) -> str:
+    """Ask one question about one sound.
+
+    Args:
+        engine: Who answers.
+        sound: A file, or a waveform at the engine's sample rate.
+        question: In words.
+        choices: Options, if there are any.
+    Returns:
+        The answer, tags taken off; the model's own words where they hold no answer.
+    Raises:
+        AudioError: if the file cannot be read or is longer than the engine hears.
+    """
+    wave = (
+        decode(FilePath(sound), engine.sample_rate, max_s=engine.max_audio_s)
+        if isinstance(sound, str | PathLike)
+        else sound
+    )
+    example = Example("ask", (Turn("user", (Audio("sound"), Text(question))),), choices=tuple(choices))
+    prompt = Prompt(prompt_turns(example, "answer" if choices else "open"), (wave,))
+    (said,) = engine.generate([prompt], Decoding())[0]
+    return parse(said.text, example.choices).answer or said.text.strip()

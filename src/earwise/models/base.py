@@ -1,6 +1,7 @@
 """The contract of a model: an encoder, a connector, a decoder, and what the rest must know of them.
 
-Every family is a frozen description plus a few functions on tensors; stages, engines, evaluation and server use nothing else. Families stand in
+Every family is a frozen description plus a few functions on tensors; stages, engines, evaluation and server use
+nothing else. Families stand in
 `MODELS`, an explicit table; a user's own is `module:function`.
 """
 
@@ -64,11 +65,13 @@ class AudioLM(Protocol):
         """The connector's part: embeddings for the decoder, `audio_tokens` rows per clip."""
         ...
 
-    def embed(self, ids: Int[Tensor, " seq"]) -> Float[Tensor, "seq dim"]:
+    def embed(self, ids: Int[Tensor, "*seq"]) -> Float[Tensor, "seq dim"]:
         """Text embeddings."""
         ...
 
-    def decode(self, embeddings: Float[Tensor, "seq dim"], positions: Int[Tensor, " seq"], attend: Attend) -> Float[Tensor, "seq dim"]:
+    def decode(
+        self, embeddings: Float[Tensor, "seq dim"], positions: Int[Tensor, "*seq"], attend: Attend
+    ) -> Float[Tensor, "seq dim"]:
         """Decoder states of packed tokens (final norm applied); attention is `attend`'s business."""
         ...
 
@@ -83,7 +86,6 @@ class AudioLM(Protocol):
 
 MODELS = {
     "embedded": "earwise.models.embedded:load",
-    "embedded-aligned": "earwise.models.embedded:load_aligned",
     "embedded-blank": "earwise.models.embedded:load_blank",
     "qwen2_audio": "earwise.models.qwen2_audio:load",
 }
@@ -102,14 +104,18 @@ def load(name: str, weights: Path | str | None = None, *, device: str = "cpu") -
     if weights is None and Path(name).is_dir():
         marker = Path(name) / "earwise.json"
         if not marker.exists():
-            raise ModelError(f"{name}: no earwise.json in this folder; give --model FAMILY and the folder as its weights")
+            raise ModelError(
+                f"{name}: no earwise.json in this folder; give --model FAMILY and the folder as its weights"
+            )
         import json
 
         name, weights = json.loads(marker.read_text())["family"], name
     target = MODELS.get(name, name)
     module, _, function = target.partition(":")
     if not function:
-        raise ModelError(f"model {name!r} is none of {', '.join(MODELS)}; or give a checkpoint folder or module:function")
+        raise ModelError(
+            f"model {name!r} is none of {', '.join(MODELS)}; or give a checkpoint folder or module:function"
+        )
     try:
         loader = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:

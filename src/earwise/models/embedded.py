@@ -1,7 +1,10 @@
-"""The embedded model: Whisper base's encoder, a learned connector, SmolLM2-135M-Instruct's decoder. Runs on a laptop, default everywhere.
+"""The embedded model: Whisper base's encoder, a learned connector, SmolLM2-135M-Instruct's decoder. Runs on a laptop,
+default everywhere.
 
-Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. The base weights come from `fetch`;
-what we trained (connector and LoRA, `recipes/embedded.yaml`) ships in the package: `aligned` after open recognition, `tuned` after the question formats.
+Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. The base
+weights come from `fetch`;
+what we trained (connector and LoRA, `recipes/embedded.yaml`) ships in the package: alignment on open
+recognition; it has hardly seen an answer format, which is where reinforcement starts.
 It was trained on trimmed audio: only frames that exist are encoded.
 """
 
@@ -46,7 +49,9 @@ class EmbeddedModule(nn.Module):
 class Embedded:
     """`AudioLM` for the embedded model; see `models.base` for the contract."""
 
-    def __init__(self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str, inherited: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str, inherited: Mapping[str, Tensor]
+    ) -> None:
         self.module = module
         self.name = name
         self.revision = revision
@@ -102,24 +107,32 @@ class Embedded:
     def save(self, folder: Path) -> None:
         """Write connector and LoRA (all that training changes here) with what `load` checks."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {f"connector.{name}": value.detach().contiguous() for name, value in self.module.connector.state_dict().items()}
-        state |= {f"decoder.{name}": value for name, value in lora.stacked(self.inherited, lora.collect(self.module.decoder)).items()}
+        state = {
+            f"connector.{name}": value.detach().contiguous()
+            for name, value in self.module.connector.state_dict().items()
+        }
+        state |= {
+            f"decoder.{name}": value
+            for name, value in lora.stacked(self.inherited, lora.collect(self.module.decoder)).items()
+        }
         save_file(state, folder / "trained.safetensors")
         (folder / "earwise.json").write_text(json.dumps({"family": "embedded", "base": fetch.BASE}, indent=1) + "\n")
 
 
 def load(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
-    """The default model as shipped, or with the trained part found in `weights` (a folder with `trained.safetensors`)."""
-    if weights is not None:
-        return _load([weights / "trained.safetensors"], "embedded", device)
-    return _load([ASSETS / "aligned.safetensors", ASSETS / "tuned.safetensors"], "embedded", device)
-
-
-def load_aligned(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
-    """The model after alignment only: it recognises, but has hardly seen an answer format. Where reinforcement starts."""
-    if weights is not None:
-        raise ModelError(f"embedded-aligned takes no weights; name embedded for the trained part in {weights}")
-    return _load([ASSETS / "aligned.safetensors"], "embedded-aligned", device)
+    """The model as shipped, or with the trained part found in `weights` (a folder with `trained.safetensors`)."""
+    path = (weights or ASSETS) / "trained.safetensors"
+    if not path.exists():
+        raise ModelError(
+            f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`"
+        )
+    try:
+        with safe_open(str(path), "pt") as handle:
+            state = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # safetensors raises its own, undeclared class
+        raise ModelError(f"{path}: not a safetensors file ({error}); train or copy it again") from error
+    revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return _build(fetch.base_folder(), state, "embedded", revision, device, 0)
 
 
 def blank(*, device: str = "cpu", seed: int = 0) -> Embedded:
@@ -132,23 +145,6 @@ def load_blank(weights: Path | None = None, *, device: str = "cpu") -> Embedded:
     if weights is not None:
         raise ModelError("embedded-blank takes no weights; name embedded for a trained part")
     return blank(device=device)
-
-
-def _load(parts: Sequence[Path], name: str, device: str) -> Embedded:
-    """Read trained parts; a later one's LoRA is added to what the earlier ones hold."""
-    state: dict[str, Tensor] = {}
-    digest = hashlib.sha256()
-    for path in parts:
-        if not path.exists():
-            raise ModelError(f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`")
-        try:
-            with safe_open(str(path), "pt") as handle:
-                part = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118 - not a dict
-        except Exception as error:  # safetensors raises its own, undeclared class
-            raise ModelError(f"{path}: not a safetensors file ({error})") from error
-        state = lora.stacked(state, part)
-        digest.update(path.read_bytes())
-    return _build(fetch.base_folder(), state, name, digest.hexdigest()[:12], device, 0)
 
 
 def _build(base: Path, trained: dict[str, Tensor], name: str, revision: str, device: str, seed: int) -> Embedded:
@@ -165,15 +161,21 @@ def _build(base: Path, trained: dict[str, Tensor], name: str, revision: str, dev
     _fill(encoder, base / "encoder.safetensors")
     _fill(decoder, base / "decoder.safetensors")
     lora_state = {key.removeprefix("decoder."): value for key, value in trained.items() if key.startswith("decoder.")}
-    connector_state = {key.removeprefix("connector."): value for key, value in trained.items() if key.startswith("connector.")}
+    connector_state = {
+        key.removeprefix("connector."): value for key, value in trained.items() if key.startswith("connector.")
+    }
     if trained:
         try:
             connector.load_state_dict(connector_state)
             lora.merge(decoder, lora_state)
         except (RuntimeError, KeyError) as error:
-            raise ModelError(f"trained part does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}") from error
+            raise ModelError(
+                f"trained part does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
+            ) from error
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
-    return Embedded(module, Tokenizer.from_file(str(base / "tokenizer.json")), name=name, revision=revision, inherited=lora_state)
+    return Embedded(
+        module, Tokenizer.from_file(str(base / "tokenizer.json")), name=name, revision=revision, inherited=lora_state
+    )
 
 
 def _llama(sizes: dict[str, Any]) -> dict[str, Any]:

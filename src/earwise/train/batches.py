@@ -15,7 +15,8 @@ from earwise.types import Example, Waveform
 
 
 class Sounds:
-    """Decodes an example's clips for one model; a bad file stops the run or is skipped and counted, as the recipe says."""
+    """Decodes an example's clips for one model; a bad file stops the run or is skipped and counted, as the recipe
+    says."""
 
     def __init__(self, model: AudioLM, *, long_audio: str, on_bad_row: str) -> None:
         self._spec = model.spec
@@ -42,7 +43,13 @@ class Sounds:
 
 
 def assemble(
-    model: AudioLM, ears: Ears | None, trees: Sequence[list[Path]], waves: Mapping[int, Waveform], pack_tokens: int, *, merge: bool = True
+    model: AudioLM,
+    ears: Ears | None,
+    trees: Sequence[list[Path]],
+    waves: Mapping[int, Waveform],
+    pack_tokens: int,
+    *,
+    merge: bool = True,
 ) -> list[Micro]:
     """Pack trees into micro batches.
 
@@ -62,7 +69,12 @@ def assemble(
         forest = pack([planted[i] for i in members], device)
         clips = set(forest.clips)
         micros.append(
-            Micro([trees[i] for i in members], forest, {c: heard[c] for c in clips} if heard else {}, {c: waves[c] for c in clips})
+            Micro(
+                [trees[i] for i in members],
+                forest,
+                {c: heard[c] for c in clips} if heard else {},
+                {c: waves[c] for c in clips},
+            )
         )
     return micros
 

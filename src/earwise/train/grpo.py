@@ -1,7 +1,10 @@
-"""GRPO: rollouts are a generator of batches; group advantages; the loss as published by R1-AQA, later variants behind `loss_type`.
+"""GRPO: rollouts are a generator of batches; group advantages; the loss as published by R1-AQA, later variants behind
+`loss_type`.
 
-Flow of a step: prompts -> engine (one trunk, one state per distinct beginning) -> rewards -> advantages -> one tree per prompt whose branches are the
-trie of its completions -> reference log-probabilities -> loss. Deviations from R1-AQA (papers/r1-aqa.md): no math_verify in the accuracy reward;
+Flow of a step: prompts -> engine (one trunk, one state per distinct beginning) -> rewards -> advantages -> one tree
+per prompt whose branches are the
+trie of its completions -> reference log-probabilities -> loss. Deviations from R1-AQA (papers/r1-aqa.md): no
+math_verify in the accuracy reward;
 every completion belongs to its own clip (their batches above one prompt mix clips up).
 """
 
@@ -64,16 +67,26 @@ def work(
         decoding = Decoding(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
         groups = engine.generate(prompts, decoding, stage.group_size)
         rewards, metrics = _judge(examples, groups, step)
-        advantages = group_advantages(torch.tensor(rewards, dtype=torch.float64), stage.group_size, scale=stage.scale_rewards).float()
+        advantages = group_advantages(
+            torch.tensor(rewards, dtype=torch.float64), stage.group_size, scale=stage.scale_rewards
+        ).tolist()
+        items, start = float(sum(len(c.token_ids) for group in groups for c in group)), 0
+        if not stage.beta:  # without the KL a flat group has no gradient at all: leaving it out is exact
+            rows = [advantages[i : i + stage.group_size] for i in range(0, len(advantages), stage.group_size)]
+            signal = [number for number, row in enumerate(rows) if any(row)]
+            prompts, groups = [prompts[i] for i in signal], [groups[i] for i in signal]
+            advantages = [value for i in signal for value in rows[i]]
         trees, waves = _trees(prompts, groups)
         micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
-        items, start = float(sum(len(c.token_ids) for group in groups for c in group)), 0
         for micro in micros:
-            micro.extra = {"advantages": per_branch(advantages.tolist(), micro, start), "items": torch.tensor(items)}
+            micro.extra = {"advantages": per_branch(advantages, micro, start), "items": torch.tensor(items)}
             start += len(micro.forest.branch_trees)
             _remember(micro)
         made[:] = micros
-        metrics["distinct_share"] = sum(len(m.forest) for m in micros) / sum(len(p.ids) for paths in trees for p in paths)
+        if trees:
+            metrics["distinct_share"] = sum(len(m.forest) for m in micros) / sum(
+                len(p.ids) for paths in trees for p in paths
+            )
         return micros, metrics
 
     def _prompts(step: int) -> tuple[list[Example], list[Prompt]]:
@@ -88,10 +101,14 @@ def work(
             if waves is not None:
                 style = rng.choices(styles, weights)[0]
                 examples.append(example)
-                prompts.append(Prompt(prompt_turns(example, style), tuple(waves), f"{step} {len(prompts)} {example.id}"))
+                prompts.append(
+                    Prompt(prompt_turns(example, style), tuple(waves), f"{step} {len(prompts)} {example.id}")
+                )
         return examples, prompts
 
-    def _judge(examples: list[Example], groups: list[list[Completion]], step: int) -> tuple[list[float], dict[str, float]]:
+    def _judge(
+        examples: list[Example], groups: list[list[Completion]], step: int
+    ) -> tuple[list[float], dict[str, float]]:
         """Rewards of all completions, in order, and what to log of them."""
         rewards: list[float] = []
         sums = dict.fromkeys(stage.rewards, 0.0)
@@ -105,7 +122,15 @@ def work(
                 for name, part in parts.items():
                     sums[name] += part
             if step % stage.log_samples_every == 0:
-                keep({"step": step + 1, "id": example.id, "answer": list(example.answer), "completions": [c.text for c in group], "rewards": values})
+                keep(
+                    {
+                        "step": step + 1,
+                        "id": example.id,
+                        "answer": list(example.answer),
+                        "completions": [c.text for c in group],
+                        "rewards": values,
+                    }
+                )
         count = len(rewards)
         metrics = {name.removesuffix("_answer").removesuffix("_r1aqa"): value / count for name, value in sums.items()}
         metrics |= {
@@ -117,7 +142,8 @@ def work(
         return rewards, metrics
 
     def _trees(prompts: list[Prompt], groups: list[list[Completion]]) -> tuple[list[list[Any]], dict[int, Waveform]]:
-        trees, waves = [], {}
+        trees: list[list[Any]] = []
+        waves: dict[int, Waveform] = {}
         for prompt, group in zip(prompts, groups, strict=True):
             numbers = range(len(waves), len(waves) + len(prompt.waves))
             waves |= dict(zip(numbers, prompt.waves, strict=True))
@@ -157,4 +183,11 @@ def work(
         reference.load_state_dict(state["reference"])
 
     every = -(-stage.save_every // stage.num_iterations) * stage.num_iterations
-    return StageWork("grpo", batches, loss, lambda: {"mixture": mixture.state_dict(), "reference": reference.state_dict()}, restore, every)
+    return StageWork(
+        "grpo",
+        batches,
+        loss,
+        lambda: {"mixture": mixture.state_dict(), "reference": reference.state_dict()},
+        restore,
+        every,
+    )

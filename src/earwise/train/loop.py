@@ -1,7 +1,9 @@
 """The only training loop: batches of forests, a loss, an optimizer; logging, checkpoints, exact resume. On accelerate.
 
-A stage gives `batches(step)` (the micro batches of one optimizer step) and `loss(logprobs, micro)`; it never sees the optimizer, and this file never
-sees a question. Randomness is drawn from `(seed, step)`, never from global state, so a step is the same whether the run was interrupted or not.
+A stage gives `batches(step)` (the micro batches of one optimizer step) and `loss(logprobs, micro)`; it never sees the
+optimizer, and this file never
+sees a question. Randomness is drawn from `(seed, step)`, never from global state, so a step is the same whether the
+run was interrupted or not.
 """
 
 import math
@@ -35,7 +37,8 @@ class StageWork:
     Attributes:
         kind: Prefix of its log keys.
         batches: Step number (from 0) -> micro batches and metrics of that step.
-        loss: Log-probabilities `(branches, tokens)` and micro batch -> loss whose sum over the step's micro batches is minimised.
+        loss: Log-probabilities `(branches, tokens)` and micro batch -> loss whose sum over the step's micro batches
+            is minimised.
         state: Plain values for the checkpoint (data position, reference).
         restore: Takes them back.
         save_every: Steps between checkpoints; the loop saves only where `state` may be taken.
@@ -126,13 +129,18 @@ def run(
             for micro in micros:
                 output = work.loss(wrapped(micro.forest, micro.heard, micro.waves), micro)
                 if not torch.isfinite(output.loss):
-                    raise ModelError(f"{work.kind}: loss is {float(output.loss)} at step {step}; lower the learning rate, then --resume")
+                    raise ModelError(
+                        f"{work.kind}: loss is {float(output.loss.detach())} at step {step}; "
+                        "lower the learning rate, then --resume"
+                    )
                 accelerator.backward(output.loss)
                 for name, value in {"loss": float(output.loss.detach()), **output.metrics}.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * (1 if name == "loss" else 1 / len(micros))
             norm = float(torch.nn.utils.clip_grad_norm_(trained, optimizer_config.grad_clip)) if micros else 0.0
             if not math.isfinite(norm):
-                raise ModelError(f"{work.kind}: gradient norm is {norm} at step {step}; lower the learning rate, then --resume")
+                raise ModelError(
+                    f"{work.kind}: gradient norm is {norm} at step {step}; lower the learning rate, then --resume"
+                )
             if micros:
                 optimizer_ready.step()
                 optimizer_ready.zero_grad()
@@ -140,8 +148,17 @@ def run(
             step += 1
             now = time.monotonic()
             tokens = sum(len(micro.forest) for micro in micros)
-            row = {"step": step, "stage": work.kind, "lr": rates[0] * factor, "grad_norm": norm, "seconds": now - started, "data_seconds": made - started}
-            row |= {f"{work.kind}/{name}": value for name, value in (metrics | sums | {"tokens": float(tokens)}).items()}
+            row = {
+                "step": step,
+                "stage": work.kind,
+                "lr": rates[0] * factor,
+                "grad_norm": norm,
+                "seconds": now - started,
+                "data_seconds": made - started,
+            }
+            row |= {
+                f"{work.kind}/{name}": value for name, value in (metrics | sums | {"tokens": float(tokens)}).items()
+            }
             if accelerator.is_main_process:
                 append_jsonl(log, row)
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in (sums | metrics).items() if name in SHOWN)
@@ -166,7 +183,10 @@ def _checks(policy: Policy, micro: Micro, ears: Ears, tolerance: float, metrics:
     silent = dict(zip(clips, ears.heard([micro.waves[clip] * 0 for clip in clips]), strict=True)) if micro.heard else {}
     gain = check_hearing(policy, micro, silent)
     metrics["hearing"] = gain
-    say(f"checks: forest equals one-by-one within {off:.1e} nats; silence changes the log-probability by {-gain:+.3f} nats a token")
+    say(
+        f"checks: forest equals one-by-one within {off:.1e} nats; "
+        f"silence changes the log-probability by {-gain:+.3f} nats a token"
+    )
 
 
 def _forget_after(log: Path, kind: str, step: int) -> None:

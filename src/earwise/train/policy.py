@@ -1,4 +1,5 @@
-"""A model as one `forward`, so that accelerate (DDP, FSDP, DeepSpeed) can wrap it: packed forest in, log-probabilities out."""
+"""A model as one `forward`, so that accelerate (DDP, FSDP, DeepSpeed) can wrap it: packed forest in,
+log-probabilities out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from earwise.types import Waveform
 
 @dataclass(slots=True)
 class Micro:
-    """One forward pass: trees, what the encoder heard (or the waveforms, if it is trained), and what the loss needs per branch.
+    """One forward pass: trees, what the encoder heard (or the waveforms, if it is trained), and what the loss needs
+    per branch.
 
     Attributes:
         paths: The paths of each tree, for the one-by-one check.
@@ -41,7 +43,9 @@ class Policy(nn.Module):
         self.module = model.module
         self._model = model
 
-    def forward(self, forest: Forest, heard: Mapping[int, Tensor], waves: Mapping[int, Waveform]) -> Float[Tensor, "branches tokens"]:
+    def forward(
+        self, forest: Forest, heard: Mapping[int, Tensor], waves: Mapping[int, Waveform]
+    ) -> Float[Tensor, "branches tokens"]:
         """Log-probabilities (nats) of the trained tokens of every branch, 0 at padding."""
         clips = sorted(set(forest.clips))
         if heard:
@@ -70,7 +74,10 @@ def check_forest(policy: Policy, micro: Micro, *, tolerance: float) -> float:
         single = policy(alone, micro.heard, micro.waves)[0]
         worst = max(worst, float((shared[row, : len(single)] - single).abs().max()) if len(single) else 0.0)
     if not worst <= tolerance:
-        raise ModelError(f"the forest differs from the one-by-one run by {worst:.2e} nats (limit {tolerance:.0e}); run `earwise doctor` on this model")
+        raise ModelError(
+            f"the forest differs from the one-by-one run by {worst:.2e} nats (limit {tolerance:.0e}); "
+            "run `earwise doctor` on this model"
+        )
     return worst
 
 
@@ -87,6 +94,8 @@ def check_hearing(policy: Policy, micro: Micro, silent: Mapping[int, Tensor]) ->
     quiet = {clip: wave * 0 for clip, wave in micro.waves.items()}
     blind = policy(micro.forest, silent, quiet)
     if torch.equal(real, blind):
-        raise ModelError("the loss is the same under silence: the model trains deaf; check the placeholders and the connector")
+        raise ModelError(
+            "the loss is the same under silence: the model trains deaf; check the placeholders and the connector"
+        )
     count = micro.forest.loss_mask.sum().clamp_min(1)
     return float((real - blind).sum() / count)

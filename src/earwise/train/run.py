@@ -1,7 +1,8 @@
-"""A recipe from its first stage to its last: load, train, write; resumable at any moment from what lies in the folder."""
+"""A recipe from its first stage to its last: load, train, write; resumable at any moment from what lies in the
+folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def start(recipe: Recipe, out: Path, base: Path, *, say: Say = lambda _: None) -
     """
     if (out / "recipe.json").exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
-    resolved = {"recipe": recipe.model_dump(mode="json"), "base": str(base.resolve()), "earwise": version("earwise"), "torch": version("torch")}
+    resolved = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": str(base.resolve()),
+        "earwise": version("earwise"),
+        "torch": version("torch"),
+    }
     write_json(out / "recipe.json", resolved)
     return _stages(recipe, out, base, say)
 
@@ -73,7 +79,9 @@ def _stages(recipe: Recipe, out: Path, base: Path, say: Say) -> Path:
     return final
 
 
-def _stage(model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path, out: Path, base: Path, say: Say) -> None:
+def _stage(
+    model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path, out: Path, base: Path, say: Say
+) -> None:
     sources = [(_examples(source, base), source.weight) for source in stage.data.mixture]
     prepare(model, stage.trainable)
     ears = Ears(model, keep_mb=2048)
@@ -83,7 +91,9 @@ def _stage(model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path,
         chosen = stage.model_copy(update={"start": "none"}) if resumed else stage
         work = sft.work(model, chosen, sources, ears, sounds, seed, say)
     else:
-        work = grpo.work(model, stage, sources, ears, sounds, seed, lambda row: append_jsonl(out / "rollouts.jsonl", row))
+        work = grpo.work(
+            model, stage, sources, ears, sounds, seed, lambda row: append_jsonl(out / "rollouts.jsonl", row)
+        )
     loop.run(
         model,
         work,
@@ -101,11 +111,19 @@ def _stage(model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path,
     (folder / "final.part").rename(folder / "final")
 
 
+def select(rows: Sequence[Example], where: Mapping[str, str]) -> list[Example]:
+    """Rows whose fields have these values."""
+    return [row for row in rows if all(getattr(row, key) == value for key, value in where.items())]
+
+
 def _examples(source: Source, base: Path) -> list[Example]:
     path = manifest_path(source.manifest, base)
     rows = read(path)
-    examples = [row for row in rows if row.answer and all(getattr(row, key) == value for key, value in source.where.items())]
+    examples = [row for row in select(rows, source.where) if row.answer]
     if not examples:
-        wanted = f" with {source.where}" if source.where else ""
-        raise DataError(f"{path}: none of {len(rows)} rows{wanted} has an answer to train on; build questions with `earwise build labels`")
+        wanted = f" with {dict(source.where)}" if source.where else ""
+        raise DataError(
+            f"{path}: none of {len(rows)} rows{wanted} has an answer to train on; "
+            "build questions with `earwise build labels`"
+        )
     return examples

@@ -1,7 +1,9 @@
 """SFT: all chosen questions of a clip in one tree, log-likelihood of the answers. Reads top to bottom.
 
-Flow: manifest rows -> units (rows that share their sounds) -> `clips_per_step` units a step, some questions of each -> one tree per unit -> packs ->
-token-averaged loss over the whole step. Ridge start: least squares onto the decoder's own word embeddings, before the first step.
+Flow: manifest rows -> units (rows that share their sounds) -> `clips_per_step` units a step, some questions of each
+-> one tree per unit -> packs ->
+token-averaged loss over the whole step. Ridge start: least squares onto the decoder's own word embeddings, before the
+first step.
 """
 
 import random
@@ -25,7 +27,7 @@ from earwise.prompts import prompt_turns, target_text
 from earwise.train.batches import Sounds, assemble
 from earwise.train.loop import Say, StageWork
 from earwise.train.trainable import encoder_trains
-from earwise.types import Example
+from earwise.types import Example, Waveform
 
 Unit = tuple[Example, ...]
 
@@ -39,7 +41,13 @@ def units(examples: Sequence[Example]) -> list[Unit]:
 
 
 def work(
-    model: AudioLM, stage: SftStage, sources: Sequence[tuple[Sequence[Example], float]], ears: Ears, sounds: Sounds, seed: int, say: Say
+    model: AudioLM,
+    stage: SftStage,
+    sources: Sequence[tuple[Sequence[Example], float]],
+    ears: Ears,
+    sounds: Sounds,
+    seed: int,
+    say: Say,
 ) -> StageWork:
     """The SFT stage for the loop.
 
@@ -57,7 +65,8 @@ def work(
 
     def batches(step: int) -> tuple[list[Any], dict[str, float]]:
         rng = random.Random(f"{seed} sft {step}")
-        trees, waves = [], {}
+        trees: list[list[Any]] = []
+        waves: dict[int, Waveform] = {}
         skipped = 0
         while len(trees) < stage.clips_per_step:
             unit = next(mixture)
@@ -70,8 +79,15 @@ def work(
             paths = []
             for example in rng.sample(unit, min(len(unit), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
-                prompt = conversation_path(model, prompt_turns(example, style), numbers, [len(c) for c in clips], generate=True)
-                paths.append(prompt + answer_path(model, target_text(example, style, rng.choice(example.answer) if example.answer else None)))
+                prompt = conversation_path(
+                    model, prompt_turns(example, style), numbers, [len(c) for c in clips], generate=True
+                )
+                paths.append(
+                    prompt
+                    + answer_path(
+                        model, target_text(example, style, rng.choice(example.answer) if example.answer else None)
+                    )
+                )
             trees.append(paths)
         micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
         total = float(sum(int(micro.forest.loss_mask.sum()) for micro in micros))
@@ -91,13 +107,17 @@ def work(
     return StageWork("sft", batches, loss, lambda: {"mixture": mixture.state_dict()}, restore, stage.save_every)
 
 
-# One summary token each: what it is, which language, which mood, whose voice (`meta.field` of the rows that `build labels` writes).
+# One summary token each: what it is, which language, which mood, whose voice (`meta.field` of the rows that `build
+# labels` writes).
 RIDGE_FIELDS = (("sound", "instrument", "digit"), ("language",), ("emotion",), ("gender",))
 RIDGE_LEADS = (" Sound:", " Language:", " Emotion:", " Voice:", " Audio:")
 
 
-def _ridge(model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], ears: Ears, sounds: Sounds, say: Say) -> None:
-    """Closed-form start of the connector: one summary token per kind of label, target the mean word embedding of the label's text."""
+def _ridge(
+    model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], ears: Ears, sounds: Sounds, say: Say
+) -> None:
+    """Closed-form start of the connector: one summary token per kind of label, target the mean word embedding of the
+    label's text."""
     if not isinstance(model, Embedded):
         raise ConfigError(f"start: ridge is for the embedded model's connector, not for {model.name}; use start: none")
     clips: dict[tuple[Path, ...], list[Example]] = {}
@@ -116,7 +136,9 @@ def _ridge(model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], e
     for fields in RIDGE_FIELDS:
         names = [next((fact[field] for field in fields if field in fact), None) for fact in facts]
         if not any(names):
-            raise ConfigError(f"start: ridge needs rows with meta.field {' or '.join(fields)}; build them with `earwise build labels`")
+            raise ConfigError(
+                f"start: ridge needs rows with meta.field {' or '.join(fields)}; build them with `earwise build labels`"
+            )
         meanings = {name: _meaning(model, name) for name in set(names) if name}
         unknown = torch.full_like(next(iter(meanings.values())), float("nan"))
         targets.append(torch.stack([meanings[name] if name else unknown for name in names]))

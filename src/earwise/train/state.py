@@ -14,7 +14,9 @@ from earwise.files import write_json
 LATEST = "checkpoint"
 
 
-def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, extra: Mapping[str, Any]) -> None:
+def save(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int, extra: Mapping[str, Any]
+) -> None:
     """Write `folder/checkpoint`, replacing the previous one only when the new one is complete.
 
     Args:
@@ -41,7 +43,9 @@ def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, step
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(part, ignore_errors=True)
-        raise DataError(f"{folder}: checkpoint at step {step} cannot be written ({error}); free some space, then --resume") from error
+        raise DataError(
+            f"{folder}: checkpoint at step {step} cannot be written ({error}); free some space, then --resume"
+        ) from error
 
 
 def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
@@ -57,7 +61,10 @@ def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> t
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if parameters.keys() != state["trained"].keys():
         strange = sorted(parameters.keys() ^ state["trained"].keys())[:3]
-        raise DataError(f"{at}: checkpoint and recipe train different parameters ({', '.join(strange)} ...); resume with the recipe it was made by")
+        raise DataError(
+            f"{at}: checkpoint and recipe train different parameters ({', '.join(strange)} ...); "
+            "resume with the recipe it was made by"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state["trained"][name])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +27,35 @@ def prepare(model: AudioLM, config: TrainableConfig) -> None:
         elif mode == "lora":
             from peft import LoraConfig, inject_adapter_in_model
 
-            lora = LoraConfig(r=config.lora.r, lora_alpha=config.lora.alpha, target_modules=list(config.lora.targets), lora_dropout=0.0)
+            lora = LoraConfig(
+                r=config.lora.r,
+                lora_alpha=config.lora.alpha,
+                target_modules=list(config.lora.targets),
+                lora_dropout=0.0,
+            )
             try:
                 inject_adapter_in_model(lora, model.module.get_submodule(model.groups[group][0].removesuffix(".")))
             except ValueError as error:
-                raise ConfigError(f"lora.targets {list(config.lora.targets)} match no layer of the {group} of {model.name}") from error
+                raise ConfigError(
+                    f"lora.targets {list(config.lora.targets)} match no layer of the {group} of {model.name}"
+                ) from error
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
-        raise ConfigError("nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora")
+        raise ConfigError(
+            "nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora"
+        )
 
 
 def encoder_trains(model: AudioLM) -> bool:
     """True if gradients must reach the encoder, so that nothing heard may be kept."""
-    return any(p.requires_grad for name, p in model.module.named_parameters() if name.startswith(model.groups["encoder"]))
+    return any(
+        p.requires_grad for name, p in model.module.named_parameters() if name.startswith(model.groups["encoder"])
+    )
 
 
 def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
     """Trained parameters for the optimizer: the connector may have its own learning rate."""
-    connector, rest = [], []
+    connector: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad:
             (connector if name.startswith(model.groups["connector"]) else rest).append(parameter)
@@ -51,7 +64,8 @@ def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, 
 
 
 class Reference:
-    """The policy as it was when this object was made, at the price of a copy of what is trained directly; LoRA is simply switched off.
+    """The policy as it was when this object was made, at the price of a copy of what is trained directly; LoRA is
+    simply switched off.
 
     Args:
         module: The policy's parameters, with LoRA just added (LoRA starts as zero, so "off" is the start).
@@ -60,7 +74,9 @@ class Reference:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._start: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in module.named_parameters() if parameter.requires_grad and ".lora_" not in name
+            name: parameter.detach().clone()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and ".lora_" not in name
         }
 
     @contextmanager
@@ -68,7 +84,9 @@ class Reference:
         """Inside the block the module computes as the reference, without gradients."""
         parameters = dict(self._module.named_parameters())
         now = {name: parameters[name].data for name in self._start}
-        lora = [layer for layer in self._module.modules() if hasattr(layer, "enable_adapters") and hasattr(layer, "lora_A")]
+        lora: list[Any] = [
+            layer for layer in self._module.modules() if hasattr(layer, "enable_adapters") and hasattr(layer, "lora_A")
+        ]
         try:
             for name, value in self._start.items():
                 parameters[name].data = value

@@ -1,6 +1,8 @@
-"""LoRA matrices as plain tensors: collect them from a model that peft trains, stack them, merge them. Training itself is peft's.
+"""LoRA matrices as plain tensors: collect them from a model that peft trains, stack them, merge them. Training itself
+is peft's.
 
-Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so that a file needs no config.
+Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so
+that a file needs no config.
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,9 @@ def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[s
     """One LoRA that acts as the sum of two: ranks add up."""
     out = dict(first)
     for name, value in second.items():
-        out[name] = torch.cat([out[name].to(value), value], 0 if name.endswith("lora_A") else 1) if name in out else value
+        out[name] = (
+            torch.cat([out[name].to(value), value], 0 if name.endswith("lora_A") else 1) if name in out else value
+        )
     return {name: value.contiguous() for name, value in out.items()}
 
 
@@ -39,4 +43,6 @@ def merge(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, up in state.items():
         if name.endswith(".lora_B"):
             stem = name.removesuffix(".lora_B")
-            weights[f"{stem}.weight"].addmm_(up.to(weights[f"{stem}.weight"]), state[f"{stem}.lora_A"].to(weights[f"{stem}.weight"]))
+            weights[f"{stem}.weight"].addmm_(
+                up.to(weights[f"{stem}.weight"]), state[f"{stem}.lora_A"].to(weights[f"{stem}.weight"])
+            )

@@ -1,9 +1,14 @@
-"""The embedded model's connector: a learned mix of all encoder layers, one token per 320 ms, and a few summary tokens per clip.
+"""The embedded model's connector: a learned mix of all encoder layers, one token per 320 ms, and a few summary tokens
+per clip.
 
-Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are normalised, weighted by
-learned gates and projected together. Summary tokens see the mean and the deviation over time, as a linear probe would. `ridge_start` gives
-both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels. A learned lead stands before
-every summary token and before the frames; it starts as words (" Language:"), so that a decoder that has only ever read text finds its way at once.
+Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are
+normalised, weighted by
+learned gates and projected together. Summary tokens see the mean and the deviation over time, as a linear probe
+would. `ridge_start` gives
+both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels.
+A learned lead stands before
+every summary token and before the frames; it starts as words (" Language:"), so that a decoder that has only ever
+read text finds its way at once.
 """
 
 from collections.abc import Sequence
@@ -15,7 +20,8 @@ from torch import Tensor, nn
 
 
 def pool_states(layers: Float[Tensor, "layers states dim"], pool: int) -> Float[Tensor, "layers rows dim"]:
-    """What the connector reads of a clip: mean and deviation over time (2 rows), then the mean of every `pool` states."""
+    """What the connector reads of a clip: mean and deviation over time (2 rows), then the mean of every `pool`
+    states."""
     mean = layers.mean(1, keepdim=True)
     deviation = layers.std(1, keepdim=True, correction=0)
     short = -layers.shape[1] % pool
@@ -54,7 +60,8 @@ class LayerMix(nn.Module):
         return summary * (lead + 1) + lead
 
     def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
-        """Layers normalised to unit variance, weighted by the gates (all 1 at the start) and laid side by side; row 1 (deviation) is only scaled."""
+        """Layers normalised to unit variance, weighted by the gates (all 1 at the start) and laid side by side; row 1
+        (deviation) is only scaled."""
         heard = heard.float()
         level = heard[:, :1].std(-1, keepdim=True, correction=0) + 1e-6
         gates = torch.softmax(self.gates, 0) * len(self.gates)
@@ -104,13 +111,20 @@ def ridge_start(
         weight, bias, share = _ridge(features[known], target[known].double(), strength)
         explained.append(share)
         # The best rank-r map on these clips: project the fitted values on their leading directions.
-        _, _, right = torch.linalg.svd(features[known] @ weight - (features[known] @ weight).mean(0), full_matrices=False)
+        _, _, right = torch.linalg.svd(
+            features[known] @ weight - (features[known] @ weight).mean(0), full_matrices=False
+        )
         basis = right[:rank]
         squeeze[token, : len(basis)] = (weight @ basis.T).T.to(squeeze)
         squeeze[token, len(basis) :] = 0
         connector.summary[token, : len(basis)] = basis.to(connector.summary)
         connector.summary_bias[token] = bias.to(connector.summary_bias)
-    picks = [(clip, row) for clip in range(len(rows)) for row in range(2, len(rows[clip]), 3) if not targets[0][clip].isnan().any()]
+    picks = [
+        (clip, row)
+        for clip in range(len(rows))
+        for row in range(2, len(rows[clip]), 3)
+        if not targets[0][clip].isnan().any()
+    ]
     frame_features = torch.stack([rows[clip][row] for clip, row in picks]).double()
     weight, bias, _ = _ridge(frame_features, torch.stack([targets[0][clip] for clip, _ in picks]).double(), strength)
     connector.frames.weight.copy_(weight.T)

@@ -1,8 +1,11 @@
 """Run transformers' Whisper encoder on the frames that exist, and keep every layer.
 
-Whisper itself was trained on 30 s windows without a mask. Here a batch of clips of different lengths is run so that each clip comes
-out as if it had been run alone, untouched by its neighbours' lengths: mel frames, first convolution and attention keys beyond a clip's end
-are zeroed or masked. Whether a model is used to trimmed input is the model's business (the embedded one is trained that way).
+Whisper itself was trained on 30 s windows without a mask. Here a batch of clips of different lengths is run so that
+each clip comes
+out as if it had been run alone, untouched by its neighbours' lengths: mel frames, first convolution and attention
+keys beyond a clip's end
+are zeroed or masked. Whether a model is used to trimmed input is the model's business (the embedded one is trained
+that way).
 """
 
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
 
 from earwise.types import Waveform
 
@@ -22,7 +25,9 @@ STRIDE = 2  # of the second convolution: one state per 20 ms
 
 def build_encoder(config: dict[str, int]) -> WhisperEncoder:
     """An encoder of the given sizes with no weights yet (on the meta device unless told otherwise)."""
-    return WhisperEncoder(WhisperConfig(**config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0))
+    return WhisperEncoder(
+        WhisperConfig(**config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, encoder_layerdrop=0.0)
+    )
 
 
 def mel_frames(samples: int) -> int:
@@ -40,7 +45,9 @@ def log_mel(wave: Waveform, extractor: WhisperFeatureExtractor) -> Tensor:
     want = mel_frames(len(wave)) * HOP_SAMPLES
     # Two hops of silence behind the clip let the last window see what it would see inside a padded 30 s window.
     padded = np.pad(np.asarray(wave, np.float32), (0, want - len(wave) + 2 * HOP_SAMPLES))
-    features = extractor(padded, sampling_rate=16000, padding=False, truncation=False, return_tensors="pt").input_features[0]
+    features = extractor(
+        padded, sampling_rate=16000, padding=False, truncation=False, return_tensors="pt"
+    ).input_features[0]
     return torch.as_tensor(features)[:, : want // HOP_SAMPLES]
 
 
@@ -51,7 +58,8 @@ def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor
         encoder: The encoder; its own weights and layers are used, only masks and lengths are ours.
         mels: `(mels, frames)` per clip.
     Returns:
-        Per clip `(layers + 1, states, dim)`: after the stem, after each layer; the last one with the final norm applied.
+        Per clip `(layers + 1, states, dim)`: after the stem, after each layer; the last one with the final norm
+        applied.
     Raises:
         ValueError: if a clip has more frames than the encoder has positions.
     """
@@ -62,12 +70,16 @@ def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor
     weight = encoder.conv1.weight
     lengths = torch.tensor([(n - 1) // STRIDE + 1 for n in frames], device=weight.device)
     batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).mT.to(weight)
-    real = torch.arange(batch.shape[2], device=weight.device)[None] < torch.tensor(frames, device=weight.device)[:, None]
+    real = (
+        torch.arange(batch.shape[2], device=weight.device)[None] < torch.tensor(frames, device=weight.device)[:, None]
+    )
     stem = gelu(encoder.conv1(batch)) * real[:, None]
     hidden = gelu(encoder.conv2(stem)).mT
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
     same = bool((lengths == lengths[0]).all())
-    seen = None if same else (torch.arange(hidden.shape[1], device=weight.device)[None] < lengths[:, None])[:, None, None]
+    seen = (
+        None if same else (torch.arange(hidden.shape[1], device=weight.device)[None] < lengths[:, None])[:, None, None]
+    )
     layers = [hidden]
     for layer in encoder.layers:
         hidden = _layer(layer, hidden, seen)
@@ -77,12 +89,14 @@ def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor
     return [stacked[i, :, :n] for i, n in enumerate(lengths.tolist())]
 
 
-def _layer(layer: nn.Module, hidden: Tensor, seen: Tensor | None) -> Tensor:
+def _layer(layer: WhisperEncoderLayer, hidden: Tensor, seen: Tensor | None) -> Tensor:
     """One pre-norm encoder layer with its own weights, on exact lengths."""
     attention = layer.self_attn
     normed = layer.self_attn_layer_norm(hidden)
     shape = (*hidden.shape[:2], attention.num_heads, -1)
-    query, key, value = (proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj))
+    query, key, value = (
+        proj(normed).view(shape).transpose(1, 2) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     mixed = scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).reshape(hidden.shape)
     hidden = hidden + attention.out_proj(mixed)
     return hidden + layer.fc2(gelu(layer.fc1(layer.final_layer_norm(hidden))))
