@@ -92,6 +92,7 @@ def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Pope
         before: Python to run first, for limits.
     """
     # a shell's background jobs are born deaf to Ctrl-C
+    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     ears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{ears}\n{before}\nfrom earwise.cli import main\nmain()"
     return subprocess.Popen(
@@ -99,6 +100,5 @@ def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(paths)},
     )

@@ -19,6 +19,7 @@ REMEDIES = (
     "is none of",
     "should be",
     "the bundled ones are",
+    "not a safetensors file",
 )  # what to do, or what would be right
 
 

@@ -2,11 +2,11 @@
 folder."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from earwise.config import GrpoStage, Recipe, SftStage, Source, check_recipe
+from earwise.config import GrpoStage, Recipe, SftStage, Source, Where, check_recipe
 from earwise.data.manifest import read
 from earwise.errors import ConfigError, DataError
 from earwise.files import append_jsonl, write_json
@@ -111,7 +111,7 @@ def _stage(
     (folder / "final.part").rename(folder / "final")
 
 
-def select(rows: Sequence[Example], where: Mapping[str, str]) -> list[Example]:
+def select(rows: Sequence[Example], where: Where) -> list[Example]:
     """Rows whose fields have these values."""
     return [row for row in rows if all(getattr(row, key) == value for key, value in where.items())]
 
