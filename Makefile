@@ -42,12 +42,13 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The trained part that ships in the package: alignment on open answers, then the question formats. Hours on two cores.
+# The trained part that ships in the package. An hour or two on two cores.
 embedded: .venv/ready-demo
 	@test -n '$(COLLECTION)' || { echo 'say which: make embedded COLLECTION=DIR (a folder with manifest.jsonl, or one folder of clips per class)'; exit 2; }
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption $(LABELS) $(WITHOUT)
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks recognition,yes_no $(LABELS) $(WITHOUT)
 	$(BIN)/earwise train recipes/embedded.yaml --data '$(OUT)/data' --out '$(OUT)'
+	@echo 'to put it into the package: $(BIN)/python -m earwise.models.ship $(OUT)'
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

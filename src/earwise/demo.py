@@ -1,7 +1,7 @@
 """`make demo`: from nothing to a model that hears, learns by reinforcement, and the proof, in minutes on two cores.
 
 Above everything but the command line. Parts in order: base weights, a few questions to the default model, the start of
-the run measured with blind controls, a short GRPO run (R1-AQA's recipe, `cpu` profile), the same measurement after it,
+the run measured, a short GRPO run (R1-AQA's recipe, `cpu` profile), the same measurement after it with blind controls,
 one page. What is finished is kept: a demo that was stopped goes on where it stopped; one that is complete is done anew.
 """
 
@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +18,6 @@ from typing import Any
 
 import click
 
-from earwise.answers import parse
 from earwise.audio import decode
 from earwise.config import EvalConfig, Recipe, load_recipe
 from earwise.data import manifest
@@ -32,6 +32,7 @@ from earwise.models.base import load
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
 from earwise.train import run as training
+from earwise.train.run import select
 from earwise.types import Example
 
 RECIPE = Path("recipes/r1-aqa.yaml")
@@ -64,7 +65,7 @@ def run(out: Path, recipe_path: Path = RECIPE) -> dict[str, Any]:
     fetch.base_folder(_say)
     _say("2/6 the default model hears")
     _questions(recipe.eval[0], base)
-    _say("3/6 where the run starts, with blind controls")
+    _say("3/6 where the run starts")
     start = LocalEngine(load(recipe.model.name, recipe.model.weights))
     before = headline(measure(recipe.eval[0], base, start, out / "before", seed=recipe.seed, blind=(), say=_say))
     del start  # its memory is wanted by the training
@@ -121,18 +122,17 @@ def _weights_mark() -> list[str]:
 
 
 def _questions(one: EvalConfig, base: Path) -> None:
-    """Ask the default model about a few clips of each category, and show the truth beside its answer."""
+    """Ask the default model openly about a few clips of each category, and show the truth beside its answer."""
     engine = LocalEngine(load("embedded"))
-    for example in _varied(manifest.read(training.manifest_path(one.manifest, base))):
+    for example in _varied(select(manifest.read(training.manifest_path(one.manifest, base)), one.where)):
         waves = tuple(decode(path, engine.sample_rate, max_s=engine.max_audio_s) for path in example.audio_paths)
         began = perf_counter()
-        prompt = Prompt(prompt_turns(example, "answer"), waves, example.id)
+        prompt = Prompt(prompt_turns(replace(example, choices=()), "open"), waves, example.id)
         completion = engine.generate([prompt], Decoding(max_new_tokens=one.max_new_tokens))[0][0]
         took = perf_counter() - began
-        parsed = parse(completion.text, example.choices)
         clips = ", ".join(path.name for path in example.audio_paths)
-        click.echo(f"{clips}: {example.question} [{', '.join(example.choices)}]")
-        click.echo(f"    answer: {parsed.answer or completion.text.strip()} (truth: {example.answer[0]}; {took:.2f} s)")
+        click.echo(f"{clips}: {example.question}")
+        click.echo(f"    {completion.text.strip()}   (truth: {example.answer[0]}; {took:.2f} s)")
 
 
 def _varied(examples: list[Example]) -> list[Example]:

@@ -189,7 +189,7 @@ def waves(engine: Engine) -> list[Waveform]:
 
     found = sorted(STARTER.rglob("*.ogg"))
     chosen = [found[number * len(found) // 8] for number in range(8)] if len(found) >= 8 else []
-    clips = [decode(path, engine.sample_rate, long_audio="truncate", max_s=5.0) for path in chosen]
+    clips = [decode(path, engine.sample_rate, long_audio="truncate", max_s=3.0) for path in chosen]
     rate = engine.sample_rate
     tones = [
         0.3 * np.sin(2 * np.pi * (200 + 150 * k) * np.arange(rate * (k + 2) // 4) / rate).astype(np.float32)
@@ -226,7 +226,7 @@ def hears(engine: Engine, clips: list[Waveform]) -> Check:
 def batch_invariance(engine: Engine, clips: list[Waveform]) -> Check:
     """Answers of a clip alone and among eight are the same."""
     prompts = _prompts(clips)
-    decoding = Decoding(max_new_tokens=12)
+    decoding = Decoding(max_new_tokens=8)
     together = engine.generate(prompts, decoding)
     alone = [engine.generate([prompt], decoding)[0] for prompt in prompts]
     differ = sum(a[0].text != b[0].text for a, b in zip(together, alone, strict=True))

@@ -20,7 +20,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The default model; base weights with an untrained connector where the trained part is not there yet."""
     if not (fetch.home() / fetch.BASE / "complete").exists():
         pytest.skip("no base weights in EARWISE_HOME; `make test` fetches them")
-    if (embedded.ASSETS / "tuned.safetensors").exists():
+    if (embedded.ASSETS / "trained.safetensors").exists():
         return "embedded"
     folder = tmp_path_factory.mktemp("blank")
     embedded.blank().save(folder)

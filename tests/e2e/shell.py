@@ -38,6 +38,7 @@ stages:
     prompts_per_step: 2
     group_size: 3
     max_new_tokens: 3
+    temperature: 3.0
     rewards: {"e2e.shell:vowels": 1.0}
     max_steps: 4
     save_every: 1

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import signal
 import sys
@@ -247,5 +246,5 @@ def test_models_lists_every_family(cli: Cli) -> None:
 def test_a_reader_that_goes_away_is_no_error(model: str) -> None:
     process = started(["models"])
     assert process.stdout is not None
-    os.close(process.stdout.fileno())
+    process.stdout.close()
     assert process.wait(timeout=120) == 0

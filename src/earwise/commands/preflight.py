@@ -3,9 +3,8 @@
 Called by `earwise train`: a run that would stop after an hour over a missing file or a misspelt reward stops at once.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from earwise.errors import AudioError, DataError
 
@@ -30,6 +29,7 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
     from earwise.config import SftStage
     from earwise.prompts import THINKING, question_text
     from earwise.rewards import load_reward
+    from earwise.train.run import select
 
     rows = []
     for stage in recipe.stages:
@@ -41,7 +41,7 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         counts: dict[str, int] = {}
         for source in stage.data.mixture:
             examples = read_rows(source.manifest, base, listen=stage.data.on_bad_row == "stop")
-            examples = [row for row in examples if row.answer and _is_wanted(row, source.where)]
+            examples = [row for row in select(examples, source.where) if row.answer]
             shown = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
             if not examples:
                 raise DataError(f"{shown}: no such row has an answer; build questions with `earwise build labels`")
@@ -55,12 +55,9 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         rows.append(counts)
     for one in recipe.eval:
         question_text("", (), one.style)
-        read_rows(one.manifest, base, listen=True)
+        if not select(read_rows(one.manifest, base, listen=True), one.where):
+            raise DataError(f"eval: {one.manifest} has no row with {dict(one.where)}; correct `where`")
     return rows
-
-
-def _is_wanted(example: "Example", where: Mapping[Any, str]) -> bool:
-    return all(getattr(example, key) == value for key, value in where.items())
 
 
 _looked_at: set[Path] = set()

@@ -108,9 +108,9 @@ def run(
     if restored is not None:
         first, extra = restored
         work.restore(extra)
-        if accelerator.is_main_process:
-            _forget_after(log, work.kind, first)
         say(f"{work.kind}: resumed after step {first}")
+    if accelerator.is_main_process:
+        _forget_after(log, out.name, first)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     began = time.monotonic()
     step = first
@@ -150,7 +150,7 @@ def run(
             tokens = sum(len(micro.forest) for micro in micros)
             row = {
                 "step": step,
-                "stage": work.kind,
+                "stage": out.name,
                 "lr": rates[0] * factor,
                 "grad_norm": norm,
                 "seconds": now - started,
@@ -189,9 +189,9 @@ def _checks(policy: Policy, micro: Micro, ears: Ears, tolerance: float, metrics:
     )
 
 
-def _forget_after(log: Path, kind: str, step: int) -> None:
+def _forget_after(log: Path, stage: str, step: int) -> None:
     """Drop log rows of steps that the checkpoint does not know, so that no step is logged twice."""
     rows: Sequence[dict[str, Any]] = read_log(log)
-    kept = [row for row in rows if row.get("stage") != kind or row["step"] <= step]
+    kept = [row for row in rows if row.get("stage") != stage or row["step"] <= step]
     if len(kept) < len(rows):
         write_jsonl(log, kept)

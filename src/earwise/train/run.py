@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from earwise.config import GrpoStage, Recipe, SftStage, Source, Where, check_recipe
 from earwise.data.manifest import read
 from earwise.errors import ConfigError, DataError
@@ -83,8 +85,9 @@ def _stage(
     model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path, out: Path, base: Path, say: Say
 ) -> None:
     sources = [(_examples(source, base), source.weight) for source in stage.data.mixture]
+    torch.manual_seed(seed)  # peft draws LoRA's start from the global generator; nothing else here does
     prepare(model, stage.trainable)
-    ears = Ears(model, keep_mb=2048)
+    ears = Ears(model, keep_mb=2048, batch=1)  # alone, so that a resumed run hears each clip bit for bit as before
     sounds = Sounds(model, long_audio=stage.data.long_audio, on_bad_row=stage.data.on_bad_row)
     if isinstance(stage, SftStage):
         resumed = (folder / "checkpoint").exists()
