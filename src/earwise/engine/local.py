@@ -22,7 +22,7 @@ from earwise.audio import decode
 from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.engine.cache import Step, TreeCache
 from earwise.errors import AudioError
-from earwise.forest import bins, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.parts.attention import TreeAttention
@@ -112,16 +112,13 @@ class LocalEngine:
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         """Log-likelihood of each continuation; one tree per prompt, the sound heard once."""
-        trees, connected = [], {}
-        clip = 0
-        for prompt, options in zip(prompts, continuations, strict=True):
+        for prompt in prompts:
             self._check(prompt)
-            clips = range(clip, clip + len(prompt.waves))
-            clip += len(prompt.waves)
-            trunk = conversation_path(self.model, prompt.turns, clips, [len(w) for w in prompt.waves], generate=True)
-            trees.append(plant([trunk + answer_path(self.model, option) for option in options]))
-        heard = self.ears.heard([wave for prompt in prompts for wave in prompt.waves])
-        connected = dict(enumerate(self.model.connect(heard)))
+        trunks, connected = self._trunks(prompts)
+        trees = [
+            plant([trunk + answer_path(self.model, option) for option in options])
+            for trunk, options in zip(trunks, continuations, strict=True)
+        ]
         out: list[list[float]] = [[] for _ in prompts]
         for members in bins([len(tree) for tree in trees], 2048):
             forest = pack([trees[i] for i in members], self._device)
@@ -174,19 +171,21 @@ class LocalEngine:
             scores = self._advance(states, cache, slots, device)
         return [[self._completion(sample, decoding) for sample in samples] for samples in said]
 
+    def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[Path], dict[int, Tensor]]:
+        """The path of every prompt, and the embeddings of every clip under the number that the paths give it."""
+        trunks: list[Path] = []
+        waves: list[Waveform] = []
+        for prompt in prompts:
+            clips = range(len(waves), len(waves) + len(prompt.waves))
+            waves += prompt.waves
+            lengths = [len(wave) for wave in prompt.waves]
+            trunks.append(conversation_path(self.model, prompt.turns, clips, lengths, generate=True))
+        return trunks, dict(enumerate(self.model.connect(self.ears.heard(waves))))
+
     def _prefill(self, prompts: Sequence[Prompt], cache: TreeCache, n: int) -> tuple[list[_State], Tensor]:
         """Compute every trunk in one pass; returns one state per prompt and its next-token scores."""
         device = self._device
-        clip = 0
-        trunks = []
-        for prompt in prompts:
-            clips = range(clip, clip + len(prompt.waves))
-            clip += len(prompt.waves)
-            trunks.append(
-                conversation_path(self.model, prompt.turns, clips, [len(w) for w in prompt.waves], generate=True)
-            )
-        heard = self.ears.heard([wave for prompt in prompts for wave in prompt.waves])
-        connected = dict(enumerate(self.model.connect(heard)))
+        trunks, connected = self._trunks(prompts)
         forest = pack([plant([trunk]) for trunk in trunks], device)
         lengths = [len(trunk.ids) for trunk in trunks]
         width = max(lengths)

@@ -71,7 +71,8 @@ def work(
             torch.tensor(rewards, dtype=torch.float64), stage.group_size, scale=stage.scale_rewards
         ).tolist()
         items, start = float(sum(len(c.token_ids) for group in groups for c in group)), 0
-        if not stage.beta:  # without the KL a flat group has no gradient at all: leaving it out is exact
+        # Without the KL a flat group has no gradient: leaving it out is exact, but for bnpo, which counts its tokens.
+        if not stage.beta and stage.loss_type != "bnpo":
             rows = [advantages[i : i + stage.group_size] for i in range(0, len(advantages), stage.group_size)]
             signal = [number for number, row in enumerate(rows) if any(row)]
             prompts, groups = [prompts[i] for i in signal], [groups[i] for i in signal]

@@ -113,14 +113,15 @@ def run(
         _forget_after(log, out.name, first)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     began = time.monotonic()
-    step = first
+    step, checked = first, False
     try:
         while step < steps and not (max_minutes and time.monotonic() - began > 60 * max_minutes):
             started = time.monotonic()
             micros, metrics = work.batches(step)
             made = time.monotonic()
-            if step == first and micros:
+            if micros and not checked:  # a first step whose groups are all flat has nothing to check
                 _checks(policy, micros[0], ears, tolerance, metrics, say)
+                checked = True
             factor = learning_rate(step, steps, optimizer_config)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor

@@ -8,7 +8,6 @@ first step.
 
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,12 +119,9 @@ def _ridge(
     label's text."""
     if not isinstance(model, Embedded):
         raise ConfigError(f"start: ridge is for the embedded model's connector, not for {model.name}; use start: none")
-    clips: dict[tuple[Path, ...], list[Example]] = {}
-    for examples, _ in sources:
-        for example in examples:
-            clips.setdefault(example.audio_paths, []).append(example)
+    clips = units([example for examples, _ in sources for example in examples])
     heard, facts = [], []
-    for number, asked in enumerate(clips.values()):
+    for number, asked in enumerate(clips):
         waves = sounds.load(asked[0])
         if waves is not None:
             heard += ears.heard(waves)
