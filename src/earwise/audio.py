@@ -1,9 +1,9 @@
 """Sound files into waveforms: decode, downmix, resample; seconds and samples are converted here and nowhere else.
 
-First step of the flow: everything above sees `Waveform` (mono float32) only. No torch. Files are read in blocks
-through a streaming resampler (equal to resampling in one go), and the header is looked at first: a file that is going
-to be refused is not decoded, and the cost in memory is that of the result. Sound longer than a model hears is never
-cut in silence: see `LongAudio`.
+First step of the flow: everything above sees `Waveform` (mono float32) only. No torch. Files are read in blocks through
+a streaming resampler (equal to resampling in one go), and the header is looked at first: a file that is going to be
+refused is not decoded, and the cost in memory is that of the result. Sound longer than a model hears is never cut in
+silence: see `LongAudio`.
 """
 
 import hashlib

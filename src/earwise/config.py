@@ -1,9 +1,8 @@
 """Recipes: one YAML file per paper, one schema, stages a union on `kind`. No torch.
 
-`load_recipe` merges schema default < YAML < profile < command line and checks the result; unknown keys are refused
-with the nearest name. The
-resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the door: stages unpack it and pass
-plain values on.
+`load_recipe` merges schema default < YAML < profile < command line and checks the result; unknown keys are refused with
+the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the door: stages
+unpack it and pass plain values on.
 """
 
 import difflib

@@ -1,8 +1,8 @@
 """Is this machine, and this model, fit to be trusted? What `earwise doctor` prints.
 
-Beside training and evaluation, and of no use to them: everything here asks the engine through the same door as they
-do. The checks on the model are for what goes wrong without an error elsewhere: a model that is deaf, answers that
-depend on what else is in the batch, branches that differ from the same text alone, draws that depend on neighbours.
+Beside training and evaluation, and of no use to them: everything here asks the engine through the same door as they do.
+The checks on the model are for what goes wrong without an error elsewhere: a model that is deaf, answers that depend on
+what else is in the batch, branches that differ from the same text alone, draws that depend on neighbours.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """The errors a user can meet: one line each, with the offending value and the remedy.
 
 Lowest layer. Everything that is the user's input (a recipe, a row, a file) raises one of these and the command line
-turns it into
-exit code 2; anything else is our own fault and exits with 1.
+turns it into exit code 2; anything else is our own fault and exits with 1.
 """
 
 

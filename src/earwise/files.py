@@ -1,8 +1,7 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one.
 
 Lowest layer; every effect on disk goes through here: a whole file is written beside its target and renamed over it, a
-log only
-grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
+log only grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
 """
 
 import json

@@ -1,19 +1,15 @@
 """The one idea: many continuations of one sound as a tree, many trees as one packed sequence.
 
-A `Path` is one whole sequence (prompt and completion) as token ids. `plant` merges paths that begin alike into a
-trie: every distinct
-token is there once, written in depth-first order. `pack` lays trees end to end. In that order one comparison says who
-sees whom:
+A `Path` is one whole sequence (prompt and completion) as token ids. `plant` merges paths that begin alike into a trie:
+every distinct token is there once, written in depth-first order. `pack` lays trees end to end. In that order one
+comparison says who sees whom:
 
     token q sees token k   iff   k <= q < end[k]          (end[k]: where the subtree that hangs on token k ends)
 
-which holds for k's own later tokens and for everything that branches off them, and for no sibling and no other tree.
-A token's position
-is its depth. A token's prediction is read at its parent, so log-probabilities and gradients are those of the paths
-run one by one, while
-shared tokens, above all the audio, are computed once. (Others share prefixes in text training only; the ancestor test
-by entry and exit
-of a depth-first walk is also TRL's #7328.)
+which holds for k's own later tokens and for everything that branches off them, and for no sibling and no other tree. A
+token's position is its depth. A token's prediction is read at its parent, so log-probabilities and gradients are those
+of the paths run one by one, while shared tokens, above all the audio, are computed once. (Others share prefixes in text
+training only; the ancestor test by entry and exit of a depth-first walk is also TRL's #7328.)
 """
 
 from collections.abc import Callable, Sequence

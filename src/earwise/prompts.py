@@ -1,9 +1,8 @@
 """Turns into text with spans that say where audio goes and what is trained; the papers' question templates.
 
 No torch. A `Template` is the chat format of one model family; a `style` is the wording of one paper. `render` gives
-spans, the
-forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is what is
-sampled.
+spans, the forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is
+what is sampled.
 """
 
 from dataclasses import dataclass, replace

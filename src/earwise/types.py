@@ -1,7 +1,7 @@
 """The few frozen values that everything else passes around. No torch, no files.
 
-Lowest layer. One row of data is an `Example`; what a model says to it is a `Completion`; what a scorer says to that
-is a `Score`.
+Lowest layer. One row of data is an `Example`; what a model says to it is a `Completion`; what a scorer says to that is
+a `Score`.
 """
 
 from collections.abc import Mapping

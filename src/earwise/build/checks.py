@@ -1,12 +1,12 @@
 """Is a data set fit to train and to measure with? Bias for a deaf model, leaks, contradictions, silence, licences.
 
 Run after a builder and by hand on any manifest. Everything is counted into one report; what is wrong is said in one
-line each under `problems`. The bias checks ask of four listeners without ears how often they are right: one that
-always takes the same position, one that takes the longest option, the shortest, and one that has learnt from other
-questions which texts tend to be answers (naive Bayes on the option, and on the option together with the question).
-Under chance, 1/k each, the sum of k-way questions has a known deviation: more than three of it above chance is a
-problem. Below chance is none: where every class is as often an answer as it must be, having been one in the half that
-was learnt from makes it less likely in the other.
+line each under `problems`. The bias checks ask of four listeners without ears how often they are right: one that always
+takes the same position, one that takes the longest option, the shortest, and one that has learnt from other questions
+which texts tend to be answers (naive Bayes on the option, and on the option together with the question). Under chance,
+1/k each, the sum of k-way questions has a known deviation: more than three of it above chance is a problem. Below
+chance is none: where every class is as often an answer as it must be, having been one in the half that was learnt from
+makes it less likely in the other.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Labelled collections on disk into label rows: plain dicts with at least `path labels category group split`.
 
-First step of `earwise build labels`. Three forms are read: JSON lines (one clip a line, any further field kept), a
-CSV table (columns path and label; split and group if there), and a folder with one folder of clips per class.
+First step of `earwise build labels`. Three forms are read: JSON lines (one clip a line, any further field kept), a CSV
+table (columns path and label; split and group if there), and a folder with one folder of clips per class.
 """
 
 import csv

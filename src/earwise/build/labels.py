@@ -2,9 +2,9 @@
 
 Between `build/collection.py` (rows) and `data/manifest.py` (examples). Each row carries facts, one per *field*: the
 sound, the instrument, the language, the emotion, the speaker's gender, the number said, the words said, the kind of
-recording. A question asks for one fact in one *task*. Distractors come from the same field (emotions beside
-emotions), split and, for words, language, and give nothing away (`build/options.py`). Pure: everything follows from
-rows and seed, not from the order of the rows.
+recording. A question asks for one fact in one *task*. Distractors come from the same field (emotions beside emotions),
+split and, for words, language, and give nothing away (`build/options.py`). Pure: everything follows from rows and seed,
+not from the order of the rows.
 """
 
 import hashlib

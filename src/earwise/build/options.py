@@ -1,8 +1,8 @@
 """Distractors that give nothing away: chosen so that, given the options alone, each is equally likely to be the answer.
 
 Used by `build/labels.py`. The design: write the answers of all questions of one kind in a column, and beside it k-1
-columns that are permutations of it, such that no row holds the same (or a confusable) name twice. Every name is then
-a distractor exactly k-1 times as often as it is an answer, and a random such table looks the same whichever column is
+columns that are permutations of it, such that no row holds the same (or a confusable) name twice. Every name is then a
+distractor exactly k-1 times as often as it is an answer, and a random such table looks the same whichever column is
 called the answer: whatever a deaf model prefers among names, its accuracy is 1/k. (Distractors drawn evenly over
 classes, with answers as frequent as the clips of their class, gave a deaf model .50 of four.) No class may be the
 answer of more than 1/k of the questions; the surplus is left out.

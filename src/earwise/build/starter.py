@@ -1,9 +1,9 @@
 """The bundled starter set: a few megabytes of real clips with questions, chosen from a larger labelled collection.
 
-Run by hand when the collection changes (`python -m earwise.build.starter --collection DIR --out DIR`); its output
-lies in `assets/starter` and is what `make demo` trains and measures on. Only clips whose row says `committable: true`
-are taken, as the bytes they are. All `val` clips that a question can be asked of come first (they are the demo's test
-set), then training clips, smallest first, class by class in turn, up to the budget. Groups stay in the split that the
+Run by hand when the collection changes (`python -m earwise.build.starter --collection DIR --out DIR`); its output lies
+in `assets/starter` and is what `make demo` trains and measures on. Only clips whose row says `committable: true` are
+taken, as the bytes they are. All `val` clips that a question can be asked of come first (they are the demo's test set),
+then training clips, smallest first, class by class in turn, up to the budget. Groups stay in the split that the
 collection gave them. Pure but for `write`; the same collection gives the same bytes.
 """
 

@@ -1,7 +1,7 @@
 """How labels are said: names for options, phrasings for questions, captions. Tables and string functions, nothing else.
 
-Used by `build/labels.py` only. All wordings are ours. A label that is not in a table is said as it is written,
-without underscores, so a collection with other labels works too.
+Used by `build/labels.py` only. All wordings are ours. A label that is not in a table is said as it is written, without
+underscores, so a collection with other labels works too.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """The manifest: JSON lines <-> `Example`, both ways and without loss.
 
 Between the files on disk and everything that trains or measures. One JSON object a line (design: "The manifest row");
-messages in the OpenAI and Hugging Face style: `content` is a string, or a list of parts of `type` text or audio.
-Arrow gives every part all keys (None where a part has none), so a part is told by its `type`. Unknown fields live in
-`meta` and are written back; one that looks like a slip of the pen for a known field is refused. Every refusal names
-the file and the row (its line, from 1).
+messages in the OpenAI and Hugging Face style: `content` is a string, or a list of parts of `type` text or audio. Arrow
+gives every part all keys (None where a part has none), so a part is told by its `type`. Unknown fields live in `meta`
+and are written back; one that looks like a slip of the pen for a known field is refused. Every refusal names the file
+and the row (its line, from 1).
 """
 
 import difflib

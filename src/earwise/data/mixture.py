@@ -3,8 +3,8 @@
 Between `data/manifest.py` and the training loop. Draw number t takes its source by chance, in proportion to the
 weights, from a hash of (seed, t); inside a source the examples come in a fresh random order each epoch, none twice
 before all were seen. All that follows from the number of draws so far, so the state is a few integers, and a resumed
-stream goes on as if it had never stopped. Every rank walks the same global stream and keeps each `world_size`-th
-draw; their states are equal, so a run may be resumed with another number of ranks.
+stream goes on as if it had never stopped. Every rank walks the same global stream and keeps each `world_size`-th draw;
+their states are equal, so a run may be resumed with another number of ranks.
 """
 
 import hashlib

@@ -1,8 +1,7 @@
 """Keys and values of growing trees: forking a branch copies nothing.
 
 Every tree owns one row of slots per layer. A token's keys and values go to the next free slot of its tree, whichever
-branch it belongs to; a
-state remembers which slots it sees. Two branches that part share all slots up to the fork.
+branch it belongs to; a state remembers which slots it sees. Two branches that part share all slots up to the fork.
 """
 
 from dataclasses import dataclass

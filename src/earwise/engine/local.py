@@ -1,11 +1,9 @@
 """The local engine: listen once, prefill the trunk once, keep one state per distinct beginning.
 
-All samples of a prompt that have said the same so far stand on one state. A state computes its next-token
-distribution once, draws as many
-tokens from it as samples stand on it, and forks only where they differ: the samples are independent and identically
-distributed as if drawn one by
-one. Draws of a prompt come from a generator seeded by `(seed, key)` alone, so they do not depend on what else is in
-the batch.
+All samples of a prompt that have said the same so far stand on one state. A state computes its next-token distribution
+once, draws as many tokens from it as samples stand on it, and forks only where they differ: the samples are independent
+and identically distributed as if drawn one by one. Draws of a prompt come from a generator seeded by `(seed, key)`
+alone, so they do not depend on what else is in the batch.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Blind controls: the same questions without their sound, so that a model that does not hear is caught.
 
-`evaluate.run` swaps what this file returns for the real clips: `silence` (zeros), `noise` (white), `shuffled` (the
-clip of another item with another answer). What a model scores here it scores from the text alone; real minus blind is
-the hearing gain.
+`evaluate.run` swaps what this file returns for the real clips: `silence` (zeros), `noise` (white), `shuffled` (the clip
+of another item with another answer). What a model scores here it scores from the text alone; real minus blind is the
+hearing gain.
 """
 
 import hashlib

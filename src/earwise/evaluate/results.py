@@ -1,8 +1,8 @@
 """A run's folder: which settings it was made with, which rows are finished, and how it is read back.
 
-Written by `evaluate.run`, read by `evaluate.compare` and `earwise.report`. `samples.jsonl` only grows;
-`settings.json` holds what decides the answers (not the batch size), and a run under other settings is refused, since
-its rows would mix with the old.
+Written by `evaluate.run`, read by `evaluate.compare` and `earwise.report`. `samples.jsonl` only grows; `settings.json`
+holds what decides the answers (not the batch size), and a run under other settings is refused, since its rows would mix
+with the old.
 """
 
 import hashlib

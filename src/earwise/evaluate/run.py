@@ -1,9 +1,9 @@
 """A task through an engine: every item asked once, every answer kept, and the same items again without their sound.
 
 examples -> options permuted by seed -> clips decoded in threads -> engine -> scorer -> `samples.jsonl` (one line an
-item, appended as the answers come, so that a kill costs at most one batch) -> `metrics.json`. An item never leaves
-the denominator: an unreadable clip, a failed call and an answer that cannot be parsed are rows like the others,
-scored 0 and counted by status.
+item, appended as the answers come, so that a kill costs at most one batch) -> `metrics.json`. An item never leaves the
+denominator: an unreadable clip, a failed call and an answer that cannot be parsed are rows like the others, scored 0
+and counted by status.
 """
 
 import math

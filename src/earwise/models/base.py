@@ -1,8 +1,7 @@
 """The contract of a model: an encoder, a connector, a decoder, and what the rest must know of them.
 
-Every family is a frozen description plus a few functions on tensors; stages, engines, evaluation and server use
-nothing else. Families stand in
-`MODELS`, an explicit table; a user's own is `module:function`.
+Every family is a frozen description plus a few functions on tensors; stages, engines, evaluation and server use nothing
+else. Families stand in `MODELS`, an explicit table; a user's own is `module:function`.
 """
 
 import importlib

@@ -2,10 +2,9 @@
 default everywhere.
 
 Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. The base
-weights come from `fetch`;
-what we trained (connector and LoRA, `recipes/embedded.yaml`) ships in the package: alignment on open
-recognition; it has hardly seen an answer format, which is where reinforcement starts.
-It was trained on trimmed audio: only frames that exist are encoded.
+weights come from `fetch`; what we trained (connector and LoRA, `recipes/embedded.yaml`) ships in the package: alignment
+on open recognition; it has hardly seen an answer format, which is where reinforcement starts. It was trained on trimmed
+audio: only frames that exist are encoded.
 """
 
 import hashlib

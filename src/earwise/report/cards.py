@@ -1,7 +1,7 @@
 """Sample cards: the clip with a player, the question, and what every run said to it.
 
-Part of `earwise.report`. Samples are drawn by seed, evenly from the four outcomes (gained, lost, right, wrong), so
-that a reader meets failures as well; clips are embedded until a budget of bytes is spent.
+Part of `earwise.report`. Samples are drawn by seed, evenly from the four outcomes (gained, lost, right, wrong), so that
+a reader meets failures as well; clips are embedded until a budget of bytes is spent.
 """
 
 import base64

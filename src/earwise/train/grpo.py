@@ -1,11 +1,10 @@
 """GRPO: rollouts are a generator of batches; group advantages; the loss as published by R1-AQA, later variants behind
 `loss_type`.
 
-Flow of a step: prompts -> engine (one trunk, one state per distinct beginning) -> rewards -> advantages -> one tree
-per prompt whose branches are the
-trie of its completions -> reference log-probabilities -> loss. Deviations from R1-AQA (papers/r1-aqa.md): no
-math_verify in the accuracy reward;
-every completion belongs to its own clip (their batches above one prompt mix clips up).
+Flow of a step: prompts -> engine (one trunk, one state per distinct beginning) -> rewards -> advantages -> one tree per
+prompt whose branches are the trie of its completions -> reference log-probabilities -> loss. Deviations from R1-AQA
+(papers/r1-aqa.md): no math_verify in the accuracy reward; every completion belongs to its own clip (their batches above
+one prompt mix clips up).
 """
 
 from collections.abc import Callable, Mapping, Sequence

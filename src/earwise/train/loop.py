@@ -1,9 +1,8 @@
 """The only training loop: batches of forests, a loss, an optimizer; logging, checkpoints, exact resume. On accelerate.
 
 A stage gives `batches(step)` (the micro batches of one optimizer step) and `loss(logprobs, micro)`; it never sees the
-optimizer, and this file never
-sees a question. Randomness is drawn from `(seed, step)`, never from global state, so a step is the same whether the
-run was interrupted or not.
+optimizer, and this file never sees a question. Randomness is drawn from `(seed, step)`, never from global state, so a
+step is the same whether the run was interrupted or not.
 """
 
 import math

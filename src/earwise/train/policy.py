@@ -1,5 +1,5 @@
-"""A model as one `forward`, so that accelerate (DDP, FSDP, DeepSpeed) can wrap it: packed forest in,
-log-probabilities out."""
+"""A model as one `forward`, so that accelerate (DDP, FSDP, DeepSpeed) can wrap it: packed forest in, log-probabilities
+out."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

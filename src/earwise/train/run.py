@@ -1,5 +1,4 @@
-"""A recipe from its first stage to its last: load, train, write; resumable at any moment from what lies in the
-folder."""
+"""A recipe from its first stage to its last: load, train, write; resumable from what lies in the folder."""
 
 import json
 from collections.abc import Callable, Sequence

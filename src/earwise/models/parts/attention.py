@@ -1,10 +1,8 @@
 """Attention over a forest, given to transformers' own decoder classes as an attention function.
 
 `decode` of every family passes an `Attend` through the model; each attention layer hands its queries, keys and values
-to it. Whole trees
-(training) go through `TreeAttention`; a growing tree (sampling) through `engine.local`'s cache. Both are exact; a
-CUDA build may take
-FlexAttention with the same test on indices.
+to it. Whole trees (training) go through `TreeAttention`; a growing tree (sampling) through `engine.local`'s cache. Both
+are exact; a CUDA build may take FlexAttention with the same test on indices.
 """
 
 from typing import Protocol, runtime_checkable

@@ -1,8 +1,8 @@
 """LoRA matrices as plain tensors: collect them from a model that peft trains, stack them, merge them. Training itself
 is peft's.
 
-Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so
-that a file needs no config.
+Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so that
+a file needs no config.
 """
 
 from collections.abc import Mapping

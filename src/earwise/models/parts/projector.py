@@ -2,13 +2,10 @@
 per clip.
 
 Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are
-normalised, weighted by
-learned gates and projected together. Summary tokens see the mean and the deviation over time, as a linear probe
-would. `ridge_start` gives
-both a closed-form start: least squares from encoder states to the decoder's own word embeddings of the clip's labels.
-A learned lead stands before
-every summary token and before the frames; it starts as words (" Language:"), so that a decoder that has only ever
-read text finds its way at once.
+normalised, weighted by learned gates and projected together. Summary tokens see the mean and the deviation over time,
+as a linear probe would. `ridge_start` gives both a closed-form start: least squares from encoder states to the
+decoder's own word embeddings of the clip's labels. A learned lead stands before every summary token and before the
+frames; it starts as words (" Language:"), so that a decoder that has only ever read text finds its way at once.
 """
 
 from collections.abc import Sequence

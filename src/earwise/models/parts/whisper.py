@@ -1,11 +1,9 @@
 """Run transformers' Whisper encoder on the frames that exist, and keep every layer.
 
 Whisper itself was trained on 30 s windows without a mask. Here a batch of clips of different lengths is run so that
-each clip comes
-out as if it had been run alone, untouched by its neighbours' lengths: mel frames, first convolution and attention
-keys beyond a clip's end
-are zeroed or masked. Whether a model is used to trimmed input is the model's business (the embedded one is trained
-that way).
+each clip comes out as if it had been run alone, untouched by its neighbours' lengths: mel frames, first convolution and
+attention keys beyond a clip's end are zeroed or masked. Whether a model is used to trimmed input is the model's
+business (the embedded one is trained that way).
 """
 
 from collections.abc import Sequence
