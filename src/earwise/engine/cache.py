@@ -20,7 +20,7 @@ class Step:
 
     Attributes:
         rows: Tree of each token.
-        columns: Place of each token among its tree's queries.
+        columns: Place of each token among its tree's queries; with one tree, in order.
         slots: Slot of each token's keys and values.
         mask: `(trees, 1, queries, slots)`, True where seen.
     """
@@ -38,10 +38,11 @@ class TreeCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._step: Step | None = None
+        self._bias: Tensor | None = None
 
     def begin(self, step: Step) -> None:
         """Say where the tokens of the next forward pass belong."""
-        self._step = step
+        self._step, self._bias = step, None
 
     def keep(self, rows: Tensor) -> None:
         """Drop all trees but these, renumbered in this order."""
@@ -60,9 +61,16 @@ class TreeCache:
             room = max(ROOM, used - self._keys[layer].shape[2], self._keys[layer].shape[2] // 4)
             self._keys[layer] = torch.nn.functional.pad(self._keys[layer], (0, 0, 0, room))
             self._values[layer] = torch.nn.functional.pad(self._values[layer], (0, 0, 0, room))
+        if self._bias is None or self._bias.dtype != queries.dtype:
+            self._bias = queries.new_zeros(step.mask.shape).masked_fill_(~step.mask, -torch.inf)
+        seen_keys, seen_values = self._keys[layer][:, :, :used], self._values[layer][:, :, :used]
+        if len(step.mask) == 1:  # one tree: its tokens are its columns, in order
+            self._keys[layer][0].index_copy_(1, step.slots, keys[0])
+            self._values[layer][0].index_copy_(1, step.slots, values[0])
+            return attend(queries, seen_keys, seen_values, self._bias, scale)
         self._keys[layer][step.rows, :, step.slots] = keys[0].transpose(0, 1)
         self._values[layer][step.rows, :, step.slots] = values[0].transpose(0, 1)
         grid = queries.new_zeros(step.mask.shape[0], queries.shape[1], step.mask.shape[2], queries.shape[3])
         grid[step.rows, :, step.columns] = queries[0].transpose(0, 1)
-        mixed = attend(grid, self._keys[layer][:, :, :used], self._values[layer][:, :, :used], step.mask, scale)
+        mixed = attend(grid, seen_keys, seen_values, self._bias, scale)
         return mixed[step.rows, :, step.columns].transpose(0, 1)[None]

@@ -20,11 +20,13 @@ from earwise.answers import parse
 from earwise.audio import decode
 from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.engine.cache import Step, TreeCache
+from earwise.engine.delay import token_delay
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.parts.attention import TreeAttention
+from earwise.models.parts.packed import Packed
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
@@ -69,6 +71,7 @@ class LocalEngine:
         self.max_audio_s = model.spec.max_s
         self.ears = ears or Ears(model)
         self.trees = trees
+        self._packed = Packed(model.module, model.groups["decoder"])
         self.distinct_tokens = 0
         """Tokens computed while sampling, since the start."""
         self.sampled_tokens = 0
@@ -160,11 +163,28 @@ class LocalEngine:
     ) -> list[list[Completion]]:
         for prompt in prompts:
             self._check(prompt)
-        device = self._device
         said = [[_Said() for _ in range(n)] for _ in prompts]
         draws = [_generator(decoding.seed, prompt.key or str(i)) for i, prompt in enumerate(prompts)]
         cache = TreeCache()
         states, scores, slots = self._prefill(prompts, cache, n)
+        beginnings = len(prompts) * (n if decoding.temperature else 1)
+        with self._packed.decoding(beginnings, passes=decoding.max_new_tokens - 1):
+            self._grow(states, scores, slots, cache, said, draws, decoding, tell)
+        return [[self._completion(sample, decoding) for sample in samples] for samples in said]
+
+    def _grow(
+        self,
+        states: list[_State],
+        scores: Tensor,
+        slots: list[int],
+        cache: TreeCache,
+        said: list[list[_Said]],
+        draws: list[torch.Generator],
+        decoding: Decoding,
+        tell: Callable[[list[int]], None] | None,
+    ) -> None:
+        """Token after token until all samples have ended; fills `said`."""
+        device = self._device
         for step in range(decoding.max_new_tokens):
             states = self._fork(states, scores, said, draws, decoding)
             if tell is not None:
@@ -179,7 +199,6 @@ class LocalEngine:
                     state.tree = renumber[state.tree]
                 slots = [slots[i] for i in alive]
             scores = self._advance(states, cache, slots, device)
-        return [[self._completion(sample, decoding) for sample in samples] for samples in said]
 
     def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[Path], dict[int, Tensor]]:
         """The path of every prompt, and the embeddings of every distinct clip under the number that the paths give
@@ -300,8 +319,10 @@ class LocalEngine:
         return self.model.logits(self.model.decode(self.model.embed(ids), positions, cache))
 
     def _completion(self, sample: _Said, decoding: Decoding) -> Completion:
-        text = self.model.detokenize(sample.ids[:-1] if sample.done else sample.ids)
-        return Completion(text, tuple(sample.ids), tuple(sample.logprobs), "stop" if sample.done else "length")
+        ids = sample.ids[:-1] if sample.done else sample.ids
+        text = self.model.detokenize(ids)
+        delay = token_delay(text, ids, self.model.detokenize)
+        return Completion(text, tuple(sample.ids), tuple(sample.logprobs), "stop" if sample.done else "length", delay)
 
 
 def _groves(trunks: Sequence[Path]) -> list[list[int]]:

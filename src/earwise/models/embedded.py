@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, WhisperFeatureExtractor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from earwise.audio import AudioSpec
-from earwise.errors import ModelError
+from earwise.audio import AudioSpec, num_samples, seconds
+from earwise.errors import AudioError, ModelError
 from earwise.models import ahead, fetch
 from earwise.models.parts import attention, lora, whisper
 from earwise.models.parts.projector import LayerMix, pool_states
@@ -44,6 +44,8 @@ class EmbeddedModule(nn.Module):
         self.encoder = encoder
         self.connector = connector
         self.decoder = decoder
+        self.head = nn.Linear(*decoder.embed_tokens.weight.shape[::-1], bias=False, device="meta")
+        self.head.weight = decoder.embed_tokens.weight  # tied
 
 
 class Embedded:
@@ -60,7 +62,7 @@ class Embedded:
         """LoRA matrices already merged into the decoder; written out again by `save`, beside those trained since."""
         self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=50 / POOL)
         self.template = EMBEDDED
-        self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.",)}
+        self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
         self.trims = trim
         self.masks = False
         self._tokenizer = tokenizer
@@ -79,7 +81,17 @@ class Embedded:
         return text
 
     def audio_tokens(self, samples: int) -> int:
-        """Summary tokens and leads, plus one per started 320 ms."""
+        """Summary tokens and leads, plus one per started 320 ms.
+
+        Raises:
+            AudioError: if the clip is empty or longer than 30 s.
+        """
+        if not 0 < samples <= num_samples(self.spec.max_s, self.spec.sample_rate):
+            length_s = seconds(samples, self.spec.sample_rate)
+            raise AudioError(
+                f"clip lasts {length_s:.2f} s, {self.name} hears 0.01 to {self.spec.max_s:.0f} s; "
+                "cut it, or choose long_audio: truncate or chunk"
+            )
         return self.module.connector.fixed_tokens - (-whisper.states(samples) // POOL)
 
     def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
@@ -110,7 +122,8 @@ class Embedded:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary; the head is the embedding table."""
-        return nn.functional.linear(hidden, self.module.decoder.embed_tokens.weight)
+        scores: Tensor = self.module.head(hidden)
+        return scores
 
     def save(self, folder: Path) -> None:
         """Write connector and LoRA (all that training changes here) with what `load` checks."""

@@ -7,13 +7,14 @@ business (the embedded one is trained that way).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 from transformers import WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.types import Waveform
 
@@ -82,15 +83,22 @@ def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor
     )
     layers = [hidden]
     for layer in encoder.layers:
-        hidden = _layer(layer, hidden, seen)
+        hidden = encoder_layer(layer, hidden, seen)
         layers.append(hidden)
     layers[-1] = encoder.layer_norm(hidden)
     stacked = torch.stack(layers, 1)
     return [stacked[i, :, :n] for i, n in enumerate(lengths.tolist())]
 
 
-def _layer(layer: WhisperEncoderLayer, hidden: Tensor, seen: Tensor | None) -> Tensor:
-    """One pre-norm encoder layer with its own weights, on exact lengths."""
+def encoder_layer(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
+    """One pre-norm encoder layer with its own weights, on exact lengths; also for the layers of transformers' other
+    encoders that are named like Whisper's.
+
+    Args:
+        layer: Its weights.
+        hidden: `(batch, seq, dim)`.
+        seen: True where a key is real, broadcast to `(batch, heads, seq, seq)`; None for all of them.
+    """
     attention = layer.self_attn
     normed = layer.self_attn_layer_norm(hidden)
     shape = (*hidden.shape[:2], attention.num_heads, -1)
