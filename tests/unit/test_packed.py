@@ -6,6 +6,8 @@ from torch import nn
 
 from builders import tiny_qwen2_audio
 from earwise.config import LoraConfig, TrainableConfig
+from earwise.forest import Path, pack, plant
+from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.packed import PAYS, Packed
 from earwise.train.trainable import prepare
 
@@ -64,20 +66,29 @@ def test_few_passes_or_rows_pack_nothing() -> None:
 
 
 @torch.no_grad()
-def test_lora_is_merged_and_training_sees_its_own_layers() -> None:
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("tokens", [2, 8, 9])
+def test_whole_decoder_layers_with_and_without_lora(tokens: int, adapted: bool) -> None:
     model = tiny_qwen2_audio(seed=2)
-    torch.manual_seed(1)
-    prepare(model, TrainableConfig(lora=LoraConfig(r=4, alpha=8)))
-    for name, parameter in model.module.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.2)
-    layer = model.module.model.language_model.layers[0].self_attn.q_proj
-    hidden = torch.randn(5, 32)
-    plain = layer(hidden)
-    assert (plain - layer.base_layer(hidden)).abs().max() > 0.05
+    if adapted:
+        torch.manual_seed(1)
+        prepare(model, TrainableConfig(lora=LoraConfig(r=4, alpha=8)))
+        for name, parameter in model.module.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.2)
+    path = Path(tuple(range(10, 10 + tokens)), (False,) * (tokens - 1) + (True,), (-1,) * tokens)
+    forest = pack([plant([path])])
+
+    def scores() -> torch.Tensor:
+        return model.logits(model.decode(model.embed(forest.ids), forest.positions, TreeAttention(forest)))
+
+    plain = scores()
+    layer = model.module.model.language_model.layers[1]
     with Packed(model.module, model.groups["decoder"]).decoding(8, passes=PAYS):
         assert "forward" in vars(layer) and "forward" in vars(model.module.lm_head)
-        torch.testing.assert_close(layer(hidden), plain, rtol=0, atol=1e-5)
-    with torch.enable_grad():
-        layer(hidden).sum().backward()
-    assert layer.lora_A["default"].weight.grad is not None
+        torch.testing.assert_close(scores(), plain, rtol=0, atol=2e-5)
+    assert "forward" not in vars(layer)
+    if adapted:
+        with torch.enable_grad():
+            scores().sum().backward()
+        assert layer.self_attn.q_proj.lora_B["default"].weight.grad is not None

@@ -75,7 +75,7 @@ def _masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Scaled dot-product attention with grouped key/value heads; the mask is boolean (True: seen) or added to scores."""
+    """Scaled dot-product attention with grouped key/value heads; the mask is boolean (True: seen) or a bias."""
     return scaled_dot_product_attention(
         queries, keys, values, mask, scale=scale, enable_gqa=queries.shape[1] != keys.shape[1]
     )
