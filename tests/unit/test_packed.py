@@ -70,7 +70,10 @@ def test_few_passes_or_rows_pack_nothing() -> None:
 @pytest.mark.parametrize("tokens", [2, 8, 9])
 def test_whole_decoder_layers_with_and_without_lora(tokens: int, adapted: bool) -> None:
     model = tiny_qwen2_audio(seed=2)
+    packed = Packed(model.module, model.groups["decoder"])
     if adapted:
+        with packed.decoding(8, passes=PAYS):
+            pass  # what was packed before LoRA came must not stand for what comes after
         torch.manual_seed(1)
         prepare(model, TrainableConfig(lora=LoraConfig(r=4, alpha=8)))
         for name, parameter in model.module.named_parameters():
@@ -84,11 +87,20 @@ def test_whole_decoder_layers_with_and_without_lora(tokens: int, adapted: bool) 
 
     plain = scores()
     layer = model.module.model.language_model.layers[1]
-    with Packed(model.module, model.groups["decoder"]).decoding(8, passes=PAYS):
+    with packed.decoding(8, passes=PAYS):
         assert "forward" in vars(layer) and "forward" in vars(model.module.lm_head)
         torch.testing.assert_close(scores(), plain, rtol=0, atol=2e-5)
     assert "forward" not in vars(layer)
     if adapted:
+        for name, parameter in model.module.named_parameters():
+            if "lora_" in name:
+                parameter.mul_(0.5)
+        store = packed._forwards[0][1]
+        with packed.decoding(8, passes=0):  # LoRA alone has changed: nothing is packed anew
+            assert packed._forwards[0][1] is store
+            changed = scores()
+        torch.testing.assert_close(changed, scores(), rtol=0, atol=2e-5)
+        assert not torch.allclose(changed, plain)
         with torch.enable_grad():
             scores().sum().backward()
         assert layer.self_attn.q_proj.lora_B["default"].weight.grad is not None
