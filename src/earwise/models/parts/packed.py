@@ -1,4 +1,4 @@
-"""Decoding on a CPU: weights of linear layers packed once for a fixed number of rows.
+"""Decoding on a CPU: weights of linear layers packed once for a fixed number of rows, LoRA merged in.
 
 A matrix product with few rows is bound by how fast weights are read, and a BLAS that takes a weight as `nn.Linear`
 stores it rearranges it on every call: from 3 to 96 rows that takes more time than the product. Packed once
@@ -9,11 +9,11 @@ after half a dozen passes, and holds until a weight changes. Elsewhere (CUDA, bf
 packed and nothing changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from earwise.models.parts import lean
 
@@ -40,7 +40,7 @@ class Packed:
         self._decoder = decoder
         self._rows = 0
         self._made_from: tuple[int, ...] = ()
-        self._forwards: list[tuple[nn.Module, lean.Lean]] = []
+        self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
 
     @contextmanager
     def decoding(self, rows: int, *, passes: int) -> Iterator[None]:
@@ -55,7 +55,6 @@ class Packed:
             yield
             return
         for layer, forward in self._forwards:
-            forward.refresh()
             layer.forward = forward  # type: ignore[method-assign]
         try:
             yield
@@ -67,14 +66,12 @@ class Packed:
     def _pack(self, size: int, *, worth: bool) -> bool:
         """Pack unless it is done; False if nothing is packed."""
         layers = _layers(self._module, self._decoder)
-        named = [pair for layer in layers for pair in layer.named_parameters()]
-        used = [parameter for name, parameter in named if "lora_" not in name]  # LoRA is not packed
+        used = [parameter for layer in layers for parameter in layer.parameters()]
         if not used or sum(parameter.nbytes for parameter in used) > LARGEST_BYTES:
             return False
         if any(parameter.device.type != "cpu" for parameter in used):
             return False
-        made_from = tuple(id(part) for layer in layers for part in layer.modules())  # LoRA may come later
-        made_from += tuple(number for p in used for number in (p.data_ptr(), p._version))
+        made_from = tuple(number for p in used for number in (p.data_ptr(), p._version))
         if (size, made_from) != (self._rows, self._made_from):
             if not worth:
                 return False
