@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
 from earwise.forest import Path
@@ -37,6 +37,21 @@ def byte_tokenizer(audio_id: int | None = None) -> Tokenizer:
 def feature_extractor(mels: int = MELS, window_s: int = WINDOW_S) -> WhisperFeatureExtractor:
     """Whisper features for a window of `window_s` seconds."""
     return WhisperFeatureExtractor(feature_size=mels, chunk_length=window_s)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, seed: int = 0, scale: float = 1.0) -> None:
+    """Random weights of a size at which every token matters, whatever the class would have drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm.weight" in name:
+            parameter.copy_(1 + 0.1 * noise)
+        elif parameter.dim() == 1:
+            parameter.copy_(0.1 * noise)
+        else:
+            fan = parameter[0].numel() if "embed" not in name else 1
+            parameter.copy_(scale * noise * fan**-0.5)
 
 
 def tiny_hf(
@@ -72,17 +87,7 @@ def tiny_hf(
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=SPECIAL.index("<|AUDIO|>"))
     config._attn_implementation = "eager"
     model = Qwen2AudioForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if "norm.weight" in name:
-                parameter.copy_(1 + 0.1 * noise)
-            elif parameter.dim() == 1:
-                parameter.copy_(0.1 * noise)
-            else:
-                fan = parameter[0].numel() if "embed" not in name else 1
-                parameter.copy_(scale * noise * fan**-0.5)
+    fill(model, seed, scale)
     if tied:
         model.lm_head.weight = model.model.language_model.embed_tokens.weight
     return model

@@ -130,7 +130,8 @@ def decode_bytes(
 
 
 def chunks(wave: Waveform, sample_rate: int, max_s: float) -> list[Waveform]:
-    """Cut a waveform into consecutive pieces of at most `max_s` seconds; joined again they are the waveform.
+    """Cut a waveform into consecutive pieces of at most `max_s` seconds, as few as can be and equally long (a sample
+    more or less), so that none is too short to be heard; joined again they are the waveform.
 
     Raises:
         ConfigError: if `max_s` is less than one sample.
@@ -138,7 +139,7 @@ def chunks(wave: Waveform, sample_rate: int, max_s: float) -> list[Waveform]:
     step = num_samples(max_s, sample_rate)
     if step < 1:
         raise ConfigError(f"max_s {max_s} is less than one sample at {sample_rate} Hz; give seconds")
-    return [wave[start : start + step] for start in range(0, max(len(wave), 1), step)]
+    return np.array_split(wave, max(1, -(-len(wave) // step)))
 
 
 def is_silent(wave: Waveform, threshold: float = SILENCE_PEAK) -> bool:

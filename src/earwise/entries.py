@@ -2,7 +2,9 @@
 `module:function`."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from earwise.errors import ConfigError
@@ -20,10 +22,27 @@ def entry(table: Mapping[str, str], name: str, what: str) -> Any:
     """
     module, colon, function = table.get(name, name).partition(":")
     if not colon:
-        raise ConfigError(
-            f"{what} {name!r} is none of {', '.join(table)}; name one of them or your own as module:function"
-        )
+        near = get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as module:function"
+        raise ConfigError(f"{what} {name!r} is none of {', '.join(table)}; {hint}")
     try:
         return vars(import_module(module))[function]
     except (ImportError, KeyError) as error:
-        raise ConfigError(f"{what} {name!r}: no {function!r} in {module!r} ({error}); check the spelling") from error
+        raise ConfigError(
+            f"{what} {name!r} cannot be loaded: no {function!r} in {module!r} ({error}); check both names, and "
+            "that the module is on the Python path"
+        ) from error
+
+
+def require(module: str, extra: str, what: str) -> None:
+    """Refuse work that would end with a missing package, before it begins.
+
+    Args:
+        module: What will be imported.
+        extra: Extra of this package that brings it.
+        what: Of the work, what needs it.
+    Raises:
+        ConfigError: if it is not installed, with the command that installs it.
+    """
+    if find_spec(module) is None:
+        raise ConfigError(f"{what} need {module}, which is not installed: pip install 'earwise[{extra}]'")

@@ -5,12 +5,25 @@ spans, the forest tokenises each text span by itself, so a span boundary is alwa
 what is sampled.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from earwise.errors import ConfigError
-from earwise.types import Audio, Example, Text, Turn
+from earwise.errors import ConfigError, DataError
+from earwise.types import Audio, Example, Role, Text, Turn
 
 AUDIO_MARK = "<|AUDIO|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """A prompt of fixed length: so many clips, then so many tokens of text (Mellow as released)."""
+
+    clips: int
+    """Every prompt has as many; a missing one repeats the first."""
+    text_tokens: int
+    """What stands behind the last clip is cut or filled up to as many."""
+    fill: str
+    """The token that fills up; the model sees it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +37,20 @@ class Template:
     audio_end: str
     system: str | None = None
     """System line put in front when the conversation has none."""
+    between: str = "\n"
+    """What stands behind every turn's end; never trained."""
+    opening: str = ""
+    """What stands before the first turn."""
+    roles: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
+    """Start and end of the turns of a role that has its own."""
+    system_in_user: bool = False
+    """True for a format without system turns: what stands there begins the first user turn."""
+    slots: Slots | None = None
+    """Of prompts of fixed length; see `models.sequence`."""
+
+    def turn(self, role: Role) -> tuple[str, str]:
+        """Start and end of a turn of this role."""
+        return self.roles.get(role, (self.turn_start.format(role=role), self.turn_end))
 
 
 # Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md,
@@ -36,6 +63,22 @@ QWEN2_AUDIO = Template(
     "<|audio_eos|>\n",
     "You are a helpful assistant.",
 )
+# Qwen2-Audio before its instruction tuning: the sound, then the bare task, then the answer (same section).
+QWEN2_AUDIO_BASE = Template(
+    "qwen2-audio-base", "", "", "<|audio_bos|>", "<|audio_eos|>", between="",
+    roles={"assistant": ("", "<|endoftext|>")},
+)  # fmt: skip
+# Mellow (papers/mellow.md section 2): clips, each before a separator, then the bare question and the end mark, as its
+# trainer writes it; and its inference code's packing, two clips and 129 tokens of question, no end mark.
+MELLOW = Template(
+    "mellow", "", " <|endoftext|>", "", "<|endoftext|>", between="", roles={"assistant": ("", "<|endoftext|>")}
+)
+MELLOW_COMPAT = replace(MELLOW, name="mellow-compat", turn_end="", slots=Slots(2, 1 + 129, "!"))
+# SALMONN: Vicuna's turns, the sound between tags that are plain text (papers/salmonn.md, section 2).
+SALMONN = Template(
+    "salmonn", "", "", "<Speech>", "</Speech> ", between="", opening="<s>",
+    roles={"system": ("", " "), "user": ("USER: ", "\n"), "assistant": ("ASSISTANT:", "</s>")},
+)  # fmt: skip
 # The embedded model: ChatML without a system line, so that the prompt of a short clip stays short.
 EMBEDDED = Template("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
 
@@ -62,10 +105,12 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
         Spans in order. Assistant text and the end mark after it are `trained`; neighbouring spans of one kind are
         joined.
     Raises:
-        ConfigError: if a text contains the audio placeholder, which would be counted as a clip.
+        DataError: if a text contains the audio placeholder, which would be counted as a clip.
     """
     if template.system is not None and (not turns or turns[0].role != "system"):
         turns = (Turn("system", (Text(template.system),)), *turns)
+    if template.system_in_user and [turn.role for turn in turns[:2]] == ["system", "user"]:
+        turns = (Turn("user", (*turns[0].parts, Text("\n\n"), *turns[1].parts)), *turns[2:])
     spans: list[Span] = []
 
     def say(text: str, trained: bool = False) -> None:
@@ -74,9 +119,11 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
         elif text:
             spans.append(Span(text, trained))
 
+    say(template.opening)
     clips = 0
     for turn in turns:
-        say(template.turn_start.format(role=turn.role))
+        start, end = template.turn(turn.role)
+        say(start)
         trained = turn.role == "assistant"
         for part in turn.parts:
             if isinstance(part, Audio):
@@ -86,15 +133,15 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
                 say(template.audio_end)
             else:
                 if AUDIO_MARK in part.text:
-                    raise ConfigError(
+                    raise DataError(
                         f"text holds the audio placeholder {AUDIO_MARK!r}: {part.text[:60]!r}; "
                         "put the clip in a part of its own"
                     )
                 say(part.text, trained)
-        say(template.turn_end, trained)
-        say("\n")
+        say(end, trained)
+        say(template.between)
     if generate:
-        say(template.turn_start.format(role="assistant"))
+        say(template.turn("assistant")[0])
     return tuple(spans)
 
 
@@ -108,6 +155,11 @@ INSTRUCTIONS = {
     "think": " Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
     "short-think": " Output the thinking process (less than 50 words) in <think> </think> "
     "and final answer in <answer> </answer>.",
+    # What natural-language prompts replaced in Qwen2-Audio (arXiv:2407.10759, section 2): see `hierarchical_tags`.
+    "tags": "",
+    # Audio-Thinker lets the model choose (arXiv:2508.08039); the wording is ours.
+    "adaptive": " If it helps, first output the thinking process in <think> </think>. "
+    "Output the final answer in <answer> </answer>.",
     # SARI's four sections (arXiv:2504.15900); tags and wording are ours.
     "structured": " Output the thinking process in <think> </think>, in four sections: <planning> </planning> "
     "<caption> </caption> <reasoning> </reasoning> <summary> </summary>, and final answer in <answer> </answer>.",
@@ -116,7 +168,7 @@ INSTRUCTIONS = {
     "xs-cot": " Write down what is said, translate it into English, answer it in English, "
     "then answer it in the language that was spoken.",
 }
-TAGGED = ("answer", "think", "short-think", "structured")
+TAGGED = ("answer", "think", "short-think", "adaptive", "structured")
 THINKING = ("think", "short-think", "structured")
 
 
@@ -124,9 +176,8 @@ def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
     """The user's text: question, the options as a Python list (the released code prints one), and the style's
     instruction.
 
-    >>> question_text("What is it?", ("dog", "cat"), "answer")
-    "What is it? Please choose the answer from the following options: ['dog', 'cat']. Output the final answer in
-    <answer> </answer>."
+    >>> question_text("What is it?", ("dog", "cat"), "plain")
+    "What is it? Please choose the answer from the following options: ['dog', 'cat']."
     """
     if style not in INSTRUCTIONS:
         raise ConfigError(f"prompt style {style!r} is none of {', '.join(INSTRUCTIONS)}")
@@ -158,6 +209,19 @@ def xs_cot_chain(language: str, said: str, translated: str, response: str) -> st
     return "\n".join(marker + text for marker, text in parts)
 
 
+def hierarchical_tags(example: Example) -> str:
+    """What is asked of a sound as tags, from the general to the particular: write down or analyse, language of the
+    sound, task, language of the answer. The idea is Qwen-Audio's; these tags, as plain text, are ours.
+
+    >>> hierarchical_tags(Example("a", (), task="caption", category="sound"))
+    '<|startofanalysis|><|unknown|><|caption|><|en|>'
+    """
+    written = example.task in ("transcription", "translation")
+    heard = example.language if example.category == "speech" else "unknown"
+    task = example.task if written or example.task == "caption" else "question-answer"
+    return f"<|startof{'transcript' if written else 'analysis'}|><|{heard}|><|{task}|><|{example.language}|>"
+
+
 def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
     """The conversation up to the answer, with the last user turn worded in `style`; trailing assistant turns are left
     out."""
@@ -169,7 +233,21 @@ def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
     last = turns.pop()
     audio = tuple(part for part in last.parts if isinstance(part, Audio))
     text = question_text(example.question, example.choices, style)
+    if style == "tags":
+        text = hierarchical_tags(example) + text
     return (*turns, Turn("user", (*audio, Text(text)) if text else audio))
+
+
+def spread(turns: tuple[Turn, ...], pieces: Sequence[int]) -> tuple[Turn, ...]:
+    """The conversation with every audio part as often as its sound was cut into `pieces` (`long_audio: chunk`)."""
+    counts = iter(pieces)
+    return tuple(
+        replace(
+            turn,
+            parts=tuple(p for part in turn.parts for p in [part] * (next(counts) if isinstance(part, Audio) else 1)),
+        )
+        for turn in turns
+    )
 
 
 def target_text(example: Example, style: str, answer: str | None = None) -> str:
@@ -190,7 +268,7 @@ def target_text(example: Example, style: str, answer: str | None = None) -> str:
     if style not in TAGGED:
         return answer
     tagged = f"<answer>{answer}</answer>"
-    if style not in THINKING:
+    if style not in THINKING and not (style == "adaptive" and example.reasoning):
         return tagged
     if not example.reasoning:
         raise ConfigError(

@@ -5,12 +5,10 @@ The checkpoint is written under the published key names and read by `qwen2_audio
 the test.
 """
 
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -26,47 +24,10 @@ from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
 from earwise.models.sequence import conversation_path
 from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, render
-from earwise.types import Audio, Text, Turn, Waveform
+from earwise.types import Audio, Text, Turn
+from golden.fill import SLACK, check, filled, wave
 
 Record = dict[str, Any]
-SLACK = 4  # times the recorded distance of the official float32 from float64
-
-
-def filled(name: str, shape: list[int]) -> np.ndarray:
-    """The weight formula of the golden files' README."""
-    offset, scale = 0.0, 0.02
-    if name.endswith("running_var"):
-        offset, scale = 100.0, 50.0
-    elif name.endswith("weight_g") or (len(shape) == 1 and name.endswith("weight")):
-        offset, scale = 1.0, 0.05
-    elif len(shape) > 1:
-        scale = float(np.prod(shape[1:])) ** -0.5
-    k = np.arange(int(np.prod(shape)), dtype=np.int64)
-    angle = zlib.crc32(name.encode()) % 1000 + 0.37 * k + 2.3 * ((k * k) % 1013)
-    return (offset + scale * np.sin(angle)).astype(np.float32).reshape(shape)
-
-
-def wave(audio: Record, rate: int) -> Waveform:
-    """The test sound of the golden files' README."""
-    i = np.arange(num_samples(audio["seconds"], rate), dtype=np.int64)
-    t = i / rate
-    slow = 0.6 + 0.4 * np.sin(2 * np.pi * 0.7 * t)
-    tones = 0.3 * np.sin(2 * np.pi * audio["f1"] * t) + 0.2 * np.sin(2 * np.pi * audio["f2"] * t + 0.5)
-    sweep = 0.15 * np.sin(2 * np.pi * (audio["f3"] * t + 0.5 * audio["c"] * t * t))
-    floor = 0.02 * (((i * i * i + 31 * i) % 65537) / 32768 - 1)
-    return (slow * (tones + sweep) + floor).astype(np.float32)
-
-
-def check(got: Tensor, want: Record, tolerance: float, what: str) -> None:
-    """Compare a tensor with its record: shape, 256 values, norm and extremes."""
-    assert list(got.shape) == want["shape"], what
-    flat = got.detach().double().flatten()
-    count = min(len(flat), 256)
-    picked = flat[torch.arange(count) * len(flat) // count]
-    assert float((picked - torch.tensor(want["values"], dtype=torch.float64)).abs().max()) <= tolerance, what
-    assert abs(float(flat.norm()) - want["norm"]) <= tolerance * len(flat) ** 0.5, what
-    assert abs(float(flat.mean()) - want["mean"]) <= tolerance, what
-    assert abs(float(flat.abs().max()) - want["absmax"]) <= tolerance, what
 
 
 @pytest.fixture(scope="module")

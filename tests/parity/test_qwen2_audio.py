@@ -25,6 +25,7 @@ from earwise.forest import pack, plant
 from earwise.models import base, qwen2_audio
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.models.sequence import answer_path, conversation_path
+from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare
 
@@ -174,6 +175,30 @@ def test_published_key_names(tmp_path: Path) -> None:
         assert same_state(model, qwen2_audio.load(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("ends", "template"),
+    [(0, QWEN2_AUDIO_BASE), ([0], QWEN2_AUDIO_BASE), ([2, 0], QWEN2_AUDIO), (None, QWEN2_AUDIO)],
+)
+def test_base_or_instruct_by_the_tokens_that_end_an_answer(
+    tmp_path: Path, ends: int | list[int] | None, template: Template
+) -> None:
+    """Ids 0 and 2 are `<|endoftext|>` and `<|im_end|>`; what `save` wrote comes first."""
+    tiny_qwen2_audio().save(tmp_path)
+    (tmp_path / "earwise.json").unlink()
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    loaded = qwen2_audio.load(tmp_path)
+    assert loaded.template == template
+    assert loaded.eos_ids == ((0,) if template is QWEN2_AUDIO_BASE else (2, 0))
+    loaded.save(tmp_path / "again")
+    (tmp_path / "again" / "generation_config.json").unlink()
+    again = base.load(str(tmp_path / "again"))
+    assert (again.template, again.eos_ids) == (loaded.template, loaded.eos_ids)
+    path = conversation_path(again, ask("Sing:"), [0], [5000], generate=True)
+    chat = again.tokenize("<|im_start|>")[0] in path.ids
+    assert chat == (template is QWEN2_AUDIO)
+    assert answer_path(again, "la").ids[-1] == again.eos_ids[0]
+
+
 def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         qwen2_audio.load(tmp_path)
@@ -212,7 +237,7 @@ def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match="no tokenizer that knows"):
         qwen2_audio.load(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"no weights given, .* --weights FOLDER"):
+    with pytest.raises(ModelError, match=r"no weights given, .* give the folder"):
         qwen2_audio.load()
 
 

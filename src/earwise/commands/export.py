@@ -1,4 +1,4 @@
-"""`earwise export` and `earwise models`: a model to hand on, and which families there are."""
+"""`earwise export`: a model to hand on."""
 
 import json
 from pathlib import Path
@@ -7,46 +7,60 @@ from typing import TYPE_CHECKING
 import click
 
 from earwise.commands.loading import json_option, model_option, note, open_model, refuse_existing, result
-from earwise.errors import DataError
+from earwise.errors import DataError, ModelError
 
 if TYPE_CHECKING:
+    from earwise.models.adapter import Adapter
     from earwise.models.base import AudioLM
 
 DTYPES = ("float32", "bfloat16", "float16")
+TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's decoder, as others call it
 
 
-@click.command("export", short_help="Write a model in safetensors, with a model card.")
+@click.command("export", short_help="Write a model, or its LoRA alone, for use elsewhere.")
 @model_option
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write; must not hold anything yet."
 )
 @click.option(
-    "--merged/--no-merged", default=True, show_default=True, help="Also write all weights in one file, LoRA merged in."
+    "--format",
+    "form",
+    default="merged",
+    show_default=True,
+    type=click.Choice(("merged", "peft")),
+    help="All weights with LoRA merged in, or LoRA alone as PEFT writes it.",
 )
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the merged weights.")
+@click.option(
+    "--dtype", default=None, type=click.Choice(DTYPES), help="Of the weights.  [default: as the model is loaded]"
+)
+@click.option(
+    "--names",
+    default="published",
+    show_default=True,
+    type=click.Choice(("published", "transformers5")),
+    help="Of parameters in a peft export: as in released checkpoints (vLLM, transformers 4), or as in transformers 5.",
+)
+@click.option("--base", default=None, help="Base model that a peft export names.  [default: where training started]")
 @json_option
-def command(model: str, out: Path, merged: bool, dtype: str, as_json: bool) -> None:
+def command(model: str, out: Path, form: str, dtype: str | None, names: str, base: str | None, as_json: bool) -> None:
     """Write MODEL to a folder that `--model FOLDER` takes, and that others can read without earwise.
 
     \b
-    earwise export --model runs/r1-aqa/final --out my-model
+    earwise export --model runs/r1-aqa --out my-model
     earwise ask clip.ogg "What is it?" --model my-model
+    earwise export --model runs/r1-aqa --out my-lora --format peft --base Qwen/Qwen2-Audio-7B-Instruct
 
-    Holds `trained.safetensors` (what was trained), `earwise.json` (the family), `merged.safetensors` (all weights), the
-    tokenizer and sizes, and README.md, the model card.
+    merged holds all weights: for families of transformers a checkpoint that its own class (4 and 5) and vLLM read; for
+    the embedded model what was trained, and `merged.safetensors` beside it. peft holds adapter_config.json and
+    adapter_model.safetensors.
     """
     import shutil
 
     refuse_existing(out)
-    loaded = open_model(model)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        loaded.save(part)
-        if merged:
-            note(f"writing all weights ({dtype})")
-            _write_merged(loaded, part, dtype)
-        (part / "README.md").write_text(_card(loaded, model, part, dtype), encoding="utf-8")
+        facts = _write_adapter(model, part, names, base) if form == "peft" else _write_model(model, part, dtype)
         if out.is_dir():
             out.rmdir()
         part.rename(out)
@@ -58,32 +72,104 @@ def command(model: str, out: Path, merged: bool, dtype: str, as_json: bool) -> N
         shutil.rmtree(part, ignore_errors=True)
     files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
     if as_json:
-        result({"out": str(out), "model": loaded.name, "revision": loaded.revision, "files": files})
+        result({"out": str(out), **facts, "files": files})
     else:
         for name, size in files.items():
             click.echo(f"{out / name}  {size / 1e6:.1f} MB")
 
 
-def _write_merged(model: "AudioLM", folder: Path, dtype: str) -> None:
-    """All parameters under `encoder.`, `connector.`, `decoder.`; tokenizer and sizes where there are such."""
+def _write_model(model: str, folder: Path, dtype: str | None) -> dict[str, str]:
+    """All weights, and a model card; returns what is to be said of them."""
+    import torch
+
+    from earwise.commands.loading import fetch_base
+    from earwise.models import checkpoint
+
+    loaded = open_model(model)
+    base = fetch_base(model)
+    if dtype is not None and base is None:
+        loaded.module.to(getattr(torch, dtype))
+    note(f"writing all weights ({dtype or 'as they are'})")
+    loaded.save(folder)
+    if base is not None:
+        _write_whole(loaded, folder, dtype or "float32", base)
+    elif (folder / "config.json").exists():
+        checkpoint.older_config(folder)
+    (folder / "README.md").write_text(_card(loaded, model, folder, dtype or "float32"), encoding="utf-8")
+    return {"model": loaded.name, "revision": loaded.revision}
+
+
+def _write_whole(model: "AudioLM", folder: Path, dtype: str, base: Path) -> None:
+    """For a model whose `save` holds only what was trained: all parameters under `encoder.`, `connector.`, `decoder.`,
+    tokenizer and sizes."""
     import shutil
     from importlib.metadata import version
 
     import torch
     from safetensors.torch import save_file
 
-    from earwise.commands.loading import fetch_base
+    from earwise.models import checkpoint
 
     kind = getattr(torch, dtype)
-    state = {name: value.detach().to(kind).contiguous().cpu() for name, value in model.module.state_dict().items()}
+    state = {
+        name: value.to(kind).contiguous().cpu()
+        for name, value in checkpoint.merged_state(model.module).items()
+        if not name.startswith("head.")  # the embedding table once more
+    }
     save_file(
         state,
         folder / "merged.safetensors",
         metadata={"family": model.name, "revision": model.revision, "earwise": version("earwise")},
     )
-    if base := fetch_base(str(folder)):
-        for name in ("encoder.json", "decoder.json", "tokenizer.json"):
-            shutil.copyfile(base / name, folder / name)
+    for name in ("encoder.json", "decoder.json", "tokenizer.json"):
+        shutil.copyfile(base / name, folder / name)
+
+
+def _write_adapter(model: str, folder: Path, names: str, base: str | None) -> dict[str, str]:
+    """LoRA alone, no model is loaded; returns what is to be said of it."""
+    from dataclasses import replace
+
+    from earwise.files import write_json
+    from earwise.models import adapter
+    from earwise.models.folder import checkpoint
+
+    family, weights = checkpoint(Path(model)) if Path(model).is_dir() else (model, None)
+    if family.startswith("embedded"):
+        found, names = _embedded_adapter(weights), "published"
+        note("the connector is no part of it: what hears is in trained.safetensors of --format merged")
+    elif weights is None:
+        raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
+    else:
+        found = adapter.kept(weights)
+    if names == "published":
+        found = adapter.renamed(found, adapter.PUBLISHED.get(family, ()), drop_others=family.startswith("embedded"))
+    found = replace(found, base=base or found.base)
+    adapter.write(folder, found)
+    write_json(folder / "earwise.json", {"family": family})
+    (folder / "README.md").write_text(_adapter_card(family, found.base), encoding="utf-8")
+    return {"model": family, "base": found.base}
+
+
+def _embedded_adapter(weights: Path | None) -> "Adapter":
+    """What the embedded model's stages added to its text model, all in one."""
+    from earwise.models import ahead
+    from earwise.models.adapter import Adapter
+
+    state, _ = ahead.tensors((weights or ahead.ASSETS) / "trained.safetensors")
+    return Adapter({name: value for name, value in state.items() if ".lora_" in name}, {}, TEXT_MODEL)
+
+
+def _adapter_card(family: str, base: str) -> str:
+    from importlib.metadata import version
+
+    return f"""---
+library_name: peft
+base_model: {base}
+---
+LoRA of an audio-language model of the family `{family}`, exported by earwise {version("earwise")}; alpha equals r, so
+that B @ A is added as it stands. Read it with PEFT's `PeftModel.from_pretrained`, vLLM's `--lora-modules`, or
+`earwise ask clip.ogg "What is it?" --model .` (base_model_name_or_path must then be a folder here).
+"""
 
 
 def _card(model: "AudioLM", source: str, folder: Path, dtype: str) -> str:
@@ -143,29 +229,3 @@ engine = LocalEngine(load("."))
 Measure it on sounds of your own before you rely on it (`earwise evaluate`, with its blind controls). Weights keep the
 licences of the parts they were made from and of the data they were trained on.
 """
-
-
-@click.command("models", short_help="List the model families.")
-@json_option
-def models(as_json: bool) -> None:
-    """List what `--model` takes by name; a folder with a trained model and module:function work as well."""
-    from earwise.models.base import MODELS
-
-    rows = {name: {"target": target, "about": _about(target)} for name, target in MODELS.items()}
-    if as_json:
-        result(rows)
-        return
-    for name, row in rows.items():
-        click.echo(f"{name:18} {row['about']}")
-
-
-def _about(target: str) -> str:
-    """First line of what the loader says of itself; why not, if its module is not there."""
-    import importlib
-
-    module, _, function = target.partition(":")
-    try:
-        words = getattr(importlib.import_module(module), function).__doc__ or ""
-    except (ImportError, AttributeError) as error:
-        return f"not available here ({error})"
-    return " ".join(words.strip().split("\n\n")[0].split())

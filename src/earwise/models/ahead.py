@@ -29,9 +29,10 @@ class Weights:
 
     Attributes:
         encoder: Whisper base's encoder.
-        decoder: SmolLM2 with `inherited` merged.
+        decoder: SmolLM2's. In both, `inherited` is merged, and what was trained in full is in its place.
         connector: What was trained of it; empty for an untrained one.
-        inherited: LoRA matrices by the name of the weight they belong to.
+        inherited: LoRA matrices, `encoder.` or `decoder.` and the name of the weight they belong to.
+        whole: Names, of the same kind, of weights that were trained in full.
         revision: Hash of the trained file.
     """
 
@@ -39,6 +40,7 @@ class Weights:
     decoder: dict[str, Tensor]
     connector: dict[str, Tensor]
     inherited: dict[str, Tensor]
+    whole: frozenset[str]
     revision: str
 
 
@@ -67,24 +69,32 @@ def take(folder: Path | None, *, aligned: bool = False) -> Weights:
 def _read(base: Path, folder: Path | None, aligned: bool) -> Weights:
     encoder, decoder = (tensors(base / f"{part}.safetensors")[0] for part in ("encoder", "decoder"))
     if folder is None:
-        return Weights(encoder, decoder, {}, {}, "blank")
+        return Weights(encoder, decoder, {}, {}, frozenset(), "blank")
     path = folder / "trained.safetensors"
     if not path.exists():
         raise ModelError(
             f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`"
         )
     state, marks = tensors(path)
-    inherited = _under("decoder.", state)
+    weights = {f"encoder.{name}": value for name, value in encoder.items()}
+    weights |= {f"decoder.{name}": value for name, value in decoder.items()}
+    inherited = {name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B"))}
+    whole = {name for name in state if name in weights}
+    unexpected = sorted(state.keys() - inherited.keys() - whole - {n for n in state if n.startswith("connector.")})
+    if unexpected:
+        raise ModelError(f"{path}: unexpected tensor {unexpected[0]}; give a folder made by `earwise train`")
     if aligned:
         inherited = lora.first_ranks(inherited, int(marks[ALIGNED_RANK]))
     try:
-        lora.merge(decoder, inherited)
+        lora.merge(weights, inherited)
+        for name in whole:
+            weights[name].copy_(state[name])
     except (RuntimeError, KeyError) as error:
         raise ModelError(
             f"{path}: does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
         ) from error
     revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12] + ("-aligned" if aligned else "")
-    return Weights(encoder, decoder, _under("connector.", state), inherited, revision)
+    return Weights(encoder, decoder, _under("connector.", state), inherited, frozenset(whole), revision)
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

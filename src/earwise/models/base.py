@@ -4,7 +4,6 @@ Every family is a frozen description plus a few functions on tensors; stages, en
 else. Families stand in `MODELS`, an explicit table; a user's own is `module:function`.
 """
 
-import importlib
 import inspect
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from earwise.audio import AudioSpec
-from earwise.errors import ModelError
+from earwise.entries import entry
+from earwise.errors import ConfigError, ModelError
+from earwise.models.folder import ADAPTER, checkpoint
 from earwise.models.parts.attention import Attend
 from earwise.prompts import Template
 from earwise.types import Waveform
@@ -94,8 +95,19 @@ MODELS = {
     "embedded-aligned": "earwise.models.embedded:load_aligned",
     "embedded-blank": "earwise.models.embedded:load_blank",
     "qwen2_audio": "earwise.models.qwen2_audio:load",
+    "qwen25_omni": "earwise.models.qwen25_omni:load",
+    "salmonn": "earwise.models.salmonn:load",
+    "mellow": "earwise.models.mellow:load",
+    "qwen3_omni": "earwise.models.native:qwen3_omni",
+    "audio_flamingo3": "earwise.models.native:audio_flamingo3",
+    "voxtral": "earwise.models.native:voxtral",
+    "granite_speech": "earwise.models.native:granite_speech",
+    "phi4_multimodal": "earwise.models.native:phi4_multimodal",
+    "gemma3n": "earwise.models.native:gemma3n",
 }
 
+WITH_ADAPTER = ("granite_speech",)
+"""Families whose released checkpoints hold an adapter beside the weights; their loaders merge it."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -112,8 +124,9 @@ def load(
     """Load a model of the table, or of a user's own `module:function`.
 
     Args:
-        name: Key of `MODELS`, `module:function`, or the folder of a checkpoint that says its family itself.
-        weights: Checkpoint folder; None takes the family's default.
+        name: Key of `MODELS`, `module:function`, or a folder (see `folder.checkpoint`): a checkpoint, a training run.
+        weights: Checkpoint folder, or a folder with LoRA as PEFT writes it, which is merged into its base; None takes
+            the family's default.
         device: Where to put it; None is `best_device()`.
         dtype: Key of `DTYPES` for the weights; None is the family's default (float32, or as the checkpoint is stored).
         trim: See `AudioLM.trims`; None is the family's or the checkpoint's own.
@@ -124,24 +137,16 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     if weights is None and Path(name).is_dir():
-        marker = Path(name) / "earwise.json"
-        if not marker.exists():
-            raise ModelError(
-                f"{name}: no earwise.json in this folder; give --model FAMILY and the folder as its weights"
-            )
-        import json
-
-        name, weights = json.loads(marker.read_text())["family"], name
-    target = MODELS.get(name, name)
-    module, _, function = target.partition(":")
-    if not function:
-        raise ModelError(
-            f"model {name!r} is none of {', '.join(MODELS)}; or give a checkpoint folder or module:function"
-        )
+        name, weights = checkpoint(Path(name))
+    elif "/" in name and ":" not in name:
+        raise ModelError(f"{name}: no such folder; check the path, or name a family (see `earwise models`)")
+    own = name in WITH_ADAPTER and weights is not None and (Path(weights) / "config.json").is_file()
+    if weights is not None and not own and (Path(weights) / ADAPTER).is_file():
+        return _adapted(name, Path(weights), device, dtype, trim)
     try:
-        loader = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"model {name!r}: {error}") from error
+        loader = entry(MODELS, name, "model")
+    except ConfigError as error:
+        raise ModelError(f"{error}, or a folder with a model") from error
     asked = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
     given = {key: value for key, value in asked.items() if value is not None}
     strange = given.keys() - inspect.signature(loader).parameters.keys()
@@ -149,4 +154,19 @@ def load(
         key = sorted(strange)[0]
         raise ModelError(f"model {name!r}: its loader takes no {key}; leave model.{key} out of the recipe")
     model: AudioLM = loader(Path(weights) if weights is not None else None, device=device or best_device(), **given)
+    return model
+
+
+def _adapted(name: str, folder: Path, device: str | None, dtype: str | None, trim: bool | None) -> AudioLM:
+    """A base model with the adapter of `folder` merged into its weights."""
+    from earwise.models import adapter
+
+    if (folder / "config.json").exists():
+        raise ModelError(f"{folder}: holds a whole checkpoint and an adapter; move one of them to a folder of its own")
+    if name.startswith("embedded"):
+        raise ModelError(f"{folder}: an adapter holds no connector; name the folder with trained.safetensors instead")
+    changes = adapter.read(folder)
+    model = load(name, adapter.base_of(changes, folder, name), device=device, dtype=dtype, trim=trim)
+    adapter.merge(model.module, changes, adapter.PUBLISHED.get(name, ()), folder)
+    model.revision = adapter.revision(model.revision, folder)
     return model

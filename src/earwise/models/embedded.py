@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from earwise.audio import AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
-from earwise.models import ahead, fetch
+from earwise.models import ahead, checkpoint, fetch
 from earwise.models.parts import attention, lora, whisper
 from earwise.models.parts.projector import LayerMix, pool_states
 from earwise.prompts import EMBEDDED
@@ -44,7 +44,8 @@ class EmbeddedModule(nn.Module):
         self.encoder = encoder
         self.connector = connector
         self.decoder = decoder
-        self.head = nn.Linear(*decoder.embed_tokens.weight.shape[::-1], bias=False, device="meta")
+        words, width = decoder.embed_tokens.weight.shape
+        self.head = nn.Linear(width, words, bias=False, device="meta")
         self.head.weight = decoder.embed_tokens.weight  # tied
 
 
@@ -53,13 +54,15 @@ class Embedded:
 
     def __init__(
         self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str,
-        inherited: Mapping[str, Tensor], trim: bool,
+        inherited: Mapping[str, Tensor], trim: bool, whole: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
         self.revision = revision
         self.inherited = inherited
-        """LoRA matrices already merged into the decoder; written out again by `save`, beside those trained since."""
+        """LoRA matrices already merged into the weights; written out again by `save`, beside those trained since."""
+        self.whole = whole
+        """Weights of encoder and decoder that earlier stages trained in full; written out again by `save`."""
         self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=50 / POOL)
         self.template = EMBEDDED
         self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
@@ -89,7 +92,7 @@ class Embedded:
         if not 0 < samples <= num_samples(self.spec.max_s, self.spec.sample_rate):
             length_s = seconds(samples, self.spec.sample_rate)
             raise AudioError(
-                f"clip lasts {length_s:.2f} s, {self.name} hears 0.01 to {self.spec.max_s:.0f} s; "
+                f"clip lasts {length_s:.2f} s, {self.name} hears up to {self.spec.max_s:.0f} s; "
                 "cut it, or choose long_audio: truncate or chunk"
             )
         return self.module.connector.fixed_tokens - (-whisper.states(samples) // POOL)
@@ -126,16 +129,23 @@ class Embedded:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write connector and LoRA (all that training changes here) with what `load` checks."""
+        """Write what training changed, with what `load` checks: connector, LoRA, and weights of encoder and decoder
+        that were trained in full (LoRA upon them merged in)."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {
             f"connector.{name}": value.detach().contiguous()
             for name, value in self.module.connector.state_dict().items()
         }
+        trained = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
+        whole = self.whole | {name for name in trained if ".lora_" not in name and not name.startswith("connector.")}
         state |= {
-            f"decoder.{name}": value
-            for name, value in lora.stacked(self.inherited, lora.collect(self.module.decoder)).items()
+            name: value
+            for name, value in lora.stacked(self.inherited, lora.collect(self.module)).items()
+            if f"{name.rpartition('.lora_')[0]}.weight" not in whole
         }
+        if whole:
+            merged = checkpoint.merged_state(self.module)
+            state |= {name: merged[name].float() for name in whole}
         save_file(state, folder / "trained.safetensors")
         marks = {"family": "embedded", "base": fetch.BASE, "trim": self.trims}
         (folder / "earwise.json").write_text(json.dumps(marks, indent=1) + "\n")
@@ -215,8 +225,11 @@ def _build(weights: ahead.Weights, name: str, device: str, dtype: torch.dtype, t
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
-    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
-    return Embedded(module, tokenizer, name=name, revision=weights.revision, inherited=weights.inherited, trim=trim)
+    tokenizer = checkpoint.tokenizer(base, PLACEHOLDER)
+    return Embedded(
+        module, tokenizer, name=name, revision=weights.revision, inherited=weights.inherited, trim=trim,
+        whole=weights.whole,
+    )  # fmt: skip
 
 
 def _llama(sizes: dict[str, Any]) -> dict[str, Any]:

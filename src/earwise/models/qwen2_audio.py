@@ -6,12 +6,15 @@ forest's attention. The class pads every clip to its window and masks the paddin
 encoded, plus the convolutions' margin of padded frames, which gives the same numbers at a fraction of the cost
 (`trim=False` runs the padded window; a test holds the two together).
 
+The base model and Instruct share one architecture and differ in their prompts: bare, or ChatML. Which one a checkpoint
+is, it says itself: `save` writes it down, and a published one ends its answers with `<|im_end|>` (Instruct) or never
+does (base).
+
 Source: papers/qwen2-audio.md sections 1-4; transformers 5 `models/qwen2_audio`.
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +22,26 @@ import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
+from transformers import Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
 from earwise.audio import AudioSpec
 from earwise.errors import AudioError, ModelError
-from earwise.models.parts import attention, lora
+from earwise.models import checkpoint
+from earwise.models.parts import attention
 from earwise.models.parts.whisper import HOP_SAMPLES
-from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO
+from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
 from earwise.types import Waveform
 
 HUB = "Qwen/Qwen2-Audio-7B-Instruct"
 SAMPLE_RATE = 16000
-END_MARKS = ("<|im_end|>", "<|endoftext|>")
-PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+END_MARKS = {QWEN2_AUDIO.name: ("<|im_end|>", "<|endoftext|>"), QWEN2_AUDIO_BASE.name: ("<|endoftext|>",)}
+TEMPLATES = {template.name: template for template in (QWEN2_AUDIO, QWEN2_AUDIO_BASE)}
+WHAT = "a Qwen2-Audio model"
+GROUPS = {
+    "encoder": ("model.audio_tower.",),
+    "connector": ("model.multi_modal_projector.",),
+    "decoder": ("model.language_model.", "lm_head."),
+}
 
 
 def encoder_states(frames: int) -> int:
@@ -57,7 +67,7 @@ class Qwen2Audio:
 
     def __init__(
         self, module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
-        name: str, revision: str, trim: bool,
+        name: str, revision: str, trim: bool, template: Template, beside: Mapping[str, bytes],
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
@@ -70,16 +80,14 @@ class Qwen2Audio:
         self.spec = AudioSpec(
             sample_rate=SAMPLE_RATE, max_s=self._window * HOP_SAMPLES / SAMPLE_RATE, tokens_per_s=25.0
         )
-        self.template = QWEN2_AUDIO
-        self.groups = {
-            "encoder": ("model.audio_tower.",),
-            "connector": ("model.multi_modal_projector.",),
-            "decoder": ("model.language_model.", "lm_head."),
-        }
+        self.template = template
+        self.groups = GROUPS
         self._tokenizer = tokenizer
         self._extractor = extractor
+        self._beside = beside
         self.placeholder_id: int = module.config.audio_token_index
-        self.eos_ids = tuple(number for mark in END_MARKS if (number := tokenizer.token_to_id(mark)) is not None)
+        ends = END_MARKS[template.name]
+        self.eos_ids = tuple(number for mark in ends if (number := tokenizer.token_to_id(mark)) is not None)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of text; nothing is added."""
@@ -152,10 +160,13 @@ class Qwen2Audio:
         Without LoRA `load` gives the same weights bit for bit; with LoRA the merged weights, each rounded once.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.module.save_pretrained(folder, state_dict=_merged_state(self.module))
+        self.module.save_pretrained(folder, state_dict=checkpoint.merged_state(self.module))
         self._extractor.save_pretrained(folder)
+        for name, content in self._beside.items():
+            (folder / name).write_bytes(content)
         self._tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "earwise.json").write_text(json.dumps({"family": "qwen2_audio"}, indent=1) + "\n")
+        marks = {"family": "qwen2_audio", "template": self.template.name}
+        (folder / "earwise.json").write_text(json.dumps(marks, indent=1) + "\n")
 
     def _frames(self, samples: int) -> int:
         """Mel frames of a clip: one per started 10 ms."""
@@ -185,7 +196,8 @@ class Qwen2Audio:
 
 def from_parts(
     module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
-    name: str = "qwen2_audio", revision: str = "unsaved", trim: bool = True,
+    name: str = "qwen2_audio", revision: str = "unsaved", trim: bool = True, template: Template = QWEN2_AUDIO,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Qwen2Audio:  # fmt: skip
     """Put a model together from a transformers model, changed in place: the forest's attention, frozen parameters.
 
@@ -196,6 +208,8 @@ def from_parts(
         name: For result rows.
         revision: Hash of the weights.
         trim: Encode only frames that exist; False pads every clip to the window.
+        template: `QWEN2_AUDIO` (Instruct) or `QWEN2_AUDIO_BASE`.
+        beside: Files of the checkpoint that `save` hands on as they are, see `checkpoint.side_files`.
     Raises:
         ModelError: if the parts do not fit each other, or the decoder needs sliding-window attention.
     """
@@ -206,8 +220,9 @@ def from_parts(
             f"{name}: the tokenizer gives {AUDIO_MARK} the id {mark}, the config {config.audio_token_index}; "
             "take both from one checkpoint"
         )
-    if tokenizer.token_to_id(END_MARKS[0]) is None:
-        raise ModelError(f"{name}: the tokenizer has no {END_MARKS[0]}; give the tokenizer of a chat model")
+    end = END_MARKS[template.name][0]
+    if tokenizer.token_to_id(end) is None:
+        raise ModelError(f"{name}: the tokenizer has no {end}; give the checkpoint's own tokenizer")
     if tokenizer.get_vocab_size() > config.text_config.vocab_size:
         raise ModelError(
             f"{name}: {tokenizer.get_vocab_size()} tokens but {config.text_config.vocab_size} embeddings; "
@@ -227,8 +242,9 @@ def from_parts(
     module.model.language_model.config._attn_implementation = attention.IMPLEMENTATION
     module.model.audio_tower.config._attn_implementation = "sdpa"
     return Qwen2Audio(
-        module.eval().requires_grad_(False), tokenizer, extractor, name=name, revision=revision, trim=trim
-    )
+        module.eval().requires_grad_(False), tokenizer, extractor, name=name, revision=revision, trim=trim,
+        template=template, beside=beside or {},
+    )  # fmt: skip
 
 
 def load(
@@ -246,8 +262,11 @@ def load(
         ModelError: if there is no folder and no hub, weights are pickled, or tensors are missing, left over or of
             another shape.
     """
-    folder = weights if weights is not None else _from_hub()
-    shards = _shards(folder)
+    folder = weights
+    if folder is None:
+        folder = checkpoint.from_hub(HUB, "qwen2_audio: no weights given", "give the folder of a checkpoint")
+    checkpoint.config(folder, ("qwen2_audio",), WHAT)
+    shards = checkpoint.safetensors_shards(folder)
     try:
         module, report = Qwen2AudioForConditionalGeneration.from_pretrained(
             str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
@@ -255,18 +274,14 @@ def load(
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder}: not a Qwen2-Audio checkpoint ({' '.join(str(error).split())[:300]})") from error
-    missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
+    missing = set(report["missing_keys"])
     if module.config.text_config.tie_word_embeddings:
         # The class declares no tied weights, so a tied head has to be tied here, whether it is in the file or not.
         module.lm_head.weight = module.model.language_model.embed_tokens.weight
         missing.discard("lm_head.weight")
-    misshapen = {f"{name} {tuple(stored)} for {tuple(wanted)}" for name, stored, wanted in report["mismatched_keys"]}
-    faults = {"missing": missing, "unexpected": unexpected, "of the wrong shape": misshapen}
-    if any(faults.values()):
-        listed = "; ".join(f"{fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise ModelError(
-            f"{folder}: tensors {listed}; give a whole checkpoint of a Qwen2-Audio model and its own config.json"
-        )
+    checkpoint.check_keys(
+        folder, missing, report["unexpected_keys"], checkpoint.misshapen(report["mismatched_keys"]), WHAT
+    )
     has_features = (folder / "preprocessor_config.json").exists()
     mels = module.config.audio_config.num_mel_bins
     extractor = (
@@ -274,76 +289,22 @@ def load(
         if has_features
         else WhisperFeatureExtractor(feature_size=mels)
     )
-    digest = hashlib.sha256()
-    for shard in shards:
-        with shard.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return from_parts(module.to(device), _tokenizer(folder), extractor, revision=digest.hexdigest()[:12], trim=trim)
+    tokenizer = checkpoint.tokenizer(folder, AUDIO_MARK)
+    return from_parts(
+        module.to(device), tokenizer, extractor, revision=checkpoint.digest(shards), trim=trim,
+        template=_template(folder, tokenizer), beside=checkpoint.side_files(folder),
+    )  # fmt: skip
 
 
-def _from_hub() -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(HUB, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"qwen2_audio: no weights given, and {HUB} cannot be fetched from a model hub; "
-            f"give --weights FOLDER of a checkpoint"
-        ) from error
-
-
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; pickled weights can run code when they are read, so they never are."""
-    if not (folder / "config.json").exists():
-        raise ModelError(f"{folder}: no config.json here; give the folder of a Qwen2-Audio checkpoint")
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        if pickled:
-            raise ModelError(
-                f"{folder / pickled[0]}: pickled weights can run code and are not read; "
-                "convert the checkpoint to safetensors"
-            )
-        raise ModelError(f"{folder}: no *.safetensors here; download the checkpoint whole")
-    return shards
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path)) if path.exists() else None
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"{path}: not a tokenizer ({error}); download it again") from error
-    if tokenizer is None or tokenizer.token_to_id(AUDIO_MARK) is None:
-        # Some checkpoints keep the audio marks outside tokenizer.json, or have only vocab.json and merges.txt.
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
-        except (OSError, ValueError, KeyError, AttributeError):
-            tokenizer = None
-    if tokenizer is None or tokenizer.token_to_id(AUDIO_MARK) is None:
-        raise ModelError(
-            f"{folder}: no tokenizer that knows {AUDIO_MARK}; put the checkpoint's tokenizer files beside its weights"
-        )
-    return tokenizer
-
-
-def _merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict under the class's own names, LoRA merged; a tied head is written too: the class cannot tie."""
-    updates = lora.collect(module)
-    state = {}
-    for key, value in module.state_dict().items():
-        if ".lora_" in key:
-            continue
-        name = key.replace(".base_layer.", ".")
-        stem = name.removesuffix(".weight")
-        if f"{stem}.lora_B" in updates:
-            change = updates[f"{stem}.lora_B"].float() @ updates[f"{stem}.lora_A"].float()
-            value = (value.float() + change).to(value.dtype)
-        state[name] = value.detach().contiguous()
-    return state | {"lm_head.weight": state["lm_head.weight"].clone()}
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)
-    return f"{', '.join(shown[:3])}{f' and {len(shown) - 3} more' if len(shown) > 3 else ''}"
+def _template(folder: Path, tokenizer: Tokenizer) -> Template:
+    """The chat format that a checkpoint was trained with: as `save` wrote it, or by the tokens that end its answers."""
+    marker, ends = folder / "earwise.json", folder / "generation_config.json"
+    if marker.exists():
+        named = json.loads(marker.read_text(encoding="utf-8")).get("template", QWEN2_AUDIO.name)
+        if named not in TEMPLATES:
+            raise ModelError(f"{marker}: template {named!r} is none of {', '.join(TEMPLATES)}")
+        return TEMPLATES[named]
+    found = json.loads(ends.read_text(encoding="utf-8")).get("eos_token_id") if ends.exists() else None
+    stops = {found} if isinstance(found, int) else set(found or ())
+    base = bool(stops) and tokenizer.token_to_id(END_MARKS[QWEN2_AUDIO.name][0]) not in stops
+    return QWEN2_AUDIO_BASE if base else QWEN2_AUDIO

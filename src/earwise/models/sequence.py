@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from earwise.errors import DataError
 from earwise.forest import Path
 from earwise.models.base import AudioLM
-from earwise.prompts import render
+from earwise.prompts import Slots, Span, Template, render
 from earwise.types import Turn
 
 
@@ -25,7 +25,8 @@ def conversation_path(
     Returns:
         The path. Text spans are tokenised one by one, so what is trained is what is sampled.
     Raises:
-        DataError: if audio parts and sounds differ in number, or the text itself holds the placeholder.
+        DataError: if audio parts and sounds differ in number, the text itself holds the placeholder, or the
+            conversation does not fit a template of fixed length.
     """
     spans = render(turns, model.template, generate=generate)
     places = sum(span.audio for span in spans)
@@ -33,6 +34,11 @@ def conversation_path(
         raise DataError(
             f"conversation has {places} audio parts but {len(clips)} sounds were given; give one sound per audio part"
         )
+    slots = model.template.slots
+    if slots is not None:
+        missing = _missing_clips(spans, model.template, slots, model.name)
+        spans = (Span("", audio=True), Span(model.template.audio_end)) * missing + spans
+        clips, samples = [clips[0]] * missing + [*clips], [samples[0]] * missing + [*samples]
     ids: list[int] = []
     trained: list[bool] = []
     marks: list[int] = []
@@ -48,10 +54,28 @@ def conversation_path(
         tokens = model.tokenize(span.text)
         if model.placeholder_id in tokens:
             raise DataError(f"text holds the model's audio placeholder token: {span.text[:60]!r}; remove it")
+        if slots is not None and heard == slots.clips and not span.trained:
+            tokens = tokens[: slots.text_tokens]
+            tokens += model.tokenize(slots.fill) * (slots.text_tokens - len(tokens))
         ids += tokens
         marks += [-1] * len(tokens)
         trained += [span.trained and not generate] * len(tokens)
     return Path(tuple(ids), tuple(trained), tuple(marks))
+
+
+def _missing_clips(spans: Sequence[Span], template: Template, slots: Slots, name: str) -> int:
+    """How many clips a conversation lacks to fill its template's slots, once it fits them: clips, then one question,
+    then at most one answer."""
+    prompt = spans[:-1] if spans and spans[-1].trained else spans
+    places = sum(span.audio for span in prompt)
+    clips, question = prompt[: 2 * places - 1], prompt[2 * places - 1 :]
+    fits = all(span.audio != bool(at % 2) and span.text in ("", template.audio_end) for at, span in enumerate(clips))
+    if not (1 <= places <= slots.clips and fits and len(question) == 1 and not question[0].trained):
+        raise DataError(
+            f"{name} in its released packing takes 1 to {slots.clips} sounds, then one question, in one turn; this has "
+            f"{places} sounds in {len(spans)} pieces: put sounds first, or load the model with its other template"
+        )
+    return slots.clips - places
 
 
 def completion_path(ids: Sequence[int]) -> Path:

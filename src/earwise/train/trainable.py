@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from earwise.config import OptimizerConfig, TrainableConfig
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM
+from earwise.train.policy import Micro, Policy
 
 
 def prepare(model: AudioLM, config: TrainableConfig) -> None:
@@ -103,6 +105,12 @@ class Reference:
                 parameters[name].data = value
             for layer in lora:
                 layer.enable_adapters(True)
+
+    def logprobs(self, policy: Policy, micro: Micro) -> Float[Tensor, "branches tokens"]:
+        """Log-probabilities (nats) of a micro batch under the reference."""
+        with self.active():
+            found: Tensor = policy(micro.forest, micro.heard, micro.waves)
+        return found
 
     def state_dict(self) -> dict[str, Tensor]:
         """For a checkpoint: a resumed run must be held to the same start."""

@@ -1,0 +1,142 @@
+"""What the shared suite does with any family: sounds, conversations, forests of them, and runs through the contract."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path as Folder
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from earwise.audio import num_samples
+from earwise.config import LoraConfig, TrainableConfig
+from earwise.errors import AudioError
+from earwise.forest import Path, pack, place_audio, plant
+from earwise.models.base import AudioLM
+from earwise.models.parts.attention import TreeAttention
+from earwise.models.sequence import answer_path, conversation_path
+from earwise.train.policy import Policy
+from earwise.train.trainable import prepare
+from earwise.types import Audio, Role, Text, Turn, Waveform
+from families.tiny import Tiny
+
+# Tried as the text of the placeholder; a family whose placeholder has no text has none of them.
+MARKS = (
+    "<|AUDIO|>", "<file_sep>", "<|audio_pad|>", "<|audio|>", "<sound>", "[AUDIO]", "<audio_soft_token>", "<Speech>",
+    "<|endoftext11|>", "<audio>",
+)  # fmt: skip
+
+
+@contextmanager
+def at_home(folder: Folder) -> Iterator[None]:
+    """While the block lasts, base weights that lie in a checkpoint's folder (the embedded family's) are in use."""
+    before = os.environ.get("EARWISE_HOME")
+    if (folder / "home").is_dir():
+        os.environ["EARWISE_HOME"] = str(folder / "home")
+    try:
+        yield
+    finally:
+        os.environ.pop("EARWISE_HOME", None) if before is None else os.environ.update(EARWISE_HOME=before)
+
+
+def wave(model: AudioLM, seconds: float, hertz: float = 440.0, seed: int = 0) -> Waveform:
+    """A tone with an overtone over noise, at the rate that the model hears."""
+    rate = model.spec.sample_rate
+    t = np.arange(num_samples(seconds, rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * hertz * t) + 0.1 * np.sin(2 * np.pi * 2.7 * hertz * t)
+    return (tone + 0.02 * np.random.default_rng(seed).standard_normal(len(t))).astype(np.float32)
+
+
+def lengths(tiny: Tiny) -> tuple[float, float]:
+    """Two lengths in seconds that the family hears whole; whole 20 ms, so that no encoder is between two states."""
+    return round(0.25 * tiny.max_s, 2), round(0.16 * tiny.max_s, 2)
+
+
+def turn(role: Role, text: str, *clips: int) -> Turn:
+    """A turn with these sounds before its text."""
+    return Turn(role, (*(Audio(f"{clip}.wav") for clip in clips), Text(text)))
+
+
+def conversation(
+    model: AudioLM, turns: Sequence[Turn], waves: Mapping[int, Waveform], *, generate: bool = True
+) -> Path:
+    """The path of a conversation whose sounds are named by their numbers."""
+    clips = [int(part.path.split(".")[0]) for one in turns for part in one.parts if isinstance(part, Audio)]
+    return conversation_path(model, tuple(turns), clips, [len(waves[clip]) for clip in clips], generate=generate)
+
+
+def scores(model: AudioLM, path: Path, waves: Mapping[int, Waveform]) -> Tensor:
+    """Logits `(seq, vocab)` of one path through the contract."""
+    forest = pack([plant([path])])
+    clips = sorted(set(forest.clips))
+    connected = dict(zip(clips, model.connect(model.listen([waves[clip] for clip in clips])), strict=True))
+    embeddings = place_audio(model.embed(forest.ids), forest, connected)
+    return model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
+
+
+def trees(model: AudioLM, waves: Mapping[int, Waveform]) -> list[list[Path]]:
+    """Three trees with uneven branches: two questions with three answers that share beginnings, a lone answer, and text
+    without a sound.
+    """
+    first = [
+        conversation(model, [turn("user", question, 0)], waves) + answer_path(model, answer)
+        for question in ("What is it?", "What do you hear in it?")
+        for answer in ("a dog", "a dog barks at noon", "sea")
+    ]
+    second = [conversation(model, [turn("user", "And this?", 1)], waves) + answer_path(model, "a siren")]
+    third = [
+        conversation(model, [turn("user", "No sound: what is two plus two?")], waves) + answer_path(model, answer)
+        for answer in ("four", "four, or so", "4")
+    ]
+    return [first, second, third]
+
+
+FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
+
+
+def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
+    """LoRA on every linear layer of the decoder (not its head) beside a connector in full, or of the encoder alone."""
+    layers = {
+        name.rsplit(".", 1)[-1]
+        for name, layer in model.module.named_modules()
+        if isinstance(layer, nn.Linear) and name.startswith(model.groups[part][0])
+    }
+    # A layer that has only a number for a name shares it with whole blocks (Gemma 3n), which LoRA cannot go into.
+    targets = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))
+    chosen = LoraConfig(r=2, alpha=6.0, targets=targets)
+    if part == "encoder":
+        return TrainableConfig(encoder="lora", connector="frozen", decoder="frozen", lora=chosen)
+    return TrainableConfig(connector="full", decoder="lora", lora=chosen)
+
+
+def ready(model: AudioLM, config: TrainableConfig, *, moved: bool = True) -> AudioLM:
+    """Prepare for training; LoRA moved away from its zero start so that it does something."""
+    torch.manual_seed(0)  # LoRA's first matrix is drawn from torch's own generator
+    prepare(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.module.named_parameters():
+            if moved and "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def one_by_one(model: AudioLM, paths: Sequence[Path], waves: Mapping[int, Waveform]) -> list[Tensor]:
+    """Log-probabilities of each path's trained tokens, every path run by itself."""
+    policy = Policy(model)
+    return [policy(pack([plant([path])]), {}, waves)[0] for path in paths]
+
+
+def heard_lengths(model: AudioLM, longest_s: float) -> list[int]:
+    """Sample counts from 50 ms to `longest_s`, odd ones among them, that give at least one audio token."""
+    rate = model.spec.sample_rate
+    tried = [num_samples(longest_s * step / 12, rate) - step * 7 % 11 for step in range(1, 13)]
+    found = []
+    for samples in (num_samples(0.05, rate), num_samples(0.1, rate) + 1, *tried):
+        try:
+            model.audio_tokens(samples)
+        except AudioError:
+            continue
+        found.append(samples)
+    return sorted(set(found))

@@ -1,0 +1,41 @@
+"""Qwen2-Audio at test size; the reference is transformers' own class on clips padded to its window."""
+
+from collections.abc import Sequence
+from pathlib import Path as Folder
+
+import torch
+from torch import Tensor
+
+from builders import WINDOW_S, plain_copy, plain_inputs, tiny_qwen2_audio
+from earwise.forest import Path
+from earwise.models.base import AudioLM
+from earwise.models.qwen2_audio import load
+from earwise.types import Waveform
+from families.tiny import Tiny
+
+
+def runs(ids: Sequence[int], placeholder: int) -> tuple[int, ...]:
+    """Clip of every token, -1 for text: unbroken runs of the placeholder are counted from 0."""
+    clips: list[int] = []
+    number = -1
+    for place, token in enumerate(ids):
+        number += token == placeholder and (place == 0 or ids[place - 1] != placeholder)
+        clips.append(number if token == placeholder else -1)
+    return tuple(clips)
+
+
+def tiny(seed: int = 0) -> Tiny:
+    """Two layers on each side, hears 2 s."""
+    model = tiny_qwen2_audio(seed)
+
+    @torch.no_grad()
+    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
+        path = Path(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
+        logits: Tensor = plain_copy(model)(**plain_inputs(path, dict(enumerate(waves)))).logits[0]
+        return logits
+
+    def reload(changed: AudioLM, folder: Folder) -> AudioLM:
+        changed.save(folder)
+        return load(folder)
+
+    return Tiny(model, reference, reload, max_s=float(WINDOW_S))

@@ -1,0 +1,136 @@
+"""Checkpoints that must not be loaded, for every family: partial, with tensors too many or of another shape, torn,
+pickled, of a text-only model. Each is refused by one line that names what is wrong.
+
+The one thing that differs between families is where a tensor lies; `damage` takes the connector's.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from earwise.errors import ModelError
+from earwise.models import base
+from families.forests import at_home
+from families.tiny import FAMILIES, Tiny
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def saved(family: Tiny, tmp_path: Path) -> Iterator[Path]:
+    """A good checkpoint of the family; the embedded model finds its base weights beside it."""
+    folder = tmp_path / "checkpoint"
+    family.reload(family.model, folder)
+    with at_home(folder):
+        yield folder
+
+
+def weights(folder: Path) -> Path:
+    """The largest file of tensors."""
+    return max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        base.load(str(folder), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def change(path: Path, edit: Callable[[State], State]) -> None:
+    save_file(edit(load_file(path)), path, {"format": "pt"})
+
+
+def one_of_the_connector(folder: Path, family: Tiny) -> tuple[Path, str]:
+    """A tensor of the connector, by file and name there: the name that ends most like a parameter's."""
+
+    def alike(key: str, name: str) -> int:
+        pairs = zip(reversed(key.split(".")), reversed(name.split(".")), strict=False)
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+    prefixes = family.model.groups["connector"]
+    names = [name for name, _ in family.model.module.named_parameters() if name.startswith(prefixes)]
+    stored = [(key, path) for path in folder.glob("*.safetensors") for key in load_file(path)]
+    length, key, path = max((alike(key, name), key, path) for key, path in stored for name in names)
+    assert length >= 2, f"no tensor of the connector in {stored}"
+    return path, key
+
+
+def test_a_good_checkpoint_loads(saved: Path, family: Tiny) -> None:
+    assert base.load(str(saved), device="cpu").spec == family.model.spec
+
+
+def test_a_missing_tensor_is_named(saved: Path, family: Tiny) -> None:
+    path, key = one_of_the_connector(saved, family)
+    change(path, lambda state: {name: value for name, value in state.items() if name != key})
+    refused(saved, "(?i)missing.*" + key.rsplit(".", 2)[-2].replace(".", r"\."))
+
+
+def test_a_tensor_too_many_is_named(saved: Path) -> None:
+    change(weights(saved), lambda state: state | {"surplus.weight": torch.zeros(2)})
+    refused(saved, r"(?i)unexpected.*surplus\.weight")
+
+
+def test_a_tensor_of_another_shape_is_named(saved: Path, family: Tiny) -> None:
+    path, key = one_of_the_connector(saved, family)
+    change(path, lambda state: state | {key: torch.zeros(5, 3, 2)})
+    refused(saved, r"(?i)shape.*5, 3, 2|5, 3, 2.*shape")
+
+
+def test_a_torn_file_is_no_crash(saved: Path) -> None:
+    path = weights(saved)
+    path.write_bytes(path.read_bytes()[:900])
+    refused(saved, "not a")
+
+
+def test_pickled_weights_are_not_read(saved: Path) -> None:
+    for path in saved.glob("*.safetensors"):
+        path.rename(saved / "pytorch_model.bin")
+    refused(saved, r"pytorch_model\.bin: pickled weights can run code|no trained part")
+
+
+def test_a_tokenizer_that_does_not_know_the_placeholder(saved: Path, family: Tiny) -> None:
+    path = next(saved.rglob("tokenizer.json"))
+    told = json.loads(path.read_text(encoding="utf-8"))
+    known = told["model"]["vocab"] | {token["content"]: token["id"] for token in told["added_tokens"]}
+    (mark,) = (token for token, number in known.items() if number == family.model.placeholder_id)
+    path.write_text(path.read_text(encoding="utf-8").replace(mark, "<|another|>"), encoding="utf-8")
+    refused(saved, re.escape(mark))
+
+
+def test_a_sample_rate_is_not_taken_for_another(saved: Path, family: Tiny) -> None:
+    """Features at another rate than the encoder's are refused, or are the rate at which sound is decoded."""
+    path = saved / "preprocessor_config.json"
+    if not path.exists():
+        assert family.model.spec.sample_rate in (16000, 32000), "the rate is part of the family"
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings | {"sampling_rate": 8000}), encoding="utf-8")
+    try:
+        loaded = base.load(str(saved), device="cpu")
+    except ModelError as error:
+        assert "8000" in str(error)
+    else:
+        assert loaded.spec.sample_rate == 8000
+
+
+def test_a_text_only_models_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "hidden_size": 8}))
+    save_file({"model.embed_tokens.weight": torch.zeros(4, 8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    refused(tmp_path, "model_type 'qwen2'")
+    for name in FAMILIES:
+        with pytest.raises(ModelError, match=r"qwen2|no trained part") as caught:
+            base.load(name, tmp_path, device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
+    refused(tmp_path, r"holds no model")
+    refused(tmp_path / "nowhere", "no such folder")
