@@ -1,5 +1,7 @@
 """A real HTTP server in the test's own process that speaks OpenAI's chat completions and can be told to misbehave."""
 
+import base64
+import io
 import json
 import threading
 import time
@@ -9,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import numpy as np
+import soundfile
 
 
 @dataclass
@@ -24,6 +29,10 @@ class Say:
     wait_s: float = 0.0
     raw: bytes | None = None
     hang_up: bool = False
+    choices: list[dict[str, Any]] | None = None
+    """In place of one choice with `text`."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Other fields of the answer."""
 
 
 @dataclass
@@ -34,11 +43,44 @@ class Chat:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "owned_by": "test"}])
     under_way: int = 0
     most: int = 0
     asked: Counter[str] = field(default_factory=Counter)
-    """How often each text of a first message came."""
+    """How often each text of a first message came (of all messages where there are sounds)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def sounds(body: dict[str, Any]) -> list[tuple[np.ndarray, int]]:
+    """The clips of a request, decoded, with their rates; in either form."""
+    found = []
+    for message in body["messages"]:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            if part["type"] == "input_audio":
+                assert part["input_audio"]["format"] == "wav"
+                data = part["input_audio"]["data"]
+            elif part["type"] == "audio_url":
+                data = part["audio_url"]["url"].removeprefix("data:audio/wav;base64,")
+            else:
+                continue
+            found.append(soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32"))
+    return found
+
+
+def texts(body: dict[str, Any]) -> list[str]:
+    """The words of a request, one string a message."""
+    return [
+        message["content"]
+        if isinstance(message["content"], str)
+        else " ".join(part["text"] for part in message["content"] if part["type"] == "text")
+        for message in body["messages"]
+    ]
+
+
+def counted(body: dict[str, Any], said: str = "", tokens_per_s: float = 25.0) -> tuple[int, int]:
+    """Tokens as a model that hears counts them: a word is one, a second of sound `tokens_per_s`."""
+    words = sum(len(text.split()) for text in texts(body))
+    return words + round(sum(len(wave) / rate for wave, rate in sounds(body)) * tokens_per_s), len(said.split())
 
 
 @contextmanager
@@ -55,6 +97,7 @@ def serving(say: Callable[[dict[str, Any], int], Say]) -> Iterator[Chat]:
                 chat.times.append(time.monotonic())
                 chat.headers.append({name.lower(): value for name, value in self.headers.items()})
                 first = body["messages"][0]["content"]
+                first = first if isinstance(first, str) else json.dumps(body["messages"])
                 chat.asked[first] += 1
                 count = chat.asked[first]
                 chat.under_way += 1
@@ -71,12 +114,18 @@ def serving(say: Callable[[dict[str, Any], int], Say]) -> Iterator[Chat]:
                 self.close_connection = True
                 return
             message = {"role": "assistant", "content": said.text, "refusal": said.refusal}
-            answer: dict[str, Any] = {"choices": [{"message": message, "finish_reason": said.finish}]}
+            one = {"message": message, "finish_reason": said.finish}
+            answer: dict[str, Any] = {"choices": said.choices or [one]} | said.more
             if said.usage:
                 answer["usage"] = {"prompt_tokens": said.usage[0], "completion_tokens": said.usage[1]}
-            data = json.dumps(answer).encode() if said.raw is None else said.raw
-            self.send_response(said.status)
-            for name, value in ({"content-length": str(len(data))} | said.headers).items():
+            self._send(said.status, json.dumps(answer).encode() if said.raw is None else said.raw, said.headers)
+
+        def do_GET(self) -> None:
+            self._send(200, json.dumps({"object": "list", "data": chat.models}).encode(), {})
+
+        def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in ({"content-length": str(len(data))} | headers).items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from chat_server import Say, serving
 from earwise.build import llm
 from earwise.build.keyed_log import KeyedLog, in_shard, parse_shard
-from earwise.build.llm import Limits, Pace, request_key, run
-from earwise.build.teachers import Remote, Reply, Request, Template, retry_after_s
+from earwise.build.llm import request_key, run
+from earwise.build.teachers import Remote, Reply, Request, Template
 from earwise.build.verdict import judge, wrong_language
+from earwise.engine.wire import Limits, Pace, retry_after_s
 from earwise.errors import ConfigError, DataError, EngineError
 
 QUICK = Limits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)

@@ -5,7 +5,7 @@ one row of the log each. The key of a row is the hash of what was sent (prompt, 
 same command again lose nothing but the requests that were under way. Requests are read as they are needed: memory does
 not grow with their number beyond a key each. No torch.
 
-What ends how: busy servers (429, 5xx, timeouts) are tried again with growing pauses, or when `Retry-After` says; an
+What ends how: busy servers (429, 5xx, timeouts) are tried again, as `engine/wire.py` says; an
 answer that cannot be used is asked for again with what is wrong with it, then stands in the log as failed, under its
 kind (`verdict.Kind`, or `rejected`); what could not be asked (`unreachable`) is asked again by the next run.
 """
@@ -22,39 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from earwise.build.keyed_log import WHOLE, KeyedLog, Row, Shard, in_shard
-from earwise.build.teachers import Ask, Body, Busy, Rejected, Reply, Request, Teacher, schema_of, tokens_in
+from earwise.build.teachers import Ask, Reply, Request, Teacher, schema_of
 from earwise.build.verdict import judge
-from earwise.errors import ConfigError, EngineError
+from earwise.engine.wire import Busy, Limits, Line, Rejected, tokens_in
+from earwise.errors import EngineError
 
 NOT_ASKED = "unreachable"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How hard a teacher may be worked."""
-
-    concurrency: int = 16
-    """Requests under way at once."""
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    """Of prompts and answers together."""
-    tries: int = 8
-    """Attempts at a request that meets a busy or absent server."""
-    backoff_s: float = 1.0
-    """First pause; doubles with every try, drawn between half and all of it."""
-    max_backoff_s: float = 60.0
-    repairs: int = 2
-    """Times that an unusable answer is asked for again."""
-    give_up_after: int = 20
-    """End the run when so many requests in a row could not be asked or were rejected."""
-
-    def __post_init__(self) -> None:
-        for name in ("concurrency", "tries", "give_up_after"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
 
 
 @dataclass(slots=True)
@@ -112,28 +85,6 @@ class Estimate:
     cost: float | None
     minutes: float | None
     """At the allowed pace; None without a pace."""
-
-
-class Pace:
-    """Spaces events evenly, so that no minute holds more than the limit (plus the one that begins it).
-
-    Args:
-        per_minute: Units a minute; None: as fast as one likes.
-    """
-
-    def __init__(self, per_minute: float | None) -> None:
-        self._unit_s = 60.0 / per_minute if per_minute else 0.0
-        self._free_at = 0.0
-
-    def reserve(self, units: float, now: float) -> float:
-        """Take a place for `units`; returns the seconds to wait for it. Negative units give some back."""
-        start = max(self._free_at, now) if units >= 0 else self._free_at
-        self._free_at = start + units * self._unit_s
-        return max(0.0, start - now)
-
-    def hold(self, until: float) -> None:
-        """Nothing more before `until`."""
-        self._free_at = max(self._free_at, until)
 
 
 def request_key(teacher: Teacher, request: Request) -> str:
@@ -265,10 +216,10 @@ async def _drive(
     """`concurrency` workers that take from one list; the first error ends them all."""
     in_a_row = 0
 
-    async def work(line: "_Line") -> None:
+    async def work(ask: Ask, line: Line[Reply]) -> None:
         nonlocal in_a_row
         for request, key in todo:
-            row = await _settle(request, key, teacher, line)
+            row = await _settle(request, key, teacher, ask, line)
             log.append(row)
             _count(row, summary, teacher)
             if on_progress is not None:
@@ -280,44 +231,20 @@ async def _drive(
                     "what was answered is kept, the same command goes on from there"
                 )
 
+    def on_pause(reason: str) -> None:
+        summary.tried_again[reason] += 1
+
     async with teacher.session() as ask, asyncio.TaskGroup() as group:
-        line = _Line(ask, limits, summary)
+        line = Line[Reply](limits, _used, on_pause)
         for _ in range(limits.concurrency):
-            group.create_task(work(line))
+            group.create_task(work(ask, line))
 
 
-class _Line:
-    """The way to the teacher that all workers share: its pace, its pauses, its tries."""
-
-    def __init__(self, ask: Ask, limits: Limits, summary: Summary) -> None:
-        self.ask, self.limits, self.summary = ask, limits, summary
-        self.requests, self.tokens = Pace(limits.requests_per_minute), Pace(limits.tokens_per_minute)
-
-    async def send(self, body: Body, expected: int, rng: random.Random) -> Reply | Busy | Rejected:
-        """Ask until there is an answer, at most `tries` times."""
-        for attempt in range(self.limits.tries):
-            now = time.monotonic()
-            wait = max(self.requests.reserve(1, now), self.tokens.reserve(expected, now))
-            if wait:
-                await asyncio.sleep(wait)
-            reply = await self.ask(body)
-            if not isinstance(reply, Busy):
-                used = reply.input_tokens + reply.output_tokens if isinstance(reply, Reply) else 0
-                self.tokens.reserve(used - expected, time.monotonic())
-                return reply
-            self.tokens.reserve(-expected, time.monotonic())
-            if attempt + 1 == self.limits.tries:
-                break
-            self.summary.tried_again[reply.reason.partition(":")[0]] += 1
-            pause = min(self.limits.max_backoff_s, self.limits.backoff_s * 2**attempt) * rng.uniform(0.5, 1.0)
-            if reply.retry_after_s is not None:  # the server speaks for all requests, not for this one
-                pause = reply.retry_after_s + pause / 10
-                self.requests.hold(time.monotonic() + reply.retry_after_s)
-            await asyncio.sleep(pause)
-        return reply
+def _used(reply: Reply) -> int:
+    return reply.input_tokens + reply.output_tokens
 
 
-async def _settle(request: Request, key: str, teacher: Teacher, line: _Line) -> Row:
+async def _settle(request: Request, key: str, teacher: Teacher, ask: Ask, line: Line[Reply]) -> Row:
     """One request until it has a row, usable or not."""
     first = body = teacher.body(request)
     rng = random.Random(key)
@@ -328,7 +255,7 @@ async def _settle(request: Request, key: str, teacher: Teacher, line: _Line) -> 
     }  # fmt: skip
     for repair in range(line.limits.repairs + 1):
         expected = tokens_in(body.get("messages", ())) + request.expected_tokens
-        reply = await line.send(body, expected, rng)
+        reply = await line.send(ask, body, expected, rng)
         if isinstance(reply, Busy | Rejected):
             return row | {"status": NOT_ASKED if isinstance(reply, Busy) else "rejected", "error": reply.reason}
         row["answers"] += 1

@@ -6,26 +6,22 @@ language model and never passes for one: its name stands in every row that it ma
 """
 
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from earwise.errors import ConfigError, EngineError
+from earwise.engine import wire
+from earwise.engine.wire import Body, Busy, Rejected
+from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    import httpx
     from pydantic import BaseModel
 
 Message = Mapping[str, str]
-Body = dict[str, Any]
 Structured = Literal["json_schema", "json_object", "none"]
 STRUCTURED: tuple[Structured, ...] = ("json_schema", "json_object", "none")
-CHARS_PER_TOKEN = 4  # of UTF-8 bytes: English about 4.2, Japanese about 3 a character
 COMPLAINT = "Your answer could not be used: {error} Answer the same task again, and only that."
 
 
@@ -65,21 +61,6 @@ class Reply:
     """False where the server gave no token counts and they are estimates."""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """No answer now: worth another try."""
-
-    reason: str
-    retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """This request is never going to be accepted."""
-
-    reason: str
-
-
 Ask = Callable[[Body], Awaitable[Reply | Busy | Rejected]]
 
 
@@ -112,19 +93,6 @@ class Teacher(Protocol):
     def session(self) -> AbstractAsyncContextManager[Ask]:
         """Open connections for one run."""
         ...
-
-
-def tokens_in(value: object) -> int:
-    """About how many tokens a text (or the texts of a JSON value) has.
-
-    >>> tokens_in("A dog barks twice."), tokens_in([{"role": "user", "content": "abcdefgh"}])
-    (5, 2)
-    """
-    if isinstance(value, str):
-        return -(-len(value.encode()) // CHARS_PER_TOKEN)
-    if isinstance(value, Mapping):
-        return sum(tokens_in(part) for key, part in value.items() if key != "role")
-    return sum(tokens_in(part) for part in value) if isinstance(value, list | tuple) else 0
 
 
 @cache
@@ -251,72 +219,27 @@ class Remote:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Ask]:
-        """A pool of connections; imports httpx."""
-        import httpx
-
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        url = f"{self.url.rstrip('/')}/chat/completions"
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        timeout = httpx.Timeout(self.timeout_s, connect=min(20.0, self.timeout_s))
-        verify = self.url.startswith("https")  # reading the certificates costs more than a local server's answer
-        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=verify) as client:
+        """A pool of connections."""
+        async with wire.connection(self.url, self.api_key, self.timeout_s) as client:
 
             async def ask(body: Body) -> Reply | Busy | Rejected:
-                try:
-                    response = await client.post(url, json=body)
-                except httpx.TimeoutException:
-                    return Busy("timeout")
-                except httpx.TransportError as error:
-                    return Busy(f"connection: {error or type(error).__name__}")
-                return self._read(response, body)
+                answer = await wire.post(client, self.url, body)
+                return answer if isinstance(answer, Busy | Rejected) else _reply(answer, body)
 
             yield ask
 
-    def _read(self, response: "httpx.Response", body: Body) -> Reply | Busy | Rejected:
-        status, about = response.status_code, " ".join(response.text.split())[:200]
-        if status in (401, 403, 404, 402) or (status == 429 and "insufficient_quota" in response.text):
-            raise EngineError(f"teacher {self.url} says {status} ({about}); check the address, the model and the key")
-        if status in (408, 409, 425, 429) or status >= 500:
-            return Busy(f"status {status}", retry_after_s(response.headers.get("retry-after"), datetime.now(UTC)))
-        if status >= 400:
-            return Rejected(f"status {status}: {about}")
-        try:
-            answer = response.json()
-            choice = answer["choices"][0]
-            message, finish = choice["message"], choice.get("finish_reason")
-            text, refusal = message.get("content") or "", message.get("refusal")
-            usage = answer.get("usage") or {}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return Busy(f"status {status} without a chat completion")
-        counted = isinstance(usage.get("prompt_tokens"), int) and isinstance(usage.get("completion_tokens"), int)
-        return Reply(
-            text=text or refusal or "",
-            input_tokens=usage["prompt_tokens"] if counted else tokens_in(body["messages"]),
-            output_tokens=usage["completion_tokens"] if counted else tokens_in(text),
-            finish="length" if finish == "length" else "stop",
-            refused=bool(refusal) or finish == "content_filter",
-            counted=counted,
-        )
 
-
-def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds that a `Retry-After` header asks for: a number, or a date.
-
-    >>> retry_after_s("7", datetime.now(UTC)), retry_after_s(None, datetime.now(UTC))
-    (7.0, None)
-    """
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def key_from(variable: str) -> str | None:
-    """An API key from the environment; None if the variable is not set."""
-    return os.environ.get(variable) or None
+def _reply(answer: Body, body: Body) -> Reply:
+    """What a chat completion says."""
+    choice = answer["choices"][0]
+    text, refusal = choice["message"].get("content") or "", choice["message"].get("refusal")
+    counts, finish = wire.usage(answer), choice.get("finish_reason")
+    spent = counts or (wire.tokens_in(body["messages"]), wire.tokens_in(text))
+    return Reply(
+        text=text or refusal or "",
+        input_tokens=spent[0],
+        output_tokens=spent[1],
+        finish="length" if finish == "length" else "stop",
+        refused=bool(refusal) or finish == "content_filter",
+        counted=counts is not None,
+    )

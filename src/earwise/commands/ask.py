@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.loading import json_option, model_option, note, open_engine, result
-from earwise.errors import AudioError, ConfigError
+from earwise.errors import AudioError, ConfigError, EngineError
 
 if TYPE_CHECKING:
-    from earwise.engine.base import Decoding, Prompt
-    from earwise.engine.local import LocalEngine
+    from earwise.engine.base import Decoding, Engine, Prompt
     from earwise.types import Waveform
 
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     "--choices",
     "-c",
     metavar="A,B,...",
-    help="Options to choose from, parted by commas (or by | where an option holds a comma).",
+    help="Two options or more, parted by commas (yes,no) or, where there is one, by |: 'a dog, barking|a cat'.",
 )
 @click.option("--think", is_flag=True, help="Let the model reason before it answers.")
 @model_option
@@ -124,13 +123,19 @@ def split_choices(text: str | None) -> tuple[str, ...]:
     """
     if text is None:
         return ()
-    options = tuple(part.strip() for part in text.split("|" if "|" in text else ","))
-    if len(options) < 2 or not all(options) or len(set(options)) < len(options):
-        raise ConfigError(f"--choices {text!r}: give two or more different options, for example --choices yes,no")
+    mark = "|" if "|" in text else ","
+    options = tuple(part.strip() for part in text.split(mark))
+    how = f"give two or more different options parted by {mark!r}, for example --choices 'yes{mark}no'"
+    if len(options) < 2:
+        raise ConfigError(f"--choices {text!r}: is one option; {how}")
+    if not all(options):
+        raise ConfigError(f"--choices {text!r}: option {options.index('') + 1} of {len(options)} is empty; {how}")
+    if twice := [option for option in options if options.count(option) > 1]:
+        raise ConfigError(f"--choices {text!r}: {twice[0]!r} stands twice; {how}")
     return options
 
 
-def hear(engine: "LocalEngine", path: Path, long_audio: str, allow_silent: bool) -> "list[Waveform]":
+def hear(engine: "Engine", path: Path, long_audio: str, allow_silent: bool) -> "list[Waveform]":
     """Decode a file for an engine: one waveform, or under `chunk` as many as it has pieces.
 
     Raises:
@@ -155,7 +160,7 @@ def _check_files(files: tuple[Path, ...]) -> None:
 
 
 def _answers(
-    engine: "LocalEngine",
+    engine: "Engine",
     files: tuple[Path, ...],
     pieces: "list[tuple[Waveform, ...]]",
     question: str,
@@ -199,9 +204,10 @@ def _answers(
 
 
 def _likelihoods(
-    engine: "LocalEngine", example: Any, prompts: "list[Prompt]", options: tuple[str, ...]
+    engine: "Engine", example: Any, prompts: "list[Prompt]", options: tuple[str, ...]
 ) -> list[dict[str, float]]:
-    """Probability of each option among the options, as the whole answer to the plain answer prompt."""
+    """Probability of each option among the options, as the whole answer to the plain answer prompt; none where the
+    engine, a server, tells none."""
     import math
 
     from earwise.engine.base import Prompt
@@ -210,8 +216,13 @@ def _likelihoods(
     turns = prompt_turns(example, "answer")
     texts = [target_text(example, "answer", option) for option in options]
     asked = [Prompt(turns, prompt.waves, prompt.key) for prompt in prompts]
+    try:
+        told = engine.score(asked, [texts] * len(asked))
+    except EngineError as error:
+        note(f"no likelihoods: {error}")
+        return []
     found = []
-    for scores in engine.score(asked, [texts] * len(asked)):
+    for scores in told:
         top = max(scores)
         weights = [math.exp(score - top) for score in scores]
         found.append({option: round(weight / sum(weights), 6) for option, weight in zip(options, weights, strict=True)})

@@ -11,16 +11,19 @@ MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 @model_option
 @json_option
 def command(model: str, as_json: bool) -> None:
-    """Check environment, base weights, and that MODEL hears, ignores the batch, and honours the forest.
+    """Check environment, base weights, and that MODEL hears, ignores the batch, honours the forest, draws alike, fits,
+    and how fast it is; each with the figure found and its limit.
 
     \b
     earwise doctor
     earwise doctor --model runs/r1-aqa/final --json
+    earwise doctor --model http://127.0.0.1:8000/v1#NAME
 
     Exit code 0 if nothing failed (warnings allowed), 1 otherwise.
     """
     from earwise.commands.loading import fetch_base
-    from earwise.doctor import as_rows, examine
+    from earwise.doctor import examine
+    from earwise.doctor.check import as_rows
     from earwise.models import fetch
 
     checks = examine(lambda: open_engine(model), fetch.home(), lambda: fetch_base(model), say=note)

@@ -9,7 +9,10 @@ import click
 from earwise.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from earwise.engine.local import LocalEngine
+    from earwise.engine.remote import RemoteEngine
     from earwise.models.base import AudioLM
 
 STYLES = (
@@ -18,6 +21,8 @@ STYLES = (
     "open",
     "think",
     "short-think",
+    "adaptive",
+    "tags",
     "structured",
     "spoken",
     "xs-cot",
@@ -29,7 +34,7 @@ model_option = click.option(
     default="embedded",
     show_default=True,
     metavar="MODEL",
-    help="A family (see `earwise models`), a folder with a trained model, or module:function.",
+    help="A family (see `earwise models`), a folder with a trained model, module:function, or a server: URL#NAME.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -50,8 +55,11 @@ def open_model(name: str) -> "AudioLM":
     Raises:
         ModelError: if there is no such model or its weights cannot be had.
     """
+    from earwise.engine import address
     from earwise.models import base
 
+    if address.is_remote(name):
+        raise ModelError(f"{name}: the weights of a model on a server are not here; name a folder or a family")
     fetch_base(name)
     return base.load(name)
 
@@ -67,29 +75,37 @@ def fetch_base(name: str) -> Path | None:
     return fetch.base_folder(note)
 
 
-def open_engine(name: str) -> "LocalEngine":
-    """A model ready to answer; see `open_model`."""
+def open_engine(name: str) -> "LocalEngine | RemoteEngine":
+    """A model ready to answer, here (see `open_model`) or on a server; what a server is asked and says is logged."""
+    from earwise.engine import address
+
+    if address.is_remote(name):
+        from earwise.engine.connect import connect
+        from earwise.files import home
+
+        log = home() / "remote" / f"{address.slug(name)}.jsonl"
+        remote = connect(name, log=log, say=note)
+        note(f"every prompt and answer is kept in {log}")
+        return remote
     if name == "embedded":
         from earwise.models import ahead
 
         ahead.start()
     from earwise.engine.local import LocalEngine
+    from earwise.models import folder
 
-    return LocalEngine(open_model(name))
+    engine = LocalEngine(open_model(name))
+    if Path(name).is_dir():
+        engine.name = folder.named(engine.name, folder.checkpoint(Path(name))[1])
+    return engine
 
 
 def wants_base(name: str) -> bool:
     """True if the model is built on the base weights that `fetch` brings."""
-    marker = Path(name) / "earwise.json"
-    if not marker.is_file():
-        return name.split("-")[0] == "embedded"
-    try:
-        family = json.loads(marker.read_text(encoding="utf-8"))["family"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{marker}: does not name the model's family ({error}); export or train the model again"
-        ) from error
-    return str(family).startswith("embedded")
+    from earwise.models import folder
+
+    family = folder.checkpoint(Path(name))[0] if Path(name).is_dir() else name
+    return family.split("-")[0] == "embedded"
 
 
 def find_manifest(name: str) -> Path:
@@ -97,6 +113,21 @@ def find_manifest(name: str) -> Path:
     from earwise.data.locate import manifest_path
 
     return manifest_path(name, Path())
+
+
+def field_values(conditions: "Sequence[str]", option: str) -> list[tuple[str, str]]:
+    """What an option of conditions says, each `field=value`.
+
+    Raises:
+        ConfigError: if one has no equals sign or no field.
+    """
+    pairs = []
+    for condition in conditions:
+        field, equals, value = condition.partition("=")
+        if not equals or not field.strip():
+            raise ConfigError(f"{option} {condition!r} is not field=value; write for example {option} source=NAME")
+        pairs.append((field.strip(), value.strip()))
+    return pairs
 
 
 def refuse_existing(path: Path) -> None:

@@ -29,45 +29,71 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         DataError: for a bad manifest, or rows that a style cannot use.
         AudioError: naming manifest, row and file, unless bad rows are to be skipped.
     """
-    from earwise.config import SftStage
+    from earwise.config import CompressStage, DpoStage, GrpoStage, SftStage
+    from earwise.curriculum import Band, pass_rate, within
     from earwise.data import manifest
     from earwise.data.index import open_rows
     from earwise.data.locate import manifest_path
+    from earwise.engine.address import parse as parse_address
     from earwise.prompts import THINKING, question_text
     from earwise.rewards import load_reward
-    from earwise.train.run import select
 
     rows = []
     for stage in recipe.stages:
         for style in stage.data.styles:
             question_text("", (), style)
-        if not isinstance(stage, SftStage):
+        if isinstance(stage, GrpoStage):
             for name in stage.rewards:
-                load_reward(name)
+                if name != "judge":
+                    load_reward(name)
+            load_reward(stage.curriculum.reward)
+            if stage.judge:
+                parse_address(stage.judge.server)
+        preferred = isinstance(stage, DpoStage) and stage.negatives == "rows"
         counts: dict[str, int] = {}
         for source in stage.data.mixture:
-            examples = open_rows(manifest_path(source.manifest, base), say=note).select(source.where, answered=True)
+            examples = open_rows(manifest_path(source.manifest, base), say=note).select(
+                source.where, answered=not preferred, preferred=preferred
+            )
             shown = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
             if not examples:
-                raise DataError(f"{shown}: no such row has an answer; build questions with `earwise build labels`")
-            thinking = [style for style in stage.data.styles if style in THINKING]
-            if isinstance(stage, SftStage) and thinking and (lacking := examples.without_reasoning()):
+                what, how = ("`rejected`", "preferences") if preferred else ("an answer", "labels")
+                raise DataError(f"{shown}: no such row has {what}; build some with `earwise build {how}`")
+            thinking = [style for style in stage.data.styles if style in (*THINKING, "xs-cot")]
+            told = isinstance(stage, SftStage | CompressStage)
+            if told and thinking and (lacking := examples.without_reasoning()):
                 raise DataError(
                     f"{shown}: row {lacking[0].id!r} has no reasoning for style {thinking[0]!r} "
                     f"({len(lacking)} such rows); add it, or use style answer"
                 )
             if stage.data.on_bad_row == "stop":
                 _look(manifest_path(source.manifest, base), examples)
+            if isinstance(stage, DpoStage) and stage.negatives == "options":
+                _options(shown, examples)
+            if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "banded":
+                examples = examples.take(within(examples, Band(**stage.curriculum.band.model_dump())))
+            if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "easy_to_hard":
+                for example in examples:
+                    pass_rate(example)
             counts[shown] = len(examples)
         rows.append(counts)
     for one in recipe.eval:
         question_text("", (), one.style)
         at = manifest_path(one.manifest, base)
-        asked = select(manifest.read(at), one.where)
+        asked = manifest.select(manifest.read(at), one.where)
         _look(at, asked)
         if not asked:
             raise DataError(f"eval: {one.manifest} has no row with {dict(one.where)}; correct `where`")
     return rows
+
+
+def _options(shown: str, examples: "Sequence[Example]") -> None:
+    """Rows that a preference is to be made of by rejecting a wrong option must have options."""
+    for number in range(0, len(examples), max(1, len(examples) // SAMPLED)):
+        if len(examples[number].choices) < 2:
+            raise DataError(
+                f"{shown}: row {examples[number].id!r} has no options to reject; narrow `where`, or use negatives: rows"
+            )
 
 
 LOOK_AT_ALL = 10_000  # rows of one source; the sounds of more would take minutes,

@@ -9,8 +9,8 @@ import click
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from earwise.build.llm import Limits
     from earwise.build.teachers import Teacher
+    from earwise.engine.wire import Limits
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -18,7 +18,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         default="template",
         show_default=True,
         metavar="URL",
-        help="An OpenAI-compatible server, up to /v1; `template` fills sentences in from labels, offline, for trials.",
+        help="An OpenAI-compatible server, up to /v1 (or URL#NAME); `template` fills in from labels, offline, "
+        "for trials.",
     ),
     click.option("--teacher-model", default="", metavar="NAME", help="Name of the model on that server."),
     click.option(
@@ -35,6 +36,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         type=click.Choice(["json_schema", "json_object", "none"]),
         help="How the server is asked for JSON; what comes is checked either way.",
+    ),
+    click.option(
+        "--retry-failed", is_flag=True, help="Ask again what failed in an earlier run (refused, malformed, cut ...)."
     ),
     click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Requests at once."),
     click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="No faster than this."),
@@ -57,6 +61,7 @@ class TeacherOptions:
     teacher_temperature: float
     teacher_max_tokens: int
     structured: str
+    retry_failed: bool
     concurrency: int
     requests_per_minute: float | None
     tokens_per_minute: float | None
@@ -80,15 +85,17 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
         ConfigError: if a server is named without a model, or the price is no pair of numbers.
     """
     from earwise.build import teachers
+    from earwise.engine import wire
 
     if asked.teacher == "template":
         return teachers.Template(fillers)
-    if not asked.teacher_model:
+    url, _, named = asked.teacher.partition("#")
+    if not (asked.teacher_model or named):
         raise ConfigError(f"--teacher {asked.teacher} needs --teacher-model, the model's name on that server")
     return teachers.Remote(
-        asked.teacher,
-        asked.teacher_model,
-        api_key=teachers.key_from(asked.api_key_variable),
+        url,
+        asked.teacher_model or named,
+        api_key=wire.key_from(asked.api_key_variable),
         temperature=asked.teacher_temperature,
         max_tokens=asked.teacher_max_tokens,
         structured=asked.structured,  # type: ignore[arg-type]  # click checked it
@@ -98,7 +105,7 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
 
 def limits(asked: TeacherOptions) -> "Limits":
     """How hard the teacher may be worked."""
-    from earwise.build.llm import Limits
+    from earwise.engine.wire import Limits
 
     return Limits(
         concurrency=asked.concurrency,
