@@ -1,8 +1,8 @@
 """Recipes: one YAML file per paper, one schema, stages a union on `kind`. No torch.
 
-`load_recipe` merges schema default < YAML < profile < command line and checks the result; unknown keys are refused with
-the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the door: stages
-unpack it and pass plain values on.
+`load_recipe` merges schema default < YAML < profile < arm < command line and checks the result; unknown keys are
+refused with the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the
+door: stages unpack it and pass plain values on.
 """
 
 import difflib
@@ -54,7 +54,8 @@ class DataConfig(_Strict):
     mixture: tuple[Source, ...] = Field(min_length=1)
     styles: dict[str, float] = {"answer": 1.0}
     """Prompt wording -> weight; one is drawn per question."""
-    long_audio: Literal["error", "truncate"] = "error"
+    long_audio: Literal["error", "truncate", "chunk"] = "error"
+    """For clips longer than the model hears: refuse, hear the beginning, or hear several clips one after the other."""
     on_bad_row: Literal["stop", "skip"] = "stop"
 
 
@@ -108,21 +109,70 @@ class _Stage(_Strict):
     log_samples_every: int = Field(10, gt=0)
 
 
+class BandConfig(_Strict):
+    """Pass counts from `low` to `high` of `of` attempts; rows tried more or less often are compared by their rate."""
+
+    low: int = Field(3, ge=0)
+    high: int = Field(6, ge=0)
+    of: int = Field(8, gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "BandConfig":
+        if not self.low <= self.high <= self.of:
+            raise ValueError(
+                f"a band goes from low to high of so many attempts, not {self.low} to {self.high} of {self.of}"
+            )
+        return self
+
+
+class CurriculumConfig(_Strict):
+    """In which order the rows of each manifest come; all but `shuffled` and `online` want rows with pass rates."""
+
+    order: Literal["shuffled", "easy_to_hard", "banded", "online"] = "shuffled"
+    """`banded` leaves out what is not in the band, `online` what is not in it as the policy is now."""
+    band: BandConfig = BandConfig()
+    reward: str = "accuracy"
+    """`online`: a sample has passed if this reward is 1."""
+    explore: float = Field(0.1, gt=0, le=1)
+    """`online`: chance of a row outside the band, each time it comes up."""
+
+
 class SftStage(_Stage):
     """Supervised training: all questions of a clip in one tree."""
 
     kind: Literal["sft"]
+    curriculum: CurriculumConfig = CurriculumConfig()
     clips_per_step: int = Field(16, gt=0)
     questions_per_clip: int = Field(4, gt=0)
     start: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression onto the decoder's word embeddings of
     the answers."""
 
+    @model_validator(mode="after")
+    def _nothing_is_sampled(self) -> "SftStage":
+        if self.curriculum.order == "online":
+            raise ValueError("curriculum.order online watches the policy's own samples, sft has none; use easy_to_hard")
+        return self
+
+
+class JudgeConfig(_Strict):
+    """A language model behind a server that judges thoughts, as reward `judge`."""
+
+    server: str
+    """Its address as in `--model`: http://127.0.0.1:8000/v1#NAME."""
+    rubric: str = (
+        "You judge a short argument about a sound that you cannot hear. Is it coherent, does each step follow, and "
+        "does it lead to the answer that is given? Ignore whether the answer is right."
+    )
+    points: int = Field(5, gt=1)
+    """Of the scale, from 1; the reward is 0 to 1."""
+
 
 class GrpoStage(_Stage):
     """Group relative policy optimisation; names as in TRL."""
 
     kind: Literal["grpo"]
+    curriculum: CurriculumConfig = CurriculumConfig()
     prompts_per_step: int = Field(8, gt=0)
     group_size: int = Field(8, gt=1)
     max_new_tokens: int = Field(32, gt=0)
@@ -130,6 +180,15 @@ class GrpoStage(_Stage):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
+    judge: JudgeConfig | None = None
+    """Who answers for the reward `judge`."""
+    reward_timeout_s: float = Field(60.0, gt=0)
+    """Time for one call of a reward that is not built in."""
+    on_reward_error: Literal["stop", "zero", "skip_group"] = "stop"
+    """A reward that throws, gives no number or takes too long: end the run, count as 0, or leave its prompt out."""
+    dynamic_sampling: int | None = Field(None, gt=1)
+    """Rounds of sampling at most, in which prompts whose samples all earned the same are replaced; None: no more than
+    one, and nothing is replaced."""
     beta: float = Field(0.04, ge=0)
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"] = "grpo"
     importance_sampling_level: Literal["token", "sequence"] = "token"
@@ -146,8 +205,73 @@ class GrpoStage(_Stage):
             raise ValueError("loss_type cispo needs epsilon_high, the largest ratio it keeps (5.0 is usual)")
         return self
 
+    @model_validator(mode="after")
+    def _judge_is_known(self) -> "GrpoStage":
+        if ("judge" in self.rewards) != (self.judge is not None):
+            raise ValueError("the reward `judge` and the setting `judge: {server: ...}` need each other")
+        return self
 
-Stage = Annotated[SftStage | GrpoStage, Field(discriminator="kind")]
+
+class DpoStage(_Stage):
+    """Preferences: chosen and rejected replies to one sound as branches of one tree."""
+
+    kind: Literal["dpo"]
+    clips_per_step: int = Field(8, gt=0)
+    questions_per_clip: int = Field(4, gt=0)
+    negatives: Literal["rows", "options"] = "rows"
+    """What is rejected: the row's own `rejected`, or a wrong option, worded like the right one."""
+    beta: float = Field(0.1, gt=0)
+    loss_type: Literal["sigmoid", "sigmoid_norm", "robust", "ipo"] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+    @model_validator(mode="after")
+    def _ipo_is_not_smoothed(self) -> "DpoStage":
+        if self.loss_type == "ipo" and self.label_smoothing:
+            raise ValueError(f"label_smoothing {self.label_smoothing} does nothing in ipo; set it to 0")
+        return self
+
+
+class CompressStage(_Stage):
+    """Semi-implicit reasoning: supervised training on chains that get shorter as training goes on."""
+
+    kind: Literal["compress"]
+    clips_per_step: int = Field(8, gt=0)
+    questions_per_clip: int = Field(4, gt=0)
+    pieces: Literal["sentences", "tokens"] = "sentences"
+    """What is taken out: sentences, of which a stub stays, or tokens, of which nothing stays."""
+    k: int = Field(3, ge=0)
+    group: int = Field(1, gt=0)
+    ellipsis: str = "..."
+    """A stub is the first `k` groups of `group` words, and the ellipsis."""
+    order: Literal["left", "right", "random"] = "left"
+    rate: float = Field(1.0, gt=0)
+    """Pieces more an epoch."""
+    every_steps: int | None = Field(None, gt=0)
+    """A piece more every so many steps, in place of `rate`."""
+    cutover: int | None = Field(None, ge=0)
+    """Progress from which everything is taken out; None: the 95th percentile of pieces a chain (sentences), or never
+    (tokens)."""
+    smoothing: float | None = Field(None, gt=0)
+    """Take out some pieces more, at random: so many with a probability that falls by exp(-smoothing); None: none."""
+    reset_optimizer: bool = False
+    """Forget the optimizer's state whenever more is taken out."""
+    held_out: Source | None = None
+    """Rows that token delay is measured on; none: it is not."""
+    held_out_limit: int = Field(8, gt=0)
+    measure_every: int = Field(25, gt=0)
+    max_new_tokens: int = Field(256, gt=0)
+    """Of a held-out answer."""
+
+    @model_validator(mode="after")
+    def _chains_only(self) -> "CompressStage":
+        if strange := set(self.data.styles) - {"think", "short-think", "xs-cot"}:
+            raise ValueError(f"data.styles {sorted(strange)[0]!r} has no chain to shorten; think, short-think, xs-cot")
+        if self.pieces == "tokens" and self.order == "random":
+            raise ValueError("order random takes sentences out; with pieces tokens it is left or right")
+        return self
+
+
+Stage = Annotated[SftStage | GrpoStage | DpoStage | CompressStage, Field(discriminator="kind")]
 
 
 class EvalConfig(_Strict):
@@ -170,12 +294,15 @@ class Recipe(_Strict):
     eval: tuple[EvalConfig, ...] = ()
 
 
-def load_recipe(path: Path, *, profile: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: Path, *, profile: str | None = None, arm: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
     """Read, merge and check a recipe.
 
     Args:
         path: YAML file.
         profile: Name under `profiles:`; its entries are dotted keys (`stages.*.max_steps`) or nested mappings.
+        arm: Name under `arms:`, a variant to be compared with others; written as a profile, and laid over it.
         overrides: `dotted.key=value` from the command line.
     Raises:
         ConfigError: naming file, key, value and remedy.
@@ -188,12 +315,13 @@ def load_recipe(path: Path, *, profile: str | None = None, overrides: Sequence[s
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with `recipe:` and `stages:`, this is {type(raw).__name__}")
-    profiles = raw.pop("profiles", None) or {}
-    if profile is not None:
-        if profile not in profiles:
-            raise ConfigError(f"{path}: profile {profile!r} is none of {', '.join(profiles) or '(none)'}")
-        for key, value in (profiles[profile] or {}).items():
-            assign(raw, key, value, str(path))
+    for kind, chosen in (("profile", profile), ("arm", arm)):
+        layers = raw.pop(f"{kind}s", None) or {}  # of the arms as the profile has left them
+        if chosen is not None:
+            if chosen not in layers:
+                raise ConfigError(f"{path}: {kind} {chosen!r} is none of {', '.join(layers) or '(none)'}")
+            for key, value in (layers[chosen] or {}).items():
+                assign(raw, key, value, str(path))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -211,22 +339,32 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def assign(raw: Any, key: str, value: object, where: str) -> None:
-    """Set a dotted key in nested mappings and lists; `*` stands for every element, a mapping is merged key by key."""
+    """Set a dotted key in nested mappings and lists; `*` stands for every element, a stage may be called by
+    its name, a mapping is merged key by key.
+
+    Null takes out what was there: `styles: {answer: null, think: 1.0}` keeps one style, `stages.2: null` drops a stage.
+    """
     head, _, rest = key.partition(".")
     if isinstance(raw, list):
         if head == "*":
             for element in raw:
                 assign(element, rest, value, where) if rest else None
             return
-        if not head.isdigit() or int(head) >= len(raw):
-            raise ConfigError(f"{where}: {key!r}: the list has {len(raw)} elements; use an index from 0, or *")
+        named = [number for number, one in enumerate(raw) if isinstance(one, dict) and one.get("name") == head]
+        at = named[0] if named else int(head) if head.isdigit() else len(raw)
+        if at >= len(raw):
+            raise ConfigError(
+                f"{where}: {key!r}: the list has {len(raw)} elements; use an index from 0, a stage's name, or *"
+            )
         if rest:
-            assign(raw[int(head)], rest, value, where)
-        elif isinstance(value, dict) and isinstance(raw[int(head)], dict):
+            assign(raw[at], rest, value, where)
+        elif isinstance(value, dict) and isinstance(raw[at], dict):
             for inner, one in value.items():
-                assign(raw[int(head)], inner, one, where)
+                assign(raw[at], inner, one, where)
+        elif value is None:
+            del raw[at]
         else:
-            raw[int(head)] = value
+            raw[at] = value
         return
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: {key!r} goes into a value that is not a mapping")
@@ -235,6 +373,8 @@ def assign(raw: Any, key: str, value: object, where: str) -> None:
     elif isinstance(value, dict) and isinstance(raw.get(head), dict | list):
         for inner, one in value.items():
             assign(raw[head], str(inner), one, where)
+    elif value is None and head in raw:
+        del raw[head]
     else:
         raw[head] = value
 
@@ -242,7 +382,10 @@ def assign(raw: Any, key: str, value: object, where: str) -> None:
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    place = ".".join(str(part) for part in problem["loc"])
+    parts = list(problem["loc"])
+    if len(parts) > 2 and parts[0] == "stages":
+        del parts[2]  # the kind, by which pydantic tells stages apart: nobody wrote it there
+    place = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
         near = difflib.get_close_matches(name, _field_names(), 1)
@@ -260,6 +403,7 @@ def _first_problem(error: ValidationError) -> str:
 def _field_names() -> list[str]:
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig, SftStage, GrpoStage,
-        EvalConfig,
+        BandConfig, CurriculumConfig,
+        JudgeConfig, DpoStage, CompressStage, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

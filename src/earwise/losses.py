@@ -29,7 +29,7 @@ from earwise.errors import ConfigError
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
 Scale = Literal["group", "batch", "none"]
 Level = Literal["token", "sequence"]
-PreferenceKind = Literal["sigmoid", "ipo"]
+PreferenceKind = Literal["sigmoid", "robust", "ipo"]
 Number = float | int
 
 STD_EPSILON = 1e-4
@@ -270,6 +270,7 @@ def dpo_loss(
     beta: Number = 0.1,
     kind: PreferenceKind = "sigmoid",
     length_normalised: bool = False,
+    label_smoothing: Number = 0.0,
     num_pairs: Number | None = None,
 ) -> LossOutput:
     """Preference loss on pairs: the policy should raise the chosen answer over the rejected one, against the reference.
@@ -282,20 +283,25 @@ def dpo_loss(
         chosen_mask: True on answer tokens.
         rejected_mask: True on answer tokens.
         beta: Weight of the margin; for ipo the margin's target is 1 / (2 beta).
-        kind: "sigmoid" is DPO, -log sigmoid(beta * margin); "ipo" is (margin - 1 / (2 beta))^2.
+        kind: "sigmoid" is DPO, -log sigmoid(beta * margin); "ipo" is (margin - 1 / (2 beta))^2; "robust" is DPO whose
+            expectation does not change when a share of `label_smoothing` of the pairs is the wrong way round.
         length_normalised: Divide each answer's log-ratio by its tokens (TRL's `sigmoid_norm`, and what TRL calls
             `ipo`).
+        label_smoothing: Share of pairs taken to be the wrong way round, below 0.5. With "sigmoid" (conservative DPO)
+            the two directions are mixed by it; "ipo" takes none.
         num_pairs: Pairs of the whole batch when this is a part of it; default: of this call.
     Returns:
         Loss, and metrics `margin` (nats), `chosen_reward`, `rejected_reward` (beta * log-ratio), `accuracy` (margin >
         0).
     Raises:
         ValueError: if shapes differ, a row has no answer token, or `beta` is not positive.
-        ConfigError: if `kind` is unknown.
-    Source: DPO (arXiv 2305.18290) eq. 7, IPO (2310.12036) eq. 17.
+        ConfigError: if `kind` is unknown, or `label_smoothing` does not suit it.
+    Source: DPO (arXiv 2305.18290) eq. 7, IPO (2310.12036) eq. 17, robust DPO (2403.00409) eq. 12; all as in TRL 1.16.
     """
     if kind not in get_args(PreferenceKind):
         raise ConfigError(f"kind {kind!r} is none of {', '.join(get_args(PreferenceKind))}")
+    if not 0 <= label_smoothing < 0.5 or (kind == "ipo" and label_smoothing):
+        raise ConfigError(f"label_smoothing {label_smoothing} with {kind!r}: it is 0 to below 0.5, and 0 for ipo")
     _positive("beta", beta)
     _same_shape(chosen_mask, chosen_logprobs=chosen_logprobs, ref_chosen_logprobs=ref_chosen_logprobs)
     _same_shape(rejected_mask, rejected_logprobs=rejected_logprobs, ref_rejected_logprobs=ref_rejected_logprobs)
@@ -312,7 +318,12 @@ def dpo_loss(
     chosen = log_ratio(chosen_logprobs, ref_chosen_logprobs, chosen_mask)
     rejected = log_ratio(rejected_logprobs, ref_rejected_logprobs, rejected_mask)
     margin = chosen - rejected
-    per_pair = -functional.logsigmoid(beta * margin) if kind == "sigmoid" else (margin - 1 / (2 * beta)) ** 2
+    if kind == "ipo":
+        per_pair = (margin - 1 / (2 * beta)) ** 2
+    else:
+        right, wrong = -functional.logsigmoid(beta * margin), -functional.logsigmoid(-beta * margin)
+        smooth = label_smoothing if kind == "sigmoid" else -label_smoothing
+        per_pair = ((1 - label_smoothing) * right + smooth * wrong) / (1 - label_smoothing + smooth)
     loss = per_pair.sum() / _positive("num_pairs", len(margin) if num_pairs is None else num_pairs)
     values = torch.stack([margin, beta * chosen, beta * rejected, (margin > 0).to(margin.dtype)]).detach().mean(dim=1)
     return LossOutput(

@@ -2,17 +2,18 @@
 
 Used by GRPO, difficulty scoring and the curriculum. Two families stand side by side: the `_r1aqa` ones give the
 verdicts of the released code (xiaomi-research/r1-aqa@5d24f31, without its math step, which takes one shared number for
-a match), the others are the stricter rules of papers/r1-aqa.md section 10 and papers/sari.md section 7.
+a match), the others are the stricter rules of papers/r1-aqa.md section 10 and papers/sari.md section 7. What
+Audio-Thinker and CESAR reward beyond that (papers/after-the-seeds.md, section 2) is here as rules on words, ours where
+the papers ask a language model or print no rule; `train/judge.py` asks one.
 """
 
-import importlib
 import math
 import re
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 
 from earwise.answers import SECTIONS, answer_blocks, mentions, normalise, option_index, parse, r1aqa_extract
+from earwise.entries import entry
 from earwise.errors import ConfigError, ScoringError
 from earwise.types import Example
 
@@ -26,7 +27,12 @@ REWARDS: dict[str, str] = {
     "format_r1aqa": "earwise.rewards:format_r1aqa",
     "format_think_r1aqa": "earwise.rewards:format_think_r1aqa",
     "length": "earwise.rewards:length",
+    "brevity": "earwise.rewards:brevity",
     "consistency": "earwise.rewards:consistency",
+    "keyword": "earwise.rewards:keyword",
+    "format_adaptive": "earwise.rewards:format_adaptive",
+    "adaptive_thinking": "earwise.rewards:adaptive_thinking",
+    "adaptive_consistent": "earwise.rewards:adaptive_consistent",
     "structured": "earwise.rewards:structured",
 }
 
@@ -34,6 +40,21 @@ LENGTH_TARGET_WORDS = 50
 """Reasoning up to this many words is rewarded in full (Ke-Omni-R asks for fewer than 50 words)."""
 LENGTH_LIMIT_WORDS = 100
 """Reasoning of this many words or more is worth nothing (ours)."""
+BRIEF_FROM_WORDS = 35
+"""Shorter reasoning than this is worth less (CESAR is best at 35 to 40 tokens)."""
+CONSISTENT_BONUS = 0.5
+"""What a thought that leads to its answer adds to the worth of a right one (Audio-Thinker)."""
+
+KEYWORDS: dict[str, tuple[str, ...]] = {
+    "cause": ("because", "since", "therefore", "thus", "so", "suggests", "indicates", "implies", "means", "hence"),
+    "contrast": ("but", "however", "while", "whereas", "unlike", "rather", "instead", "although", "not", "neither"),
+    "order": ("first", "then", "next", "after", "before", "finally", "later", "second", "followed"),
+    "sound": (
+        "pitch", "tone", "timbre", "rhythm", "tempo", "beat", "melody", "loud", "quiet", "voice", "echo", "noise",
+        "sharp", "low", "high", "repeated", "steady", "sudden", "accent", "spoken",
+    ),
+}  # fmt: skip
+"""Families of words by which `keyword` tells an argument about a sound (ours; the paper's lists are not published)."""
 
 _INNER = r"((?:(?!</?(?:think|answer)>).)*)"
 _ANSWER_ONLY = re.compile(rf"<answer>{_INNER}</answer>", re.DOTALL)
@@ -109,6 +130,55 @@ def length(example: Example, completion: str) -> float:
     return min(1.0, max(0.0, (LENGTH_LIMIT_WORDS - words) / (LENGTH_LIMIT_WORDS - LENGTH_TARGET_WORDS)))
 
 
+def brevity(example: Example, completion: str) -> float:
+    """Reasoning of the right size: rises evenly from 0.0 to 1.0 at 35 words, stays to 50, falls to 0.0 at 100; 0.0
+    without an answer block.
+
+    Unlike `length` it does not reward thinking away, which a policy is quick to learn.
+    """
+    words = len((parse(completion).reasoning or "").split())
+    return min(words / BRIEF_FROM_WORDS, length(example, completion))
+
+
+def keyword(example: Example, completion: str) -> float:
+    """Share of the families of `KEYWORDS` that the reasoning has a word of; 0.0 without an answer block.
+
+    A family counts once, so that saying a word again earns nothing. English only.
+    """
+    reasoning = parse(completion).reasoning
+    if not reasoning or not any(answer_blocks(completion)):
+        return 0.0
+    said = set(re.findall(r"[a-z]+", reasoning.casefold()))
+    return sum(not said.isdisjoint(family) for family in KEYWORDS.values()) / len(KEYWORDS)
+
+
+def format_adaptive(example: Example, completion: str) -> float:
+    """1.0 if the form is `format_think`'s or `format_answer`'s: the model may choose."""
+    return max(format_think(example, completion), format_answer(example, completion))
+
+
+def adaptive_thinking(example: Example, completion: str) -> float:
+    """Right and wrong, by whether there was thinking: 1.0 and 0.0 with it, 2.0 and -1.0 without, so that it pays to
+    answer at once what is sure, and to think about the rest.
+
+    Raises:
+        ScoringError: if the example has no answer.
+    Source: Audio-Thinker (arXiv 2508.08039); an empty think block is no thinking (ours).
+    """
+    right = accuracy(example, completion) == 1.0
+    if parse(completion).reasoning:
+        return 1.0 if right else 0.0
+    return 2.0 if right else -1.0
+
+
+def adaptive_consistent(example: Example, completion: str) -> float:
+    """`adaptive_thinking`, times 1.5 where the thought names the answer (`consistency`).
+
+    Source: Audio-Thinker, which asks a language model whether it does; the rule is ours.
+    """
+    return adaptive_thinking(example, completion) * (1 + CONSISTENT_BONUS * consistency(example, completion))
+
+
 def consistency(example: Example, completion: str) -> float:
     """1.0 if there is reasoning and it mentions the answer that is given, right or wrong, as whole words."""
     parsed = parse(completion, example.choices)
@@ -136,18 +206,7 @@ def load_reward(name: str) -> Reward:
     Raises:
         ConfigError: if there is no such name, module or function.
     """
-    target = REWARDS.get(name, name)
-    module_name, colon, function_name = target.partition(":")
-    if not (module_name and colon and function_name):
-        near = get_close_matches(name, REWARDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(REWARDS)}; your own: module:function"
-        raise ConfigError(f"reward {name!r} is unknown; {hint}")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"reward {name!r} cannot be loaded ({error}); put the module on the Python path and check both names"
-        ) from error
+    function = entry(REWARDS, name, "reward")
     if not callable(function):
         raise ConfigError(f"reward {name!r} is a {type(function).__name__}, not a function of (example, completion)")
     return function  # type: ignore[no-any-return]

@@ -63,6 +63,10 @@ class Example:
     """The unit that never crosses a split (a recording, a speaker)."""
     split: str = "train"
     language: str = "en"
+    chosen: tuple[str, ...] = ()
+    """Whole replies that are better than those of `rejected`, word for word as the model should say them."""
+    rejected: tuple[str, ...] = ()
+    """What lost: whole replies where there are `chosen` ones, else answers like `answer`, worded as it is worded."""
     root: Path = Path()
     """Folder that relative audio paths start from; not part of the row."""
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -90,6 +94,8 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     """Natural-log probability of each id under the distribution it was drawn from (temperature 1)."""
     finish_reason: Literal["stop", "length"] = "stop"
+    reasoning_tokens: int | None = None
+    """Tokens before the answer began (all of them where it never did); None: the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ profiles:
   cpu:
     stages.*.max_steps: 2
     stages.1: {group_size: 4, optimizer: {lr: 3e-4}}
+arms:
+  think: {stages.0.data.styles: {open: null, think: 1.0}, stages.1.group_size: 2}
+  one: {stages.1: null}
 """
 
 
@@ -64,7 +67,8 @@ def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["stages.1.group_sise=4"], "did you mean 'group_size'"),
+        (["stages.1.group_sise=4"], "unknown key 'stages.1.group_sise'; did you mean 'group_size'"),
+        (["stages.0.data.stiles={}"], "unknown key 'stages.0.data.stiles'"),
         (["stages.1.group_size=1"], "group_size"),
         (["stages.1.group_size=many"], "many"),
         (["stages.5.max_steps=1"], "index from 0"),
@@ -109,6 +113,22 @@ def test_cispo_wants_its_limit(tmp_path: Path) -> None:
     path.write_text(
         "recipe: r\nstages: [{kind: grpo, data: {mixture: [{manifest: a.jsonl}]}, max_steps: 1, loss_type: cispo}]\n"
     )
-    with pytest.raises(ConfigError, match=r"stages\.0\.grpo: loss_type cispo needs epsilon_high"):
+    with pytest.raises(ConfigError, match=r"stages\.0: loss_type cispo needs epsilon_high"):
         load_recipe(path)
     assert load_recipe(path, overrides=["stages.0.epsilon_high=5"]).stages[0].epsilon_high == 5  # type: ignore[union-attr]
+
+
+def test_an_arm_lies_over_the_profile_and_takes_out_what_is_null(recipe: Path) -> None:
+    plain, think = load_recipe(recipe, profile="cpu"), load_recipe(recipe, profile="cpu", arm="think")
+    assert plain.stages[0].data.styles == {"open": 1.0}
+    assert think.stages[0].data.styles == {"think": 1.0}
+    assert isinstance(think.stages[1], GrpoStage) and think.stages[1].group_size == 2
+    assert think.stages[1].optimizer.lr == 3e-4
+    assert load_recipe(recipe, arm="think", overrides=["stages.1.group_size=5"]).stages[1].group_size == 5  # type: ignore[union-attr]
+    assert len(load_recipe(recipe, arm="one").stages) == 1
+    named = ["stages.0.name=first", "stages.first.max_steps=4"]
+    assert load_recipe(recipe, overrides=named).stages[0].max_steps == 4
+    with pytest.raises(ConfigError, match="a stage's name"):
+        load_recipe(recipe, overrides=["stages.second.max_steps=4"])
+    with pytest.raises(ConfigError, match="arm 'thnk' is none of think, one"):
+        load_recipe(recipe, arm="thnk")

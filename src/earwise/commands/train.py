@@ -9,6 +9,7 @@ import click
 from earwise.commands.loading import fetch_base, json_option, note, result
 from earwise.commands.plan import show_plan
 from earwise.commands.preflight import preflight
+from earwise.entries import require
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 @click.command("train", short_help="Train by a recipe: SFT, GRPO, any number of stages.")
 @click.argument("arguments", nargs=-1, metavar="[RECIPE.yaml] [KEY=VALUE]...")
 @click.option("--profile", "-p", help="Scale of the recipe: a name under its `profiles:`, for example cpu.")
+@click.option("--arm", help="Variant of the recipe: a name under its `arms:`; laid over the profile.")
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
-    help="Folder of the run. [default: runs/RECIPE or runs/RECIPE-PROFILE]",
+    help="Folder of the run. [default: runs/RECIPE[-PROFILE][-ARM]]",
 )
 @click.option(
     "--data",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 def command(
     arguments: tuple[str, ...],
     profile: str | None,
+    arm: str | None,
     out: Path | None,
     data: Path | None,
     resume: Path | None,
@@ -72,21 +75,28 @@ def command(
 
     The run's folder holds recipe.json, metrics.jsonl, rollouts.jsonl, a folder a stage, and `final`, the trained model.
     """
+    for needed in ("accelerate", "peft"):
+        require(needed, "train", "stages")
     from earwise.config import load_recipe
     from earwise.train import run
 
     started = perf_counter()
     if resume is not None:
-        if arguments or profile or out or data or plan:
+        if arguments or profile or arm or out or data or plan:
             raise ConfigError(
                 f"--resume {resume} takes the recipe from that folder; leave out recipe, settings and other options"
             )
         folder, recipe, base = resume, *_recorded(resume)
         preflight(recipe, base)
+        if (folder / "final" / "earwise.json").exists():
+            note(
+                f"{folder}: is finished, nothing is left to train; "
+                f"to train further start another run with model.name={folder / 'final'}"
+            )
     else:
         path, overrides = _split(arguments)
-        recipe = load_recipe(path, profile=profile, overrides=overrides)
-        folder, base = out or Path("runs") / "-".join(filter(None, (recipe.recipe, profile))), data or path.parent
+        recipe = load_recipe(path, profile=profile, arm=arm, overrides=overrides)
+        folder, base = out or Path("runs") / "-".join(filter(None, (recipe.recipe, profile, arm))), data or path.parent
         rows = preflight(recipe, base)
         if plan:
             show_plan(recipe, rows, as_json)
@@ -150,10 +160,13 @@ def _measure(recipe: "Recipe", base: Path, folder: Path, when: str, final: Path 
         return []
     from earwise.engine.local import LocalEngine
     from earwise.measure import headline, measure
+    from earwise.models import folder as models
     from earwise.models.base import load
 
     named = (recipe.model.name, recipe.model.weights) if final is None else (str(final), None)
     engine = LocalEngine(load(*named, dtype=recipe.model.dtype, trim=recipe.model.trim))
+    if at := next((Path(place) for place in named[::-1] if place and Path(place).is_dir()), None):
+        engine.name = models.named(engine.name, at)
     found = []
     for number, one in enumerate(recipe.eval):
         note(f"measuring {one.manifest} {when} training")

@@ -1,20 +1,24 @@
 """Several sets of examples as one endless stream: weighted, seeded, resumable, sharded.
 
 Between `data/manifest.py` and the training loop. Draw number t takes its source by chance, in proportion to the
-weights, from a hash of (seed, t); inside a source the examples come in a fresh random order each epoch, none twice
-before all were seen. All that follows from the number of draws so far, so the state is a few integers, and a resumed
-stream goes on as if it had never stopped. Every rank walks the same global stream and keeps each `world_size`-th draw;
-their states are equal, so a run may be resumed with another number of ranks.
+weights, from a hash of (seed, t); inside a source the examples come in a fresh random order each epoch (or in the one
+that a curriculum gives), none twice before all were seen. All that follows from the number of draws so far, so the
+state is a few integers, and a resumed stream goes on as if it had never stopped. Every rank walks the same global
+stream and keeps each `world_size`-th draw; their states are equal, so a run may be resumed with another number of
+ranks.
 """
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from earwise.errors import ConfigError, DataError
 
 T = TypeVar("T")
+
+Order = Callable[[int, int], list[int]]
+"""Number of a source and epoch -> the order of its examples, each once; the same whenever it is asked."""
 
 
 class Mixture(Generic[T]):
@@ -25,6 +29,7 @@ class Mixture(Generic[T]):
         seed: Decides the order.
         rank: Which of the interleaved shards this is, from 0.
         world_size: Number of shards.
+        order: Of the examples of a source in an epoch; None is a random one.
 
     Raises:
         DataError: if there is no source, or one is empty.
@@ -32,7 +37,12 @@ class Mixture(Generic[T]):
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Sequence[T], float]], seed: int, rank: int = 0, world_size: int = 1
+        self,
+        sources: Sequence[tuple[Sequence[T], float]],
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Order | None = None,
     ) -> None:
         if not sources:
             raise DataError("mixture has no source; name at least one manifest")
@@ -47,6 +57,7 @@ class Mixture(Generic[T]):
         self._weights = [float(weight) for _, weight in sources]
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._counts = [0] * len(sources)
+        self._given = order
         self._orders: dict[int, tuple[int, list[int]]] = {}
 
     def __iter__(self) -> Iterator[T]:
@@ -107,7 +118,10 @@ class Mixture(Generic[T]):
     def _order(self, source: int, epoch: int) -> list[int]:
         """The epoch's order of a source; only the current one is kept."""
         if self._orders.get(source, (-1, []))[0] != epoch:
-            order = list(range(len(self._sources[source])))
-            random.Random(f"{self._seed}:{source}:{epoch}").shuffle(order)
+            if self._given is not None:
+                order = self._given(source, epoch)
+            else:
+                order = list(range(len(self._sources[source])))
+                random.Random(f"{self._seed}:{source}:{epoch}").shuffle(order)
             self._orders[source] = (epoch, order)
         return self._orders[source][1]

@@ -1,15 +1,18 @@
 """What all stages share on the way from rows to micro batches: decode sounds, hear them once, plant and pack trees."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 import torch
 
-from earwise.audio import decode
+from earwise.audio import LongAudio, chunks, decode, probe
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, pack, plant
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
+from earwise.prompts import spread
+from earwise.train.clock import Clock
 from earwise.train.policy import Micro
 from earwise.types import Example, Waveform
 
@@ -18,11 +21,24 @@ class Sounds:
     """Decodes an example's clips for one model; a bad file stops the run or is skipped and counted, as the recipe
     says."""
 
-    def __init__(self, model: AudioLM, *, long_audio: str, on_bad_row: str) -> None:
+    def __init__(self, model: AudioLM, *, long_audio: LongAudio, on_bad_row: str) -> None:
         self._spec = model.spec
         self._long_audio = long_audio
         self._skip = on_bad_row == "skip"
         self.skipped: dict[FilePath, str] = {}
+        self.long: set[FilePath] = set()
+        """Clips that were longer than the model hears, and truncated or cut into pieces."""
+
+    def fit(self, rows: tuple[Example, ...]) -> tuple[tuple[Example, ...], list[Waveform]] | None:
+        """Rows that share their sounds, and these as waveforms in the order of the conversation. Where a long sound
+        was cut into several, the rows have as many audio parts in its place. None as `load`."""
+        pieces = self._pieces(rows[0])
+        if pieces is None:
+            return None
+        counts = [len(some) for some in pieces]
+        if max(counts, default=1) > 1:
+            rows = tuple(replace(row, turns=spread(row.turns, counts)) for row in rows)
+        return rows, [piece for some in pieces for piece in some]
 
     def load(self, example: Example) -> list[Waveform] | None:
         """Waveforms in the order of the conversation; None if one cannot be read and rows may be skipped.
@@ -30,16 +46,74 @@ class Sounds:
         Raises:
             AudioError: naming the row and the file.
         """
+        fitted = self.fit((example,))
+        return None if fitted is None else fitted[1]
+
+    def _pieces(self, example: Example) -> list[list[Waveform]] | None:
+        """What is heard of each clip: one waveform, under `chunk` perhaps several."""
         waves = []
+        rate, longest = self._spec.sample_rate, self._spec.max_s
         for path in example.audio_paths:
             try:
-                waves.append(decode(path, self._spec.sample_rate, long_audio=self._long_audio, max_s=self._spec.max_s))  # type: ignore[arg-type]
+                wave = decode(path, rate, long_audio=self._long_audio, max_s=longest)
+                if self._long_audio != "error" and probe(path).duration_s > longest:
+                    self.long.add(path)
+                waves.append(chunks(wave, rate, longest) if self._long_audio == "chunk" else [wave])
             except AudioError as error:
                 if not self._skip:
                     raise AudioError(f"example {example.id!r}: {error}") from error
                 self.skipped[path] = str(error)
                 return None
         return waves
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Rows that share their sounds, and where these are among the step's."""
+
+    rows: tuple[Example, ...]
+    clips: range
+    """Numbers of the clips in the step's waves."""
+    samples: tuple[int, ...]
+    """Length of each clip, in samples."""
+
+
+def draw(
+    units: Iterator[tuple[Example, ...]], count: int, sounds: Sounds, clock: Clock
+) -> tuple[list[Drawn], dict[int, Waveform], int]:
+    """Take units whose sounds can be read, and decode these.
+
+    Args:
+        units: Endless; rows of a unit share their sounds.
+        count: How many to take.
+        sounds: Decodes.
+        clock: Told of the time for it.
+    Returns:
+        The units, clip number -> waveform, and how many units were skipped.
+    """
+    drawn: list[Drawn] = []
+    waves: dict[int, Waveform] = {}
+    skipped = 0
+    while len(drawn) < count:
+        rows = next(units)
+        with clock("decode"):
+            fitted = sounds.fit(rows)
+        if fitted is None:
+            skipped += 1
+            continue
+        rows, clips = fitted
+        numbers = range(len(waves), len(waves) + len(clips))
+        waves |= dict(zip(numbers, clips, strict=True))
+        drawn.append(Drawn(rows, numbers, tuple(len(clip) for clip in clips)))
+    return drawn, waves, skipped
+
+
+def work_shared(
+    micros: Sequence[Micro], trees: Sequence[Sequence[Path]], waves: Mapping[int, Waveform], sample_rate: int
+) -> dict[str, float]:
+    """For the log: distinct tokens by all tokens of the paths, and seconds of sound."""
+    distinct = sum(len(micro.forest) for micro in micros) / sum(len(path.ids) for paths in trees for path in paths)
+    return {"distinct_share": distinct, "audio_s": sum(len(wave) for wave in waves.values()) / sample_rate}
 
 
 def assemble(

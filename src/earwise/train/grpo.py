@@ -7,13 +7,16 @@ prompt whose branches are the trie of its completions -> reference log-probabili
 one prompt mix clips up).
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from earwise.config import GrpoStage
+from earwise.curriculum import Band, EasyToHard, Online, pass_rate
 from earwise.data.mixture import Mixture
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
@@ -22,15 +25,27 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns
-from earwise.rewards import total
+from earwise.rewards import load_reward
+from earwise.train import judge
 from earwise.train.batches import Sounds, assemble, per_branch
 from earwise.train.clock import Clock
 from earwise.train.loop import StageWork
 from earwise.train.policy import Micro, Policy
 from earwise.train.trainable import Reference, encoder_trains
+from earwise.train.verdicts import Bench, Tally, tally_of, together
 from earwise.types import Completion, Example, Waveform
 
 Keep = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A prompt, its samples, and what each of them earned."""
+
+    id: str
+    prompt: Prompt
+    group: list[Completion]
+    rewards: list[float]
 
 
 def work(
@@ -55,25 +70,36 @@ def work(
         keep: Takes one row per logged completion.
         clock: Told of the phases of a step.
     """
-    mixture = Mixture(list(sources), seed)
+    curriculum = stage.curriculum
+    rates = [[pass_rate(row) for row in rows] for rows, _ in sources] if curriculum.order == "easy_to_hard" else []
+    mixture = Mixture(list(sources), seed, order=EasyToHard(rates, seed) if rates else None)
+    band = Band(**curriculum.band.model_dump())
+    online = Online(band, curriculum.explore, seed) if curriculum.order == "online" else None
+    passes = load_reward(curriculum.reward)
     engine = LocalEngine(model, ears=ears, trees=stage.prompts_per_step)
     policy = Policy(model)
     reference = Reference(model.module)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
     made: list[Micro] = []
     heard: dict[str, float] = {}
+    ids: list[str] = []
+
+    decoding = Decoding(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
+    own = {"judge": judge.reward(stage.judge, stage.reward_timeout_s)} if stage.judge else {}
+    bench = Bench(stage.rewards, limit_s=stage.reward_timeout_s, on_error=stage.on_reward_error, own=own)
 
     def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
         if step % stage.num_iterations:
             return made, dict(heard)
-        examples, prompts = _prompts(step)
-        decoding = Decoding(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
-        with clock("rollout"):
-            groups = engine.generate(prompts, decoding, stage.group_size)
-        heard["audio_s"] = sum(len(wave) for prompt in prompts for wave in prompt.waves) / model.spec.sample_rate
-        rewards, metrics = _judge(examples, groups, step)
+        rollouts, metrics = _rollouts(step)
+        ids[:] = [one.id for one in rollouts]
+        heard["audio_s"] = sum(len(w) for one in rollouts for w in one.prompt.waves) / model.spec.sample_rate
+        prompts, groups = [one.prompt for one in rollouts], [one.group for one in rollouts]
+        sequences = float(len(groups) * stage.group_size)
         advantages = group_advantages(
-            torch.tensor(rewards, dtype=torch.float64), stage.group_size, scale=stage.scale_rewards
+            torch.tensor([value for one in rollouts for value in one.rewards], dtype=torch.float64),
+            stage.group_size,
+            scale=stage.scale_rewards,
         ).tolist()
         items, start = float(sum(len(c.token_ids) for group in groups for c in group)), 0
         # Without the KL a flat group has no gradient: leaving it out is exact, but for bnpo, which counts its tokens.
@@ -85,7 +111,8 @@ def work(
         trees, waves = _trees(prompts, groups)
         micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
         for micro in micros:
-            micro.extra = {"advantages": per_branch(advantages, micro, start), "items": torch.tensor(items)}
+            counts = {"items": torch.tensor(items), "sequences": torch.tensor(sequences)}
+            micro.extra = counts | {"advantages": per_branch(advantages, micro, start)}
             start += len(micro.forest.branch_trees)
             _remember(micro)
         made[:] = micros
@@ -95,58 +122,67 @@ def work(
             )
         return micros, metrics | heard
 
-    def _prompts(step: int) -> tuple[list[Example], list[Prompt]]:
-        import random
+    def _rollouts(step: int) -> tuple[list[Rollout], dict[str, float]]:
+        """What the step learns from, and what to log of all that was sampled for it.
 
-        rng = random.Random(f"{seed} grpo {step}")
+        With dynamic sampling, prompts whose samples all earned the same wait behind those that carry signal, and new
+        prompts are asked in their place, as long as the rounds last; groups that could not be judged are left out.
+        """
+        signal: list[Rollout] = []
+        flat: list[Rollout] = []
+        tallies: list[Tally] = []
+        for _ in range(stage.dynamic_sampling or 1):
+            asked = sum(tally.groups for tally in tallies)
+            examples, prompts = _prompts(step, asked, stage.prompts_per_step - len(signal))
+            with clock("rollout"):
+                groups = engine.generate(prompts, decoding, stage.group_size)
+            with clock("reward"):
+                verdicts = bench.judge(examples, groups)
+            tallies.append(tally_of(groups, verdicts))
+            if online is not None:
+                for example, group in zip(examples, groups, strict=True):
+                    online.observe(example, sum(passes(example, one.text) >= 1 for one in group), len(group))
+            for example, prompt, group, values in zip(examples, prompts, groups, verdicts.totals, strict=True):
+                if values is None:
+                    continue
+                waits = stage.dynamic_sampling is not None and max(values) == min(values)
+                (flat if waits else signal).append(Rollout(example.id, prompt, group, values))
+                if step % stage.log_samples_every == 0:
+                    keep(
+                        {
+                            "step": step + 1,
+                            "id": example.id,
+                            "answer": list(example.answer),
+                            "completions": [c.text for c in group],
+                            "rewards": values,
+                        }
+                    )
+            if len(signal) == stage.prompts_per_step:
+                break
+        metrics = together(tallies)
+        if stage.dynamic_sampling is not None:
+            metrics |= {"rounds": float(len(tallies)), "signal_groups": float(len(signal))}
+        return (signal + flat)[: stage.prompts_per_step], metrics
+
+    def _prompts(step: int, asked: int, count: int) -> tuple[list[Example], list[Prompt]]:
+        """The next prompts of a step that has asked some already."""
+        rng = random.Random(f"{seed} grpo {step} {asked}" if asked else f"{seed} grpo {step}")
         examples: list[Example] = []
         prompts: list[Prompt] = []
-        while len(prompts) < stage.prompts_per_step:
+        while len(prompts) < count:
             example = next(mixture)
+            if online is not None and not online.admits(example):
+                continue
             with clock("decode"):
-                waves = sounds.load(example)
-            if waves is not None:
+                fitted = sounds.fit((example,))
+            if fitted is not None:
+                (example,), waves = fitted
                 style = rng.choices(styles, weights)[0]
                 examples.append(example)
                 prompts.append(
-                    Prompt(prompt_turns(example, style), tuple(waves), f"{step} {len(prompts)} {example.id}")
+                    Prompt(prompt_turns(example, style), tuple(waves), f"{step} {asked + len(prompts)} {example.id}")
                 )
         return examples, prompts
-
-    def _judge(
-        examples: list[Example], groups: list[list[Completion]], step: int
-    ) -> tuple[list[float], dict[str, float]]:
-        """Rewards of all completions, in order, and what to log of them."""
-        rewards: list[float] = []
-        sums = dict.fromkeys(stage.rewards, 0.0)
-        flat = 0
-        for example, group in zip(examples, groups, strict=True):
-            judged = [total(example, completion.text, stage.rewards) for completion in group]
-            values = [value for value, _ in judged]
-            flat += max(values) == min(values)
-            rewards += values
-            for _, parts in judged:
-                for name, part in parts.items():
-                    sums[name] += part
-            if step % stage.log_samples_every == 0:
-                keep(
-                    {
-                        "step": step + 1,
-                        "id": example.id,
-                        "answer": list(example.answer),
-                        "completions": [c.text for c in group],
-                        "rewards": values,
-                    }
-                )
-        count = len(rewards)
-        metrics = {name.removesuffix("_answer").removesuffix("_r1aqa"): value / count for name, value in sums.items()}
-        metrics |= {
-            "reward": sum(rewards) / count,
-            "flat_groups": flat / len(groups),
-            "length": sum(len(c.token_ids) for g in groups for c in g) / count,
-            "truncated": sum(c.finish_reason == "length" for g in groups for c in g) / count,
-        }
-        return rewards, metrics
 
     def _trees(prompts: list[Prompt], groups: list[list[Completion]]) -> tuple[list[list[Any]], dict[int, Waveform]]:
         trees: list[list[Any]] = []
@@ -161,8 +197,8 @@ def work(
     def _remember(micro: Micro) -> None:
         """Log-probabilities under the reference, and at sampling time if there will be several updates."""
         if stage.beta:
-            with clock("reference"), reference.active():
-                micro.extra["ref_logprobs"] = policy(micro.forest, micro.heard, micro.waves)
+            with clock("reference"):
+                micro.extra["ref_logprobs"] = reference.logprobs(policy, micro)
         if stage.num_iterations > 1:
             with clock("reference"), torch.no_grad():
                 micro.extra["old_logprobs"] = policy(micro.forest, micro.heard, micro.waves)
@@ -182,19 +218,26 @@ def work(
             importance_sampling_level=stage.importance_sampling_level,
             max_completion_length=stage.max_new_tokens,
             num_items=float(micro.extra["items"]),
-            num_sequences=stage.prompts_per_step * stage.group_size,
+            num_sequences=float(micro.extra["sequences"]),
         )
+
+    def state() -> dict[str, Any]:
+        kept = {"mixture": mixture.state_dict(), "reference": reference.state_dict()}
+        return kept | ({"online": online.state_dict()} if online is not None else {})
 
     def restore(state: Mapping[str, Any]) -> None:
         mixture.load_state_dict(state["mixture"])
         reference.load_state_dict(state["reference"])
+        if online is not None:
+            online.load_state_dict(state["online"])
 
     return StageWork(
         "grpo",
         batches,
         loss,
-        lambda: {"mixture": mixture.state_dict(), "reference": reference.state_dict()},
+        state,
         restore,
         stage.save_every,
         rest=stage.num_iterations,
+        ids=lambda: list(ids),
     )

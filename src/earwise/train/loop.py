@@ -44,6 +44,8 @@ class StageWork:
         restore: Takes them back.
         save_every: Steps between checkpoints.
         rest: `state` may be taken after every so many steps (the updates made from one rollout).
+        fresh: Step number -> True where the optimizer's state is forgotten before the step.
+        ids: Of the examples of the last batches, in the order in which they came; logged as `ids`.
     """
 
     kind: str
@@ -53,6 +55,8 @@ class StageWork:
     restore: Callable[[Mapping[str, Any]], None]
     save_every: int
     rest: int = 1
+    fresh: Callable[[int], bool] = lambda step: False
+    ids: Callable[[], list[str]] = list
 
 
 def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
@@ -137,6 +141,8 @@ def run(
                 break
             started = time.monotonic()
             clock.split()
+            if work.fresh(step):
+                optimizer.state.clear()
             micros, metrics = work.batches(step)
             made = time.monotonic()
             if micros and not checked:  # a first step whose groups are all flat has nothing to check
@@ -190,6 +196,8 @@ def run(
             row |= {
                 f"{work.kind}/{name}": value for name, value in (metrics | sums | {"tokens": float(tokens)}).items()
             }
+            if ids := work.ids():
+                row["ids"] = ids
             if accelerator.is_main_process:
                 append_jsonl(log, row)
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in (sums | metrics).items() if name in SHOWN)
@@ -209,7 +217,7 @@ def run(
 
 
 PROFILE_EVERY = 10
-SHOWN = ("loss", "accuracy", "reward", "format", "flat_groups", "kl")
+SHOWN = ("loss", "accuracy", "reward", "format", "flat_groups", "kl", "margin", "chain_tokens", "delay")
 
 
 def _tell(kind: str, step: int, spent: list[dict[str, float]], say: Say) -> None:

@@ -1,28 +1,30 @@
 """A recipe from its first stage to its last: load, train, write; resumable from what lies in the folder."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from earwise.config import GrpoStage, Recipe, SftStage, Source, Where, check_recipe
+from earwise.config import CompressStage, DpoStage, GrpoStage, Recipe, SftStage, Source, Stage, check_recipe
+from earwise.curriculum import Band, within
 from earwise.data.index import Rows, open_rows
 from earwise.data.locate import STARTER as STARTER
 from earwise.data.locate import manifest_path as manifest_path
 from earwise.errors import ConfigError, DataError
 from earwise.files import append_jsonl, write_json
+from earwise.models import adapter
 from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
+from earwise.models.embedded import Embedded
 from earwise.models.parts.recompute import recompute_layers
-from earwise.train import grpo, loop, sft
+from earwise.train import compress, dpo, grpo, loop, sft
 from earwise.train.batches import Sounds
 from earwise.train.clock import Clock, settled_on
 from earwise.train.policy import FOREST_TOLERANCE
 from earwise.train.trainable import encoder_trains, prepare
-from earwise.types import Example
 
 SAMPLES = "rollouts.jsonl"
 Say = Callable[[str], None]
@@ -70,7 +72,8 @@ def _stages(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> P
         if not (folder / "final" / "earwise.json").exists():
             named = (recipe.model.name, recipe.model.weights) if weights is None else (str(weights), None)
             model = load(*named, dtype=recipe.model.dtype, trim=recipe.model.trim)
-            _stage(model, stage, recipe.seed + number, folder, out, base, profile, say)
+            started_from = str(weights.resolve()) if weights else recipe.model.weights or recipe.model.name
+            _stage(model, stage, recipe.seed + number, folder, out, base, profile, say, started_from)
         weights = folder / "final"
     final = out / "final"
     if weights is not None and not final.exists():
@@ -79,10 +82,22 @@ def _stages(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> P
 
 
 def _stage(
-    model: AudioLM, stage: SftStage | GrpoStage, seed: int, folder: Path, out: Path, base: Path, profile: bool, say: Say
+    model: AudioLM,
+    stage: Stage,
+    seed: int,
+    folder: Path,
+    out: Path,
+    base: Path,
+    profile: bool,
+    say: Say,
+    started_from: str,
 ) -> None:
     opened: dict[Path, Rows] = {}
-    sources = [(_examples(source, base, opened, say), source.weight) for source in stage.data.mixture]
+    preferred = isinstance(stage, DpoStage) and stage.negatives == "rows"
+    sources = [(_examples(source, base, opened, say, preferred), source.weight) for source in stage.data.mixture]
+    if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "banded":
+        band = Band(**stage.curriculum.band.model_dump())
+        sources = [(rows.take(within(rows, band)), weight) for rows, weight in sources]
     torch.manual_seed(seed)  # peft draws LoRA's start from the global generator; nothing else here does
     prepare(model, stage.trainable)
     if stage.checkpoint_activations:
@@ -96,6 +111,13 @@ def _stage(
         resumed = (folder / "checkpoint").exists()
         chosen = stage.model_copy(update={"start": "none"}) if resumed else stage
         work = sft.work(model, chosen, sources, ears, sounds, seed, say, clock)
+    elif isinstance(stage, DpoStage):
+        work = dpo.work(model, stage, sources, ears, sounds, seed, clock)
+    elif isinstance(stage, CompressStage):
+        held_out = _examples(stage.held_out, base, opened, say) if stage.held_out else []
+        limit = min(len(held_out), stage.held_out_limit)
+        some = [held_out[number * len(held_out) // limit] for number in range(limit)]  # spread over the manifest
+        work = compress.work(model, stage, sources, some, ears, sounds, seed, say, clock)
     else:
 
         def keep(row: dict[str, Any]) -> None:
@@ -117,27 +139,25 @@ def _stage(
         tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
         say=say,
     )
+    if sounds.long:
+        how = {"truncate": "only their beginning was heard", "chunk": "heard piece by piece"}[stage.data.long_audio]
+        say(f"{len(sounds.long)} clips last longer than the {model.spec.max_s:g} s that {model.name} hears: {how}")
     for path, reason in sounds.skipped.items():
         say(f"skipped {path}: {reason}")
     model.save(folder / "final.part")
+    if not isinstance(model, Embedded):  # what that one saves is the adapter
+        adapter.keep(adapter.trained(model.module, started_from), folder / "final.part")
     (folder / "final.part").rename(folder / "final")
 
 
-def select(rows: Sequence[Example], where: Where) -> list[Example]:
-    """Rows whose fields have these values."""
-    return [row for row in rows if all(getattr(row, key) == value for key, value in where.items())]
-
-
-def _examples(source: Source, base: Path, opened: dict[Path, Rows], say: Say) -> Rows:
-    """A source's rows with an answer; a manifest that several sources name is opened once."""
+def _examples(source: Source, base: Path, opened: dict[Path, Rows], say: Say, preferred: bool = False) -> Rows:
+    """A source's rows with an answer (or with a preference); a manifest that several sources name is opened once."""
     path = manifest_path(source.manifest, base)
     if path not in opened:
         opened[path] = open_rows(path, say=say)
-    examples = opened[path].select(source.where, answered=True)
+    examples = opened[path].select(source.where, answered=not preferred, preferred=preferred)
     if not examples:
         wanted = f" with {dict(source.where)}" if source.where else ""
-        raise DataError(
-            f"{path}: none of {len(opened[path])} rows{wanted} has an answer to train on; "
-            "build questions with `earwise build labels`"
-        )
+        what, how = ("`rejected`", "preferences") if preferred else ("an answer to train on", "labels")
+        raise DataError(f"{path}: none of {len(opened[path])} rows{wanted} has {what}; build some: earwise build {how}")
     return examples

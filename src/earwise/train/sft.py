@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from earwise.config import SftStage
+from earwise.curriculum import EasyToHard, pass_rate
 from earwise.data.index import Rows
 from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
@@ -24,11 +25,11 @@ from earwise.models.embedded import Embedded
 from earwise.models.parts.projector import ridge_start
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.train.batches import Sounds, assemble
+from earwise.train.batches import Sounds, assemble, draw, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork
 from earwise.train.trainable import encoder_trains
-from earwise.types import Example, Waveform
+from earwise.types import Example
 
 Unit = tuple[Example, ...]
 
@@ -65,29 +66,24 @@ def work(
         say: Progress.
         clock: Told of the phases of a step.
     """
-    mixture = Mixture([(units(examples), weight) for examples, weight in sources], seed)
+    asked = [(units(examples), weight) for examples, weight in sources]
+    ordered = asked if stage.curriculum.order == "easy_to_hard" else []
+    rates = [[sum(map(pass_rate, unit)) / len(unit) for unit in some] for some, _ in ordered]
+    mixture = Mixture(asked, seed, order=EasyToHard(rates, seed) if rates else None)
+    ids: list[str] = []
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
 
     def batches(step: int) -> tuple[list[Any], dict[str, float]]:
         rng = random.Random(f"{seed} sft {step}")
+        drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
         trees: list[list[Any]] = []
-        waves: dict[int, Waveform] = {}
-        skipped = 0
-        while len(trees) < stage.clips_per_step:
-            unit = next(mixture)
-            with clock("decode"):
-                clips = sounds.load(unit[0])
-            if clips is None:
-                skipped += 1
-                continue
-            numbers = range(len(waves), len(waves) + len(clips))
-            waves |= dict(zip(numbers, clips, strict=True))
+        ids.clear()
+        for unit in drawn:
             paths = []
-            for example in rng.sample(unit, min(len(unit), stage.questions_per_clip)):
+            for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
-                prompt = conversation_path(
-                    model, prompt_turns(example, style), numbers, [len(c) for c in clips], generate=True
-                )
+                ids.append(example.id)
+                prompt = conversation_path(model, prompt_turns(example, style), unit.clips, unit.samples, generate=True)
                 paths.append(
                     prompt
                     + answer_path(
@@ -99,10 +95,8 @@ def work(
         total = float(sum(int(micro.forest.loss_mask.sum()) for micro in micros))
         for micro in micros:
             micro.extra["denominator"] = torch.tensor(total)
-        distinct = sum(len(m.forest) for m in micros) / sum(len(p.ids) for paths in trees for p in paths)
-        audio_s = sum(len(wave) for wave in waves.values()) / model.spec.sample_rate
         counts = {"clips": float(len(trees)), "skipped": float(skipped)}
-        return micros, counts | {"distinct_share": distinct, "audio_s": audio_s}
+        return micros, counts | work_shared(micros, trees, waves, model.spec.sample_rate)
 
     def loss(logprobs: Tensor, micro: Any) -> LossOutput:
         return sft_loss(logprobs, micro.forest.loss_mask, denominator=float(micro.extra["denominator"]))
@@ -112,7 +106,15 @@ def work(
 
     if stage.start == "ridge":
         _ridge(model, sources, ears, sounds, say)
-    return StageWork("sft", batches, loss, lambda: {"mixture": mixture.state_dict()}, restore, stage.save_every)
+    return StageWork(
+        "sft",
+        batches,
+        loss,
+        lambda: {"mixture": mixture.state_dict()},
+        restore,
+        stage.save_every,
+        ids=lambda: list(ids),
+    )
 
 
 # One summary token each: what it is, which language, which mood, whose voice (`meta.field` of the rows that `build

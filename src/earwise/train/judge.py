@@ -1,0 +1,84 @@
+"""The reward `judge`: a language model behind a server says how well a completion's reasoning holds together.
+
+Audio-Thinker (arXiv 2508.08039) asks Qwen3-8B for consistency and quality of a thought; its prompt is not published,
+ours is in the recipe (`judge.rubric`). The judge reads the question, the options, the thought and the answer given; it
+does not hear, and is not told the right answer. An answer that cannot be read is an error, which the recipe's policy
+counts, never a score.
+"""
+
+import json
+import random
+import re
+from collections.abc import Awaitable, Callable
+
+from earwise.answers import parse
+from earwise.config import JudgeConfig
+from earwise.engine import wire
+from earwise.engine.address import parse as parse_address
+from earwise.engine.wire import Body, Busy, Rejected
+from earwise.errors import EngineError, ScoringError
+from earwise.types import Example
+
+MAX_TOKENS = 64
+
+
+def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awaitable[float]]:
+    """The reward function of a judge.
+
+    Args:
+        config: Server, rubric, scale.
+        limit_s: Time for one answer.
+    Raises:
+        ConfigError: if the server's address is wrong.
+    """
+    address = parse_address(config.server)
+    line = wire.Line[Body](address.limits, lambda answer: sum(wire.usage(answer) or (0, 0)))
+
+    async def judge(example: Example, completion: str) -> float:
+        parsed = parse(completion, example.choices)
+        if not parsed.reasoning:
+            return 0.0
+        body = request(config, address.model, example, parsed.reasoning, parsed.answer)
+        async with wire.connection(address.url, address.api_key, limit_s) as client:
+            reply = await line.send(
+                lambda asked: wire.post(client, address.url, asked), body,
+                wire.tokens_in(body["messages"]) + MAX_TOKENS, random.Random(example.id),
+            )  # fmt: skip
+        if isinstance(reply, Busy | Rejected):
+            raise EngineError(f"the judge at {address.url}: {reply.reason}")
+        return points(str(reply["choices"][0]["message"].get("content") or ""), config.points)
+
+    return judge
+
+
+def request(config: JudgeConfig, model: str, example: Example, reasoning: str, answer: str | None) -> Body:
+    """What the judge is asked: temperature 0, one number as JSON."""
+    lines = [
+        config.rubric,
+        f'Answer with {{"score": N}}, N from 1 (worst) to {config.points} (best), and nothing else.',
+        f"Question: {example.question}",
+        *([f"Options: {', '.join(example.choices)}"] if example.choices else []),
+        f"Argument: {reasoning}",
+        f"Answer given: {answer or '(none)'}",
+    ]
+    message = {"role": "user", "content": "\n".join(lines)}
+    return {"model": model, "messages": [message], "temperature": 0, "max_tokens": MAX_TOKENS}
+
+
+def points(text: str, scale: int) -> float:
+    """The score of a judge's answer, 0 to 1.
+
+    >>> points('{"score": 4}', 5)
+    0.75
+
+    Raises:
+        ScoringError: if there is none on the scale.
+    """
+    found = re.search(r"\{[^{}]*\}", text)
+    try:
+        score = json.loads(found[0])["score"] if found else None
+    except (ValueError, KeyError):
+        score = None
+    if not isinstance(score, int) or isinstance(score, bool) or not 1 <= score <= scale:
+        raise ScoringError(f"the judge said {text[:60]!r}, no score from 1 to {scale}")
+    return (score - 1) / (scale - 1)
