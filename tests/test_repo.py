@@ -30,6 +30,12 @@ def profiles() -> list[tuple[Path, str | None]]:
     return found
 
 
+def arms() -> list[tuple[Path, str]]:
+    return [
+        (path, name) for path in RECIPES for name in yaml.safe_load(path.read_text(encoding="utf-8")).get("arms") or {}
+    ]
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_imports_and_says_what_it_is(name: str) -> None:
     try:
@@ -47,6 +53,12 @@ def test_every_recipe_parses_with_every_profile(path: Path, profile: str | None)
     recipe = load_recipe(path, profile=profile)
     assert recipe.recipe == path.stem
     assert recipe.model.name in MODELS or ":" in recipe.model.name
+
+
+@pytest.mark.parametrize(("path", "arm"), arms(), ids=lambda value: getattr(value, "stem", str(value)))
+def test_every_recipe_parses_with_every_arm_at_every_scale(path: Path, arm: str) -> None:
+    for profile in (None, *(yaml.safe_load(path.read_text(encoding="utf-8")).get("profiles") or {})):
+        load_recipe(path, profile=profile, arm=arm)
 
 
 @pytest.mark.parametrize("target", sorted({*MODELS.values(), *TASKS.values(), *REWARDS.values()}))

@@ -135,6 +135,21 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
     return "\n".join(part for part in found if part) or None, rest.strip()
 
 
+def answer_start(text: str) -> int | None:
+    """Index of the first character of the answer: 0 without reasoning, None where reasoning never comes to an answer.
+
+    >>> answer_start("dog"), answer_start("<think>It barks.</think><answer>dog</answer>"), answer_start("<think>It")
+    (0, 32, None)
+    """
+    if _PARTS.match(text):
+        final = _LAST_PART.search(text)
+        return final.end() if final else None
+    if split_reasoning(text)[0] is None:
+        return 0
+    marks = list(_BLOCK_OPEN.finditer(text)) or list(_THINK_CLOSE.finditer(text)) or list(_REASONING.finditer(text))
+    return marks[-1].end() if marks else None
+
+
 def answer_blocks(text: str) -> tuple[str, ...]:
     """The stripped contents of all well-formed answer blocks outside the reasoning, in order."""
     return tuple(block[2].strip() for block in _BLOCK.finditer(split_reasoning(text)[1]))

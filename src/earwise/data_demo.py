@@ -44,7 +44,7 @@ def plan(out: Path) -> list[tuple[str, tuple[Line, ...], tuple[Path, ...]]]:
     reasonaqa, sari, rated, speech = out / "reasonaqa.jsonl", out / "sari", out / "rated.jsonl", out / "xs-cot"
     build = ("build", "labels", str(STARTER), "--seed", "1", "--no-check", "--out")
     captions = f"clotho={out / 'clotho_captions_development.csv'}"
-    speak = ("build", "xs-cot", "--limit", "6", "--max-error", MAX_ERROR, "--out", str(speech))
+    speak = ("build", "xs-cot", "--limit", "6", "--max-error", MAX_ERROR, "--no-check", "--out", str(speech))
     speaks = shutil.which("espeak-ng") is not None
     return [
         ("one clip", ((*build, str(one), "--per-clip", "2"),), (one,)),
@@ -58,17 +58,18 @@ def plan(out: Path) -> list[tuple[str, tuple[Line, ...], tuple[Path, ...]]]:
         (
             "ReasonAQA",
             (("build", "reasonaqa", captions, "--audio-root", str(STARTER / "clips"), "--kinds", "all",
-              "--per-caption", "1", "--out", str(reasonaqa)),),
+              "--per-caption", "1", "--no-check", "--out", str(reasonaqa)),),
             (reasonaqa,),
         ),
         (
             "SARI",
             (("build", "sari", str(out / SOME), "--policy", "embedded", "--sft", "12", "--rl", "24", "--attempts", "4",
-              "--out", str(sari)),),
+              "--no-check", "--out", str(sari)),),
             (sari / "rl.jsonl", sari / "sft-structured.jsonl", sari / "sft-unstructured.jsonl"),
         ),
         ("XS-CoT", (speak,) if speaks else (), (speech / "manifest.jsonl",)),
-        ("difficulty", (("build", "difficulty", str(sari / "rl.jsonl"), "--attempts", "4", "--out", str(rated)),),
+        ("difficulty", (("build", "difficulty", str(sari / "rl.jsonl"), "--attempts", "4", "--no-check",
+                         "--out", str(rated)),),
          (rated,)),
     ]  # fmt: skip
 

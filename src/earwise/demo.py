@@ -32,7 +32,6 @@ from earwise.models.base import load
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
 from earwise.train import run as training
-from earwise.train.run import select
 from earwise.types import Example
 
 RECIPE = Path("recipes/r1-aqa.yaml")
@@ -124,7 +123,7 @@ def _weights_mark() -> list[str]:
 def _questions(one: EvalConfig, base: Path) -> None:
     """Ask the default model openly about a few clips of each category, and show the truth beside its answer."""
     engine = LocalEngine(load("embedded"))
-    for example in _varied(select(manifest.read(training.manifest_path(one.manifest, base)), one.where)):
+    for example in _varied(manifest.select(manifest.read(training.manifest_path(one.manifest, base)), one.where)):
         waves = tuple(decode(path, engine.sample_rate, max_s=engine.max_audio_s) for path in example.audio_paths)
         began = perf_counter()
         prompt = Prompt(prompt_turns(replace(example, choices=()), "open"), waves, example.id)

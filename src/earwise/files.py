@@ -7,7 +7,7 @@ log only grows by whole lines and its torn last line, if a kill left one, is cut
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,7 +26,7 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; rename it over `path` if the block ends without an error, else delete it.
 
     Raises:
-        DataError: if the disk refuses (full, read-only), naming the path.
+        DataError: if the disk refuses (full, read-only), or a folder of the path is a file; naming the path.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -36,12 +36,15 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise DataError(f"{path}: its folder is a file, or in one ({error.filename}); choose another name") from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

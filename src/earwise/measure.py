@@ -10,10 +10,10 @@ from typing import Any
 
 from earwise.config import EvalConfig
 from earwise.data import manifest
+from earwise.data.locate import manifest_path
 from earwise.engine.base import Decoding, Engine
 from earwise.evaluate.controls import Control
 from earwise.evaluate.run import Progress, evaluate_with_controls
-from earwise.train.run import manifest_path, select
 from earwise.types import Example
 
 TELL_EVERY_S = 5.0
@@ -44,7 +44,7 @@ def measure(
     Raises:
         EarwiseError: as `evaluate.run.evaluate`.
     """
-    examples = spread(select(manifest.read(manifest_path(one.manifest, base)), one.where), one.limit)
+    examples = spread(manifest.select(manifest.read(manifest_path(one.manifest, base)), one.where), one.limit)
     decoding = Decoding(max_new_tokens=one.max_new_tokens)
     return evaluate_with_controls(
         engine, examples, out, blind=blind, seed=seed, style=one.style, decoding=decoding, on_progress=progress(say)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from e2e.shell import STARTER, Cli, Done, started
 from earwise.data import manifest
+from earwise.evaluate.results import read_run
 from earwise.files import read_log
 
 pytestmark = pytest.mark.weights
@@ -117,6 +118,15 @@ def test_train_runs_both_stages_and_measures(trained: tuple[Path, Done]) -> None
     assert any(row["grpo/flat_groups"] < 1 for row in rows[2:]), "no group has a signal, so nothing is learnt"
     (measured,) = done.json["eval"]
     assert measured["before"]["n"] == measured["after"]["n"] == 2
+    assert read_run(out / "eval" / "after-0").metrics["model"].endswith(f"({out.parent.name}/{out.name})")
+
+
+def test_a_finished_run_says_so_when_it_is_resumed(trained: tuple[Path, Done], cli: Cli) -> None:
+    out, _ = trained
+    before = (out / "metrics.jsonl").read_bytes()
+    done = cli("train", "--resume", out, "--no-eval")
+    assert done.code == 0 and "is finished, nothing is left to train" in done.err and "model.name=" in done.err
+    assert (out / "metrics.jsonl").read_bytes() == before
 
 
 def test_killed_and_interrupted_training_ends_in_the_same_bits(
@@ -194,7 +204,9 @@ def test_compare_and_report(
     run, _ = trained
     after = tmp_path / "after"
     common = ["--data", questions, "--max-new-tokens", 4, "--no-controls"]
-    assert cli("evaluate", "--model", run / "final", "--out", after, *common).code == 0
+    assert cli("evaluate", "--model", run, "--out", after, *common).code == 0
+    name = json.loads((after / "metrics.json").read_text())["model"]
+    assert name.endswith(f"({run.parent.name}/{run.name})"), "two checkpoints of a family are told apart"
     compared = cli("compare", before, after, "--json")
     assert compared.code == 0, compared.err
     assert compared.json["n"] == 6

@@ -113,6 +113,15 @@ def test_conflicts_and_duplicates():
         for one, text in zip(clash, ("a dog barks twice", "some dog is barking"), strict=True)
     ]
     assert first_problem(said) == ""
+    said = [
+        replace(one, choices=(), answer=(text,))
+        for one, text in zip(clash, ("a dog barks", "barks twice"), strict=True)
+    ]
+    described = [
+        replace(one, turns=(Turn("user", (Audio("x.wav"), Text("Describe this sound."))),), task="open") for one in said
+    ]
+    assert first_problem(described) == "", "several captions of one clip contradict nothing"
+    assert "conflict" in first_problem(said)
     said = [replace(one, choices=(), answer=(text,)) for one, text in zip(clash, ("dog", "cat"), strict=True)]
     assert "q1 says 'dog', q2 says 'cat'" in first_problem(said)
 

@@ -51,6 +51,10 @@ def test_nothing_heavy_is_imported_for_help() -> None:
         (["ask", "a.wav", "Q", "--modle", "x"], "--model"),
         (["evaluate", "--data", "x"], "--out"),
         (["evaluate", "--data", "x", "--out", "y", "--style", "rhyme"], "answer"),
+        (["evaluate", "--data", "starter:val", "--out", "y", "--split", "test"], "there are val"),
+        (["evaluate", "--data", "starter:val", "--out", "y", "--where", "colour=red"], "task, category, source"),
+        (["evaluate", "--data", "starter:val", "--out", "y", "--where", "task"], "not field=value"),
+        (["evaluate", "--data", "starter:val", "--out", "y", "--where", "task=a", "--where", "task=b"], "already"),
         (["ask", "a.wav", "Q", "--choices", "yes"], "two or more"),
         (["train"], "give one recipe"),
         (["train", "no.yaml"], "no.yaml"),
@@ -112,7 +116,23 @@ def test_styles_of_the_help_are_those_of_the_prompts() -> None:
     assert set(STYLES) == set(INSTRUCTIONS)
 
 
-@pytest.mark.parametrize("text", ["", "yes", "yes,", "a,b,a", ","])
-def test_choices_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--choices"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is one option"),
+        ("yes", "is one option; give two or more different options parted by ','"),
+        ("yes,", "option 2 of 2 is empty"),
+        ("a,b,a", "'a' stands twice"),
+        ("a, b||c", "option 2 of 3 is empty; give two or more different options parted by '|'"),
+    ],
+)
+def test_choices_that_are_none_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match="--choices") as caught:
         split_choices(text)
+    assert said in str(caught.value)
+
+
+def test_choices_are_parted_by_commas_or_by_bars() -> None:
+    assert split_choices("yes, no") == ("yes", "no")
+    assert split_choices("a dog, barking|a cat") == ("a dog, barking", "a cat")
+    assert split_choices(None) == ()

@@ -1,5 +1,6 @@
 """Two runs, paired by item: by construction the difference is known, and runs on different items are refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,22 @@ def test_wins_losses_and_the_paired_difference(tmp_path: Path) -> None:
 def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
     evaluate(right_on(slice(0, 3), 8), tone_task(tmp_path, 8), tmp_path / "run")
     row = compare(tmp_path / "run", tmp_path / "run")["official"]
-    assert row["difference"] == row["low"] == row["high"] == row["wins"] == row["losses"] == 0 and row["p"] == 1
+    assert row["difference"] == row["wins"] == row["losses"] == 0 and row["p"] == 1
+    assert row["low"] < -0.2 and row["high"] > 0.2, "eight equal answers leave room for a difference"
+
+
+def test_groups_of_one_item_claim_nothing(tmp_path: Path) -> None:
+    task = [replace(example, category=f"kind {number}") for number, example in enumerate(tone_task(tmp_path, 4))]
+    evaluate(right_on(slice(0, 0), 4), task, tmp_path / "before")
+    evaluate(right_on(slice(0, 4), 4), task, tmp_path / "after")
+    result = compare(tmp_path / "before", tmp_path / "after")
+    assert len(result["by"]["category"]) == 4
+    for member in result["by"]["category"].values():
+        row = member["official"]
+        assert row["difference"] == 1 and row["p"] == 1 and row["low"] < 0 < row["high"] == 1
+    row = result["official"]
+    assert row["p"] == pytest.approx(2 / 16) and row["low"] < 0, "four of four is a coin's luck one time in eight"
+    assert "exact (marked *)" in as_text(result) and "]*" in as_text(result)
 
 
 def test_other_items_are_refused_unless_common_is_said(tmp_path: Path) -> None:

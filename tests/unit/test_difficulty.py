@@ -150,9 +150,10 @@ def test_the_command(items: list[Example], tmp_path: Path, monkeypatch: pytest.M
     for number in (1, 2):
         shard = ["--shard", f"{number}/2"]
         assert run(["build", "difficulty", str(source), "--out", str(out), *shard]) == 0
-    assert not out.exists()
+    assert not out.exists() and not list(tmp_path.glob("*.checks.html"))
     assert run(["build", "difficulty", str(source), "--out", str(out), "--drop-unsolved", "--drop-solved"]) == 0
     assert [item.difficulty for item in manifest.read(out)] == ["medium", "hard"] * 2
+    assert (tmp_path / "rated.checks.html").is_file()
     with KeyedLog(tmp_path / "rated.attempts", read_only=True) as log:
         assert len(log) == 8
     assert sum(1 for _ in (tmp_path / "rated.attempts" / "rows.jsonl").open()) == 0

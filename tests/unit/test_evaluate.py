@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from scripted_engine import PITCHES, ScriptedEngine, deaf, listener, options, tone_task, write_clip
 
+from earwise.commands.evaluate import as_text
 from earwise.engine.base import Decoding, Prompt
 from earwise.errors import ConfigError, DataError, EngineError
 from earwise.evaluate.results import read_run
@@ -42,7 +43,7 @@ def test_a_model_that_hears_is_right_and_every_field_is_there(tmp_path: Path) ->
     }
     assert metrics["n"] == metrics["accuracy"]["official"]["n"] == 16
     assert metrics["accuracy"]["official"]["low"] < 1
-    assert metrics["format"]["accuracy"] == 1 and metrics["chance"] == 0.25
+    assert metrics["format"]["accuracy"] == 1 and metrics["chance"] == 0.25 and metrics["chance_n"] == metrics["n"]
     assert (
         set(metrics["by"]["task"]) == {"recognition", "pitch"}
         and metrics["by"]["difficulty"]["easy"]["official"]["n"] == 6
@@ -53,6 +54,35 @@ def test_a_model_that_hears_is_right_and_every_field_is_there(tmp_path: Path) ->
     assert len(row["audio_sha256"]) == 64 and (tmp_path / "run" / row["audio"][0]).is_file()
     assert row["prompt"].startswith("Which sound is this? Please choose") and row["decoding"]["temperature"] == 0.0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+
+
+def test_chance_is_said_of_the_items_it_covers(tmp_path: Path) -> None:
+    task = tone_task(tmp_path, 12)
+    mixed = [
+        *task[:4],
+        *(replace(one, choices=(one.answer[0], "a bell")) for one in task[4:6]),
+        *(replace(one, choices=()) for one in task[6:]),
+    ]
+    metrics = evaluate(ScriptedEngine(deaf_of_all), mixed, tmp_path / "run", seed=3)
+    assert metrics["n"] == 12 and metrics["chance_n"] == 6
+    assert metrics["chance"] == pytest.approx((4 * 0.25 + 2 * 0.5) / 6)
+    shown = {name: (row["chance"], row["official"]["n"]) for name, row in metrics["kinds"].items()}
+    assert shown == {"open": (None, 6), "4 options": (0.25, 4), "2 options": (0.5, 2)}
+    assert metrics["kinds"]["open"]["official"]["accuracy"] == 0
+    text = as_text(metrics | {"blind": {}})
+    assert "n = 12, chance 33.3 % of the 6 with options (6 are open)" in text and "4 options, 4" in text
+
+
+def deaf_of_all(prompt: Prompt) -> str:
+    return deaf(prompt) if options(prompt) else "<answer>something</answer>"
+
+
+def test_measuring_needs_nothing_of_training() -> None:
+    code = (
+        "import sys, earwise.measure; print([m for m in sys.modules if m.startswith(('earwise.train', 'accelerate'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +278,7 @@ def test_controls_catch_the_deaf_and_clear_the_hearing(tmp_path: Path) -> None:
     assert gain["difference"] > 0.5 and gain["low"] > 0.3
     for control in ("silence", "shuffled"):
         nothing = guesses["blind"][control]["hearing_gain"]["official"]
-        assert nothing["difference"] == nothing["low"] == nothing["high"] == 0
+        assert nothing["difference"] == 0 and -0.1 < nothing["low"] < 0 < nothing["high"] < 0.1 and nothing["p"] == 1
         assert (tmp_path / "deaf" / control / "samples.jsonl").is_file()
     assert json.loads((tmp_path / "hears" / "metrics.json").read_text()) == hears
     assert {row["control"] for row in rows(tmp_path / "hears" / "silence")} == {"silence"}
@@ -315,7 +345,6 @@ def test_progress_counts(tmp_path: Path) -> None:
         ({"control": "dark"}, ConfigError, "'dark'"),
         ({"batch": 0}, ConfigError, "at least 1"),
         ({"style": "poem"}, ConfigError, "'poem'"),
-        ({"long_audio": "chunk"}, ConfigError, "error or truncate"),
     ],
 )
 def test_wrong_settings_are_refused_before_anything_is_written(

@@ -78,7 +78,7 @@ def test_order_and_position_of_a_mixture_are_the_same_with_and_without_index() -
 
 
 def test_training_takes_rows_and_lists_alike() -> None:
-    from earwise.train.run import select
+    from earwise.data.manifest import select
     from earwise.train.sft import units
 
     read, rows = manifest.read(STARTER / "val.jsonl"), open_rows(STARTER / "val.jsonl")

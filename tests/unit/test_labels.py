@@ -2,16 +2,21 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import earwise
+from earwise import cli
 from earwise.build import checks, collection, labels, options, wording
+from earwise.data import manifest
 from earwise.errors import ConfigError, DataError
 
 ROOT = Path("collection")
+STARTER = Path(earwise.__file__).parent / "assets" / "starter"
 SOUNDS = {"dog": 40, "rain": 30, "siren": 12, "gun_shot": 9, "street_music": 5, "cow": 3, "owl": 1}
 
 
@@ -181,6 +186,47 @@ def test_labels_that_say_nothing_are_not_asked():
     assert labels.facts(row(2, labels=["snare_drum"], category="music"), ("kind",)) == []
 
 
+def test_what_gives_no_question_is_counted_with_the_reason():
+    rows = [*sounds()[:40], row(900, labels=["rain"], split="val"), row(901, labels=["unknown"], category="speech")]
+    left_out = Counter()
+    examples = build(rows, tasks=("recognition", "open"), fields=("sound",), left_out=left_out)
+    assert left_out == {
+        "clips of category speech: none of sound is known or can be asked": 1,
+        "questions recognition about sound in train: all of one class (dog), two are needed": 40,
+        "questions recognition about sound in val: all of one class (rain), two are needed": 1,
+    }
+    assert len(examples) == 41, "all are open questions"
+    left_out = Counter()
+    asked = build(sounds(), tasks=("recognition",), fields=("sound",), left_out=left_out)
+    assert left_out.total() == len(sounds()) - len(asked) > 0 and "too frequent" in next(iter(left_out))
+    with pytest.raises(DataError, match=r"40 questions recognition about sound in train: all of one class \(dog\)"):
+        build(sounds()[:40], tasks=("recognition",), fields=("sound",))
+
+
+def test_the_command_says_what_it_left_out_and_fills_in_the_licence(tmp_path, capsys):
+    clips = sorted((STARTER / "clips").glob("*.ogg"))[:6]
+    listed = [
+        {"path": f"{number}.ogg", "label": ("flute", "rain")[number % 2], "license": "CC0", "split": "train"}
+        for number in range(6)
+    ]
+    for one, clip in zip(listed, clips, strict=True):
+        shutil.copy(clip, tmp_path / one["path"])
+    listed[0] |= {"licence": "MIT"}
+    listed[5] |= {"label": "unknown"}
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    out = tmp_path / "questions.jsonl"
+    settings = ["--tasks", "recognition,open", "--licence", "CC BY 4.0", "--no-check", "--json"]
+    assert cli.run(["build", "labels", str(tmp_path), "--out", str(out), *settings]) == 0
+    captured = capsys.readouterr()
+    assert "field 'license' (6 rows) is not used; did you mean 'licence'?" in captured.err
+    assert "no question: 1 clips of category sound: none of sound, instrument" in captured.err
+    said = json.loads(captured.out)["left_out"]
+    assert (
+        said["questions recognition about sound in train: left out so that no answer is too frequent to be fair"] == 1
+    )
+    assert {example.licence for example in manifest.read(out)} == {"MIT", "CC BY 4.0"}
+
+
 def test_captions_and_open_questions():
     examples = build([row(0, labels=["spoken_digit_7"], category="speech", language="ja"), row(1)])
     said = {(example.task, example.meta["field"]): example for example in examples}
@@ -205,8 +251,8 @@ def test_settings():
         ({"tasks": ("quiz",)}, "task 'quiz' is none of recognition"),
         ({"fields": ("smell",)}, "field 'smell' is none of sound"),
         ({"tasks": ()}, "no task is named"),
-        ({"n_choices": 1}, "n_choices 1 must be 2 or more"),
-        ({"per_clip": 0}, "per_clip 0"),
+        ({"n_choices": 1}, "n_choices is 1; a question needs 2"),
+        ({"per_clip": 0}, "per_clip is 0"),
     ]:
         with pytest.raises(ConfigError, match=message):
             build(sounds(), **settings)

@@ -51,6 +51,18 @@ def test_same_or_not_follows_from_the_labels():
         assert example.meta["clip_groups"] == sorted({first["group"], second["group"]})
 
 
+def test_clips_without_a_partner_are_counted():
+    rows = voices(24)
+    left_out = Counter()
+    lonely = [one | {"path": "lonely.ogg", "source": "elsewhere"} for one in rows[23:24]]
+    build(rows + lonely, tasks=("same",), fields=("speaker",), left_out=left_out)
+    assert left_out == {"clips for same speaker in train: no fitting partner of their source": 1}
+    left_out = Counter()
+    equal = {row["path"]: PLAIN for row in rows}
+    assert build(rows, equal, tasks=("compare",), fields=("loudness",), left_out=left_out) == []
+    assert left_out.total() == 24 and all("beyond doubt" in reason for reason in left_out)
+
+
 def test_yes_and_no_are_equally_frequent():
     for field in ("speaker", "emotion"):
         examples = build(voices(), tasks=("same",), fields=(field,))

@@ -5,7 +5,16 @@ import pytest
 from builders import ask, sound, tiny_qwen2_audio
 from earwise.errors import ConfigError, DataError
 from earwise.models.sequence import answer_path, completion_path, conversation_path
-from earwise.prompts import EMBEDDED, QWEN2_AUDIO, Span, prompt_turns, question_text, render, target_text
+from earwise.prompts import (
+    EMBEDDED,
+    QWEN2_AUDIO,
+    QWEN2_AUDIO_BASE,
+    Span,
+    prompt_turns,
+    question_text,
+    render,
+    target_text,
+)
 from earwise.types import Audio, Example, Text, Turn
 
 CHAT = (
@@ -41,6 +50,24 @@ def test_qwen2_audio_counts_clips_over_the_conversation() -> None:
     assert own[0].text.startswith("<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nAudio 1: ")
 
 
+def test_qwen2_audio_before_instruction_tuning_hears_and_reads_the_bare_task() -> None:
+    task = Turn("user", (Audio("a.wav"), Text("Detect the language and recognize the speech: ")))
+    asked = render((task,), QWEN2_AUDIO_BASE, generate=True)
+    assert [span.text for span in asked] == [
+        "<|audio_bos|>",
+        "",
+        "<|audio_eos|>Detect the language and recognize the speech: ",
+    ]
+    answer = Turn("assistant", (Text("<|en|>Hello."),))
+    told = render((task, answer), QWEN2_AUDIO_BASE, generate=False)
+    assert told == (*asked, Span("<|en|>Hello.<|endoftext|>", trained=True))
+
+
+def test_voice_chat_is_a_turn_of_sound_alone() -> None:
+    spans = render((Turn("user", (Audio("a.wav"),)),), QWEN2_AUDIO, generate=True)
+    assert spans[-1].text == "<|audio_eos|>\n<|im_end|>\n<|im_start|>assistant\n"
+
+
 def test_what_is_trained_is_what_is_sampled() -> None:
     """A whole conversation and a prompt with a sampled answer give the same ids; only the line break after the last
     end mark is extra.
@@ -73,7 +100,7 @@ def test_sounds_and_places_must_agree() -> None:
 
 @pytest.mark.parametrize("text", ["<|AUDIO|>", "say <|AUDIO|> twice"])
 def test_a_placeholder_in_the_text_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="holds the audio placeholder"):
+    with pytest.raises(DataError, match="holds the audio placeholder"):
         render((Turn("user", (Text(text),)),), QWEN2_AUDIO, generate=True)
 
 

@@ -3,12 +3,13 @@
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from earwise.build import avqa, llm, pooled, reasonaqa, reasonaqa_tasks, teachers
+from earwise.build import avqa, checks, llm, pooled, reasonaqa, reasonaqa_tasks, teachers
 from earwise.cli import run
 from earwise.data import manifest, sources
 from earwise.data.sources import reasonaqa as published
@@ -74,8 +75,50 @@ def test_each_kind_of_question_comes_out(tmp_path):
     assert len(question.choices) == 4 and question.answer[0] == question.meta["caption1"]
     own = {option for option in question.choices if option.startswith(" ".join(question.answer[0].split()[:2]))}
     assert own == set(question.answer)  # wrong options come from other clips
+    assert len({option.split()[1] for option in question.choices}) == 4  # each from another
+    assert by_task["entailment"].choices == ("it is definitely true", "it is definitely false", "it is plausible")
     assert all(example.source == "Clotho" and example.licence for example in made)
     assert {tier.meta["tier"] for tier in made if tier.task == "difference"} == {1, 2, 3}
+
+
+def uneven_captions(tmp_path):
+    """Sixty clips of a few classes of very different size, all said in the same five ways, as from labels."""
+    names = [name for name, count in {"dog": 14, "rain": 12, "cow": 10, "owl": 9, "siren": 8, "bell": 7}.items()
+             for _ in range(count)]  # fmt: skip
+    lines = ["file_name," + ",".join(f"caption_{number}" for number in range(1, 6))]
+    ways = ("a {} is heard", "a recording of a {}", "only a {}", "{} sounds", "the {} in a place")
+    lines += [f"clip{n}.wav," + ",".join(way.format(name) for way in ways) for n, name in enumerate(names)]
+    (tmp_path / "clotho_captions_development.csv").write_text("\n".join(lines) + "\n")
+    return reasonaqa.captioned(sources.load("clotho", tmp_path / "clotho_captions_development.csv", pytest.fail))
+
+
+def test_captions_from_a_template_tell_a_deaf_model_nothing(tmp_path):
+    made = list(answered(reasonaqa.tasks(uneven_captions(tmp_path), kinds=["multiple_choice", "entailment"], seed=4)))
+    made = [replace(example, licence="CC0") for example in reasonaqa.balanced(made, seed=4)]
+    asked = [example for example in made if example.task == "multiple_choice"]
+    assert len(asked) > 200
+    answers = Counter(example.answer[0] for example in asked)
+    listed = Counter(option for example in asked for option in example.choices)
+    assert listed == {text: 4 * count for text, count in answers.items()}, "a wrong option three times for each answer"
+    for example in asked:
+        sound = next(name for name in ("dog", "rain", "cow", "owl", "siren", "bell") if name in example.answer[0])
+        assert sum(sound in option for option in example.choices) == 1, "no other wording of the same truth"
+    relations = Counter(example.meta["relation"] for example in made if example.task == "entailment")
+    assert len(set(relations.values())) == 1 and relations.total() > 100
+    for task in ("multiple_choice", "entailment"):
+        report = checks.check([one for one in made if one.task == task], listen=False)
+        assert report["problems"] == [], report["problems"]
+        assert {"blind", "options"} <= report["bias"].keys()
+
+
+def test_hypotheses_are_true_open_or_false_by_what_is_heard(tmp_path):
+    for example in answered(reasonaqa.tasks(items(tmp_path, 6), kinds=["entailment"], seed=2)):
+        first, on_weekdays = (
+            f"clip {part.split()[1]}.wav" for part in example.meta["hypothesis"].split("hears this: ")[1:]
+        )
+        heard = example.audio_paths[0].name
+        truth = "entailment" if heard == first else "neutral" if heard == on_weekdays else "contradiction"
+        assert example.meta["relation"] == truth
 
 
 def test_tasks_are_the_same_again_and_differ_by_seed(tmp_path):
@@ -90,6 +133,8 @@ def test_tasks_are_the_same_again_and_differ_by_seed(tmp_path):
         list(reasonaqa.tasks(clips, kinds=["mcq"]))
     with pytest.raises(DataError, match="too few other clips"):
         list(reasonaqa.tasks(clips[:3], kinds=["multiple_choice"]))
+    taught = list(reasonaqa.tasks(clips[:3], kinds=["multiple_choice"], template=False))
+    assert len(taught) == 15 and not any(task.request.facts["others"] for task in taught), "a server needs none"
 
 
 def test_prompts_hold_the_captions_and_nothing_of_other_clips(tmp_path):
@@ -308,6 +353,44 @@ def test_command_builds_with_the_template_teacher_and_asks_nothing_twice(tmp_pat
 
     code, _, err = cli(capsys, *arguments)  # no audio there at all
     assert code == 2 and err.count("error:") == 1 and "--missing keep" in err
+
+
+def test_command_shards_come_together_and_failures_are_asked_again(tmp_path, capsys):
+    source = tmp_path / "clotho_captions_evaluation.csv"
+    source.write_text(caption_rows(6))
+    out, log = tmp_path / "test.jsonl", tmp_path / "test.answers"
+    arguments = ["reasonaqa", f"clotho={source}", "--kinds", "all", "--out", out, "--json", "--missing", "keep"]
+    parts = []
+    for number in (1, 2):
+        code, said, err = cli(capsys, *arguments, "--shard", f"{number}/2")
+        assert code == 0 and not out.exists(), err
+        parts.append(json.loads(said))
+    assert sum(part["asked"] for part in parts) == 6 + 3 * 30 and all(part["asked"] for part in parts)
+    assert sorted(path.name for path in log.glob("*.jsonl")) == ["rows-1-of-2.jsonl", "rows-2-of-2.jsonl"]
+    failed = log / "rows-1-of-2.jsonl"
+    failed.write_text(failed.read_text().replace('"status": "ok"', '"status": "refusal"', 1))
+    code, said, err = cli(capsys, *arguments)
+    assert code == 0 and "0 asked" in err
+    short = json.loads(said)["rows"]
+    code, said, err = cli(capsys, *arguments, "--retry-failed")
+    assert code == 0 and "1 asked" in err and json.loads(said)["rows"] > short
+    assert json.loads((tmp_path / "test.checks.json").read_text())["n"] == json.loads(said)["rows"]
+    code, _, err = cli(capsys, *arguments[:3], "caption", "--out", out, "--shard", "1/2")
+    assert code == 2 and "nothing of this is asked of a teacher" in err
+
+
+def test_builders_end_with_their_checks_unless_told_not_to(tmp_path, capsys):
+    rows = [{"id": n, "video_name": f"abcdefghij{n}_000030", "question_text": "What?", "multi_choice": ["a", "b"],
+             "answer": 0, "question_relation": "Both"} for n in range(30)]  # fmt: skip
+    (tmp_path / "train_qa.json").write_text(json.dumps(rows))
+    out = tmp_path / "avqa.jsonl"
+    arguments = ["avqa", tmp_path / "train_qa.json", "--out", out, "--missing", "keep", "--json"]
+    code, said, _ = cli(capsys, *arguments, "--no-check")
+    assert code == 0 and json.loads(said)["rows"] == 30 and not (tmp_path / "avqa.checks.html").exists()
+    code, said, err = cli(capsys, *arguments)
+    assert code == 0 and json.loads(said)["rows"] == 30, "the result stays one JSON object"
+    assert (tmp_path / "avqa.checks.html").is_file() and "the position listener is right 1.000" in err
+    assert "broken" not in err, "sounds that need not be there are not looked for"
 
 
 def test_command_avqa_counts_what_it_drops(tmp_path, capsys):

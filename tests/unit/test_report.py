@@ -118,6 +118,17 @@ def test_one_run_without_controls(tmp_path: Path) -> None:
     assert "No blind control was run" in text and "apart" not in text and "Training" not in text
 
 
+def test_chance_stands_beside_the_items_it_is_of(tmp_path: Path) -> None:
+    task = tone_task(tmp_path, 8)
+    evaluate(ScriptedEngine(half), task, tmp_path / "options")
+    text = " ".join(parsed(write_report(tmp_path / "o.html", [tmp_path / "options"])).words)
+    assert "Dashed line: chance, 25.0 %" in text and "By kind of question" not in text
+    mixed = [*task[:4], *(replace(one, choices=()) for one in task[4:])]
+    evaluate(ScriptedEngine(lambda prompt: "<answer>hiss</answer>"), mixed, tmp_path / "mixed")
+    text = " ".join(parsed(write_report(tmp_path / "m.html", [tmp_path / "mixed"])).words)
+    assert "Dashed line" not in text and "of the 4 of 8 with options" in text and "By kind of question" in text
+
+
 def test_three_runs_and_a_run_on_other_items(tmp_path: Path, runs: list[Path]) -> None:
     evaluate(ScriptedEngine(deaf), tone_task(tmp_path / "other", 6), tmp_path / "elsewhere")
     parsed(write_report(tmp_path / "r.html", [*runs, runs[0]]))

@@ -15,12 +15,12 @@ from chat_server import Say, serving
 from earwise.build import chains, mcq, sari
 from earwise.build.captions import given
 from earwise.build.chains import Structured, Unstructured, chain_request, rendered, template_chain
-from earwise.build.llm import Limits
 from earwise.build.sari_pool import Helpers, Settings
 from earwise.build.teachers import Remote, Template
 from earwise.cli import run
 from earwise.data import manifest
 from earwise.engine.base import Decoding, Prompt
+from earwise.engine.wire import Limits
 from earwise.errors import ConfigError, DataError
 from earwise.prompts import target_text
 from earwise.rewards import accuracy, consistency, format_think, structured
@@ -54,6 +54,7 @@ def test_offline_rows_are_valid_and_say_who_wrote_them(offline: Path) -> None:
             assert structured(row, said) == float(style == "structured")
             assert {row.meta[name] for name in ("caption_by", "question_by", "reasoning_by")} == {"template-1"}
             assert row.split == "train" and row.group and row.licence
+    assert json.loads((offline / "sft-structured.checks.json").read_text())["splits"] == {"train": 210}
     summary = json.loads((offline / "summary.json").read_text())
     assert summary["template"] is True and summary["failed"] == {} and summary["difficulty"] is None
     assert summary["pool"] == summary["clips"] - summary["clips_unasked"] > 200

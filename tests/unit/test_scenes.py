@@ -41,6 +41,16 @@ def plan(listed=None, **settings):
     return scenes.plan(listed, facts, **{"seed": 0, **settings})
 
 
+def test_clips_that_make_no_scene_are_counted():
+    listed = rows()
+    listed[0] |= {"category": "speech"}
+    listed[1] |= {"labels": ["dog", "cow"]}
+    facts = {row["path"]: FACTS for row in listed} | {listed[2]["path"]: replace(FACTS, bursts=0)}
+    left_out = Counter()
+    scenes.plan(listed, facts, left_out=left_out)
+    assert sorted(left_out.values()) == [1, 1, 1] and "clips for scenes: no clear event of 0.1 s" in left_out
+
+
 @cache
 def real():
     """Some of the bundled sounds and instruments, measured."""

@@ -93,6 +93,59 @@ def test_bootstrap_refuses_unpaired() -> None:
         stats.paired_bootstrap([], [], seed=0)
 
 
+@pytest.mark.parametrize(
+    ("wins", "losses", "ties", "p"),
+    [(1, 0, 0, 1.0), (3, 0, 0, 0.25), (4, 0, 20, 0.125), (6, 0, 0, 1 / 32), (0, 6, 3, 1 / 32), (5, 2, 100, 0.453125)],
+)
+def test_few_verdicts_are_tested_exactly(wins: int, losses: int, ties: int, p: float) -> None:
+    a = [True] * wins + [False] * losses + [True] * ties
+    b = [False] * wins + [True] * losses + [True] * ties
+    row = stats.paired_difference(a, b, seed=0)
+    assert row["method"] == "exact" and (row["n"], row["wins"], row["losses"]) == (len(a), wins, losses)
+    assert row["p"] == pytest.approx(p)  # binomial by hand: twice the tail of fair coins
+    assert row["difference"] == pytest.approx((wins - losses) / len(a))
+    assert -1 <= row["low"] <= row["difference"] <= row["high"] <= 1 and row["high"] - row["low"] > 0.01
+    assert (row["low"] > 0 or row["high"] < 0) == (p < 0.05), "interval and test agree"
+
+
+def test_the_interval_of_one_item_is_nearly_everything() -> None:
+    row = stats.paired_difference([True], [False], seed=0)
+    assert row["low"] == pytest.approx(-0.95, abs=0.01) and row["high"] == 1  # exact limits of 1 of 1: .025 to 1
+    equal = stats.paired_difference([True] * 20, [True] * 20, seed=0)
+    assert equal["high"] == pytest.approx(1 - 0.025 ** (1 / 20), abs=0.005) and equal["p"] == 1
+    assert equal["low"] == pytest.approx(-equal["high"], abs=0.01)
+
+
+def test_always_winning_is_no_certainty() -> None:
+    """All of 200 items won: resampling them says nothing, the exact lower limit is that of 200 of 200."""
+    row = stats.paired_difference([True] * 200, [False] * 200, seed=0)
+    assert row["high"] == 1 and 0.94 < row["low"] < 2 * 0.025 ** (1 / 200) - 1 + 1e-3 and row["p"] < 1e-12
+
+
+def test_many_verdicts_are_resampled() -> None:
+    a, b = [True] * 60 + [False] * 40, [True] * 40 + [False] * 60
+    row = stats.paired_difference(a, b, seed=1)
+    assert row["method"] == "bootstrap" and row["low"] == pytest.approx(0.2 - 1.96 * 0.04, abs=0.012)
+    nine = stats.paired_difference([True] * 9 + [False] * 91, [False] * 100, seed=1)
+    ten = stats.paired_difference([True] * 10 + [False] * 90, [False] * 100, seed=1)
+    assert (nine["method"], ten["method"]) == ("exact", "bootstrap")
+    assert ten["low"] > nine["low"] > 0 and nine["p"] == pytest.approx(2 / 512)
+    with pytest.raises(ScoringError, match="1 and 2 verdicts"):
+        stats.paired_difference([True], [True, False], seed=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rate=st.floats(0.05, 0.9), lean=st.floats(0.05, 0.95), n=st.integers(2, 12), seed=st.integers(0, 10**6))
+def test_small_intervals_hold_the_truth(rate: float, lean: float, n: int, seed: int) -> None:
+    """Of 60 small samples of a known difference at most a few miss it (exact: expected under 3, never above 10)."""
+    rng, missed = np.random.default_rng(seed), 0
+    for draw in range(60):
+        outcome = rng.choice(3, size=n, p=[rate * lean, rate * (1 - lean), 1 - rate])
+        row = stats.paired_difference((outcome == 0).tolist(), (outcome == 1).tolist(), seed=draw, draws=2000)
+        missed += not row["low"] - 0.01 <= rate * (2 * lean - 1) <= row["high"] + 0.01
+    assert missed <= 10
+
+
 def test_chance_level() -> None:
     assert stats.chance_level([2, 4, 4]) == pytest.approx(1 / 3)
     assert stats.chance_level([2, 0]) == 0.25

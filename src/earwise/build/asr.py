@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from earwise.audio import encode_wav
 from earwise.build import server
+from earwise.entries import require
 from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.types import Waveform
 
@@ -135,10 +136,9 @@ def error_rate(said: str, heard: str, language: str) -> float:
     >>> error_rate("Was ist das?", "was ist da", "de") == 1 / 3, error_rate("犬です。", "犬でした", "ja") == 2 / 3
     (True, True)
     """
-    try:
-        import jiwer
-    except ImportError as error:
-        raise ConfigError("error rates need jiwer; pip install 'earwise[eval]'") from error
+    require("jiwer", "eval", "error rates")
+    import jiwer
+
     reference, hypothesis = plain(said, language), plain(heard, language)
     if not reference:
         return 0.0 if not hypothesis else 1.0

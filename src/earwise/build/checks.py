@@ -207,14 +207,16 @@ def _compare_text(tally: _Tally, example: Example) -> None:
             tally.rephrased.append(f"{other} and {example.id} ask the same in other letters")
     elif answer == example.answer:
         tally.duplicates.append(f"{first} and {example.id} are one question")
-    elif answer and example.answer and not set(answer) & set(example.answer) and not _describes(example):
+    elif answer and example.answer and not set(answer) & set(example.answer) and not _describes(example, answer):
         tally.conflicts.append(f"{first} says {answer[0]!r}, {example.id} says {example.answer[0]!r} to one question")
 
 
-def _describes(example: Example) -> bool:
-    """True of free text: many things can be said of one sound, and all of them be true."""
-    long = not example.choices and min(len(answer.split()) for answer in example.answer) >= FREE_TEXT_WORDS
-    return long or example.task == "caption"
+def _describes(example: Example, answer: Sequence[str]) -> bool:
+    """True of free text (`answer`: of the first row): many things can be said of one sound, all of them true."""
+    said = (*example.answer, *answer)
+    long = not example.choices and max(len(one.split()) for one in said) >= FREE_TEXT_WORDS
+    asked = not example.choices and re.search(r"\b(describe|caption|description)", example.question, re.IGNORECASE)
+    return long or bool(asked) or example.task == "caption"
 
 
 def _plain(text: str) -> str:

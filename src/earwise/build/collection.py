@@ -6,8 +6,10 @@ collections as they are published (`build/layouts.py`).
 """
 
 import csv
+import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,11 @@ from earwise.build import layouts
 from earwise.errors import DataError
 
 Row = Mapping[str, Any]
+FIELDS = (
+    "path", "label", "labels", "category", "group", "split", "source", "licence", "language", "emotion", "gender",
+    "text", "speaker", "caption", "family",
+)  # fmt: skip
+"""What builders read of a row; anything else is kept and not used."""
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 LIST_NAMES = ("manifest.jsonl", "labels.jsonl")
 VAL_SHARE = 0.2
@@ -44,6 +51,21 @@ def load(path: Path) -> tuple[list[Row], Path]:
     if path.suffix.lower() == ".csv":
         return _complete(_csv(path), path), path.parent
     return _complete(_jsonl(path), path), path.parent
+
+
+def misspelt(rows: Iterable[Row]) -> list[str]:
+    """A line for every field that no builder reads but that looks like one it does.
+
+    >>> misspelt([{"path": "a.wav", "license": "CC0"}, {"path": "b.wav", "license": "CC0"}])
+    ["field 'license' (2 rows) is not used; did you mean 'licence'?"]
+    """
+    strange = Counter(name for row in rows for name in row if name not in FIELDS)
+    near = {name: difflib.get_close_matches(name, FIELDS, 1, cutoff=0.8) for name in strange}
+    return [
+        f"field {name!r} ({count} rows) is not used; did you mean {near[name][0]!r}?"
+        for name, count in strange.items()
+        if near[name]
+    ]
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:

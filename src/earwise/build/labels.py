@@ -10,6 +10,7 @@ not from the order of the rows.
 import hashlib
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ def build(
     n_choices: int = 4,
     per_clip: int | None = None,
     split: str | None = None,
+    left_out: Counter[str] | None = None,
 ) -> list[Example]:
     """Make examples from label rows.
 
@@ -61,6 +63,7 @@ def build(
         n_choices: Options of a `recognition` question; fewer where a field has fewer classes.
         per_clip: At most this many questions a clip, drawn at random; None for all.
         split: Only rows of this split; None for all (options never mix splits).
+        left_out: Gains, for each reason, how many clips give no question, or how many questions were not asked.
     Returns:
         Examples sorted by path. Where a class has more clips than balance allows, some questions are left out.
     Raises:
@@ -70,22 +73,38 @@ def build(
     fields = tuple(FIELDS) if fields is None else fields
     _check(tasks, TASKS, "task")
     _check(fields, tuple(FIELDS), "field")
-    if n_choices < 2 or (per_clip is not None and per_clip < 1):
-        raise ConfigError(f"n_choices {n_choices} must be 2 or more, per_clip {per_clip} 1 or more")
+    if n_choices < 2:
+        raise ConfigError(f"n_choices is {n_choices}; a question needs 2 options or more")
+    if per_clip is not None and per_clip < 1:
+        raise ConfigError(f"per_clip is {per_clip}; ask 1 question a clip or more, or set no limit")
     wanted = sorted((row for row in rows if split in (None, row["split"])), key=lambda row: row["path"])
+    left_out = Counter() if left_out is None else left_out
     cells: dict[tuple[str, ...], list[_Fact]] = {}
     for row in wanted:
         rng = random.Random(f"{seed}:{row['path']}")
-        asked = [(task, fact) for fact in facts(row, fields) for task in tasks if (task, fact.field) not in _EMPTY]
+        known = facts(row, fields)
+        if not known:
+            left_out[f"clips of category {row['category']}: none of {', '.join(fields)} is known or can be asked"] += 1
+        asked = [(task, fact) for fact in known for task in tasks if (task, fact.field) not in _EMPTY]
         for task, fact in rng.sample(asked, min(len(asked), per_clip or len(asked))):
             cells.setdefault((task, fact.field, fact.pool, row["split"]), []).append(fact)
     examples = []
     for key, members in sorted(cells.items()):
-        examples += _TASKS[key[0]](members, random.Random(f"{seed}:{key}"), n_choices, root)
+        made = _TASKS[key[0]](members, random.Random(f"{seed}:{key}"), n_choices, root)
+        if lacking := len(members) - len(made):
+            task, field, _, where = key
+            classes = sorted({fact.name for fact in members})
+            why = (
+                f"all of one class ({classes[0]}), two are needed" if len(classes) == 1
+                else "left out so that no answer is too frequent to be fair"
+            )  # fmt: skip
+            left_out[f"questions {task} about {field} in {where}: {why}"] += lacking
+        examples += made
     if not examples:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.most_common(3))
         raise DataError(
-            f"{len(wanted)} label rows gave no question of tasks {', '.join(tasks)} and fields {', '.join(fields)}; "
-            "a question needs at least two classes in the split"
+            f"{len(wanted)} label rows gave no question of tasks {', '.join(tasks)} and fields {', '.join(fields)}: "
+            f"{reasons or 'there are none of this split'}; a question needs at least two classes in the split"
         )
     return sorted(examples, key=lambda example: (str(example.audio_paths[0]), example.id))
 

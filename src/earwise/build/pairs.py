@@ -8,6 +8,7 @@ equally often each of the two. Pure: everything follows from rows, facts and see
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def build(
     fields: Sequence[str] | None = None,
     limit: int | None = None,
     split: str | None = None,
+    left_out: Counter[str] | None = None,
 ) -> list[Example]:
     """Make examples of two clips each.
 
@@ -51,6 +53,7 @@ def build(
         fields: Out of `wording.SAME` and `signal.FIELDS`; None for all.
         limit: At most so many questions of each task, field and split, drawn at random.
         split: Only rows of this split; None for all (a pair never mixes splits).
+        left_out: Gains, for each reason, how many clips had no partner.
     Returns:
         Examples sorted by id; none where no pair answers a question beyond doubt.
     Raises:
@@ -60,16 +63,26 @@ def build(
         if unknown := [item for item in given if item not in known]:
             raise ConfigError(f"{name} {unknown[0]!r} is none of {', '.join(known)}")
     wanted = sorted((row for row in rows if split in (None, row["split"])), key=lambda row: row["path"])
+    left_out = Counter() if left_out is None else left_out
     examples = []
     for name in sorted({row["split"] for row in wanted}):
         members = [row for row in wanted if row["split"] == name]
         for field in wording.SAME if "same" in tasks else ():
             if fields is None or field in fields:
-                examples += _same(members, field, random.Random(f"{seed}:same:{field}:{name}"), root, limit)
+                rng = random.Random(f"{seed}:same:{field}:{name}")
+                made, alone = _same(members, field, rng, root, limit)
+                if alone:
+                    left_out[f"clips for same {field} in {name}: no fitting partner of their source"] += alone
+                examples += made
         for field in signal.FIELDS if "compare" in tasks else ():
             if fields is None or field in fields:
                 rng = random.Random(f"{seed}:compare:{field}:{name}")
-                examples += _compare(members, facts, field, rng, root, limit)
+                made, alone = _compare(members, facts, field, rng, root, limit)
+                if alone:
+                    left_out[f"clips for compare {field} in {name}: no partner whose difference is beyond doubt"] += (
+                        alone
+                    )
+                examples += made
     return sorted(examples, key=lambda example: example.id)
 
 
@@ -81,7 +94,10 @@ def label_of(row: Row, field: str) -> str | None:
     return found[0].name if found else None
 
 
-def _same(members: Sequence[Row], field: str, rng: random.Random, root: Path, limit: int | None) -> list[Example]:
+def _same(
+    members: Sequence[Row], field: str, rng: random.Random, root: Path, limit: int | None
+) -> tuple[list[Example], int]:
+    """The questions, and how many clips found no partner."""
     pools: dict[str, dict[str, list[Row]]] = {}
     for row in members:
         if (name := label_of(row, field)) is not None:
@@ -101,13 +117,14 @@ def _same(members: Sequence[Row], field: str, rng: random.Random, root: Path, li
             found[wanted].append((row, partner, name, other))
     count = min(len(found[True]), len(found[False]), (limit or 2 * len(leads)) // 2)
     chosen = [(*pair, answer) for answer in (True, False) for pair in found[answer][:count]]
-    return [
+    made = [
         _example(
             "same", field, pair, rng.choice(wording.SAME[field]), "yes" if answer else "no",
             ("yes", "no") if number % 2 else ("no", "yes"), root, labels=[name, other],
         )
         for number, (*pair, name, other, answer) in enumerate(chosen)
     ]  # fmt: skip
+    return made, len(leads) - len(found[True]) - len(found[False])
 
 
 def _other_class(row: Row, name: str, classes: Mapping[str, Sequence[Row]], rng: random.Random) -> str | None:
@@ -136,7 +153,8 @@ def _compare(
     rng: random.Random,
     root: Path,
     limit: int | None,
-) -> list[Example]:
+) -> tuple[list[Example], int]:
+    """The questions, and how many clips found no partner."""
     pools: dict[tuple[str, str], list[Row]] = {}
     for row in members:
         known = facts.get(row["path"])
@@ -146,6 +164,7 @@ def _compare(
     rng.shuffle(leads)
     chosen = []
     seen = set[tuple[str, ...]]()
+    alone = 0
     for row, pool in leads:
         for other in rng.sample(pool, min(TRIES, len(pool))):
             difference = signal.compare(field, facts[row["path"]], facts[other["path"]])
@@ -154,6 +173,8 @@ def _compare(
                 seen.add(both)
                 chosen.append((row, other) if difference > 0 else (other, row))
                 break
+        else:
+            alone += 1
         if limit is not None and len(chosen) >= limit:
             break
     made = []
@@ -168,7 +189,7 @@ def _compare(
         made.append(
             _example("compare", field, pair, question, wording.ORDINALS[second], options, root, measured=measured)
         )
-    return made
+    return made, alone
 
 
 def _example(

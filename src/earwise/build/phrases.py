@@ -14,9 +14,10 @@ from typing import Annotated
 from pydantic import BaseModel, StringConstraints
 
 from earwise.build import llm
-from earwise.build.teachers import Request, Teacher, tokens_in
+from earwise.build.teachers import Request, Teacher
 from earwise.data.sources import tables
 from earwise.data.sources.tables import Bad
+from earwise.engine.wire import tokens_in
 from earwise.errors import DataError
 
 CORE = "en"

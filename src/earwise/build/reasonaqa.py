@@ -8,7 +8,8 @@ Source: Mellow (arXiv:2503.08540), dataset table of its repository. As published
 about five multiple-choice and five detailed questions a caption, three hypotheses a clip of Clotho and a caption of
 AudioCaps, those of AudioCaps in the test split alone. Deviations: (1) pairs are drawn by seed (the paper's rule is not
 known); (2) the place of the right option is balanced by seed; (3) captions stay as they are, where the released loader
-lowers them and begins with "The audio 1 is".
+lowers them and begins with "The audio 1 is"; (4) hypotheses have three options, since the published fourth, "I cannot
+determine", is never right: whoever knows that is above chance without ears.
 """
 
 import random
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from earwise.build import options
 from earwise.build import reasonaqa_tasks as teaching
 from earwise.build.reasonaqa_tasks import Captioned, Task
 from earwise.data.sources import tables
@@ -29,7 +31,8 @@ TAUGHT = ("entailment", "difference", "multiple_choice", "detail")
 KINDS = ("caption", *TAUGHT)
 Missing = Literal["skip", "keep", "error"]
 SPLITS = ("train", "val", "test")
-N_OTHERS = 3
+N_OTHERS = 3  # wrong options of a question
+N_UNTRUE = 2  # captions of other clips that three hypotheses need
 
 PUBLISHED: Mapping[str, tuple[int, int, int]] = {
     "Clotho caption": (19_195, 5_225, 5_225),
@@ -108,7 +111,12 @@ def caption_examples(items: Iterable[Captioned]) -> Iterator[Example]:
 
 
 def tasks(
-    items: Sequence[Captioned], *, kinds: Sequence[str] = TAUGHT, seed: int = 0, per_caption: int = teaching.PER_CAPTION
+    items: Sequence[Captioned],
+    *,
+    kinds: Sequence[str] = TAUGHT,
+    seed: int = 0,
+    per_caption: int = teaching.PER_CAPTION,
+    template: bool = True,
 ) -> Iterator[Task]:
     """What to ask a teacher about the clips: the same tasks in the same order whenever it is called.
 
@@ -117,9 +125,11 @@ def tasks(
         kinds: Out of `TAUGHT`.
         seed: Decides pairs and the captions from which the template teacher takes wrong options.
         per_caption: Multiple-choice and detailed questions to ask for.
+        template: The template teacher is asked, which needs wrong options to hand out: captions of other clips, each
+            as often wrong as it is right. Clips for which balance leaves none are passed over.
     Raises:
         ConfigError: for an unknown kind.
-        DataError: if a data set has fewer than four clips in a split, so that there are no wrong options.
+        DataError: under `template`, if a data set has too few different clips in a split to take wrong options from.
     """
     if unknown := [kind for kind in kinds if kind not in TAUGHT]:
         raise ConfigError(f"kind {unknown[0]!r} is none of {', '.join(KINDS)}")
@@ -129,14 +139,15 @@ def tasks(
     for (family, split), clips in cells.items():
         captions = each_caption(clips)
         if "entailment" in kinds and not (family == "AudioCaps" and split != "test"):
-            for item in captions if family == "AudioCaps" else clips:
-                yield teaching.entailment(item, _others(item, clips, seed))
+            judged = captions if family == "AudioCaps" else clips
+            for item, others in _with_others(judged, N_UNTRUE, f"{seed}:entailment:{family}:{split}", template):
+                yield teaching.entailment(item, others)
         if "difference" in kinds:
             for first, second in pairs(captions, seed):
                 yield teaching.difference(first, second)
         if "multiple_choice" in kinds:
-            for item in captions:
-                yield teaching.multiple_choice(item, _others(item, clips, seed), per_caption)
+            for item, others in _with_others(captions, N_OTHERS, f"{seed}:choice:{family}:{split}", template):
+                yield teaching.multiple_choice(item, others, per_caption)
         if "detail" in kinds:
             for item in captions:
                 yield teaching.detail(item, per_caption)
@@ -228,16 +239,36 @@ def compare(counts: Mapping[tuple[str, str], int]) -> list[Compared]:
     return cells + [Compared(subset, split, counts[subset, split], None) for subset, split in strange]
 
 
-def _others(item: Captioned, clips: Sequence[Captioned], seed: int) -> list[str]:
-    """Captions of three other clips, all different from each other and from the item's own."""
-    rng = random.Random(f"{seed}:{item.id}")
-    found = {teaching.plain(caption): "" for caption in item.captions}
-    for place in rng.sample(range(len(clips)), min(len(clips), 12 + N_OTHERS)):
-        other = clips[place]
-        caption = other.captions[0]
-        if other.clip != item.clip:
-            found.setdefault(teaching.plain(caption), caption)
-        chosen = [each for each in found.values() if each]
-        if len(chosen) == N_OTHERS:
-            return chosen
-    raise DataError(f"{item.clip}: its split has too few other clips to take {N_OTHERS} wrong options from; add clips")
+def _with_others(
+    items: Sequence[Captioned], count: int, seed: str, template: bool
+) -> Iterator[tuple[Captioned, Sequence[str]]]:
+    """Each item with captions of `count` other clips, so drawn that every caption is `count` times another's for each
+    time that it is an item's own; all items without any where no template needs them."""
+    if not template:
+        yield from ((item, ()) for item in items)
+        return
+    clips: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        clips[item.clip].update(map(teaching.plain, item.captions))
+    kin: dict[str, set[str]] = defaultdict(set)  # what is true of a clip of which this is
+    for said in clips.values():
+        for one in said:
+            kin[one] |= said
+    own = {clip: set[str]().union(*(kin[one] for one in said)) for clip, said in clips.items()}
+    answers = [teaching.plain(item.captions[0]) for item in items]
+    words = {answer: item.captions[0] for answer, item in zip(answers, items, strict=True)}
+    drawn = options.choices(
+        answers,
+        count + 1,
+        random.Random(seed),
+        clashes={one: said - {one} for one, said in kin.items()},
+        own=[own[item.clip] - {answer} for item, answer in zip(items, answers, strict=True)],
+    )
+    chosen = {index: names for index, names in drawn.items() if len(names) == count}
+    if not chosen:
+        raise DataError(
+            f"{items[0].clip}: its split has too few other clips to take {count} wrong options from; add clips"
+        )
+    for index, item in enumerate(items):
+        if index in chosen:
+            yield item, [words[name] for name in chosen[index]]

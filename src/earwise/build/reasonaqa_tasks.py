@@ -22,6 +22,7 @@ from earwise.data.sources import tables
 from earwise.data.sources.adiff import difference_example
 from earwise.data.sources.entailment import hypothesis_example
 from earwise.data.sources.tables import Bad, Origin
+from earwise.data.sources.wording import ENTAILMENT_ANSWERS, ENTAILMENT_CHOICES
 from earwise.types import Example
 
 Topic = Literal["events", "objects", "scenes", "signal properties", "semantics", "emotions"]
@@ -203,7 +204,9 @@ def entailment(item: Captioned, others: Sequence[str]) -> Task:
 
     def make(value: Mapping[str, Any]) -> list[Example]:
         return [
-            hypothesis_example(item.origin, f"{item.id}-{kind}", item.clip, value[kind], kind, item.group, subset)
+            _without_unused(
+                hypothesis_example(item.origin, f"{item.id}-{kind}", item.clip, value[kind], kind, item.group, subset)
+            )
             for kind in ("entailment", "contradiction", "neutral")
         ]
 
@@ -289,6 +292,12 @@ def _example(
     )
 
 
+def _without_unused(example: Example) -> Example:
+    """The hypothesis without the option that is never right."""
+    used = {ENTAILMENT_CHOICES[number] for number in ENTAILMENT_ANSWERS.values()}
+    return replace(example, choices=tuple(choice for choice in example.choices if choice in used))
+
+
 def plain(words: str) -> str:
     """The words alone, in small letters: what counts when two options are compared."""
     return " ".join(re.findall(r"\w+", words.lower()))
@@ -311,11 +320,13 @@ def _filled_details(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _filled_hypotheses(facts: Mapping[str, Any]) -> dict[str, Any]:
-    caption = facts["captions"][0].rstrip(".")
+    """One form for all three, true, open or false by what is heard: the words alone must not tell which."""
+    heard, other, third = (said.rstrip(".") for said in (facts["captions"][0], *facts["others"][:2]))
+    form = "Either one hears this: {}; or it was recorded on a weekday, and one hears this: {}."
     return {
-        "entailment": f"One can hear this: {caption}.",
-        "neutral": f"One can hear this on a weekday: {caption}.",
-        "contradiction": f"One can hear this: {facts['others'][0].rstrip('.')}.",
+        "entailment": form.format(heard, other),
+        "neutral": form.format(other, heard),
+        "contradiction": form.format(other, third),
     }
 
 

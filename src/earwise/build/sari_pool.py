@@ -19,6 +19,7 @@ from earwise.build.difficulty import Attempts
 from earwise.build.keyed_log import WHOLE, Shard, in_shard
 from earwise.build.teachers import Request, Teacher
 from earwise.engine.base import Engine
+from earwise.engine.wire import Limits
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example
 
@@ -59,8 +60,10 @@ class Helpers:
     """Describes clips without a caption."""
     policy: Engine | None = None
     """Tries every item; None: pass rates are not measured and nothing is dropped."""
-    limits: llm.Limits = field(default_factory=llm.Limits)
+    limits: Limits = field(default_factory=Limits)
     batch: int = 16
+    retry_failed: bool = False
+    """Ask the teacher again what failed in an earlier run."""
     note: Callable[[str], None] = lambda line: None
 
 
@@ -162,7 +165,9 @@ def caption_clips(
                 count.fail("caption", file.as_posix(), "empty" if error == "empty" else "error", error)
     elif helpers.teacher.is_template:
         requests = [captions.template_request(clip.file.as_posix(), clip.said) for clip in bare if clip.said]
-        count.add("caption", llm.run(requests, helpers.teacher, folder, writer=shard))
+        count.add(
+            "caption", llm.run(requests, helpers.teacher, folder, writer=shard, retry_failed=helpers.retry_failed)
+        )
         for request, row in llm.answers(requests, helpers.teacher, folder):
             if row is not None and row["status"] == "ok":
                 known[Path(request.id)] = Caption(row["value"], row["teacher"])
@@ -269,6 +274,7 @@ def run_teacher(requests: Sequence[Request], folder: Path, helpers: Helpers, wha
         folder,
         limits=helpers.limits,
         writer=shard,
+        retry_failed=helpers.retry_failed,
         on_progress=lambda so_far: told(so_far.already + so_far.asked, len(requests)),
     )
     helpers.note(f"{what}: {summary.line()}")

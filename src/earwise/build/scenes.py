@@ -11,6 +11,7 @@ only what is missing.
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,6 +95,7 @@ def plan(
     n_choices: int = 4,
     limit: int | None = None,
     split: str | None = None,
+    left_out: Counter[str] | None = None,
 ) -> list[Scene]:
     """Decide on scenes: for each task one per usable clip, less where balance allows fewer.
 
@@ -105,13 +107,20 @@ def plan(
         n_choices: Options of a `count` question.
         limit: At most so many scenes of each task and split.
         split: Only rows of this split.
+        left_out: Gains, for each reason, how many clips cannot be used.
     Raises:
         ConfigError: for an unknown task.
     """
     if unknown := [task for task in tasks if task not in TASKS]:
         raise ConfigError(f"task {unknown[0]!r} is none of {', '.join(TASKS)}")
-    usable = [clip for row in sorted(rows, key=lambda row: row["path"]) if split in (None, row["split"])
-              for clip in _usable(row, facts)]  # fmt: skip
+    left_out = Counter() if left_out is None else left_out
+    usable = []
+    for row in sorted((row for row in rows if split in (None, row["split"])), key=lambda row: row["path"]):
+        clip = _clip(row, facts.get(row["path"]))
+        if isinstance(clip, str):
+            left_out[f"clips for scenes: {clip}"] += 1
+        else:
+            usable.append(clip)
     scenes: list[Scene] = []
     for name in sorted({clip.row["split"] for clip in usable}):
         members = [clip for clip in usable if clip.row["split"] == name]
@@ -190,18 +199,16 @@ def _save(target: Path, wave: Waveform) -> None:
         sound.write(wave)
 
 
-def _usable(row: Row, facts: Mapping[str, Facts]) -> Iterator[_Clip]:
-    """The clip under its name, if it has one and holds one clear event."""
-    known = facts.get(row["path"])
+def _clip(row: Row, known: Facts | None) -> _Clip | str:
+    """The clip under its name, or why it cannot be used: it needs one label and one clear event."""
     found = labels.facts(row, ("sound", "instrument"))
-    if (
-        known is not None
-        and found
-        and known.bursts >= 1
-        and known.sounding_s >= MIN_EVENT_S
-        and len(row["labels"]) == 1
-    ):
-        yield _Clip(row, found[0].name, known)
+    if not found:
+        return "speech, or a label that names no sound"
+    if len(row["labels"]) > 1:
+        return "several labels, so it is not known what is heard when"
+    if known is None or known.bursts < 1 or known.sounding_s < MIN_EVENT_S:
+        return f"no clear event of {MIN_EVENT_S} s"
+    return _Clip(row, found[0].name, known)
 
 
 def _order(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random, n_choices: int) -> list[Scene]:

@@ -6,6 +6,7 @@ from earwise.commands import (
     build_check,
     build_difficulty,
     build_labels,
+    build_preferences,
     build_sari,
     build_scale,
     build_sources,
@@ -26,6 +27,7 @@ group.add_command(build_sources.avqa)
 group.add_command(build_sources.reasonaqa)
 group.add_command(build_sari.command)
 group.add_command(build_difficulty.command)
+group.add_command(build_preferences.command)
 group.add_command(build_scale.scan)
 group.add_command(build_scale.shards)
 group.add_command(build_scale.parquet)

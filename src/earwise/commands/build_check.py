@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 SMALL_BYTES = 300_000  # of manifests: some 500 rows
+MANY_ROWS = 20_000  # more are checked without listening, which would take minutes; `build check` does
 
 check_option = click.option(
     "--check/--no-check",
@@ -102,12 +103,15 @@ def command(
         raise DataError(f"{', '.join(manifests)}: {report['problems'][0]} ({len(report['problems'])} problems in all)")
 
 
-def after(manifests: "Sequence[Path]", *, strict: bool = False, workers: int | None = None) -> dict[str, Any]:
+def after(
+    manifests: "Sequence[Path]", *, strict: bool = False, listen: bool = True, workers: int | None = None
+) -> dict[str, Any]:
     """What every builder ends with: check its manifests together, write the page beside the first, say what is wrong.
 
     Args:
         manifests: All that the builder wrote; of `a/b.jsonl` the page is `a/b.checks.html`.
         strict: Raise if there is any problem.
+        listen: Also read the sounds, if there are not too many; False where they need not be there.
         workers: Processes that decode; None for one a core.
     Returns:
         The report, see `checks.check`.
@@ -116,7 +120,10 @@ def after(manifests: "Sequence[Path]", *, strict: bool = False, workers: int | N
     """
     from earwise.build import check_report, checks
 
-    report = checks.check(_rows(manifests), workers=_workers(manifests, workers))
+    if listen and (count := sum(1 for path in manifests for _ in path.open("rb"))) > MANY_ROWS:
+        listen = False
+        note(f"{count} rows: checked without their sounds; `earwise build check` listens to them")
+    report = checks.check(_rows(manifests), listen=listen, workers=_workers(manifests, workers))
     page = manifests[0].with_suffix(".checks.html")
     check_report.write(page, report, ", ".join(path.name for path in manifests), _rows(manifests))
     problems = report["problems"]

@@ -1,10 +1,11 @@
 """`earwise build difficulty`: pass rates of a model on a manifest, for curricula and filters."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from earwise.commands.build_check import after, check_option
 from earwise.commands.loading import STYLES, find_manifest, json_option, model_option, note, open_engine, result
 from earwise.errors import DataError
 
@@ -40,6 +41,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Items tried together.")
 @click.option("--log", "log_folder", type=FILE, help="Folder of the attempts; beside the manifest by default.")
 @click.option("--shard", metavar="I/N", help="Try only this part of the clips and write no manifest; see above.")
+@check_option
 @json_option
 def command(
     name: str,
@@ -57,6 +59,7 @@ def command(
     batch: int,
     log_folder: Path | None,
     shard: str | None,
+    checked: bool,
     as_json: bool,
 ) -> None:
     """Draw 16 answers to every row of MANIFEST and write it again with `difficulty`, `pass_count` and `pass_rate`.
@@ -116,9 +119,16 @@ def command(
         summary["out"] = str(out)
     if as_json:
         result(summary)
-        return
+    else:
+        _show(summary, out if part == WHOLE else None, shard)
+    if checked and part == WHOLE:
+        after([out])
+
+
+def _show(summary: dict[str, Any], out: Path | None, shard: str | None) -> None:
+    counts, right, tried = summary["bands"], summary["right"], summary["attempts"]
     bands = ", ".join(f"{count} {band}" for band, count in counts.items() if count)
-    where = f"{out}: {len(kept)} rows kept" if part == WHOLE else f"shard {shard} done, no manifest written"
+    where = f"{out}: {summary['kept']} rows kept" if out is not None else f"shard {shard} done, no manifest written"
     click.echo(f"{where}; {bands}; {right} of {tried} attempts right, {summary['unparsed']} without a readable answer")
 
 

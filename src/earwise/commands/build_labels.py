@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build_check import after, check_option
-from earwise.commands.loading import json_option, note, result
+from earwise.commands.loading import field_values, json_option, note, result
 from earwise.errors import AudioError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ FILE = click.Path(path_type=Path)
     help="Facts to ask for: sound, instrument, language, emotion, gender, digit, words, kind, speaker, and compared "
     "by measurement loudness, pitch, duration, tempo; all by default.",
 )
-@click.option("--n-choices", default=4, show_default=True, help="Options of a multiple-choice question.")
+@click.option(
+    "--n-choices", default=4, show_default=True, type=click.IntRange(2), help="Options of a multiple-choice question."
+)
 @click.option("--per-clip", type=click.IntRange(1), help="At most so many one-clip questions a clip, drawn by seed.")
 @click.option(
     "--limit",
@@ -55,6 +57,7 @@ FILE = click.Path(path_type=Path)
     metavar="FIELD=VALUE",
     help="Leave out clips whose row says so; may stand several times.",
 )
+@click.option("--licence", metavar="TEXT", help="Licence of the clips whose rows name none.")
 @click.option(
     "--seed", default=0, show_default=True, help="Decides questions, wording, distractors and the order of options."
 )
@@ -72,6 +75,7 @@ def command(
     limit: int | None,
     split: str | None,
     without: tuple[str, ...],
+    licence: str | None,
     seed: int,
     skip_bad: bool,
     workers: int | None,
@@ -100,6 +104,11 @@ def command(
     rows, root = collections.load(collection)
     rows = _without(rows, without)
     note(f"{len(rows)} labelled clips in {collection}")
+    for line in collections.misspelt(rows):
+        note(line)
+    if licence:
+        rows = [row if row.get("licence") else dict(row) | {"licence": licence} for row in rows]
+    left_out = Counter[str]()
     bad = _unreadable(rows, root, collection, skip_bad)
     rows = [row for row in rows if row["path"] not in bad]
     facts: dict[str, Facts] = {}
@@ -117,23 +126,45 @@ def command(
                 n_choices=n_choices,
                 per_clip=per_clip,
                 split=split,
+                left_out=left_out,
             )
         )
     if double := [task for task in asked if task in pairs.TASKS]:
         between = None if named is None else [f for f in named if f in wording.SAME or f in signal.FIELDS]
         parts.append(
-            pairs.build(rows, root=root, facts=facts, seed=seed, tasks=double, fields=between, limit=limit, split=split)
+            pairs.build(
+                rows,
+                root=root,
+                facts=facts,
+                seed=seed,
+                tasks=double,
+                fields=between,
+                limit=limit,
+                split=split,
+                left_out=left_out,
+            )
         )
     if composed := [task for task in asked if task in scenes.TASKS]:
-        plan = scenes.plan(rows, facts, seed=seed, tasks=composed, n_choices=n_choices, limit=limit, split=split)
+        plan = scenes.plan(
+            rows,
+            facts,
+            seed=seed,
+            tasks=composed,
+            n_choices=n_choices,
+            limit=limit,
+            split=split,
+            left_out=left_out,
+        )
         note(f"{len(plan)} recordings to put together")
         folder = out.parent / f"{out.stem}-clips"
         parts.append(scenes.write(plan, root, folder, failed=_left_out if skip_bad else None))
     counts = Counter[str]()
     total = manifest.write(out, _counted(chain.from_iterable(parts), counts, collection, asked))
+    for reason, number in left_out.most_common():
+        note(f"no question: {number} {reason}")
     if as_json:
         skipped = {"clips": len(rows), "skipped": len(bad)}
-        result({"out": str(out), "questions": total, **skipped, "tasks": dict(counts)})
+        result({"out": str(out), "questions": total, **skipped, "tasks": dict(counts), "left_out": dict(left_out)})
     else:
         shown = ", ".join(f"{number} {task}" for task, number in sorted(counts.items()))
         click.echo(
@@ -204,12 +235,9 @@ def _unreadable(rows: "Sequence[Any]", root: Path, where: Path, skip: bool) -> s
 
 def _without(rows: list[Any], conditions: tuple[str, ...]) -> list[Any]:
     """The rows that meet none of the conditions `field=value`."""
-    for condition in conditions:
-        field, equals, value = condition.partition("=")
+    for field, value in field_values(conditions, "--without"):
         kept = [row for row in rows if str(row.get(field)) != value]
-        if not equals:
-            raise ConfigError(f"--without {condition!r} is not field=value; write for example --without source=NAME")
-        note(f"--without {condition}: {len(rows) - len(kept)} clips left out")
+        note(f"--without {field}={value}: {len(rows) - len(kept)} clips left out")
         rows = kept
     return rows
 

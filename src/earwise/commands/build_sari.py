@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from earwise.commands.build_check import after, check_option
 from earwise.commands.loading import STYLES, find_manifest, json_option, note, open_engine, result
 from earwise.commands.teacher import TeacherOptions, limits, open_teacher, teacher_options
 from earwise.errors import ConfigError
@@ -35,6 +36,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--shard", metavar="I/N", help="Do only this part of the clips; then once without, for the manifests.")
 @click.option("--dry-run", is_flag=True, help="Only say how many requests and tokens it would take.")
 @teacher_options
+@check_option
 @json_option
 def command(
     collection: str | None,
@@ -56,6 +58,7 @@ def command(
     batch: int,
     shard: str | None,
     dry_run: bool,
+    checked: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -99,12 +102,19 @@ def command(
         return
     listener = open_engine(policy) if policy else None
     describer = listener if captioner and captioner == policy else open_engine(captioner) if captioner else None
-    helpers = Helpers(teacher, describer, listener, limits(options), batch, note)
+    helpers = Helpers(teacher, describer, listener, limits(options), batch, options.retry_failed, note)
     summary = sari.build(rows, root, given, out, helpers, settings, shard=part)
     if as_json:
         result({"out": str(out)} | summary)
-        return
-    if teacher.is_template:
+    else:
+        _show(summary, out, teacher.is_template, shard)
+    filled = [out / name for name, count in summary.get("written", {}).items() if count and name != "unsolved.jsonl"]
+    if checked and filled:
+        after(filled)
+
+
+def _show(summary: dict[str, Any], out: Path, is_template: bool, shard: str | None) -> None:
+    if is_template:
         click.echo("the teacher is a template: sentences filled in from labels, no language model wrote them")
     if "written" not in summary:
         click.echo(f"shard {shard} done: {summary['pool']} items; no manifests until the run without --shard")

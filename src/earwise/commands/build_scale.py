@@ -6,12 +6,17 @@ from typing import Any
 
 import click
 
+from earwise.commands.build_check import after
 from earwise.commands.loading import find_manifest, json_option, note, refuse_existing, result
 from earwise.errors import ConfigError, DataError
 
 FILE = click.Path(path_type=Path)
 TELL_EVERY = 2000  # clips
 MB = 1 << 20
+check_option = click.option(
+    "--check/--no-check", "checked", default=False, show_default=True,
+    help="Also check the manifest that is written, as `earwise build check` does.",
+)  # fmt: skip
 
 
 @click.command("scan", short_help="Decode every sound once: broken files, loudness, silence.")
@@ -23,9 +28,17 @@ MB = 1 << 20
     "--engine", type=click.Choice(("processes", "ray")), default="processes", show_default=True, help="Who decodes."
 )
 @click.option("--strict", is_flag=True, help="Fail (exit code 2) if any file cannot be read.")
+@check_option
 @json_option
 def scan(
-    name: str, out: Path | None, keep: Path | None, workers: int | None, engine: Any, strict: bool, as_json: bool
+    name: str,
+    out: Path | None,
+    keep: Path | None,
+    workers: int | None,
+    engine: Any,
+    strict: bool,
+    checked: bool,
+    as_json: bool,
 ) -> None:
     """Decode every sound of MANIFEST on several processes; what cannot be read is listed and counted.
 
@@ -48,6 +61,8 @@ def scan(
         result(summary)
     else:
         _print_scan(path, summary, keep)
+    if checked and keep is not None:
+        after([keep], workers=workers)
     if strict and broken:
         raise DataError(f"{path}: {len(broken)} of {summary['clips']} sounds cannot be read; see the lines above")
 
@@ -78,8 +93,9 @@ def _print_scan(path: Path, summary: dict[str, Any], keep: Path | None) -> None:
 @click.argument("source", metavar="MANIFEST|DIR")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder to fill; or, from DIR, the manifest to write.")
 @click.option("--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Sound in a shard, MiB.")
+@check_option
 @json_option
-def shards(source: str, out: Path, shard_mb: int, as_json: bool) -> None:
+def shards(source: str, out: Path, shard_mb: int, checked: bool, as_json: bool) -> None:
     """Pack MANIFEST and its sounds into tar shards (WebDataset), or unpack those in DIR.
 
     \b
@@ -88,15 +104,16 @@ def shards(source: str, out: Path, shard_mb: int, as_json: bool) -> None:
     """
     from earwise.data.shards import from_webdataset, to_webdataset
 
-    _convert(source, out, shard_mb * MB, to_webdataset, from_webdataset, as_json)
+    _convert(source, out, shard_mb * MB, to_webdataset, from_webdataset, checked, as_json)
 
 
 @click.command("parquet", short_help="Manifest to Parquet (Hugging Face layout), and back.")
 @click.argument("source", metavar="MANIFEST|DIR")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder to fill; or, from DIR, the manifest to write.")
 @click.option("--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Sound in a file, MiB.")
+@check_option
 @json_option
-def parquet(source: str, out: Path, shard_mb: int, as_json: bool) -> None:
+def parquet(source: str, out: Path, shard_mb: int, checked: bool, as_json: bool) -> None:
     """Pack MANIFEST and its sounds into Parquet files with an Audio column, or unpack those in DIR.
 
     \b
@@ -105,7 +122,7 @@ def parquet(source: str, out: Path, shard_mb: int, as_json: bool) -> None:
     """
     from earwise.data.parquet import from_parquet, to_parquet
 
-    _convert(source, out, shard_mb * MB, to_parquet, from_parquet, as_json)
+    _convert(source, out, shard_mb * MB, to_parquet, from_parquet, checked, as_json)
 
 
 def _convert(
@@ -114,6 +131,7 @@ def _convert(
     shard_bytes: int,
     pack: Callable[..., list[dict[str, Any]]],
     unpack: Callable[[Path, Path], int],
+    checked: bool,
     as_json: bool,
 ) -> None:
     """A folder is unpacked, anything else is packed."""
@@ -125,6 +143,8 @@ def _convert(
             result({"out": str(out), "rows": count})
         else:
             click.echo(f"{out}: {count} rows")
+        if checked:
+            after([out])
         return
     refuse_existing(out)
     made = pack(find_manifest(source), out, shard_bytes=shard_bytes)

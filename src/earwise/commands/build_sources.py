@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from earwise.commands.build_check import after, check_option
 from earwise.commands.loading import json_option, note, result
 from earwise.commands.teacher import TeacherOptions, limits, open_teacher, teacher_options
 from earwise.errors import ConfigError, DataError
@@ -50,6 +51,7 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Decides
 @click.option("--choices", type=click.IntRange(2), help="Give open questions so many options, drawn without bias.")
 @click.option("--votes", type=click.Choice(["majority", "all", "unanimous"]), help="clothoaqa: three annotators.")
 @seed_option
+@check_option
 @json_option
 def source(
     name: str,
@@ -61,6 +63,7 @@ def source(
     choices: int | None,
     votes: str | None,
     seed: int,
+    checked: bool,
     as_json: bool,
 ) -> None:
     """Turn PATH, a file of the data set NAME as its authors publish it, into a manifest.
@@ -83,6 +86,8 @@ def source(
         if choices:
             rows, left_out = pooled.with_choices(rows, choices, seed)  # type: ignore[assignment]
         _finish(out, rows, bad, as_json, {"left_out_for_balance": left_out} if choices else {})
+    if checked:
+        after([out], listen=missing != "keep")
 
 
 @click.command("avqa", short_help="AVQA's questions for models that only hear.")
@@ -97,6 +102,7 @@ def source(
     type=click.Choice(["visual", "colour"]),
     help="Leave out questions about the picture alone, or about colours; may stand twice. R1-AQA drops none.",
 )
+@check_option
 @json_option
 def avqa(
     path: Path,
@@ -105,6 +111,7 @@ def avqa(
     split: str | None,
     missing: str,
     drop: tuple[str, ...],
+    checked: bool,
     as_json: bool,
 ) -> None:
     """Turn PATH, AVQA's train_qa.json or R1-AQA's JSON lines, into a manifest; "video" becomes "audio" in questions.
@@ -120,6 +127,8 @@ def avqa(
     with _skipped(out) as bad:
         rows = filters.kept(_read("avqa", path, audio_root, split, bad, None), drop, dropped)
         _finish(out, reasonaqa.present(rows, missing, bad), bad, as_json, {"dropped": dropped})  # type: ignore[arg-type]
+    if checked:
+        after([out], listen=missing != "keep")
 
 
 @click.command("reasonaqa", short_help="Captions into captioning, entailment, difference and questions.")
@@ -135,9 +144,13 @@ def avqa(
 )
 @click.option("--per-caption", default=5, show_default=True, help="Questions to ask for, of either sort.")
 @click.option("--log", "log_folder", type=FILE, help="Folder of the teacher's answers; beside the manifest by default.")
+@click.option(
+    "--shard", metavar="I/N", help="Ask only this part of the questions; then once without, for the manifest."
+)
 @click.option("--dry-run", is_flag=True, help="Only say how many requests and tokens it would take.")
 @seed_option
 @teacher_options
+@check_option
 @json_option
 def reasonaqa(
     files: tuple[str, ...],
@@ -147,15 +160,18 @@ def reasonaqa(
     kinds: str,
     per_caption: int,
     log_folder: Path | None,
+    shard: str | None,
     dry_run: bool,
     seed: int,
+    checked: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
     """Build ReasonAQA from published files, and compare the counts of its parts with the paper's table.
 
     SOURCE is audiocaps or clotho (captions, of which --kinds is made), or clothoaqa, entailment, adiff or reasonaqa
-    (taken as they are). Splits are told by the files' names. Killed and started again, it asks no question twice.
+    (taken as they are). Splits are told by the files' names. Killed and started again, it asks no question twice. On
+    many machines: the same command with --shard 1/8 ... 8/8, then once without on the folder with all their logs.
 
     \b
     earwise build reasonaqa clotho=clotho_captions_development.csv clothoaqa=clotho_aqa_train.csv --out train.jsonl
@@ -165,7 +181,9 @@ def reasonaqa(
     from earwise.build import llm
     from earwise.build import reasonaqa as builder
     from earwise.build import reasonaqa_tasks as teaching
+    from earwise.build.keyed_log import WHOLE, parse_shard
 
+    part = parse_shard(shard)
     wanted = builder.KINDS if kinds == "all" else tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
     if unknown := [kind for kind in wanted if kind not in builder.KINDS]:
         raise ConfigError(f"kind {unknown[0]!r} is none of {', '.join(builder.KINDS)}, all")
@@ -186,13 +204,22 @@ def reasonaqa(
         note(f"{len(items)} captioned clips")
 
         def tasks() -> "Iterator[teaching.Task]":
-            return builder.tasks(items, kinds=taught, seed=seed, per_caption=per_caption)
+            return builder.tasks(items, kinds=taught, seed=seed, per_caption=per_caption, template=who.is_template)
 
         if dry_run:
-            _say_estimate(llm.estimate((task.request for task in tasks()), who, folder, limits=pace), as_json)
+            requests = (task.request for task in tasks())
+            _say_estimate(llm.estimate(requests, who, folder, limits=pace, shard=part), as_json)
             return
         if taught and items:
-            note(llm.run((task.request for task in tasks()), who, folder, limits=pace).line())
+            requests = (task.request for task in tasks())
+            done = llm.run(requests, who, folder, limits=pace, shard=part, retry_failed=options.retry_failed)
+            note(done.line())
+            if part != WHOLE:
+                shown = f"{folder}: shard {shard} done; no manifest until the run without --shard"
+                result({"shard": shard, "log": str(folder)} | done.as_dict()) if as_json else click.echo(shown)
+                return
+        elif part != WHOLE:
+            raise ConfigError(f"--shard {shard}: nothing of this is asked of a teacher; leave --shard out")
 
         def rows() -> "Iterator[Example]":
             if "caption" in wanted:
@@ -205,6 +232,8 @@ def reasonaqa(
         made = _counted(builder.balanced(rows(), seed), counts)
         extra = {"teacher": who.name} if taught and items else {}
         _finish(out, made, bad, as_json, extra, lambda: builder.compare(counts))
+    if checked:
+        after([out], listen=missing != "keep")
 
 
 def _has_captions(name: str) -> bool:

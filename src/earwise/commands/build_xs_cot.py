@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from earwise.commands.build_check import after, check_option
 from earwise.commands.loading import json_option, note, result
+from earwise.entries import require
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ SHOWN = 3  # lines about bad rows on stderr
 @click.option("--val-share", default=0.1, show_default=True, help="Share of the items that go into the split val.")
 @click.option("--source", help="Of the instructions, for the rows; needed with PHRASES.")
 @click.option("--licence", help="Of the texts, for the rows; needed with PHRASES.")
+@click.option("--retry-failed", is_flag=True, help="Ask the teacher again what failed in an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be spoken and what would be asked.")
+@check_option
 @json_option
 def xs_cot(
     phrases: Path | None,
@@ -70,7 +74,9 @@ def xs_cot(
     val_share: float,
     source: str | None,
     licence: str | None,
+    retry_failed: bool,
     dry_run: bool,
+    checked: bool,
     as_json: bool,
 ) -> None:
     """Speak the instructions in PHRASES (thirty bundled ones by default) and write them as XS-CoT rows.
@@ -83,11 +89,14 @@ def xs_cot(
     earwise build xs-cot --out xs-cot --voice espeak --voice ja=kokoro --max-error 0.2
     earwise build xs-cot alpaca.json --alpaca --teacher http://host:8000/v1 --teacher-model M --out xs-cot
     """
-    from earwise.build import asr, keyed_log, phrases as texts, speech, teachers, xs_cot as builder  # fmt: skip # isort: skip
+    from earwise.build import asr, keyed_log, phrases as texts, speech, xs_cot as builder  # fmt: skip # isort: skip
+    from earwise.engine import wire
 
+    if not dry_run:
+        require("jiwer", "eval", "error rates")
     codes = [code.strip() for code in languages.split(",") if code.strip()]
     part = keyed_log.parse_shard(shard)
-    key = teachers.key_from(api_key_variable)
+    key = wire.key_from(api_key_variable)
     voices: dict[str, Voice] = {
         code: speech.open_voice(name, key) for code, name in _voices(named_voices, codes).items()
     }
@@ -107,7 +116,7 @@ def xs_cot(
     listener = asr.open_recogniser(recogniser, key, note)
     if teacher:
         builder.plan(items, codes, voices, listener)  # what cannot work is said before a teacher is asked
-        items = _translate(items, codes, out, bad, dry_run, teacher, teacher_model, key)
+        items = _translate(items, codes, out, bad, dry_run, teacher, teacher_model, key, retry_failed)
     jobs = builder.plan(items, codes, voices, listener, shard=part)
     refused = Counter(job.refusal for job in jobs if job.refusal)
     note(f"{len(items)} items in {', '.join(codes)}: {len(jobs)} to speak, {refused.total()} of them left out")
@@ -125,6 +134,8 @@ def xs_cot(
     if shard is not None:
         click.echo(f"{out}: shard {shard} done ({summary.spoken} spoken); run it without --shard for the manifest")
         return
+    if checked and report["rows"]:
+        after([out / builder.MANIFEST])
     if as_json:
         result({"out": str(out / builder.MANIFEST), "already": summary.already, "skipped_lines": bad.count} | report)
         return
@@ -165,6 +176,7 @@ def _translate(
     url: str,
     model: str,
     key: str | None,
+    retry_failed: bool,
 ) -> "list[Item]":
     """Items with what a teacher translated; in a dry run only says how much it would be."""
     from earwise.build import llm, speakable, teachers
@@ -180,7 +192,7 @@ def _translate(
         estimate = llm.estimate(asked, who, folder)
         note(f"{estimate.requests} translations to ask, about {estimate.input_tokens + estimate.output_tokens} tokens")
         return items
-    note(llm.run(asked, who, folder).line())
+    note(llm.run(asked, who, folder, retry_failed=retry_failed).line())
     done = {item.id: item for item in texts.translated(wanted, codes, who, folder, bad)}
     return [done.get(item.id, item) for item in items]
 

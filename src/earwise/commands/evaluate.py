@@ -7,6 +7,7 @@ import click
 
 from earwise.commands.loading import (
     STYLES,
+    field_values,
     find_manifest,
     json_option,
     model_option,
@@ -17,7 +18,7 @@ from earwise.commands.loading import (
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    pass
+    from earwise.types import Example
 
 FOLDER = click.Path(path_type=Path)
 
@@ -42,6 +43,14 @@ FOLDER = click.Path(path_type=Path)
 )
 @click.option(
     "--style", default="answer", show_default=True, type=click.Choice(STYLES), help="Wording of the question."
+)
+@click.option("--split", help="Only items of this split: train, val or test.")
+@click.option(
+    "--where",
+    "conditions",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Only items whose task, category, source, split or language is this; may stand several times.",
 )
 @click.option("--limit", type=click.IntRange(1), help="Only so many items, evenly spaced over the file.")
 @click.option(
@@ -75,8 +84,8 @@ FOLDER = click.Path(path_type=Path)
     "--long-audio",
     default="error",
     show_default=True,
-    type=click.Choice(["error", "truncate"]),
-    help="For clips longer than the model hears.",
+    type=click.Choice(["error", "truncate", "chunk"]),
+    help="For clips longer than the model hears: an error, hear the beginning, or hear several clips in a row.",
 )
 @click.option(
     "--allow-errors",
@@ -91,6 +100,8 @@ def command(
     model: str,
     out: Path,
     style: str,
+    split: str | None,
+    conditions: tuple[str, ...],
     limit: int | None,
     controls: bool,
     max_new_tokens: int | None,
@@ -108,6 +119,7 @@ def command(
     earwise evaluate --data starter:val --out runs/first
     earwise evaluate --task mmau --data mmau-test-mini.json --audio-root audios/ --out runs/mmau
     earwise evaluate --data questions.jsonl --model runs/r1-aqa/final --out runs/after --limit 200
+    earwise evaluate --data questions.jsonl --split val --where task=recognition --out runs/val
     """
     from earwise.engine.base import Decoding
     from earwise.evaluate import tasks
@@ -116,7 +128,8 @@ def command(
     from earwise.prompts import THINKING
 
     path = find_manifest(data) if data.startswith("starter:") else Path(data)
-    examples = spread(tasks.load(task, path, audio_root), limit)
+    where = _where(split, conditions)
+    examples = spread(_selected(tasks.load(task, path, audio_root), where, path), limit)
     tokens = max_new_tokens or (512 if style in THINKING else 64)
     engine = open_engine(model)
     try:
@@ -151,16 +164,49 @@ def command(
         )
 
 
+def _where(split: str | None, conditions: tuple[str, ...]) -> dict[str, str]:
+    """What `--split` and `--where` ask for together: field -> value.
+
+    Raises:
+        ConfigError: for a condition on another field, or two on one.
+    """
+    from earwise.data.index import WHERE_FIELDS
+
+    where: dict[str, str] = {}
+    for field, value in [*([("split", split)] if split else []), *field_values(conditions, "--where")]:
+        if field not in WHERE_FIELDS:
+            raise ConfigError(f"--where {field}={value}: {field!r} is none of {', '.join(WHERE_FIELDS)}")
+        if where.setdefault(field, value) != value:
+            raise ConfigError(f"--where {field}={value}: {field} shall be {where[field]} already; no item is both")
+    return where
+
+
+def _selected(examples: "list[Example]", where: dict[str, str], path: Path) -> "list[Example]":
+    """The items that meet all conditions.
+
+    Raises:
+        DataError: if there are none, with the values that there are.
+    """
+    from earwise.data.manifest import select
+
+    for field, value in where.items():
+        if not (found := select(examples, {field: value})):
+            there = sorted({str(getattr(example, field)) or "(none)" for example in examples})
+            known = ", ".join(there[:12]) + (", ..." if len(there) > 12 else "")
+            raise DataError(f"{path}: no item has {field} {value!r}; there are {known}")
+        examples = found
+    return examples
+
+
 def as_text(metrics: dict[str, Any]) -> str:
     """The result as a small table for the terminal."""
     if metrics["accuracy"] is None:
         return f"{metrics['unlabelled']} items asked, none has a gold answer: no accuracy"
-    lines = [
-        f"{metrics['model']}: n = {metrics['n']}"
-        + (f", chance {100 * metrics['chance']:.1f} %" if metrics["chance"] is not None else "")
-    ]
+    lines = [f"{metrics['model']}: n = {metrics['n']}{_chance(metrics)}"]
     lines.append(f"{'':20}{'official':>10}{'strict':>10}{'lenient':>10}   95 % interval (official)")
     lines.append(_row("with sound", metrics["accuracy"]))
+    if len(metrics["kinds"]) > 1:
+        lines += [_row(f"  {name}, {row['official']['n']}", row) for name, row in metrics["kinds"].items()]
     for control, row in metrics.get("blind", {}).items():
         if "left_out" in row:
             lines.append(f"{control:20}left out: {row['left_out']}")
@@ -181,6 +227,16 @@ def as_text(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _chance(metrics: dict[str, Any]) -> str:
+    """What a guess is worth, and of which items that is said."""
+    if metrics["chance"] is None:
+        return ", all open: no chance level"
+    said = f", chance {100 * metrics['chance']:.1f} %"
+    if metrics["chance_n"] < metrics["n"]:
+        return f"{said} of the {metrics['chance_n']} with options ({metrics['n'] - metrics['chance_n']} are open)"
+    return said
+
+
 def _row(name: str, accuracy: dict[str, Any]) -> str:
     shares = "".join(f"{100 * accuracy[kind]['accuracy']:>10.1f}" for kind in ("official", "strict", "lenient"))
     official = accuracy["official"]
@@ -199,10 +255,10 @@ def _row(name: str, accuracy: dict[str, Any]) -> str:
     type=click.Choice(["official", "strict", "lenient"]),
     help="Which verdicts the table shows.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", default=0, show_default=True, help="Of the intervals' draws.")
 @json_option
 def compare(before: Path, after: Path, common: bool, kind: str, seed: int, as_json: bool) -> None:
-    """Compare two folders that `earwise evaluate` wrote, item by item (paired bootstrap).
+    """Compare two folders that `earwise evaluate` wrote, item by item.
 
     \b
     earwise compare runs/before runs/after

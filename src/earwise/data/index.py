@@ -2,7 +2,7 @@
 
 Between `data/manifest.py` and training. Every row is parsed and checked once (on several processes where the manifest
 is large); what stays is its place in the file, a hash of its sounds and of its group, and the fields that `where` asks
-for: 46 bytes. An `Example` is made when a row is drawn. The index of a large manifest is kept under `EARWISE_HOME` and
+for: 47 bytes. An `Example` is made when a row is drawn. The index of a large manifest is kept under `EARWISE_HOME` and
 holds as long as the manifest's size and time of change do; missing files are looked for when it is made, not again.
 """
 
@@ -26,7 +26,7 @@ from earwise.types import Audio, Example
 
 WHERE_FIELDS = ("task", "category", "source", "split", "language")
 PART_BYTES = 8 << 20  # some 12,000 rows; a larger manifest is read by several processes, and its index is kept
-VERSION = 1  # counted up whenever what is kept changes
+VERSION = 2  # counted up whenever what is kept changes
 BOM = b"\xef\xbb\xbf"
 
 Say = Callable[[str], None]
@@ -49,7 +49,8 @@ class Index:
     """The values of each of `WHERE_FIELDS`."""
     answered: NDArray[np.bool_]
     reasoned: NDArray[np.bool_]
-    """Whether the row has an answer; a reasoning."""
+    preferred: NDArray[np.bool_]
+    """Whether the row has an answer; a reasoning; something better and something rejected."""
 
 
 class Rows(Sequence[Example]):
@@ -80,15 +81,24 @@ class Rows(Sequence[Example]):
             return Rows(self._index, self._chosen[number])
         return _parsed(self._index, int(self._chosen[number]))
 
-    def select(self, where: Mapping[Any, str], *, answered: bool = False) -> "Rows":
-        """Rows whose fields have these values; with `answered`, only those that have an answer."""
-        keep = self._index.answered[self._chosen] if answered else np.ones(len(self), np.bool_)
+    def select(self, where: Mapping[Any, str], *, answered: bool = False, preferred: bool = False) -> "Rows":
+        """Rows whose fields have these values; with `answered`, only those that have an answer; with `preferred`,
+        only those that hold a preference (`chosen` or an answer, and `rejected`)."""
+        keep = np.ones(len(self), np.bool_)
+        if answered:
+            keep = keep & self._index.answered[self._chosen]
+        if preferred:
+            keep = keep & self._index.preferred[self._chosen]
         for name, value in where.items():
             field = WHERE_FIELDS.index(name)
             known = self._index.names[field]
             code = known.index(value) if value in known else -1
             keep = keep & (self._index.codes[field, self._chosen] == code)
         return Rows(self._index, self._chosen[keep])
+
+    def take(self, numbers: Sequence[int]) -> "Rows":
+        """Rows by their numbers among these, from 0."""
+        return Rows(self._index, self._chosen[np.asarray(numbers, np.int64)])
 
     def without_reasoning(self) -> "Rows":
         """Rows that hold no reasoning."""
@@ -206,7 +216,7 @@ def _build(path: Path, starts: range, workers: int | None, say: Say) -> Index:
     columns = [np.concatenate(column, axis=-1) for column in zip(*(part.columns for part in parts), strict=True)]
     if not columns or not len(columns[0]):
         raise DataError(f"{path}: holds no rows; write at least one")
-    offsets, sounds, groups, _, answered, reasoned, ids = columns
+    offsets, sounds, groups, _, answered, reasoned, preferred, ids = columns
     _check_ids(path, offsets, ids)
     names: list[dict[str, int]] = [{} for _ in WHERE_FIELDS]
     codes = []
@@ -217,13 +227,14 @@ def _build(path: Path, starts: range, workers: int | None, say: Say) -> Index:
         ]
         codes.append(np.stack([table[own] for table, own in zip(tables, part.columns[3], strict=True)]))
     return Index(
-        path, offsets, sounds, groups, np.concatenate(codes, axis=1), tuple(map(tuple, names)), answered, reasoned
-    )
+        path, offsets, sounds, groups, np.concatenate(codes, axis=1), tuple(map(tuple, names)), answered, reasoned,
+        preferred,
+    )  # fmt: skip
 
 
 def _read_part(path: Path, size: int, start: int) -> _Part:
     """The lines that start in `[start, start + size)`."""
-    offsets, numbers, answered, reasoned = [], [], [], []
+    offsets, numbers, answered, reasoned, preferred = [], [], [], [], []
     codes: list[list[int]] = [[] for _ in WHERE_FIELDS]
     names: list[dict[str, int]] = [{} for _ in WHERE_FIELDS]
     found = set[str]()
@@ -236,11 +247,13 @@ def _read_part(path: Path, size: int, start: int) -> _Part:
         numbers.append((sounds_hash(example), hash64(example.group) if example.group else 0, hash64(example.id)))
         answered.append(bool(example.answer))
         reasoned.append(bool(example.reasoning))
+        preferred.append(bool(example.rejected) and bool(example.chosen or example.answer))
         for field, known, column in zip(WHERE_FIELDS, names, codes, strict=True):
             column.append(known.setdefault(getattr(example, field), len(known)))
     hashes = np.array(numbers, np.uint64).reshape(-1, 3).T
     columns: tuple[NDArray[Any], ...] = (np.array(offsets, np.int64), hashes[0], hashes[1], np.array(codes, np.int32))
-    columns += (np.array(answered, np.bool_), np.array(reasoned, np.bool_), hashes[2])
+    columns += tuple(np.array(column, np.bool_) for column in (answered, reasoned, preferred))
+    columns += (hashes[2],)
     return _Part(columns, tuple(map(tuple, names)))
 
 
@@ -329,7 +342,7 @@ def _keep(index: Index, at: Path, stamp: NDArray[np.int64], say: Say) -> None:
         say(f"the index of {index.path.name} is not kept: {error}")
 
 
-ARRAYS = ("offsets", "sounds", "groups", "codes", "answered", "reasoned")
+ARRAYS = ("offsets", "sounds", "groups", "codes", "answered", "reasoned", "preferred")
 
 
 def _load(path: Path, at: Path, stamp: NDArray[np.int64]) -> Index | None:

@@ -10,7 +10,7 @@ and the row (its line, from 1).
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,11 @@ FIELDS = (
     "group",
     "split",
     "language",
+    "chosen",
+    "rejected",
 )
+PREFERENCES = ("chosen", "rejected")
+"""Fields of few rows: written only where they hold something."""
 TEXT_DEFAULTS = {
     "task": "open",
     "category": "",
@@ -92,6 +96,11 @@ def iterate(path: Path, *, check_files: bool = False) -> Iterator[Example]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
+def select(rows: Sequence[Example], where: Mapping[Any, str]) -> list[Example]:
+    """Rows whose fields have these values (keys: `config.Where`)."""
+    return [row for row in rows if all(getattr(row, key) == value for key, value in where.items())]
+
+
 def write(path: Path, examples: Iterable[Example]) -> int:
     """Write a manifest atomically; audio paths become relative to its folder. Returns the number of rows.
 
@@ -113,7 +122,8 @@ def to_row(example: Example) -> dict[str, Any]:
     answer = example.answer[0] if len(example.answer) == 1 else list(example.answer) or None
     row: dict[str, Any] = {"id": example.id, "messages": [_message(turn) for turn in example.turns]}
     row |= {"choices": list(example.choices), "answer": answer}
-    row |= {name: getattr(example, name) for name in FIELDS[4:]}
+    row |= {name: getattr(example, name) for name in FIELDS[4:] if name not in PREFERENCES}
+    row |= {name: list(getattr(example, name)) for name in PREFERENCES if getattr(example, name)}
     return row | dict(example.meta)
 
 
@@ -147,11 +157,14 @@ def from_row(row: Mapping[str, Any], *, root: Path = Path(), where: str = "row")
         choices=_texts(given.get("choices", []), "choices", where, single=False),
         reasoning=None if "reasoning" not in given else _text(given["reasoning"], "reasoning", where),
         difficulty=None if "difficulty" not in given else _text(given["difficulty"], "difficulty", where),
+        chosen=_texts(given.get("chosen", []), "chosen", where),
+        rejected=_texts(given.get("rejected", []), "rejected", where),
         root=root,
         meta={key: value for key, value in row.items() if key not in FIELDS},
         **texts,
     )
     _check_answer(example, where)
+    _check_preferences(example, where)
     return example
 
 
@@ -262,6 +275,22 @@ def _check_answer(example: Example, where: str) -> None:
         raise DataError(
             f"{where}: {len(example.answer)} answers with choices; one of them is right, or leave out the choices"
         )
+
+
+def _check_preferences(example: Example, where: str) -> None:
+    better = example.chosen or example.answer
+    if example.chosen and not example.rejected:
+        raise DataError(f"{where}: chosen without rejected; a preference needs both")
+    for lost in example.rejected:
+        if lost in better:
+            raise DataError(
+                f"{where}: rejected {lost!r:.60} is {'chosen' if example.chosen else 'the answer'} too; take one out"
+            )
+        if example.choices and not example.chosen and lost not in example.choices:
+            raise DataError(
+                f"{where}: rejected {lost!r:.60} is none of the choices; "
+                "give `chosen` as well if these are whole replies"
+            )
 
 
 def _check_files(example: Example, found: set[str], where: str) -> None:

@@ -21,11 +21,11 @@ def compare(a: Path | Run, b: Path | Run, *, common: bool = False, seed: int = 0
         a: The run to compare with (before).
         b: The run in question (after).
         common: Compare on the items that both have, instead of refusing runs on different items.
-        seed: Seed of the bootstrap.
+        seed: Seed of the intervals.
     Returns:
         `a`, `b` (names), `n`, `only_a`, `only_b` (items left out), per score kind the two accuracies, the paired
-        `difference` with its interval and p, `wins` (right in b alone) and `losses` (right in a alone); the same for
-        every value of every group `by`.
+        `difference` with its interval and p, `wins` (right in b alone), `losses` (right in a alone) and the `method`
+        (see `stats.paired_difference`); the same for every value of every group `by`.
     Raises:
         DataError: if a folder holds no finished run, the runs are on different items and `common` is False, or they
             share none.
@@ -79,16 +79,18 @@ def as_text(result: dict[str, Any], kind: str = "official") -> str:
             f"left out: {result['only_a']} items only in {result['a']}, {result['only_b']} only in {result['b']}"
         )
     lines.append(
-        f"{kind} scores, percent and points; paired bootstrap over items; scorer {', '.join(result['scorers'])}"
+        f"{kind} scores, percent and points; paired over items: bootstrap, or exact (marked *) where few differ; "
+        f"scorer {', '.join(result['scorers'])}"
     )
     return "\n".join(lines)
 
 
 def _line(name: str, row: dict[str, Any], width: int) -> str:
     interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    mark = "*" if row["method"] == "exact" else " "
     return (
         f"{name:{width}}{row['n']:>6}  {100 * row['accuracy_a']:>12.1f}  {100 * row['accuracy_b']:>12.1f}  "
-        f"{100 * row['difference']:>+10.1f}  {interval:>16}  {row['p']:>7.4f}  {row['wins']}/{row['losses']}"
+        f"{100 * row['difference']:>+10.1f}  {interval:>16}{mark} {row['p']:>7.4f}  {row['wins']}/{row['losses']}"
     )
 
 
@@ -110,11 +112,8 @@ def _paired(pairs: Sequence[tuple[Row, Row]], seed: int) -> dict[str, Any]:
         a = [before["scores"][kind] >= 1 for before, _ in pairs]
         b = [after["scores"][kind] >= 1 for _, after in pairs]
         result[kind] = {
-            **stats.paired_bootstrap(b, a, seed=seed),
-            "n": len(pairs),
+            **stats.paired_difference(b, a, seed=seed),
             "accuracy_a": sum(a) / len(a),
             "accuracy_b": sum(b) / len(b),
-            "wins": sum(y and not x for x, y in zip(a, b, strict=True)),
-            "losses": sum(x and not y for x, y in zip(a, b, strict=True)),
         }
     return result

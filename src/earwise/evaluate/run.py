@@ -21,7 +21,7 @@ from typing import Any
 
 from earwise import rewards
 from earwise.answers import parse
-from earwise.audio import LongAudio, audio_sha256, decode, is_silent, probe
+from earwise.audio import LongAudio, audio_sha256, chunks, decode, is_silent, probe
 from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.errors import AudioError, ConfigError, DataError, EarwiseError, EngineError
 from earwise.evaluate import controls
@@ -30,7 +30,7 @@ from earwise.evaluate.metrics import mmau
 from earwise.evaluate.results import METRICS, SAMPLES, Settings, resume, settings_hash
 from earwise.evaluate.summary import blind_summary, headline, summarise
 from earwise.files import append_jsonl, write_json
-from earwise.prompts import TAGGED, THINKING, prompt_turns
+from earwise.prompts import TAGGED, THINKING, prompt_turns, spread
 from earwise.types import Completion, Example, Score, Text, Turn, Waveform
 
 ScoreFn = Callable[[Example, str], Score]
@@ -75,6 +75,8 @@ class Heard:
     """The decoded clips of one item, or why they cannot be heard."""
 
     waves: tuple[Waveform, ...] = ()
+    pieces: tuple[int, ...] = ()
+    """For each clip, how many of the waves are pieces of it; more than one under `chunk`."""
     sha256: str = ""
     """SHA-256 of the files, parted by a blank where there are several."""
     silent: bool = False
@@ -105,6 +107,7 @@ def is_formatted(output: str, style: str) -> bool | None:
     if style not in TAGGED:
         return None
     rule = rewards.format_think if style in THINKING else rewards.format_answer
+    rule = rewards.format_adaptive if style == "adaptive" else rule
     return rule(_NO_EXAMPLE, output) == 1
 
 
@@ -143,8 +146,8 @@ def evaluate(
         permutations: Ask each item under this many turns of its options; the headline is the first, the mean stands
             beside it.
         long_audio: What to do with a clip longer than the engine hears: `error` (the row is an error, counted as
-            wrong) or
-            `truncate` (counted as such).
+            wrong), `truncate` (counted as such) or `chunk` (several clips one after the other, for engines that take
+            several).
         on_progress: Called after every batch.
     Returns:
         What `metrics.json` holds (see `summary.summarise`).
@@ -156,8 +159,6 @@ def evaluate(
     decoding = decoding or Decoding()
     controls.check(control)
     _check(examples, batch, permutations)
-    if long_audio == "chunk":
-        raise ConfigError("long_audio 'chunk' would ask about each piece by itself; evaluation takes error or truncate")
     asked = _asked(examples, style, seed, control, shuffle_options, permutations)
     settings: Settings = {
         "model": engine.name, "revision": engine.revision, "style": style, "decoding": decoding.as_dict(), "seed": seed,
@@ -179,6 +180,9 @@ def evaluate(
         wave = decode(path, engine.sample_rate, long_audio=long_audio, max_s=limit)
         return wave, audio_sha256(path), limit is not None and probe(path).duration_s > limit
 
+    def pieces(wave: Waveform) -> list[Waveform]:
+        return chunks(wave, engine.sample_rate, limit) if long_audio == "chunk" and limit is not None else [wave]
+
     def hear(item: Asked) -> Heard:
         try:
             sounds = [clip(path) for path in item.clips]
@@ -189,7 +193,14 @@ def evaluate(
             for k, (wave, _, _) in enumerate(sounds)
         )
         silent = bool(sounds) and all(is_silent(wave) for wave, _, _ in sounds)
-        return Heard(waves, " ".join(sha for _, sha, _ in sounds), silent, any(cut for _, _, cut in sounds))
+        cut = [pieces(wave) for wave in waves]
+        return Heard(
+            waves=tuple(piece for some in cut for piece in some),
+            pieces=tuple(len(some) for some in cut),
+            sha256=" ".join(sha for _, sha, _ in sounds),
+            silent=silent,
+            truncated=long_audio == "truncate" and any(long for _, _, long in sounds),
+        )
 
     def tell() -> None:
         if on_progress is not None:
@@ -202,7 +213,11 @@ def evaluate(
     try:
         while pairs := list(islice(loaded, batch)):
             started = time.perf_counter()
-            prompts = [Prompt(item.turns, heard.waves, item.key) for item, heard in pairs if heard.error is None]
+            prompts = [
+                Prompt(spread(item.turns, heard.pieces), heard.waves, item.key)
+                for item, heard in pairs
+                if heard.error is None
+            ]
             results = _answers(engine, prompts, decoding, canary)
             seconds = round((time.perf_counter() - started) / max(len(prompts), 1), 4)
             answered = [p for p, result in zip(prompts, results, strict=True) if isinstance(result, Completion)]
@@ -326,13 +341,13 @@ def _answers(
         canary: A prompt that the engine has answered before; asked again after a failure, to tell a prompt that cannot
             be answered from an engine that is down, whose items must not be written as wrong.
     Raises:
-        EngineError, AudioError: if the engine is down, or has never answered.
+        EngineError, AudioError, DataError: if the engine is down, or has never answered.
     """
     if not prompts:
         return []
     try:
         return [samples[0] for samples in engine.generate(prompts, decoding)]
-    except (EngineError, AudioError) as error:
+    except (EngineError, AudioError, DataError) as error:
         results: list[Completion | EarwiseError] = [error]
     if len(prompts) > 1:
         results = [_alone(engine, prompt, decoding) for prompt in prompts]
@@ -347,7 +362,7 @@ def _answers(
 def _alone(engine: Engine, prompt: Prompt, decoding: Decoding) -> Completion | EarwiseError:
     try:
         return engine.generate([prompt], decoding)[0][0]
-    except (EngineError, AudioError) as error:
+    except (EngineError, AudioError, DataError) as error:
         return error
 
 
@@ -356,9 +371,11 @@ def _row(
 ) -> dict[str, Any]:
     example = item.example
     if isinstance(output, EarwiseError):
-        text, finish, verdict = "", None, Score(0.0, 0.0, 0.0, "error", explanation=str(output))
+        text, finish, delay = "", None, None
+        verdict = Score(0.0, 0.0, 0.0, "error", explanation=str(output))
     else:
-        text, finish, verdict = output.text, output.finish_reason, score(example, output.text)
+        text, finish, delay = output.text, output.finish_reason, output.reasoning_tokens
+        verdict = score(example, text)
     parsed = parse(text, example.choices)
     meta = example.meta
     return {
@@ -386,10 +403,12 @@ def _row(
         "choice": parsed.choice,
         "formatted": is_formatted(text, style),
         "finish_reason": finish,
+        "reasoning_tokens": delay,
         "audio": [_from(path, out) for path in item.clips],
         "audio_sha256": heard.sha256,
         "silent": heard.silent,
         "truncated": heard.truncated,
+        "pieces": sum(heard.pieces),
     }
 
 

@@ -44,10 +44,10 @@ def summarise(rows: Iterable[Row], settings: Settings) -> dict[str, Any]:
         settings: The run's settings.
     Returns:
         `n`, `headline` (the kind that sums up), `accuracy` (official, strict, lenient), the same `by` task, category,
-        sub_category and difficulty, counts of `status`,
-        `unparsed`, `ambiguous` and `error` shares, `format` (None in styles without tags), `cut` (answers ended by
-        the token limit), `chance`, `position` bias and `permutations` (choices only), `silent` and `truncated` clips,
-        `seconds`.
+        sub_category and difficulty, `kinds` (the same by number of options, each with its `chance`, None of open
+        questions), counts of `status`, `unparsed`, `ambiguous` and `error` shares, `format` (None in styles without
+        tags), `cut` (answers ended by the token limit), `chance` of the `chance_n` items with options, `position` bias
+        and `permutations` (choices only), `silent` and `truncated` clips, `seconds`.
     """
     everything = list(rows)
     first = [row for row in everything if not row["permutation"]]
@@ -67,6 +67,7 @@ def summarise(rows: Iterable[Row], settings: Settings) -> dict[str, Any]:
         "settings": settings_hash(settings),
         "accuracy": accuracies(labelled) if labelled else None,
         "by": {group: _by(labelled, group) for group in GROUPS if any(row[group] for row in labelled)},
+        "kinds": _kinds(labelled),
         "status": dict(sorted(status.items())),
         **{name: share([row["status"] == name for row in first]) for name in ("unparsed", "ambiguous", "error")},
         "format": stats.accuracy_row(formatted) if formatted else None,
@@ -83,20 +84,20 @@ def summarise(rows: Iterable[Row], settings: Settings) -> dict[str, Any]:
 
 
 def blind_summary(real: Path, blind: Path, seed: int) -> dict[str, Any]:
-    """Accuracy without the sound, and the hearing gain: real minus blind on the same items, by paired bootstrap.
+    """Accuracy without the sound, and the hearing gain: real minus blind on the same items, paired.
 
     Args:
         real: Folder of the run with sound.
         blind: Folder of the same items under a control.
-        seed: Seed of the bootstrap.
+        seed: Seed of the intervals.
     Returns:
-        `accuracy` (official, strict, lenient of the blind run) and `hearing_gain` (the same three; difference,
-        interval, p, n).
+        `accuracy` (official, strict, lenient of the blind run) and `hearing_gain` (the same three, see
+        `stats.paired_difference`).
     """
     with_sound, without = _labelled(real), _labelled(blind)
     shared = [item for item in with_sound if item in without]
     gain = {
-        kind: stats.paired_bootstrap(
+        kind: stats.paired_difference(
             [with_sound[item]["scores"][kind] >= 1 for item in shared],
             [without[item]["scores"][kind] >= 1 for item in shared],
             seed=seed,
@@ -121,13 +122,26 @@ def _by(rows: Sequence[Row], group: str) -> dict[str, Any]:
     }
 
 
+def _kinds(rows: Sequence[Row]) -> dict[str, Any]:
+    """Accuracies by number of options, the commonest first: a guess is worth more among two than among four, and
+    nothing where there are none."""
+    members: dict[int, list[Row]] = {}
+    for row in rows:
+        members.setdefault(len(row["choices"]), []).append(row)
+    return {
+        f"{count} options" if count else "open": {"chance": 1 / count if count else None, **accuracies(found)}
+        for count, found in sorted(members.items(), key=lambda pair: (-len(pair[1]), -pair[0]))
+    }
+
+
 def _choices(rows: Sequence[Row]) -> Mapping[str, Any]:
     """Chance and position bias of the multiple-choice items."""
     chosen = [row for row in rows if row["gold_position"] is not None]
     if not chosen:
-        return {"chance": None, "position": None}
+        return {"chance": None, "chance_n": 0, "position": None}
     return {
         "chance": stats.chance_level([len(row["choices"]) for row in chosen]),
+        "chance_n": len(chosen),
         "position": stats.position_bias([row["gold_position"] for row in chosen], [row["choice"] for row in chosen]),
     }
 

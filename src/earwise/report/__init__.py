@@ -33,6 +33,10 @@ CURVES = {
     "grpo/kl": ("KL to the reference", "nats per token"),
     "grpo/length": ("Completion length", "tokens"),
     "grpo/flat_groups": ("Groups without signal", "share with equal rewards"),
+    "dpo/accuracy": ("Preference accuracy", "share of pairs with a positive margin"),
+    "dpo/margin": ("Preference margin", "nats"),
+    "compress/chain_tokens": ("Chain length", "tokens, as trained on"),
+    "compress/delay": ("Token delay", "held-out tokens before the answer"),
     "train/loss": ("Loss", "per step"),
 }
 OTHER_CURVES = 12
@@ -83,6 +87,16 @@ def write_report(
             tables.format_apart(read[0], read[-1], kind) if paired is not None else "",
             "A model can gain by answering in the asked form or by knowing more answers; the two are counted apart.",
         ),
+        Section(
+            "By kind of question",
+            tables.by_kind(coloured, kind),
+            "Chance is one in the number of options; an open question has none.",
+        ),
+        Section(
+            "Score against delay",
+            tables.delay(coloured, kind),
+            "What reasoning aloud costs: tokens that a listener waits for before the answer begins.",
+        ),
         Section("By task, category and difficulty", tables.by_group(coloured, paired, kind)),
         Section(
             "Position habits",
@@ -103,7 +117,7 @@ def write_report(
     ]
     foot = (
         f"Written by earwise {version('earwise')}. "
-        "Intervals: Wilson for accuracies, paired bootstrap over items for differences."
+        "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
     )
     write_text(out, page(title, lead(read, paired, kind), tiles(read, paired, kind), sections, foot))
     return out
@@ -158,7 +172,9 @@ def tiles(runs: Sequence[Run], paired: dict[str, Any] | None, kind: str) -> list
             )
         )
     if metrics["chance"] is not None:
-        found.append(tile("Chance", percent(metrics["chance"]), "a random option"))
+        covers = metrics.get("chance_n", metrics["n"])
+        of = "a random option" if covers == metrics["n"] else f"of the {covers} of {metrics['n']} with options"
+        found.append(tile("Chance", percent(metrics["chance"]), of))
     unread = metrics["unparsed"]["count"] + metrics["ambiguous"]["count"] + metrics["error"]["count"]
     found.append(tile("Not scorable", percent(unread / metrics["unparsed"]["n"]), "counted as wrong"))
     return found

@@ -140,6 +140,47 @@ def curves(series: Sequence[Series], title: str, note: str = "") -> str:
     return f'<figure class="plot"><figcaption>{caption}</figcaption>{svg}</figure>'
 
 
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """One run in a figure of what it costs against what it gives; `value`, `low` and `high` in [0, 1]."""
+
+    label: str
+    cost: float
+    value: float
+    low: float
+    high: float
+    colour: int
+
+
+def against(dots: Sequence[Dot], title: str, note: str) -> str:
+    """A figure of shares (up, with their 95 % intervals) against a cost (to the right, from 0), a dot a run."""
+    x_ticks = nice_ticks(0.0, max(dot.cost for dot in dots) or 1.0)
+
+    def across(x: float) -> float:
+        return LEFT + x / x_ticks[-1] * (WIDTH - LEFT - RIGHT)
+
+    def down(share: float) -> float:
+        return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = f"{down(share):.1f}"
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{percent(share, 0)}</text>')
+    for tick in x_ticks:
+        parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{_short(tick)}</text>')
+    for dot in dots:
+        x, stroke = f"{across(dot.cost):.1f}", f"var(--c{dot.colour})"
+        told = f"{escape(dot.label)}: {percent(dot.value)} at {dot.cost:.1f}"
+        parts.append(
+            f'<line x1="{x}" x2="{x}" y1="{down(dot.low):.1f}" y2="{down(dot.high):.1f}" stroke="{stroke}"/>'
+            f'<circle cx="{x}" cy="{down(dot.value):.1f}" r="4" fill="{stroke}"><title>{told}</title></circle>'
+        )
+    caption = f"<b>{escape(title)}</b><small>{escape(note)}</small><span></span>"
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return f'<figure class="plot"><figcaption>{caption}</figcaption>{svg}</figure>'
+
+
 def smoothed(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Mean over a window of a tenth of the curve, centred; at the ends the window is cut."""
     half = max(1, len(dots) // 20)

@@ -13,7 +13,7 @@ from earwise.errors import DataError
 from earwise.evaluate.compare import compare
 from earwise.evaluate.results import Row, Run
 from earwise.evaluate.summary import GROUPS, KINDS
-from earwise.report.plots import Interval, heat_map, intervals, percent, points
+from earwise.report.plots import Dot, Interval, against, heat_map, intervals, percent, points
 
 KIND_NOTES = {
     "official": "the official matcher on the raw output",
@@ -73,6 +73,31 @@ def controls_of(run: Run) -> dict[str, Any]:
     return {name: row for name, row in (run.metrics.get("blind") or {}).items() if "accuracy" in row}
 
 
+def delay_of(run: Run) -> float | None:
+    """Mean tokens before the answer begins; None if a row does not say."""
+    told = [row.get("reasoning_tokens") for row in run.rows if row["status"] != "error"]
+    counts = [tokens for tokens in told if tokens is not None]
+    return sum(counts) / len(counts) if counts and len(counts) == len(told) else None
+
+
+def delay(runs: Sequence[tuple[Run, int]], kind: str) -> str:
+    """Score against token delay, a dot a run; empty unless two runs say theirs and one of them reasons."""
+    found = [(run, colour, tokens) for run, colour in runs if (tokens := delay_of(run)) is not None]
+    if len(found) < 2 or not any(tokens for _, _, tokens in found):
+        return ""
+    scores = [run.metrics["accuracy"][kind] for run, _, _ in found]
+    dots = [
+        Dot(run.name, tokens, row["accuracy"], row["low"], row["high"], colour)
+        for (run, colour, tokens), row in zip(found, scores, strict=True)
+    ]
+    body = [
+        [run_name(run, colour), f"{tokens:.1f}", interval_cell(row)]
+        for (run, colour, tokens), row in zip(found, scores, strict=True)
+    ]
+    figure = against(dots, "Score against delay", "share right, over mean tokens before the answer")
+    return f'<div class="plots">{figure}</div>' + table(["run", "tokens before the answer", "right, %"], body)
+
+
 def headline_figure(runs: Sequence[tuple[Run, int]], kind: str) -> str:
     """Every run and its blind controls on one scale."""
     lines = []
@@ -94,7 +119,30 @@ def headline_figure(runs: Sequence[tuple[Run, int]], kind: str) -> str:
                     f"blind control · n = {row['n']}",
                 )
             )
-    return intervals(lines, runs[-1][0].metrics["chance"])
+    return intervals(lines, chance_of_all(runs[-1][0]))
+
+
+def chance_of_all(run: Run) -> float | None:
+    """Accuracy of a guess; None if some items have no options, so that no one level stands beside the accuracy."""
+    metrics = run.metrics
+    covers = metrics.get("chance_n", metrics["n"])  # runs of older versions do not say
+    return metrics["chance"] if covers == metrics["n"] else None
+
+
+def by_kind(runs: Sequence[tuple[Run, int]], kind: str) -> str:
+    """Accuracy beside chance by number of options; empty where all items have equally many."""
+    kinds = [run.metrics.get("kinds", {}) for run, _ in runs]
+    names = list(dict.fromkeys(name for found in kinds for name in found))
+    if len(names) < 2:
+        return ""
+    body = []
+    for name in names:
+        rows = [found.get(name) for found in kinds]
+        first = next(row for row in rows if row)
+        chance = "–" if first["chance"] is None else percent(first["chance"])
+        size = str(first[kind]["n"])
+        body.append([escape(name), size, chance, *(interval_cell(row and row[kind]) for row in rows)])
+    return table(["Kind of question", "n", "Chance", *(run_name(run, colour) for run, colour in runs)], body)
 
 
 def overall(runs: Sequence[tuple[Run, int]]) -> str:
@@ -166,7 +214,7 @@ def blind(runs: Sequence[tuple[Run, int]], kind: str) -> str:
             '<p class="note">No blind control was run: '
             "what part of the accuracy comes from the text alone is not known.</p>"
         )
-    head = ["Run", "Instead", "Real", "Blind", "Hearing gain, points", "Paired bootstrap", "Verdict"]
+    head = ["Run", "Instead", "Real", "Blind", "Hearing gain, points", "p, paired", "Verdict"]
     notes = "".join(f"<p class='note'>Left out: {line}</p>" for line in left_out)
     return (table(head, body) if body else "") + notes
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from earwise.errors import ScoringError
 
@@ -16,6 +17,8 @@ Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 BLOCK = 4096
 """Bootstrap draws made at a time."""
+FEW = 10
+"""Resampling items says nothing of what they do not hold: at least so many must differ from the commonest outcome."""
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -52,10 +55,10 @@ def accuracy_row(correct: Sequence[bool]) -> dict[str, float]:
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, seed: int, draws: int = 10_000, level: float = 0.95
 ) -> dict[str, float]:
-    """Mean of a - b over items that both runs answered, by resampling items.
+    """Mean of a - b over items that both runs answered, by resampling items. Of verdicts see `paired_difference`.
 
     Args:
-        a: One value (or verdict) per item.
+        a: One value per item.
         b: The same items in the same order.
         seed: Of the resampling.
         draws: Number of resamples.
@@ -83,6 +86,58 @@ def paired_bootstrap(
         "p": min(1.0, 2 * (tail + 1) / (draws + 1)),
         "n": n,
     }
+
+
+def paired_difference(
+    a: Sequence[bool], b: Sequence[bool], *, seed: int, draws: int = 20_000, level: float = 0.95
+) -> dict[str, Any]:
+    """Accuracy of `a` less accuracy of `b` on items that both answered, sure of no more than the items allow.
+
+    Many items: `paired_bootstrap`. Where nearly all have one outcome (few items; runs that hardly differ), it would
+    give an interval of no width: there p is the exact sign test's, on the items that only one of them has right, and
+    the interval the one that agrees with it.
+
+    Args:
+        a: One verdict per item.
+        b: The same items in the same order.
+        seed: Of the draws.
+        draws: Number of resamples, or of draws from the limits' distributions.
+        level: Coverage of the interval.
+    Returns:
+        `difference`, `low`, `high`, the two-sided `p` of no difference, `n`, `wins` (right in `a` alone), `losses`
+        (right in `b` alone), and `method` (`bootstrap` or `exact`).
+    Raises:
+        ScoringError: if the lists differ in length or are empty.
+    Source: McNemar's exact test; interval after Fay and Lumbard 2021 (Statistics in Medicine 40), who meld the exact
+        limits of the share of items that differ and of the share of wins among them.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ScoringError(f"{len(a)} and {len(b)} verdicts cannot be paired; compare runs on the same items")
+    n = len(a)
+    wins = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    losses = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
+    counts = {"n": n, "wins": wins, "losses": losses}
+    if n - max(wins, losses, n - wins - losses) >= FEW:
+        return paired_bootstrap(a, b, seed=seed, draws=draws, level=level) | counts | {"method": "bootstrap"}
+    rng = np.random.default_rng(seed)
+    differ = wins + losses
+    share_low, share_high = (_beta(rng, differ + k, n - differ + 1 - k, draws) for k in (0, 1))
+    lean_low, lean_high = (2 * _beta(rng, wins + k, losses + 1 - k, draws) - 1 for k in (0, 1))
+    lows = lean_low * np.where(lean_low > 0, share_low, share_high)
+    highs = lean_high * np.where(lean_high > 0, share_high, share_low)
+    return {
+        "difference": (wins - losses) / n,
+        "low": float(np.quantile(lows, (1 - level) / 2)),
+        "high": float(np.quantile(highs, (1 + level) / 2)),
+        "p": min(1.0, 2 * binomial_p(max(wins, losses), differ, 0.5)),
+        **counts,
+        "method": "exact",
+    }
+
+
+def _beta(rng: np.random.Generator, a: int, b: int, draws: int) -> NDArray[np.float64]:
+    """Draws of a beta distribution; with a parameter 0 it stands at that end."""
+    return rng.beta(a, b, draws) if a and b else np.full(draws, 0.0 if a == 0 else 1.0)
 
 
 def chance_level(option_counts: Iterable[int]) -> float:
