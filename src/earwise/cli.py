@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import click
 
-from earwise.commands import ask, build, chat, doctor, evaluate, export, models, train
+from earwise.commands import ablate, ask, build, chat, doctor, evaluate, export, models, train
 from earwise.errors import EarwiseError
 
 DONE, OUR_FAULT, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -37,8 +37,8 @@ def app(show_traceback: bool) -> None:
 
 
 for command in (
-    ask.command, chat.command, build.group, train.command, evaluate.command, evaluate.compare, evaluate.report,
-    doctor.command, export.command, models.command,
+    ask.command, chat.command, build.group, train.command, ablate.command, evaluate.command, evaluate.compare,
+    evaluate.report, doctor.command, export.command, models.command,
 ):  # fmt: skip
     app.add_command(command)
 

@@ -78,6 +78,14 @@ class TrainableConfig(_Strict):
     decoder: Mode = "lora"
     lora: LoraConfig = LoraConfig()
 
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> "TrainableConfig":
+        if self.encoder == self.connector == self.decoder == "frozen":
+            raise ValueError(
+                "nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora"
+            )
+        return self
+
 
 class OptimizerConfig(_Strict):
     """AdamW and its schedule."""

@@ -29,11 +29,7 @@ class Band:
     of: int = 8
 
     def holds(self, passes: float, attempts: float) -> bool:
-        """Whether a pass rate is in the band, both ends included.
-
-        >>> [Band(3, 6, 8).holds(passes, 16) for passes in (5, 6, 12, 13)]
-        [False, True, True, False]
-        """
+        """Whether a pass rate is in the band, both ends included."""
         return self.low * attempts <= passes * self.of <= self.high * attempts
 
 
@@ -51,13 +47,8 @@ def pass_rate(example: Example) -> float:
     Raises:
         DataError: if the row was not rated.
     """
-    rate = measured(example)
-    if rate is None:
-        raise DataError(
-            f"example {example.id!r} has no pass_count of attempts to order by; rate the manifest with "
-            "`earwise build difficulty`, or use curriculum order shuffled or online"
-        )
-    return rate[0] / rate[1]
+    passes, attempts = _rated(example)
+    return passes / attempts
 
 
 def within(examples: Sequence[Example], band: Band) -> list[int]:
@@ -66,17 +57,22 @@ def within(examples: Sequence[Example], band: Band) -> list[int]:
     Raises:
         DataError: if an example was not rated, or none is in the band.
     """
-    kept = []
-    for number, example in enumerate(examples):
-        pass_rate(example)
-        passes, attempts = measured(example) or (0, 1)
-        if band.holds(passes, attempts):
-            kept.append(number)
+    kept = [number for number, example in enumerate(examples) if band.holds(*_rated(example))]
     if not kept:
         raise DataError(
             f"none of {len(examples)} rows passed {band.low} to {band.high} of {band.of} attempts; widen the band"
         )
     return kept
+
+
+def _rated(example: Example) -> tuple[int, int]:
+    rate = measured(example)
+    if rate is None:
+        raise DataError(
+            f"example {example.id!r} has no pass_count of attempts to order by; rate the manifest with "
+            "`earwise build difficulty`, or use curriculum order shuffled or online"
+        )
+    return rate
 
 
 class EasyToHard:

@@ -42,6 +42,7 @@ def test_a_band_compares_other_numbers_of_attempts_by_their_rate() -> None:
     assert [POOL[number].id for number in within(POOL, Band(3, 6, 8))] == [
         "5/8 a", "3/8 a", "6/8 a", "5/8 b", "3/8 b", "6/8 b",
     ]  # fmt: skip
+    assert [Band(3, 6, 8).holds(passes, 16) for passes in (5, 6, 12, 13)] == [False, True, True, False]
     of_four = [rated(str(passes), passes, 4) for passes in range(5)]
     assert within(of_four, Band(3, 6, 8)) == [2, 3] and within(of_four, Band(2, 8, 8)) == [1, 2, 3, 4]
     with pytest.raises(DataError, match="none of 12 rows passed 1 to 1 of 8"):
