@@ -188,6 +188,9 @@ class GrpoStage(_Stage):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
+    sampler: str | None = None
+    """A server that samples, `http://127.0.0.1:8000/v1#NAME`, with the weights that it was started with; None: the
+    policy itself, here."""
     judge: JudgeConfig | None = None
     """Who answers for the reward `judge`."""
     reward_timeout_s: float = Field(60.0, gt=0)

@@ -13,13 +13,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioForConditional
 
 from builders import ask, largest, plain_inputs, sound, tiny_qwen2_audio
 from earwise import cli
-from earwise.config import check_recipe
+from earwise.config import LoraConfig, TrainableConfig, check_recipe
 from earwise.data import manifest
 from earwise.models import base
+from earwise.models.convert_mellow import converted
+from earwise.models.convert_salmonn import released_names
 from earwise.models.sequence import conversation_path
 from earwise.train import run
 from earwise.types import Audio, Example, Text, Turn
-from families import embedded
+from families import embedded, mellow, salmonn
 from families.forests import lora, ready
 
 STAGE = {
@@ -146,3 +148,27 @@ def test_the_embedded_models_adapter_fits_its_text_model(tmp_path: Path, capsys:
     ours = model.logits(model.module.decoder(torch.tensor([[5, 6, 7]])).last_hidden_state[0])
     assert largest([after[0] - ours]) < 1e-4
     assert largest([after - before]) > 1e-2
+
+
+def test_official_files_of_mellow_and_salmonn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = mellow.tiny_mellow()
+    ours.save(tmp_path / "mellow")
+    export(capsys, "--model", tmp_path / "mellow", "--out", tmp_path / "m", "--format", "official")
+    state = torch.load(tmp_path / "m" / "mellow.ckpt", weights_only=True)
+    back = converted(state, mellow.CONFIG, tmp_path / "m" / "mellow.ckpt").state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in ours.module.state_dict().items())
+
+    released = LoraConfig(r=2, alpha=8.0, targets=("q_proj", "v_proj"))
+    theirs = ready(salmonn.tiny().model, TrainableConfig(connector="frozen", lora=released))
+    theirs.save(tmp_path / "salmonn")
+    export(capsys, "--model", tmp_path / "salmonn", "--out", tmp_path / "s", "--format", "official")
+    held = torch.load(tmp_path / "s" / "salmonn.pth", weights_only=True)
+    assert set(held["model"]) == set(released_names(base.load(str(tmp_path / "salmonn")).module).values())
+
+
+def test_other_families_have_no_official_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert cli.run(["export", "--model", str(trained), "--out", str(tmp_path / "o"), "--format", "official"]) == 2
+    assert "use --format merged" in capsys.readouterr().err and not (tmp_path / "o").exists()

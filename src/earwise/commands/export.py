@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from earwise.models.base import AudioLM
 
 DTYPES = ("float32", "bfloat16", "float16")
+OFFICIAL = {  # family -> the file that its official code loads, and who writes it
+    "salmonn": ("salmonn.pth", "earwise.models.convert_salmonn:release"),
+    "mellow": ("mellow.ckpt", "earwise.models.convert_mellow:release"),
+}
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's decoder, as others call it
 
 
@@ -27,8 +31,8 @@ TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's decod
     "form",
     default="merged",
     show_default=True,
-    type=click.Choice(("merged", "peft")),
-    help="All weights with LoRA merged in, or LoRA alone as PEFT writes it.",
+    type=click.Choice(("merged", "peft", "official")),
+    help="All weights, LoRA merged in; LoRA alone, as PEFT writes it; what SALMONN's or Mellow's own code loads.",
 )
 @click.option(
     "--dtype", default=None, type=click.Choice(DTYPES), help="Of the weights.  [default: as the model is loaded]"
@@ -52,7 +56,7 @@ def command(model: str, out: Path, form: str, dtype: str | None, names: str, bas
 
     merged holds all weights: for families of transformers a checkpoint that its own class (4 and 5) and vLLM read; for
     the embedded model what was trained, and `merged.safetensors` beside it. peft holds adapter_config.json and
-    adapter_model.safetensors.
+    adapter_model.safetensors. official is for the two families whose released code is their own.
     """
     import shutil
 
@@ -60,7 +64,12 @@ def command(model: str, out: Path, form: str, dtype: str | None, names: str, bas
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        facts = _write_adapter(model, part, names, base) if form == "peft" else _write_model(model, part, dtype)
+        if form == "peft":
+            facts = _write_adapter(model, part, names, base)
+        elif form == "official":
+            facts = _write_official(model, part)
+        else:
+            facts = _write_model(model, part, dtype)
         if out.is_dir():
             out.rmdir()
         part.rename(out)
@@ -96,6 +105,24 @@ def _write_model(model: str, folder: Path, dtype: str | None) -> dict[str, str]:
     elif (folder / "config.json").exists():
         checkpoint.older_config(folder)
     (folder / "README.md").write_text(_card(loaded, model, folder, dtype or "float32"), encoding="utf-8")
+    return {"model": loaded.name, "revision": loaded.revision}
+
+
+def _write_official(model: str, folder: Path) -> dict[str, str]:
+    """The one file that a family's own released code loads; returns what is to be said of it."""
+    from earwise.entries import entry
+    from earwise.models.folder import checkpoint
+
+    family = checkpoint(Path(model))[0] if Path(model).is_dir() else model
+    if family not in OFFICIAL:
+        raise ModelError(
+            f"{model}: the family {family} has no file of its own kind (that is for {' and '.join(OFFICIAL)}); "
+            "use --format merged"
+        )
+    name, writer = OFFICIAL[family]
+    loaded = open_model(model)
+    note(f"writing {name}")
+    entry({family: writer}, family, "official format")(loaded, folder / name)
     return {"model": loaded.name, "revision": loaded.revision}
 
 

@@ -146,6 +146,23 @@ def official_state(model: Mellow) -> dict[str, Tensor]:
     return state | {HEAD: state[EMBEDDING]}
 
 
+def release(model: Mellow, ckpt: Path) -> None:
+    """Write a model as the official code reads it: its whole state dict in one file.
+
+    Raises:
+        ModelError: if it cannot be written.
+    """
+    part = ckpt.with_name(f".{ckpt.name}.part")
+    try:
+        ckpt.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({name: value.detach().cpu().clone() for name, value in official_state(model).items()}, part)
+        part.replace(ckpt)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise ModelError(f"{ckpt}: cannot be written ({error}); free some space or choose another folder") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @torch.no_grad()
 def begin_anew(module: MellowModule, folder: Path, seed: int) -> None:
     """Put a module where the paper's training starts, in place: the encoder stays, the decoder is the base model's, the

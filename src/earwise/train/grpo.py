@@ -19,7 +19,6 @@ from earwise.config import GrpoStage
 from earwise.curriculum import Band, EasyToHard, Online, pass_rate
 from earwise.data.mixture import Mixture
 from earwise.engine.base import Decoding, Prompt
-from earwise.engine.local import LocalEngine
 from earwise.losses import LossOutput, group_advantages, grpo_loss
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
@@ -31,6 +30,7 @@ from earwise.train.batches import Sounds, assemble, per_branch
 from earwise.train.clock import Clock
 from earwise.train.loop import StageWork
 from earwise.train.policy import Micro, Policy
+from earwise.train.sampler import check_drawn, drawn_logprobs, sampler
 from earwise.train.trainable import Reference, encoder_trains
 from earwise.train.verdicts import Bench, Tally, tally_of, together
 from earwise.types import Completion, Example, Waveform
@@ -76,7 +76,7 @@ def work(
     band = Band(**curriculum.band.model_dump())
     online = Online(band, curriculum.explore, seed) if curriculum.order == "online" else None
     passes = load_reward(curriculum.reward)
-    engine = LocalEngine(model, ears=ears, trees=stage.prompts_per_step)
+    engine = sampler(stage.sampler, model, ears, trees=stage.prompts_per_step)
     policy = Policy(model)
     reference = Reference(model.module)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
@@ -113,8 +113,8 @@ def work(
         for micro in micros:
             counts = {"items": torch.tensor(items), "sequences": torch.tensor(sequences)}
             micro.extra = counts | {"advantages": per_branch(advantages, micro, start)}
+            _remember(micro, groups, start)
             start += len(micro.forest.branch_trees)
-            _remember(micro)
         made[:] = micros
         if trees:
             metrics["distinct_share"] = sum(len(m.forest) for m in micros) / sum(
@@ -136,6 +136,8 @@ def work(
             examples, prompts = _prompts(step, asked, stage.prompts_per_step - len(signal))
             with clock("rollout"):
                 groups = engine.generate(prompts, decoding, stage.group_size)
+                if stage.sampler:
+                    check_drawn(model, groups, stage.sampler)
             with clock("reward"):
                 verdicts = bench.judge(examples, groups)
             tallies.append(tally_of(groups, verdicts))
@@ -194,12 +196,15 @@ def work(
             trees.append([trunk + completion_path(completion.token_ids) for completion in group])
         return trees, waves
 
-    def _remember(micro: Micro) -> None:
-        """Log-probabilities under the reference, and at sampling time if there will be several updates."""
+    def _remember(micro: Micro, groups: list[list[Completion]], start: int) -> None:
+        """Log-probabilities under the reference, and at sampling time if there will be several updates or another
+        sampled."""
         if stage.beta:
             with clock("reference"):
                 micro.extra["ref_logprobs"] = reference.logprobs(policy, micro)
-        if stage.num_iterations > 1:
+        if stage.sampler:
+            micro.extra["old_logprobs"] = drawn_logprobs([one for group in groups for one in group], micro, start)
+        elif stage.num_iterations > 1:
             with clock("reference"), torch.no_grad():
                 micro.extra["old_logprobs"] = policy(micro.forest, micro.heard, micro.waves)
 
