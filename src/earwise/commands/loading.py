@@ -1,5 +1,6 @@
 """What several commands share: notes on stderr, options, a loaded model, a decoded clip."""
 
+import gc
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,14 +88,19 @@ def open_engine(name: str) -> "LocalEngine | RemoteEngine":
         remote = connect(name, log=log, say=note)
         note(f"every prompt and answer is kept in {log}")
         return remote
-    if name == "embedded":
-        from earwise.models import ahead
+    gc.disable()  # importing makes a million objects that all stay: looking through them took a second of a cold start
+    try:
+        if name == "embedded":
+            from earwise.models import ahead
 
-        ahead.start()
-    from earwise.engine.local import LocalEngine
-    from earwise.models import folder
+            ahead.start()
+        from earwise.engine.local import LocalEngine
+        from earwise.models import folder
 
-    engine = LocalEngine(open_model(name))
+        engine = LocalEngine(open_model(name))
+        gc.freeze()
+    finally:
+        gc.enable()
     if Path(name).is_dir():
         engine.name = folder.named(engine.name, folder.checkpoint(Path(name))[1])
     return engine
