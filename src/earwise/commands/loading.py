@@ -88,7 +88,8 @@ def open_engine(name: str) -> "LocalEngine | RemoteEngine":
         remote = connect(name, log=log, say=note)
         note(f"every prompt and answer is kept in {log}")
         return remote
-    gc.disable()  # importing makes a million objects that all stay: looking through them took a second of a cold start
+    # What importing makes stays. Cold starts in turn: with collection 10.5, 8.8, 7.4 s, without 7.4, 8.0, 6.6 s.
+    gc.disable()
     try:
         if name == "embedded":
             from earwise.models import ahead

@@ -21,17 +21,19 @@ class Ears:
 
     Args:
         model: The model that listens.
-        batch: Clips per encoder pass; clips of like length are put together.
+        batch: Clips per encoder pass; clips of like length are put together. None: one on a CPU, where what eight clips
+            fill falls out of its caches (a fifth slower), eight elsewhere.
         keep_mb: Memory limit of what is kept.
         watch: Opened around every encoder pass (a stopwatch).
     """
 
     def __init__(
-        self, model: AudioLM, *, batch: int = 8, keep_mb: int = 1024,
+        self, model: AudioLM, *, batch: int | None = None, keep_mb: int = 1024,
         watch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:  # fmt: skip
         self._model = model
-        self._batch = batch
+        on_cpu = next(model.module.parameters()).device.type == "cpu" if batch is None else False
+        self._batch = batch or (1 if on_cpu else 8)
         self._watch = watch
         self._limit = keep_mb * 2**20
         self._size = 0
