@@ -1,8 +1,12 @@
 """GRPO on one large GPU at Qwen2-Audio-7B's real shape: seconds of a step by phase, memory, and the share of the peak.
 
-    python benchmarks/gpu.py --mode lora --out benchmarks/results/gpu-lora.json
-    python benchmarks/gpu.py --mode full --checkpoint-activations
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json
+    python benchmarks/gpu.py --mode lora --new-tokens 32 --out benchmarks/results/gpu-lora.json
+    python benchmarks/gpu.py --estimate
     python benchmarks/gpu.py --small --device cpu --prompts 2 --group 2 --new-tokens 4 --seconds 1 --steps 1
+
+The defaults are R1-AQA's step (`recipes/r1-aqa.yaml`): everything is trained, 16 prompts x 8 completions of up to 256
+tokens, layers computed again in the backward pass. What it will need is printed first, and what cannot fit is refused.
 
 Weights are random, built on the device in bfloat16 from the released configuration; no checkpoint is needed. Batches
 come from the GRPO stage itself (sampling, rewards, packing, reference), the update is written out below. A policy of
@@ -32,15 +36,19 @@ from ways.models import SPECIAL, word_tokenizer
 from ways.timing import high_water_mb, machine
 
 from earwise.config import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
+from earwise.engine.base import Decoding, Prompt
+from earwise.engine.local import LocalEngine
+from earwise.engine.static import FEWEST_SLOTS, rung
 from earwise.files import write_json
+from earwise.models import memory, shapes
 from earwise.models.base import DTYPES, AudioLM, best_device
 from earwise.models.ears import Ears
 from earwise.models.parts.recompute import recompute_layers
 from earwise.models.qwen2_audio import from_parts
-from earwise.prompts import INSTRUCTIONS, OPTIONS
+from earwise.prompts import INSTRUCTIONS, OPTIONS, prompt_turns
 from earwise.train import grpo
 from earwise.train.batches import Sounds
-from earwise.train.clock import settled_on
+from earwise.train.clock import describe, settled_on
 from earwise.train.policy import Micro, Policy
 from earwise.train.trainable import encoder_trains, parameter_groups, prepare
 from earwise.types import Audio, Example, Text, Turn
@@ -62,6 +70,12 @@ SMALL_TEXT = {
 CHOICES = ("man", "woman", "dog", "car")
 QUESTION = "What is the source of the sound that is heard in the second half of the video"
 STEPS = 500  # of R1-AQA's reported checkpoint
+GOAL_HOURS = 1.0  # for these, on one GPU
+SPARE = 0.95  # of the free memory may be asked for: an allocator leaves gaps
+TRAINED = {
+    "lora": TrainableConfig(lora=LoraConfig(r=64, alpha=128.0)),
+    "full": TrainableConfig(encoder="full", connector="full", decoder="full"),
+}
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}  # dense bfloat16, as the maker states
 PHASES = ("hear", "rollout", "reference", "forward", "backward", "optimizer")
 
@@ -109,6 +123,67 @@ def matmul_tflops(device: str, dtype: torch.dtype, size: int) -> float:
     return statistics.median(rates[1:])
 
 
+def shape_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Encoder's and decoder's config."""
+    audio, text = (AUDIO | SMALL_AUDIO, TEXT | SMALL_TEXT) if arguments.small else (AUDIO, TEXT)
+    if arguments.layers:
+        audio, text = audio | {"encoder_layers": arguments.layers}, text | {"num_hidden_layers": arguments.layers}
+    return audio, text
+
+
+def estimate(arguments: argparse.Namespace) -> dict[str, float]:
+    """Gigabytes of a step by what holds them, on paper: the planner's, and the decoding buffers beside an update, since
+    they stay where they are between rollouts."""
+    sizes = shapes.of_model(build(*shape_of(arguments), "meta", DTYPES[arguments.dtype]))
+    on_gpu = arguments.device.startswith("cuda")
+    needed = memory.training(
+        sizes, TRAINED[arguments.mode], dtype=arguments.dtype, pack_tokens=arguments.pack_tokens,
+        checkpoint=not arguments.keep_activations, reference=True,
+        rollout=(arguments.prompts, arguments.group, arguments.new_tokens), clip_s=arguments.seconds, cpu=not on_gpu,
+    )  # fmt: skip
+    parts = dict(needed.parts)
+    if on_gpu:
+        says, trunk = sizes.says, round(arguments.seconds * sizes.tokens_per_s) + memory.TRUNK
+        slots = rung(trunk + arguments.group * arguments.new_tokens, FEWEST_SLOTS)
+        a_slot = 2 * says.layers * says.kv_heads * says.head_dim * memory.BYTES[arguments.dtype]
+        kept = {"keys and values": float(a_slot * rung(arguments.prompts) * slots)}
+        phases = [{name: size for name, size in phase.items() if name not in kept} for phase in needed.phases.values()]
+        parts = {**needed.lasting, **kept, **max(phases, key=lambda phase: sum(phase.values()))}
+    return {name: size / 1e9 for name, size in parts.items()} | {"in all": sum(parts.values()) / 1e9}
+
+
+def refusal(needed_gb: float, arguments: argparse.Namespace) -> str | None:
+    """One line if so much does not fit, with what would help."""
+    free = memory.free_memory(arguments.device)
+    if free is None or needed_gb <= SPARE * free / 1e9:
+        return None
+    ways = [f"--pack-tokens {arguments.pack_tokens // 2}", f"--prompts {max(1, arguments.prompts // 2)}"]
+    ways += ["--mode lora"] if arguments.mode == "full" else []
+    ways += ["no --keep-activations"] if arguments.keep_activations else []
+    return f"gpu.py: needs {needed_gb:.0f} GB, {arguments.device} has {free / 1e9:.0f} free; try {' or '.join(ways)}"
+
+
+def decoding(model: AudioLM, rows: Sequence[Example], sounds: Sounds, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds to sample one step's completions with what was heard at hand: in fixed shapes (graphs on CUDA) and in a
+    cache that grows; the second of two runs each."""
+    prompts = [
+        Prompt(prompt_turns(row, "answer"), tuple(sounds.load(row) or ()), row.id) for row in rows[: arguments.prompts]
+    ]
+    settings = Decoding(arguments.new_tokens, temperature=1.0)
+    ears, clock = Ears(model, batch=16), settled_on(torch.device(arguments.device))
+    found: dict[str, Any] = {}
+    for name, static in (("fixed_s", True), ("growing_s", False)):
+        engine = LocalEngine(model, ears=ears, trees=arguments.prompts, static=static)
+        for _ in range(2):
+            clock.split()
+            with clock("decoding"):
+                engine.generate(prompts, settings, arguments.group)
+            found[name] = clock.split()["decoding"]
+        if static and engine._static is not None:
+            found |= {"shapes": len(engine._static.shapes), "recorded": engine._static.recorded}
+    return found | {"passes": arguments.new_tokens - 1}
+
+
 def work_of(model: AudioLM, micros: Sequence[Micro], seconds: float, prompts: int) -> dict[str, float]:
     """Floating-point operations that each part of a step needs."""
     sizes = floor.sizes(model)
@@ -131,14 +206,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Build the model, run one step to warm up and `--steps` that count."""
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     on_gpu = device.startswith("cuda")
-    audio, text = (AUDIO | SMALL_AUDIO, TEXT | SMALL_TEXT) if arguments.small else (AUDIO, TEXT)
-    if arguments.layers:
-        audio, text = audio | {"encoder_layers": arguments.layers}, text | {"num_hidden_layers": arguments.layers}
+    rate = matmul_tflops(device, dtype, 512 if arguments.small else 8192 if on_gpu else 2048)
     torch.manual_seed(0)
-    model = build(audio, text, device, dtype)
-    full = TrainableConfig(encoder="full", connector="full", decoder="full")
-    prepare(model, full if arguments.mode == "full" else TrainableConfig(lora=LoraConfig(r=64, alpha=128.0)))
-    if arguments.checkpoint_activations:
+    model = build(*shape_of(arguments), device, dtype)
+    prepare(model, TRAINED[arguments.mode])
+    if not arguments.keep_activations:
         recompute_layers(model.module)
     stage = GrpoStage(
         kind="grpo", data=DataConfig(mixture=(Source(manifest="random"),)), max_steps=arguments.steps + 1,
@@ -149,12 +221,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ears = Ears(model, batch=16, keep_mb=0 if encoder_trains(model) else 2048, watch=clock.phase("hear"))
     rows = questions(folder, arguments.prompts * (arguments.steps + 1), arguments.seconds)
     sounds = Sounds(model, long_audio="error", on_bad_row="stop")
-    batches = grpo.work(model, stage, [(rows, 1.0)], ears, sounds, 0, lambda _: None, clock)
+    batches = grpo.work(model, stage, [(rows, 1.0)], ears, sounds, 0, lambda _: None, folder, lambda _: None, clock)
     policy = Policy(model)
     groups = parameter_groups(model, OptimizerConfig(lr=1e-6))
     optimizer = torch.optim.AdamW(groups, fused=True if on_gpu else None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    splits, micros = [], []
+    splits, micros, graphs = [], [], []
     for step in range(arguments.steps + 1):
         clock.split()
         micros, _ = batches.batches(step)
@@ -170,13 +242,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             optimizer.zero_grad()
         model.module.eval()
         splits.append(clock.split())
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        print(f"step {step}: {describe(splits[-1], 1)}", file=sys.stderr)
     warm = splits[1:]
     phases = {name: statistics.median(split.get(name, 0.0) for split in warm) for name in PHASES}
     step_s = statistics.median(sum(split.values()) for split in warm)
     work = work_of(model, micros, arguments.seconds, arguments.prompts)
     tokens = sum(len(micro.forest) for micro in micros)
     sampled = sum(int(micro.forest.loss_mask.sum()) for micro in micros)
-    rate = matmul_tflops(device, dtype, 512 if arguments.small else 8192 if on_gpu else 2048)
     gpu = torch.cuda.get_device_name(device) if on_gpu else None
     stated = arguments.peak_tflops or next((v for name, v in PEAK_TFLOPS.items() if gpu and name in gpu), None)
     done = sum(work.values()) / step_s / 1e12
@@ -189,6 +262,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "step_s": step_s,
         "phases_s": phases | {"rest": step_s - sum(phases.values())},
         "hours_for_500_steps": STEPS * step_s / 3600,
+        "within_the_goal": STEPS * step_s / 3600 <= GOAL_HOURS if on_gpu and not arguments.small else None,
+        "compiled": {"in_the_first_step": graphs[0], "later": graphs[-1] - graphs[0]},
         "distinct_tokens": tokens,
         "sampled_tokens": sampled,
         "sequence_tokens_one_by_one": sum(len(path.ids) for micro in micros for paths in micro.paths for path in paths),
@@ -202,20 +277,23 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "share_of_stated_peak": done / stated if stated else None,
         "update_share_of_matmul": work["update"] / (phases["forward"] + phases["backward"]) / 1e12 / rate,
         "peak_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9 if on_gpu else high_water_mb() / 1e3,
+        "decoding": decoding(model, rows, sounds, arguments) if arguments.compare_decoding else None,
     }
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The command line; defaults are R1-AQA's shape on one GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mode", choices=("lora", "full"), default="lora")
+    parser.add_argument("--mode", choices=tuple(TRAINED), default="full", help="LoRA on the decoder, or everything")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0, help="of every clip")
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--pack-tokens", type=int, default=4096, help="distinct tokens of one forward pass")
+    parser.add_argument("--new-tokens", type=int, default=256)
+    parser.add_argument("--pack-tokens", type=int, default=8192, help="distinct tokens of one forward pass")
     parser.add_argument("--steps", type=int, default=3, help="that count, after one to warm up")
-    parser.add_argument("--checkpoint-activations", action="store_true")
+    parser.add_argument("--keep-activations", action="store_true", help="no layer is computed twice")
+    parser.add_argument("--compare-decoding", action="store_true", help="a rollout with and without fixed shapes too")
+    parser.add_argument("--estimate", action="store_true", help="say what memory it needs, and stop")
     parser.add_argument("--device", default=best_device())
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16")
     parser.add_argument("--layers", type=int, help="of encoder and of decoder, in place of 32")
@@ -228,8 +306,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main(words: Sequence[str]) -> dict[str, Any]:
     """Measure, print, keep."""
     arguments = parse(words)
+    needed = estimate(arguments)
+    print("on paper, GB: " + ", ".join(f"{name} {size:.1f}" for name, size in needed.items()), file=sys.stderr)
+    if arguments.estimate:
+        return {"estimate_gb": needed}
+    if refused := refusal(needed["in all"], arguments):
+        sys.exit(refused)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments, Path(folder))
+        result = measure(arguments, Path(folder)) | {"estimate_gb": needed}
     print(json.dumps(result, indent=1))
     if arguments.out:
         write_json(arguments.out, result)

@@ -277,13 +277,17 @@ def target_logprobs(
         logits: The model's output head.
         chunk: Positions whose logits are alive at once (recomputed in the backward pass when there are several chunks).
     """
+    count = len(forest.sources)
     at_sources = hidden[forest.sources]
     order = torch.argsort(forest.target_sources, stable=True)
-    ranked = forest.target_sources[order]
+    starts = list(range(0, count, chunk))
+    bounds = [0, len(order)]
+    if count > chunk:  # read from the device once, not chunk by chunk
+        edges = torch.tensor([*starts, count], device=order.device)
+        bounds = torch.searchsorted(forest.target_sources[order], edges).tolist()
     out = []
-    for start in range(0, len(forest.sources), chunk):
-        stop = min(start + chunk, len(forest.sources))
-        low, high = (int(v) for v in torch.searchsorted(ranked, torch.tensor([start, stop], device=ranked.device)))
+    for start, low, high in zip(starts, bounds, bounds[1:], strict=False):
+        stop = min(start + chunk, count)
         chosen = order[low:high]
         args = (at_sources[start:stop], forest.target_sources[chosen] - start, forest.target_ids[chosen])
 
@@ -292,7 +296,7 @@ def target_logprobs(
             picked: Tensor = scores[rows, ids] - torch.logsumexp(scores, -1)[rows]
             return picked
 
-        if len(forest.sources) > chunk and torch.is_grad_enabled():
+        if count > chunk and torch.is_grad_enabled():
             out.append(checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False))
         else:
             out.append(piece(*args))

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 
 from builders import ask, largest, sound, tiny_qwen2_audio
@@ -129,6 +130,25 @@ def test_a_model_says_the_same_through_both_kernels() -> None:
 
 def test_dense_is_taken_on_a_cpu() -> None:
     assert TreeAttention(grown(0)).kernel == "dense"
+
+
+@torch.no_grad()
+def test_one_compilation_a_length() -> None:
+    """What torch traces is counted: forests of any length and any trees share one trace per power of two."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    traced = torch.compile(torch_flex.flex_attention, dynamic=False, backend=counter)
+    lengths, rounded = set(), set()
+    for seed, trees in enumerate((1, 2, 4, 14)):
+        forest = grown(seed, trees)
+        parts = [torch.randn(1, 2, len(forest), 16, generator=torch.Generator().manual_seed(seed)) for _ in range(3)]
+        sparse = BlockSparse(forest, compiled=False)
+        sparse._run = traced
+        assert largest([sparse(0, *parts, 0.25) - TreeAttention(forest, "dense")(0, *parts, 0.25)]) < 1e-5
+        lengths.add(len(forest))
+        rounded.add(filled(len(forest)))
+    assert len(lengths) > len(rounded) == 2
+    assert counter.frame_count == len(rounded)
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ SMALL = ["--small", "--device=cpu", "--prompts=2", "--group=2", "--new-tokens=3"
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_step_on_a_cpu(mode: str, tmp_path: Path) -> None:
-    checkpoint = ["--checkpoint-activations"] if mode == "full" else []
+    more = ["--keep-activations", "--compare-decoding"] if mode == "lora" else []
     dtype = "bfloat16" if mode == "lora" else "float32"
     result = gpu.main(
-        [*SMALL, "--pack-tokens=120", "--mode", mode, "--dtype", dtype, *checkpoint, "--out", str(tmp_path / "r.json")]
+        [*SMALL, "--pack-tokens=120", "--mode", mode, "--dtype", dtype, *more, "--out", str(tmp_path / "r.json")]
     )
     assert json.loads((tmp_path / "r.json").read_text())["step_s"] == result["step_s"]
     for phase in ("hear", "rollout", "reference", "forward", "backward", "optimizer"):
@@ -33,8 +33,30 @@ def test_a_step_on_a_cpu(mode: str, tmp_path: Path) -> None:
     assert result["hours_for_500_steps"] == pytest.approx(500 * result["step_s"] / 3600)
     assert result["tflops"] * result["step_s"] == pytest.approx(sum(result["work_tflop"].values()))
     assert (result["trained_parameters"] == result["parameters"]) == (mode == "full")
+    assert result["compiled"] == {"in_the_first_step": 0, "later": 0} and result["within_the_goal"] is None
+    assert (result["decoding"] is not None) == (mode == "lora")
     work = result["work_tflop"]
     assert work["update"] > (2.5 if mode == "full" else 1.8) * work["rollout"]
+
+
+def test_what_it_needs_is_told_and_what_cannot_fit_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the real shape by hand: 8.4 billion bfloat16 numbers five times over (weights, gradients, two moments and the
+    reference), and room for 16 trees of 3072 slots of half a megabyte."""
+    told = gpu.main(["--estimate", "--device=cuda"])["estimate_gb"]
+    held = sum(told[name] for name in ("weights", "gradients", "optimizer", "reference"))
+    assert held == pytest.approx(5 * 2 * 8.4, rel=0.01)
+    assert told["keys and values"] == pytest.approx(16 * 3072 * 2 * 32 * 4096 * 2 / 1e9)
+    assert told["in all"] == pytest.approx(sum(size for name, size in told.items() if name != "in all"))
+    assert 110 < told["in all"] < 0.95 * 141, "R1-AQA's step does not fit on one H200"
+    monkeypatch.setattr(gpu.memory, "free_memory", lambda _: 80e9)
+    capsys.readouterr()
+    with pytest.raises(
+        SystemExit, match=r"gpu.py: needs 1\d\d GB, cuda has 80 free; try --pack-tokens 4096 or --prompts 8"
+    ):
+        gpu.main(["--device=cuda"])
+    assert "keys and values 25.8" in capsys.readouterr().err
 
 
 def test_the_real_shape_is_that_of_the_released_model() -> None:

@@ -4,11 +4,13 @@ Every tree owns one row of slots per layer. A token's keys and values go to the 
 branch it belongs to; a state remembers which slots it sees. Two branches that part share all slots up to the fork.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from earwise.models.base import AudioLM
 from earwise.models.parts.attention import attend
 
 ROOM = 32  # slots added beyond what a pass needs
@@ -31,6 +33,27 @@ class Step:
     mask: Tensor
 
 
+def following(
+    mask: Tensor, rows: Tensor, parents: Tensor, columns: Tensor, slots: Tensor, shape: tuple[int, int]
+) -> Step:
+    """The step that computes one more token of every state: it sees what the token before it saw, and itself.
+
+    Args:
+        mask: Of the step before, `(trees, 1, queries, slots)`.
+        rows: Tree of each token.
+        parents: Place that the token before it had among the queries of `mask`.
+        columns: Its own place among its tree's queries.
+        slots: Its slot.
+        shape: Queries and slots of the new mask.
+    """
+    seen = mask.new_zeros(len(mask), 1, *shape)
+    seen[..., 0] = True  # a row of padding must see something
+    common = min(mask.shape[-1], shape[1])
+    seen[rows, 0, columns, :common] = mask[rows, 0, parents, :common]
+    seen[rows, 0, columns, slots] = True
+    return Step(rows, columns, slots, seen)
+
+
 class TreeCache:
     """Slots of the trees that the first pass brings; implements `Attend` for the step set by `begin`."""
 
@@ -44,8 +67,26 @@ class TreeCache:
         """Say where the tokens of the next forward pass belong."""
         self._step, self._bias = step, None
 
+    @property
+    def mask(self) -> Tensor:
+        """What the tokens of the last step see, `(trees, 1, queries, slots)`."""
+        assert self._step is not None, "begin() comes before the forward pass"
+        return self._step.mask
+
+    def layers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Hand over keys and values layer by layer; they are let go here."""
+        while self._keys:
+            yield self._keys.pop(0), self._values.pop(0)
+
+    def advance(self, model: AudioLM, ids: Tensor, positions: Tensor, step: Step) -> Tensor:
+        """Compute one token of every state; returns scores `(states, vocab)` of the next."""
+        self.begin(step)
+        return model.logits(model.decode(model.embed(ids), positions, self))
+
     def keep(self, rows: Tensor) -> None:
         """Drop all trees but these, renumbered in this order."""
+        if self._step is not None:
+            self._step = replace(self._step, mask=self._step.mask[rows])
         self._keys = [keys[rows] for keys in self._keys]
         self._values = [values[rows] for values in self._values]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from earwise.answers import parse
 from earwise.audio import decode
 from earwise.engine.base import Decoding, Engine, Prompt
-from earwise.engine.cache import Step, TreeCache
+from earwise.engine.cache import Step, TreeCache, following
 from earwise.engine.delay import token_delay
+from earwise.engine.static import StaticCache
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
 from earwise.models.base import AudioLM
@@ -43,13 +44,13 @@ class _Said:
 
 @dataclass(slots=True)
 class _State:
-    """A distinct beginning: its prompt and tree, the samples that stand on it, what it sees, and its last token (not
-    yet computed)."""
+    """A distinct beginning: its prompt and tree, the samples that stand on it, where the token before its last stood in
+    the last step, and its last token (not yet computed)."""
 
     prompt: int
     tree: int
     samples: list[int]
-    seen: Tensor
+    column: int
     token: int
     position: int
 
@@ -61,9 +62,12 @@ class LocalEngine:
         model: Any `AudioLM`.
         ears: Shared memory of what was heard; None makes one.
         trees: Prompts sampled together; those about one sound share it.
+        static: Decode in buffers of fixed shapes (`static.py`); None does so on CUDA, where it pays.
     """
 
-    def __init__(self, model: AudioLM, *, ears: Ears | None = None, trees: int = 32) -> None:
+    def __init__(
+        self, model: AudioLM, *, ears: Ears | None = None, trees: int = 32, static: bool | None = None
+    ) -> None:
         self.model = model
         self.name = model.name
         self.revision = model.revision
@@ -72,6 +76,8 @@ class LocalEngine:
         self.ears = ears or Ears(model)
         self.trees = trees
         self._packed = Packed(model.module, model.groups["decoder"])
+        on_cuda = self._device.type == "cuda"
+        self._static = StaticCache(model, capture=on_cuda) if (on_cuda if static is None else static) else None
         self.distinct_tokens = 0
         """Tokens computed while sampling, since the start."""
         self.sampled_tokens = 0
@@ -169,7 +175,11 @@ class LocalEngine:
         states, scores, slots = self._prefill(prompts, cache, n)
         beginnings = len(prompts) * (n if decoding.temperature else 1)
         with self._packed.decoding(beginnings, passes=decoding.max_new_tokens - 1):
-            self._grow(states, scores, slots, cache, said, draws, decoding, tell)
+            if self._static is None:
+                self._grow(states, scores, slots, cache, said, draws, decoding, tell)
+            else:
+                with self._static.holding(cache):
+                    self._grow(states, scores, slots, self._static, said, draws, decoding, tell)
         return [[self._completion(sample, decoding) for sample in samples] for samples in said]
 
     def _grow(
@@ -177,7 +187,7 @@ class LocalEngine:
         states: list[_State],
         scores: Tensor,
         slots: list[int],
-        cache: TreeCache,
+        cache: TreeCache | StaticCache,
         said: list[list[_Said]],
         draws: list[torch.Generator],
         decoding: Decoding,
@@ -229,7 +239,8 @@ class LocalEngine:
         slots = [len(tree) for tree in trees]
         width = max(slots)
         starts = torch.tensor(forest.bounds[:-1], device=device)
-        rows = torch.repeat_interleave(torch.arange(len(trees), device=device), torch.tensor(slots, device=device))
+        lengths = torch.tensor(slots, device=device)
+        rows = torch.repeat_interleave(torch.arange(len(trees), device=device), lengths, output_size=len(forest))
         index = torch.arange(len(forest), device=device) - starts[rows]
         ends = torch.zeros(len(trees), width, dtype=torch.long, device=device)
         ends[rows, index] = forest.ends - starts[rows]
@@ -248,7 +259,7 @@ class LocalEngine:
         states, last = [], []
         for number, trunk in enumerate(trunks):
             tree, at = found[number]
-            states.append(_State(number, tree, list(range(n)), mask[tree, at], -1, len(trunk.ids)))
+            states.append(_State(number, tree, list(range(n)), at, -1, len(trunk.ids)))
             last.append(forest.bounds[tree] + at)
         return states, self.model.logits(hidden[torch.tensor(last, device=device)]), slots
 
@@ -263,18 +274,19 @@ class LocalEngine:
         """Draw the next token of every sample; one new state per distinct beginning that goes on."""
         logprobs = torch.log_softmax(scores.float(), -1)
         if decoding.temperature == 0:
-            drawn = logprobs.argmax(-1)[:, None].expand(-1, max(len(state.samples) for state in states)).tolist()
+            drawn = logprobs.argmax(-1)[:, None].expand(-1, max(len(state.samples) for state in states))
         else:
             drawn = _draw(_weights(logprobs, decoding), states, draws)
+        tokens, values = drawn.tolist(), logprobs.gather(-1, drawn).tolist()
         out = []
         for number, state in enumerate(states):
-            prompt, tokens = state.prompt, drawn[number][: len(state.samples)]
+            prompt = state.prompt
             groups: dict[int, list[int]] = {}
-            for sample, token in zip(state.samples, tokens, strict=True):
+            for sample, token in zip(state.samples, tokens[number], strict=False):
                 groups.setdefault(token, []).append(sample)
-            values = logprobs[number, list(groups)].tolist()
-            for (token, samples), value in zip(groups.items(), values, strict=True):
-                ends = token in self.model.eos_ids
+            known = dict(zip(tokens[number], values[number], strict=True))
+            for token, samples in groups.items():
+                value, ends = known[token], token in self.model.eos_ids
                 for sample in samples:
                     one = said[prompt][sample]
                     one.ids.append(token)
@@ -282,41 +294,26 @@ class LocalEngine:
                     one.done = ends
                 self.sampled_tokens += len(samples)
                 if not ends:
-                    out.append(_State(prompt, state.tree, samples, state.seen, token, state.position))
+                    out.append(_State(prompt, state.tree, samples, state.column, token, state.position))
         return out
 
-    def _advance(self, states: list[_State], cache: TreeCache, slots: list[int], device: torch.device) -> Tensor:
+    def _advance(
+        self, states: list[_State], cache: TreeCache | StaticCache, slots: list[int], device: torch.device
+    ) -> Tensor:
         """Compute the last token of every state; returns next-token scores `(states, vocab)`."""
-        columns, where = [], []
         filled = [0] * len(slots)
+        numbers: list[list[int]] = []
         for state in states:
-            columns.append(filled[state.tree])
+            column, slot = filled[state.tree], slots[state.tree]
+            numbers.append([state.token, state.position, state.tree, state.column, column, slot])
             filled[state.tree] += 1
-            where.append(slots[state.tree])
             slots[state.tree] += 1
-        used = max(slots)
-        mask = torch.zeros(len(slots), 1, max(filled), used, dtype=torch.bool, device=device)
-        mask[..., 0] = True  # a row of padding must see something
-        for state, column, slot in zip(states, columns, where, strict=True):
-            seen = torch.zeros(used, dtype=torch.bool, device=device)
-            seen[: len(state.seen)] = state.seen[:used]
-            seen[slot] = True
-            state.seen = seen
-            mask[state.tree, 0, column] = seen
-        cache.begin(
-            Step(
-                rows=torch.tensor([state.tree for state in states], device=device),
-                columns=torch.tensor(columns, device=device),
-                slots=torch.tensor(where, device=device),
-                mask=mask,
-            )
-        )
-        ids = torch.tensor([state.token for state in states], device=device)
-        positions = torch.tensor([state.position for state in states], device=device)
-        for state in states:
+            state.column = column
             state.position += 1
+        ids, positions, rows, parents, columns, where = torch.tensor(numbers, device=device).unbind(1)
+        step = following(cache.mask, rows, parents, columns, where, (max(filled), max(slots)))
         self.distinct_tokens += len(states)
-        return self.model.logits(self.model.decode(self.model.embed(ids), positions, cache))
+        return cache.advance(self.model, ids, positions, step)
 
     def _completion(self, sample: _Said, decoding: Decoding) -> Completion:
         ids = sample.ids[:-1] if sample.done else sample.ids
@@ -345,7 +342,7 @@ def _generator(seed: int, key: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _draw(weights: Tensor, states: Sequence[_State], draws: Sequence[torch.Generator]) -> list[list[int]]:
+def _draw(weights: Tensor, states: Sequence[_State], draws: Sequence[torch.Generator]) -> Tensor:
     """Tokens for the samples of every state, by inversion: the first token whose cumulated weight is above a uniform
     number from the prompt's own generator. Rows are as long as the longest."""
     width = max(len(state.samples) for state in states)
@@ -355,8 +352,7 @@ def _draw(weights: Tensor, states: Sequence[_State], draws: Sequence[torch.Gener
         row[:count] = torch.rand(count, generator=draws[state.prompt], dtype=torch.float64)
     total = weights.double().cumsum(-1)
     found = torch.searchsorted(total, uniform.to(total.device) * total[:, -1:], right=True)
-    rows: list[list[int]] = found.clamp_max(weights.shape[-1] - 1).tolist()
-    return rows
+    return found.clamp_max(weights.shape[-1] - 1)
 
 
 def _weights(logprobs: Tensor, decoding: Decoding) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from earwise.models.parts import lean
+from earwise.models.sizes import LARGEST_PACKED_BYTES
 
 SIZES = (8, 16, 32, 64, 96)
 """Rows that weights are packed for; beyond the last the plain product is as fast."""
@@ -23,8 +24,6 @@ FEWEST = 3
 """One and two rows go through a matrix-vector product at full speed."""
 PAYS = 8
 """Passes after which packing has paid for itself."""
-LARGEST_BYTES = 2 * 2**30
-"""Decoders above this are not packed: the copy would not fit beside them on a small machine."""
 
 
 class Packed:
@@ -67,7 +66,7 @@ class Packed:
         """Pack unless it is done; False if nothing is packed."""
         layers = _layers(self._module, self._decoder)
         used = [parameter for layer in layers for parameter in layer.parameters()]
-        if not used or sum(parameter.nbytes for parameter in used) > LARGEST_BYTES:
+        if not used or sum(parameter.nbytes for parameter in used) > LARGEST_PACKED_BYTES:
             return False
         if any(parameter.device.type != "cpu" for parameter in used):
             return False

@@ -1,11 +1,16 @@
-"""The embedded model's connector: a learned mix of all encoder layers, one token per 320 ms, and a few summary tokens
-per clip.
+"""The embedded model's connectors without attention: a learned mix of all encoder layers, one token per 320 ms, and a
+few summary tokens per clip (`LayerMix`, what ships); and the same rows through one projector (`Projector`).
 
 Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are
 normalised, weighted by learned gates and projected together. Summary tokens see the mean and the deviation over time,
 as a linear probe would. `ridge_start` gives both a closed-form start: least squares from encoder states to the
 decoder's own word embeddings of the clip's labels. A learned lead stands before every summary token and before the
 frames; it starts as words (" Language:"), so that a decoder that has only ever read text finds its way at once.
+
+`Projector` is what Mellow's ablation varies: the mean over time, then a token per window, each through a linear layer
+or Mellow's residual one (arXiv 2503.08540, released code; papers/mellow.md, section 2). Deviations: hidden states of
+the encoder in place of class posteriors, no dropout of one half, so that what was sampled and what is trained have the
+same probabilities.
 """
 
 from collections.abc import Sequence
@@ -19,30 +24,34 @@ from torch import Tensor, nn
 def pool_states(layers: Float[Tensor, "layers states dim"], pool: int) -> Float[Tensor, "layers rows dim"]:
     """What the connector reads of a clip: mean and deviation over time (2 rows), then the mean of every `pool`
     states."""
-    mean = layers.mean(1, keepdim=True)
-    deviation = layers.std(1, keepdim=True, correction=0)
-    short = -layers.shape[1] % pool
-    if short:
-        # The last window is the mean of the states that exist, so it is filled up with their own mean.
-        tail = layers[:, layers.shape[1] - (pool - short) :].mean(1, keepdim=True)
-        layers = torch.cat([layers, tail.expand(-1, short, -1)], 1)
-    return torch.cat([mean, deviation, layers.unflatten(1, (-1, pool)).mean(2)], 1)
+    states = layers.shape[1]
+    windows = torch.arange(states, device=layers.device) // pool
+    rows = (windows == torch.arange(-(-states // pool), device=layers.device)[:, None]).to(layers)
+    # A product with these weights is several times faster than reductions over the middle dimension.
+    weights = torch.cat([rows.new_ones(1, states), rows])
+    means = (weights / weights.sum(1, keepdim=True)) @ layers
+    deviation = ((weights[:1] / states) @ (layers - means[:, :1]).square_()).sqrt()
+    return torch.cat([means[:, :1], deviation, means[:, 1:]], 1)
 
 
 class LayerMix(nn.Module):
     """Pooled encoder layers -> `summary` tokens and one token per pooled window, in the decoder's width.
 
     Args:
-        layers: Encoder layers read (stem included).
+        layers: Encoder layers read, the last so many (stem included).
         dim: Encoder width.
         out: Decoder width.
         summary: Number of summary tokens.
         rank: Width of the summary tokens' bottleneck.
         lead: Tokens of each lead.
+        pool: Encoder states of a window.
     """
 
-    def __init__(self, layers: int, dim: int, out: int, summary: int = 4, rank: int = 64, lead: int = 2) -> None:
+    def __init__(
+        self, layers: int, dim: int, out: int, summary: int = 4, rank: int = 64, lead: int = 2, pool: int = 16
+    ) -> None:
         super().__init__()
+        self._pool = pool
         self.gates = nn.Parameter(torch.zeros(layers))
         self.frames = nn.Linear(layers * dim, out)
         self.squeeze = nn.Linear(2 * layers * dim, summary * rank, bias=False)
@@ -56,13 +65,18 @@ class LayerMix(nn.Module):
         summary, lead = len(self.summary), self.leads.shape[1]
         return summary * (lead + 1) + lead
 
+    def kept(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
+        """See `pool_states`."""
+        return pool_states(layers[-len(self.gates) :], self._pool)
+
+    def tokens(self, states: int) -> int:
+        """Of a clip of so many encoder states."""
+        return self.fixed_tokens - (-states // self._pool)
+
     def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
-        """Layers normalised to unit variance, weighted by the gates (all 1 at the start) and laid side by side; row 1
-        (deviation) is only scaled."""
+        """All rows; row 1 (deviation) is only scaled."""
         heard = heard.float()
-        level = heard[:, :1].std(-1, keepdim=True, correction=0) + 1e-6
-        gates = torch.softmax(self.gates, 0) * len(self.gates)
-        return rearrange(heard / level * gates[:, None, None], "layers rows dim -> rows (layers dim)")
+        return side_by_side(heard, heard[:, :1], self.gates)
 
     def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
         """Embeddings of some clips: each summary token behind its lead, the last lead, then one token per window."""
@@ -75,6 +89,73 @@ class LayerMix(nn.Module):
         led = torch.cat([self.leads[:-1].expand(len(rows), -1, -1, -1), summary[:, :, None]], 2).flatten(1, 2)
         frames = self.frames(torch.cat([row[2:] for row in rows])).split([len(row) - 2 for row in rows])
         return [torch.cat([first, self.leads[-1], rest]) for first, rest in zip(led, frames, strict=True)]
+
+
+class Residual(nn.Module):
+    """Mellow's projector: a linear layer, and beside it a second one on its GELU; no biases, normed.
+
+    Args:
+        dim: Width of what it reads.
+        out: Width of what it gives.
+    """
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.straight = nn.Linear(dim, out, bias=False)
+        self.bent = nn.Linear(out, out, bias=False)
+        self.norm = nn.LayerNorm(out)
+        nn.init.xavier_uniform_(self.straight.weight)
+        nn.init.xavier_uniform_(self.bent.weight)
+
+    def forward(self, rows: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
+        """Row by row."""
+        straight = self.straight(rows)
+        normed: Tensor = self.norm(straight + self.bent(nn.functional.gelu(straight)))
+        return normed
+
+
+class Projector(nn.Module):
+    """A token for the clip's mean and one per window, all through the same layer.
+
+    Args:
+        layers: Encoder layers read, the last so many (stem included).
+        dim: Encoder width.
+        out: Decoder width.
+        pool: Encoder states of a window.
+        residual: `Residual` in place of one linear layer with bias.
+    """
+
+    def __init__(self, layers: int, dim: int, out: int, pool: int, *, residual: bool) -> None:
+        super().__init__()
+        self._pool = pool
+        self.gates = nn.Parameter(torch.zeros(layers))
+        self.project = Residual(layers * dim, out) if residual else nn.Linear(layers * dim, out)
+
+    def kept(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
+        """Mean, then windows."""
+        pooled = pool_states(layers[-len(self.gates) :], self._pool)
+        return torch.cat([pooled[:, :1], pooled[:, 2:]], 1)
+
+    def tokens(self, states: int) -> int:
+        """Of a clip of so many encoder states."""
+        return 1 - (-states // self._pool)
+
+    def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
+        """Embeddings of some clips."""
+        if not heard:
+            return []
+        rows = [side_by_side(clip.float(), clip[:, :1].float(), self.gates) for clip in heard]
+        return list(self.project(torch.cat(rows)).split([len(row) for row in rows]))
+
+
+def side_by_side(
+    heard: Float[Tensor, "layers rows dim"], of_clip: Float[Tensor, "layers 1 dim"], gates: Float[Tensor, "*layers"]
+) -> Float[Tensor, "rows features"]:
+    """Layers brought to unit variance (that of `of_clip`, a row for the whole clip), weighted by the gates (all 1 at
+    the start) and laid side by side."""
+    level = of_clip.std(-1, keepdim=True, correction=0) + 1e-6
+    weights = torch.softmax(gates, 0) * len(gates)
+    return rearrange(heard / level * weights[:, None, None], "layers rows dim -> rows (layers dim)")
 
 
 @torch.no_grad()
