@@ -14,11 +14,12 @@ OUT ?= runs/embedded
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --without source=EmoDB
 
-.PHONY: help demo data-demo test setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes test setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
 	@echo 'make data-demo   one small data set of each kind from the bundled clips, with checks: runs/data-demo (minutes)'
+	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (half an hour)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make setup       the virtual environment with all that tests and training need'
 	@echo 'make lint        style, types and layers only'
@@ -30,6 +31,12 @@ demo: .venv/ready-demo
 
 data-demo: .venv/ready-dev
 	$(BIN)/python -m earwise.data_demo --out runs/data-demo
+
+# A set that cannot be built here (no espeak-ng: no speech) costs its own recipe only, and the summary says so.
+recipes: .venv/ready-dev
+	@test -f runs/data-demo/data-demo.json || $(BIN)/python -m earwise.data_demo --out runs/data-demo \
+		|| echo 'going on with the data sets that were built' >&2
+	$(BIN)/python benchmarks/recipes.py --out runs/recipes
 
 test: lint
 	@echo 'base weights of the embedded model'

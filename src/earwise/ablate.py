@@ -2,9 +2,10 @@
 
 Above training, evaluation and report; `earwise ablate` calls it. Parts in order: jobs (arms times seeds, resolved
 before anything runs) -> each trained by a process of its own, so that a crash costs one run -> measured as the recipe's
-`eval:` says, with sound and under silence -> one table -> JSON, Markdown, one HTML page. What is finished in the folder
-is kept; the same command goes on from there. Intervals and tests resample items and seeds together (crossed bootstrap,
-Owen 2007, Annals of Applied Statistics 1); p values are also given corrected for the number of arms (Holm 1979).
+`eval:` says, with sound, and under silence with the first seed -> one table -> JSON, Markdown, one HTML page. What is
+finished in the folder is kept; the same command goes on from there. Intervals and tests resample items and seeds
+together (crossed bootstrap, Owen 2007, Annals of Applied Statistics 1); p values are also given corrected for the
+number of arms (Holm 1979).
 """
 
 import json
@@ -14,21 +15,27 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from earwise.config import Recipe, check_recipe, load_recipe
 from earwise.errors import ConfigError, DataError, EarwiseError
+from earwise.evaluate.controls import Control
 from earwise.evaluate.metrics import stats
 from earwise.evaluate.results import METRICS, Run, read_run
 from earwise.files import read_log, write_json, write_text
 from earwise.report import tables, training_curves
 from earwise.report.arms import as_markdown, as_page
 
+if TYPE_CHECKING:
+    from earwise.models.ears import Ears
+
 Say = Callable[[str], None]
 INTERRUPTED = 130
+HEARD_MB = 4096
+"""Memory for what the encoder said of the clips that all runs are measured on."""
 DRAWS = 10_000
 BLOCK = 500
 """Resamples made at a time."""
@@ -117,12 +124,14 @@ def run(all_jobs: Sequence[Job], say: Say = lambda _: None) -> dict[Path, str]:
         KeyboardInterrupt: if a run was stopped; what it had done is kept.
     """
     failed: dict[Path, str] = {}
+    heard: dict[str, Ears] = {}
     for number, job in enumerate(all_jobs, 1):
         say(f"[{number}/{len(all_jobs)}] {job.arm}, seed {job.seed}")
         reason = None if job.final.exists() else train(job, say)
         if reason is None:
             try:
-                _measure(job, say)
+                blind: tuple[Control, ...] = ("silence",) if job.seed == all_jobs[0].seed else ()
+                _measure(job, blind, heard, say)
             except EarwiseError as error:
                 reason = " ".join(str(error).split())
         if reason is not None:
@@ -162,27 +171,35 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _measure(job: Job, say: Say) -> None:
-    """Every `eval:` entry, with sound and under silence, unless it is finished."""
-    waiting = [entry for entry in range(len(job.recipe.eval)) if not _is_measured(job.measured_in(entry))]
+def _measure(job: Job, blind: Sequence[Control], heard: dict[str, "Ears"], say: Say) -> None:
+    """Every `eval:` entry, with sound and under the controls, unless it is finished.
+
+    What an encoder that no stage trains makes of a clip is the same for all runs: `heard` keeps it.
+    """
+    waiting = [entry for entry in range(len(job.recipe.eval)) if not _is_measured(job.measured_in(entry), blind)]
     if not waiting:
         return
     from earwise.engine.local import LocalEngine
     from earwise.measure import measure
     from earwise.models import folder
     from earwise.models.base import load
+    from earwise.models.ears import Ears
 
-    engine = LocalEngine(load(str(job.final), dtype=job.recipe.model.dtype, trim=job.recipe.model.trim))
+    model = load(str(job.final), dtype=job.recipe.model.dtype, trim=job.recipe.model.trim)
+    ears = Ears(model, keep_mb=HEARD_MB)
+    if all(stage.trainable.encoder == "frozen" for stage in job.recipe.stages):
+        ears = heard.setdefault(job.recipe.model.model_dump_json(), ears)
+    engine = LocalEngine(model, ears=ears)
     engine.name = folder.named(engine.name, job.final)
     for entry in waiting:
         one = job.recipe.eval[entry]
         say(f"  measuring {one.manifest}")
-        measure(one, job.base, engine, job.measured_in(entry), seed=job.recipe.seed, blind=("silence",), say=say)
+        measure(one, job.base, engine, job.measured_in(entry), seed=job.recipe.seed, blind=blind, say=say)
 
 
-def _is_measured(folder: Path) -> bool:
+def _is_measured(folder: Path, blind: Sequence[Control]) -> bool:
     at = folder / METRICS
-    return at.exists() and "silence" in (json.loads(at.read_text(encoding="utf-8")).get("blind") or {})
+    return at.exists() and set(blind) <= set(json.loads(at.read_text(encoding="utf-8")).get("blind") or {})
 
 
 # The table -----------------------------------------------------------------------------------------------------------
@@ -196,9 +213,9 @@ def compared(arms: Mapping[str, Mapping[int, Run]], *, seed: int = 0) -> dict[st
         seed: Of the resampling.
     Returns:
         `kind` of score, `n` items, `chance`, and under `arms` a row each: `arm`, `seeds`, `accuracy`, `low`, `high`,
-        `by_seed`, `blind` and `format` (means; None where not measured), `delay` (tokens before the answer), and
-        `against` the first arm (None for itself, or without a common seed): `difference`, `low`, `high`, `p`,
-        `p_holm`, `wins`, `losses` (items on which the mean over seeds is higher, lower), `seeds`, `method`.
+        `by_seed`, `blind` (mean of what was measured under silence), `format` (mean) and `delay` (tokens before the
+        answer), and `against` the first arm (None for itself, or without a common seed): `difference`, `low`, `high`,
+        `p`, `p_holm`, `wins`, `losses` (items on which the mean over seeds is higher, lower), `seeds`, `method`.
     Raises:
         DataError: if there is no run, or two are on different items.
     """
@@ -215,7 +232,8 @@ def compared(arms: Mapping[str, Mapping[int, Run]], *, seed: int = 0) -> dict[st
     for arm, members in arms.items():
         if not members:
             continue
-        blind = [tables.controls_of(one).get("silence") for one in members.values()]
+        controls = [tables.controls_of(one).get("silence") for one in members.values()]
+        blind = [row["accuracy"][kind]["accuracy"] for row in controls if row]
         shown = [one.metrics["format"]["accuracy"] if one.metrics["format"] else None for one in members.values()]
         common = [number for number in members if number in verdicts[first]]
         against = None
@@ -228,7 +246,7 @@ def compared(arms: Mapping[str, Mapping[int, Run]], *, seed: int = 0) -> dict[st
                 "seeds": list(members),
                 **accuracy(np.stack(list(verdicts[arm].values())), seed=seed),
                 "by_seed": {str(number): float(row.mean()) for number, row in verdicts[arm].items()},
-                "blind": _mean([row["accuracy"][kind]["accuracy"] if row else None for row in blind]),
+                "blind": _mean(blind),
                 "format": _mean(shown),
                 "delay": _mean([tables.delay_of(one) for one in members.values()]),
                 "against": against,

@@ -40,7 +40,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def finished(folder: Path, right: Sequence[bool], *, blind: float = 0.25, first: int = 0) -> Path:
+def finished(folder: Path, right: Sequence[bool], *, blind: float | None = 0.25, first: int = 0) -> Path:
     """What an evaluation leaves behind: one row an item, by hand."""
     rows = [
         {"id": f"item-{number:03}", "permutation": 0, "status": "ok", "reasoning_tokens": 3,
@@ -51,7 +51,7 @@ def finished(folder: Path, right: Sequence[bool], *, blind: float = 0.25, first:
     write_json(folder / SETTINGS, {})
     kinds = {kind: {"accuracy": blind} for kind in ("official", "strict", "lenient")}
     metrics = {"headline": "official", "chance": 0.25, "format": {"accuracy": 1.0}, "n": len(rows)}
-    write_json(folder / METRICS, metrics | {"blind": {"silence": {"accuracy": kinds}}})
+    write_json(folder / METRICS, metrics | {"blind": {"silence": {"accuracy": kinds}} if blind is not None else {}})
     return folder
 
 
@@ -97,6 +97,15 @@ def test_an_arm_that_is_better_on_many_items_with_every_seed_is_found(tmp_path: 
     assert 0 < up["against"]["low"] < up["against"]["difference"] < up["against"]["high"]
     assert up["against"]["p_holm"] < 0.01 < level["against"]["p_holm"]
     assert verdict(table).startswith("Different from base on 120 items: up by +") and "1 more cannot" in verdict(table)
+
+
+def test_silence_is_the_mean_of_the_runs_that_heard_it(tmp_path: Path) -> None:
+    def members(name: str, *blind: float | None) -> dict[int, Run]:
+        folders = [finished(tmp_path / f"{name}{seed}", hits(4, 0), blind=one) for seed, one in enumerate(blind)]
+        return {seed: read_run(folder) for seed, folder in enumerate(folders)}
+
+    table = ablate.compared({"base": members("base", 0.5, None, 0.25), "other": members("other", None, None)})
+    assert [row["blind"] for row in table["arms"]] == [0.375, None]
 
 
 def test_the_interval_is_wider_where_seeds_disagree() -> None:
@@ -171,13 +180,13 @@ def test_what_cannot_be_compared_is_said_before_anything_runs(recipe: Path, tmp_
         ablate.jobs(recipe, ["base"], 1, tmp_path / "out", overrides=["stages.0.max_steps=3"])
 
 
-def complete(job: ablate.Job, right: Sequence[bool]) -> None:
+def complete(job: ablate.Job, right: Sequence[bool], *, blind: float | None = 0.25) -> None:
     (job.folder / "final").mkdir(parents=True)
     for step in range(1, 5):
         append_jsonl(
             job.folder / "metrics.jsonl", {"step": step, "stage": "stage-0-one", "seconds": 1.5, "sft/loss": 1}
         )
-    finished(job.measured_in(0), right)
+    finished(job.measured_in(0), right, blind=blind)
 
 
 def test_finished_runs_are_kept_a_failed_one_is_told_and_the_rest_is_compared(recipe: Path, tmp_path: Path) -> None:
@@ -204,6 +213,15 @@ def test_finished_runs_are_kept_a_failed_one_is_told_and_the_rest_is_compared(re
     page = (tmp_path / "out" / "ablation.html").read_text(encoding="utf-8")
     assert "small &amp; short" in page and "4 of 6" in page and page.count('class="irow"') == 3
     assert "<svg" in page and "no-such-model" in page
+
+
+def test_only_the_first_seed_must_have_been_measured_under_silence(recipe: Path, tmp_path: Path) -> None:
+    found = ablate.jobs(recipe, ["base", "short"], 2, tmp_path / "out")
+    for job in found:
+        complete(job, hits(4, 0), blind=None if job.folder.name in ("short-seed7", "base-seed8") else 0.25)
+    said: list[str] = []
+    # the model of short-seed7 is asked again, and its folder holds none; that of base-seed8 is not asked
+    assert list(ablate.run(found, said.append)) == [found[1].folder]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -258,6 +276,11 @@ def test_the_arms_of_sari_are_every_combination_that_its_paper_and_ours_name(pro
                 assert all(stage.data.mixture[0].manifest.endswith(f"sari/sft-{chains}.jsonl") for stage in warm_up)
                 folder = {"paper": "sari/", "cpu": "../runs/data-demo/", "cpu-compare": "../runs/sari/"}[profile]
                 assert all(stage.data.mixture[0].manifest.startswith(folder) for stage in found.stages)
+    sft = load_recipe(RECIPES / "sari.yaml", profile=profile, arm="supervised-implicit").stages[0]
+    rl = load_recipe(RECIPES / "sari.yaml", profile=profile, arm="rl-implicit-shuffled").stages[0]
+    assert sft.kind == "sft" and rl.kind == "grpo"
+    assert (sft.data.mixture, sft.data.styles) == (rl.data.mixture, rl.data.styles)
+    assert sft.clips_per_step * sft.questions_per_clip * sft.max_steps == rl.prompts_per_step * rl.max_steps
 
 
 def test_sft_arms_of_r1_aqa_see_as_many_questions_as_grpo_and_a_profile_changes_an_arm() -> None:

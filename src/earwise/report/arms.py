@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from earwise.report import COLOURS
 from earwise.report.page import Section, page, tile
-from earwise.report.plots import Interval, intervals, percent, points
+from earwise.report.plots import COLOURS, Interval, intervals, percent, points
 from earwise.report.tables import p_value, table
 
 HEAD = ("arm", "seeds", "right, %", "95 % interval", "silence, %", "format, %", "tokens before the answer")
@@ -85,7 +84,8 @@ def _intro(one: Mapping[str, Any]) -> str:
 def _notes(result: Mapping[str, Any]) -> list[str]:
     notes = [
         "Intervals and p: seeds and items resampled together; with one seed, or where few items differ, over items "
-        "alone (Wilson, exact sign test). A handful of seeds understates how much seeds differ."
+        "alone (Wilson, exact sign test). A handful of seeds understates how much seeds differ. Under silence: "
+        "the same items without their sound, first seed."
     ]
     notes += [f"{run['folder']} failed: {run['failed']}" for run in result["runs"] if run["failed"]]
     short = [run for run in result["runs"] if not run["failed"] and run["steps"] < run["steps_asked"]]
