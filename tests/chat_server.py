@@ -46,6 +46,8 @@ class Chat:
     models: list[dict[str, Any]] = field(default_factory=lambda: [{"id": "m", "owned_by": "test"}])
     under_way: int = 0
     most: int = 0
+    routes: dict[str, Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]] = field(default_factory=dict)
+    """Path -> what a request there is answered: status and body; all other paths are chat completions."""
     asked: Counter[str] = field(default_factory=Counter)
     """How often each text of a first message came (of all messages where there are sounds)."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -92,6 +94,10 @@ def serving(say: Callable[[dict[str, Any], int], Say]) -> Iterator[Chat]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if self.path in chat.routes:
+                status, told = chat.routes[self.path](body)
+                self._send(status, json.dumps(told).encode(), {})
+                return
             with chat.lock:
                 chat.bodies.append(body)
                 chat.times.append(time.monotonic())

@@ -4,7 +4,6 @@ Top layer. Each command lives in `commands/` and imports torch and the rest only
 answers at once. Exit codes: 0 done, 1 our own fault, 2 the user's input, 130 interrupted (finished work is kept).
 """
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ import click
 
 from earwise.commands import ablate, ask, build, chat, doctor, evaluate, export, models, train
 from earwise.errors import EarwiseError
+from earwise.files import disk_refused
 
 DONE, OUR_FAULT, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
-# What a disk, not we, is to blame for; safetensors says the same in words, "(os error 28)".
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @click.group(
@@ -84,21 +82,6 @@ def run(arguments: Sequence[str]) -> int:
             f"internal error, our fault: {line}; run `earwise --traceback ...` and report what it shows", OUR_FAULT
         )
     return DONE
-
-
-def disk_refused(error: BaseException) -> str | None:
-    """One line for an error that a full or read-only disk raised, whichever library noticed it; None for any other.
-
-    >>> disk_refused(OSError(28, "No space left on device", "a.bin"))
-    'a.bin: cannot be written (No space left on device); free some space or choose another folder'
-    """
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        name = error.filename or "a file"
-        return f"{name}: cannot be written ({error.strerror}); free some space or choose another folder"
-    for number in DISK_ERRORS:
-        if f"(os error {number})" in str(error):
-            return f"a file cannot be written ({os.strerror(number)}); free some space or choose another folder"
-    return None
 
 
 def _fail(line: str, code: int) -> int:

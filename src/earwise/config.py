@@ -26,6 +26,17 @@ Where = dict[Literal["task", "category", "source", "split", "language"], str]
 """Field of a row -> the value it must have."""
 
 
+class ConnectorConfig(_Strict):
+    """An untrained connector of the embedded model."""
+
+    kind: Literal["mix", "linear", "residual", "qformer"] = "mix"
+    """The shipped model's; one linear layer; Mellow's residual projector; a Q-Former on windows, as SALMONN's."""
+    layers: Literal["all", "last"] = "all"
+    """Of the encoder, that it reads: all, weighted by learned gates and laid side by side, or the last."""
+    token_ms: int = Field(320, ge=20, le=30_000, multiple_of=20)
+    """Sound that one token stands for."""
+
+
 class ModelConfig(_Strict):
     """Which model a recipe starts from."""
 
@@ -37,6 +48,17 @@ class ModelConfig(_Strict):
     trim: bool | None = None
     """Whether the encoder hears only frames that exist, or every clip padded to its window; None is the family's or
     the checkpoint's own. The same where the encoder masks padding; a choice to be trained with where it does not."""
+    connector: ConnectorConfig | None = None
+    """Of `embedded-blank`; None is the shipped model's kind. Drawn by the recipe's seed."""
+    decoder_start: Literal["pretrained", "random"] = "pretrained"
+    """Of `embedded-blank`: `random` draws the decoder anew, by the recipe's seed; then train it in full."""
+
+    @model_validator(mode="after")
+    def _only_what_is_untrained_is_chosen(self) -> "ModelConfig":
+        chosen = "connector" if self.connector else "decoder_start" if self.decoder_start == "random" else None
+        if chosen and self.name != "embedded-blank" and ":" not in self.name:
+            raise ValueError(f"{chosen} is for name: embedded-blank, {self.name} was trained with its own")
+        return self
 
 
 class Source(_Strict):
@@ -58,6 +80,11 @@ class DataConfig(_Strict):
     long_audio: Literal["error", "truncate", "chunk"] = "error"
     """For clips longer than the model hears: refuse, hear the beginning, or hear several clips one after the other."""
     on_bad_row: Literal["stop", "skip"] = "stop"
+    by_size: bool = False
+    """Weights are per item: a manifest counts as its weight times the items that it holds (clips for stages that ask
+    several questions of each, else rows)."""
+    temperature: float = Field(1.0, gt=0)
+    """T: a manifest is drawn in proportion to its weight to the power of 1/T. Above 1 evens manifests out."""
 
 
 class LoraConfig(_Strict):
@@ -92,6 +119,8 @@ class OptimizerConfig(_Strict):
     """AdamW and its schedule."""
 
     lr: float = Field(2e-4, gt=0)
+    encoder_lr: float | None = Field(None, gt=0)
+    """None: the same as `lr`."""
     connector_lr: float | None = Field(None, gt=0)
     """None: the same as `lr`."""
     weight_decay: float = Field(0.0, ge=0)
@@ -99,23 +128,6 @@ class OptimizerConfig(_Strict):
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     grad_clip: float = Field(1.0, gt=0)
-
-
-class _Stage(_Strict):
-    name: str | None = None
-    data: DataConfig
-    trainable: TrainableConfig = TrainableConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    max_steps: int = Field(gt=0)
-    max_minutes: float | None = Field(None, gt=0)
-    """Stop (as finished) after so many minutes of this process; None: never."""
-    pack_tokens: int = Field(1024, gt=0)
-    """Tokens of one forward pass."""
-    checkpoint_activations: bool = False
-    """Keep only the input of each layer and compute the rest again in the backward pass: a third more work, and
-    memory that hardly grows with the number of layers."""
-    save_every: int = Field(50, gt=0)
-    log_samples_every: int = Field(10, gt=0)
 
 
 class BandConfig(_Strict):
@@ -146,22 +158,48 @@ class CurriculumConfig(_Strict):
     """`online`: chance of a row outside the band, each time it comes up."""
 
 
+class _Stage(_Strict):
+    kind: str
+    name: str | None = None
+    data: DataConfig
+    curriculum: CurriculumConfig = CurriculumConfig()
+    trainable: TrainableConfig = TrainableConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    max_steps: int = Field(gt=0)
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop (as finished) after so many minutes of this process; None: never."""
+    pack_tokens: int = Field(1024, gt=0)
+    """Tokens of one forward pass."""
+    checkpoint_activations: bool = False
+    """Keep only the input of each layer and compute the rest again in the backward pass: a third more work, and
+    memory that hardly grows with the number of layers."""
+    save_every: int = Field(50, gt=0)
+    keep_checkpoints: int = Field(1, gt=0)
+    """How many, the newest; a run continues from the last."""
+    on_bad_loss: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: end the run, or leave this step's update out."""
+    max_bad_steps: int = Field(10, gt=0)
+    """`skip`: so many in a row are left out, one more ends the run."""
+    log_samples_every: int = Field(10, gt=0)
+
+    @model_validator(mode="after")
+    def _online_wants_samples(self) -> "_Stage":
+        if self.curriculum.order == "online" and self.kind != "grpo":
+            raise ValueError(
+                f"curriculum.order online watches the policy's own samples, {self.kind} has none; use easy_to_hard"
+            )
+        return self
+
+
 class SftStage(_Stage):
     """Supervised training: all questions of a clip in one tree."""
 
     kind: Literal["sft"]
-    curriculum: CurriculumConfig = CurriculumConfig()
     clips_per_step: int = Field(16, gt=0)
     questions_per_clip: int = Field(4, gt=0)
     start: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression onto the decoder's word embeddings of
     the answers."""
-
-    @model_validator(mode="after")
-    def _nothing_is_sampled(self) -> "SftStage":
-        if self.curriculum.order == "online":
-            raise ValueError("curriculum.order online watches the policy's own samples, sft has none; use easy_to_hard")
-        return self
 
 
 class JudgeConfig(_Strict):
@@ -177,11 +215,21 @@ class JudgeConfig(_Strict):
     """Of the scale, from 1; the reward is 0 to 1."""
 
 
+class RefreshConfig(_Strict):
+    """Newer weights for a server that samples."""
+
+    how: Literal["lora", "weights"] = "lora"
+    """The adapter alone (vLLM, SGLang, earwise serve), or all weights with LoRA merged in (SGLang, earwise serve)."""
+    every: int = Field(1, gt=0)
+    """Steps from one version to the next; the first goes before the first rollout."""
+    folder: str | None = None
+    """Where versions are written, as this machine and the server both see it; None: `sampler` in the stage's folder."""
+
+
 class GrpoStage(_Stage):
     """Group relative policy optimisation; names as in TRL."""
 
     kind: Literal["grpo"]
-    curriculum: CurriculumConfig = CurriculumConfig()
     prompts_per_step: int = Field(8, gt=0)
     group_size: int = Field(8, gt=1)
     max_new_tokens: int = Field(32, gt=0)
@@ -189,9 +237,18 @@ class GrpoStage(_Stage):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
+    balance_thinking: bool = False
+    """Of `adaptive_thinking` and `adaptive_consistent`: the more often a step's completions think, the less thinking
+    is worth, and the same of answering at once; fades away towards `max_steps`."""
     sampler: str | None = None
     """A server that samples, `http://127.0.0.1:8000/v1#NAME`, with the weights that it was started with; None: the
     policy itself, here."""
+    sampler_refresh: RefreshConfig | None = None
+    """None: the server keeps the weights that it was started with."""
+    on_sampler_error: Literal["stop", "wait"] = "stop"
+    """A server that samples and does not answer (any more): end the run, or ask it again and again."""
+    sampler_wait_minutes: float = Field(30.0, gt=0)
+    """`wait`: so long, then the run ends."""
     judge: JudgeConfig | None = None
     """Who answers for the reward `judge`."""
     reward_timeout_s: float = Field(60.0, gt=0)
@@ -215,6 +272,18 @@ class GrpoStage(_Stage):
     def _cispo_knows_its_limit(self) -> "GrpoStage":
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo needs epsilon_high, the largest ratio it keeps (5.0 is usual)")
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_balanced(self) -> "GrpoStage":
+        if self.balance_thinking and not {"adaptive_thinking", "adaptive_consistent"} & set(self.rewards):
+            raise ValueError("balance_thinking is for the rewards adaptive_thinking and adaptive_consistent; add one")
+        return self
+
+    @model_validator(mode="after")
+    def _someone_is_refreshed(self) -> "GrpoStage":
+        if self.sampler_refresh is not None and self.sampler is None:
+            raise ValueError("sampler_refresh is for a server that samples; set sampler, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -304,6 +373,13 @@ class Recipe(_Strict):
     seed: int = 0
     stages: tuple[Stage, ...] = Field(min_length=1)
     eval: tuple[EvalConfig, ...] = ()
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the logs are shown while the run goes on, beside `metrics.jsonl`: tensorboard, wandb, trackio, or your own
+    `module:function`."""
+
+    def shown_in(self, more: Sequence[str]) -> "Recipe":
+        """The same in more trackers."""
+        return self.model_copy(update={"trackers": tuple(dict.fromkeys([*self.trackers, *more]))})
 
 
 def load_recipe(
@@ -373,8 +449,8 @@ def _first_problem(error: ValidationError) -> str:
 
 def _field_names() -> list[str]:
     models: list[type[BaseModel]] = [
-        Recipe, ModelConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig, SftStage, GrpoStage,
-        BandConfig, CurriculumConfig,
-        JudgeConfig, DpoStage, CompressStage, EvalConfig,
+        Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
+        SftStage, GrpoStage, BandConfig, CurriculumConfig,
+        JudgeConfig, RefreshConfig, DpoStage, CompressStage, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

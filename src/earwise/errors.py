@@ -29,5 +29,9 @@ class EngineError(EarwiseError):
     """Generation failed, or the engine's extra is not installed."""
 
 
+class ServerAway(EngineError):
+    """A server does not answer; unlike one that refuses, it may later."""
+
+
 class ScoringError(EarwiseError):
     """A scorer was given something it cannot score."""

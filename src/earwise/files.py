@@ -1,11 +1,13 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one.
 
-Lowest layer; every effect on disk goes through here: a whole file is written beside its target and renamed over it, a
-log only grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
+Lowest layer; every effect on disk goes through here: a whole file or folder is written beside its target and renamed to
+it, a log only grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
 """
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import IO, Any
 import platformdirs
 
 from earwise.errors import DataError
+
+# What a disk, not we, is to blame for; safetensors says the same in words, "(os error 28)".
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def home() -> Path:
@@ -45,6 +50,59 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside `folder`; it gets that name, all of it on the disk, if the block ends without an
+    error, else it is deleted. `folder` must not exist; what a kill left of an earlier try is deleted first.
+
+    Raises:
+        DataError: if the disk refuses, naming the folder.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for path in part.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        part.rename(folder)
+    except Exception as error:
+        if (refused := disk_refused(error, folder)) is None:
+            raise
+        raise DataError(refused) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def disk_refused(error: BaseException, path: Path | None = None) -> str | None:
+    """One line for an error that a full or read-only disk raised, whichever library noticed it; None for any other.
+
+    Args:
+        error: What was raised.
+        path: What was being written; None takes the error's word.
+
+    >>> disk_refused(OSError(28, "No space left on device", "a.bin"))
+    'a.bin: cannot be written (No space left on device); free some space or choose another folder'
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in DISK_ERRORS:
+        number = next((one for one in DISK_ERRORS if f"(os error {one})" in str(error)), None)
+    if number is None:
+        return None
+    name = path or (error.filename if isinstance(error, OSError) else None) or "a file"
+    return f"{name}: cannot be written ({os.strerror(number)}); free some space or choose another folder"
+
+
+def seen_from(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, so that a project that moves as a whole keeps its clips."""
+    try:
+        return os.path.relpath(path.absolute(), folder.absolute())
+    except ValueError:  # another drive on Windows
+        return str(path.absolute())
 
 
 def write_text(path: Path, text: str) -> None:

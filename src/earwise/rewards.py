@@ -157,26 +157,39 @@ def format_adaptive(example: Example, completion: str) -> float:
     return max(format_think(example, completion), format_answer(example, completion))
 
 
-def adaptive_thinking(example: Example, completion: str) -> float:
+def adaptive_thinking(example: Example, completion: str, *, think: float = 1.0, answer: float = 1.0) -> float:
     """Right and wrong, by whether there was thinking: 1.0 and 0.0 with it, 2.0 and -1.0 without, so that it pays to
     answer at once what is sure, and to think about the rest.
 
+    Args:
+        example: The row that was asked.
+        completion: What the model said.
+        think: Below 1 where a batch thinks too often: right is worth as much, wrong as much less as is missing to 1.
+        answer: The same of answering at once: right is worth twice as much, wrong -1 less what is missing to 1.
     Raises:
         ScoringError: if the example has no answer.
-    Source: Audio-Thinker (arXiv 2508.08039); an empty think block is no thinking (ours).
+    Source: Audio-Thinker (arXiv 2508.08039), eq. 5; an empty think block is no thinking (ours).
     """
     right = accuracy(example, completion) == 1.0
-    if parse(completion).reasoning:
-        return 1.0 if right else 0.0
-    return 2.0 if right else -1.0
+    if thinks(completion):
+        return think if right else think - 1.0
+    return 2.0 * answer if right else answer - 2.0
 
 
-def adaptive_consistent(example: Example, completion: str) -> float:
-    """`adaptive_thinking`, times 1.5 where the thought names the answer (`consistency`).
+def adaptive_consistent(example: Example, completion: str, *, think: float = 1.0, answer: float = 1.0) -> float:
+    """`adaptive_thinking`; where the answer is right, times 1.5, but for a thought that does not lead to it.
 
-    Source: Audio-Thinker, which asks a language model whether it does; the rule is ours.
+    Source: Audio-Thinker, eqs. 6 and 7: an answer without thought counts as consistent, a wrong one earns nothing by
+    it. The paper asks a language model whether a thought leads to its answer; the rule (`consistency`) is ours.
     """
-    return adaptive_thinking(example, completion) * (1 + CONSISTENT_BONUS * consistency(example, completion))
+    worth = adaptive_thinking(example, completion, think=think, answer=answer)
+    led = not thinks(completion) or consistency(example, completion) == 1.0
+    return worth * (1 + CONSISTENT_BONUS) if led and accuracy(example, completion) == 1.0 else worth
+
+
+def thinks(completion: str) -> bool:
+    """Whether there is a thought, finished or not."""
+    return bool(parse(completion).reasoning)
 
 
 def consistency(example: Example, completion: str) -> float:

@@ -62,7 +62,7 @@ def tiny(seed: int = 0) -> Tiny:
     def reload(changed: AudioLM, folder: Path) -> AudioLM:
         """The base weights stand where `fetch` keeps them; only what was trained is in the folder."""
         changed.save(folder)
-        _keep_base(folder / "home", untrained)
+        keep_base(folder / "home", untrained)
         with at_home(folder):
             return load(folder)
 
@@ -111,7 +111,13 @@ def _connect(connector: LayerMix, layers: Tensor) -> Tensor:
     return torch.stack([*out, *connector.leads[-1], *(connector.frames(row) for row in rows[2:])])
 
 
-def _keep_base(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> None:
+def at_random(seed: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Base weights at test size, for `keep_base`."""
+    module = tiny(seed).model.module
+    return {name: module.get_submodule(name).state_dict() for name in ("encoder", "decoder")}
+
+
+def keep_base(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> None:
     """Write a home whose base weights are these."""
     folder = home / fetch.BASE
     folder.mkdir(parents=True)

@@ -14,8 +14,9 @@ import soundfile
 import soxr
 
 import earwise
+from earwise import cli
 from earwise.audio import decode
-from earwise.build import check_report, checks, deaf, fingerprint, starter
+from earwise.build import asked, check_report, checks, deaf, fingerprint, starter
 from earwise.data import manifest
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
@@ -263,6 +264,50 @@ def test_near_copies_across_splits_and_of_a_benchmark(tmp_path):
     (tmp_path / "b.prints").write_text('{"sha256": "x", "keys": [], "frames": []}\n')
     with pytest.raises(DataError, match="row 1: is no print"):
         fingerprint.read(tmp_path / "b.prints")
+
+
+def test_questions_and_videos_of_a_benchmark_are_found_without_its_sounds(tmp_path, capsys):
+    """Its own question file, or hashes of it in which nothing can be read."""
+    mine = "Based on the given audio, identify the source of the speaking voice."
+    mmau = [{"id": "3fe6", "audio_id": "./audios/3fe6.wav", "question": mine, "choices": ["Man", "Woman", "A robot"]}]
+    mmar = {
+        "id": "m1",
+        "audio_path": "./audio/qx8hrhBZJ98_00-01-32_00-02-02.wav",
+        "question": "Where?",
+        "choices": ["a"],
+    }
+    (tmp_path / "mmau.json").write_text(json.dumps(mmau))
+    (tmp_path / "mmar.jsonl").write_text(json.dumps(mmar) + "\n")
+    theirs = asked.joined(asked.read(tmp_path / name) for name in ("mmau.json", "mmar.jsonl"))
+    assert len(theirs) == 2
+    lines = [
+        ask(
+            1,
+            "woman",
+            ("a robot", "woman", "man"),
+            question="based on the given audio: identify the source of the speaking voice",
+        ),
+        ask(2, "woman", ("a robot", "woman", "child"), question=mine),
+        ask(3, group="youtube:qx8hrhBZJ98"),
+        ask(4, question="Where?", choices=("a", "b")),
+    ]
+    found = checks.check(lines, listen=False, asked=theirs)
+    assert found["benchmark"] == [
+        "q1 asks in the words and options of mmau.json 3fe6",
+        "q3 is about the video of mmar.jsonl m1",
+    ]
+    assert found["problems"][0].endswith("; leave it out of training data")
+    manifest.write(tmp_path / "train.jsonl", lines)
+    asked.write(tmp_path / "hashes.jsonl", theirs)
+    assert "speaking" not in (tmp_path / "hashes.jsonl").read_text()
+    check = ["build", "check", str(tmp_path / "train.jsonl"), "--no-listen", "--json", "--against"]
+    for benchmark in ("hashes.jsonl", "mmau.json"):
+        assert cli.run([*check, str(tmp_path / benchmark)]) == 0
+        assert json.loads(capsys.readouterr().out)["benchmark"][0] == found["benchmark"][0]
+    assert cli.run([*check, str(tmp_path / "train.jsonl"), "--asked", str(tmp_path / "own.jsonl")]) == 0
+    assert asked.read(tmp_path / "own.jsonl").questions.keys() >= theirs.questions.keys()
+    (tmp_path / "mmau.json").write_text('[{"id": 1}]')
+    assert cli.run([*check, str(tmp_path / "mmau.json")]) == 2 and "question is None" in capsys.readouterr().err
 
 
 def test_speakers_and_all_groups_of_a_scene_must_not_cross_splits():

@@ -2,7 +2,6 @@
 delay is counted token by token."""
 
 import itertools
-import json
 import math
 import re
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from resumed import log, stopped_and_whole
 
 from builders import sound, tiny_qwen2_audio
 from earwise.answers import answer_start
@@ -20,7 +19,6 @@ from earwise.data import manifest
 from earwise.engine.delay import token_delay
 from earwise.errors import ConfigError
 from earwise.evaluate.results import Run
-from earwise.models.base import load as load_model
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.prompts import target_text, xs_cot_chain
 from earwise.report import tables
@@ -82,14 +80,6 @@ def recipe(**settings: object) -> Recipe:
     }
     top = {"recipe": "t", "model": {"name": "test_compress:load"}, "seed": 5}
     return check_recipe(top | {"stages": [common | settings]}, "t")
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return dict(load_model(str(out / "final")).module.named_parameters())
 
 
 @pytest.mark.parametrize(("example", "style"), [(GERMAN, "xs-cot"), (JAPANESE, "xs-cot"), (THINKS, "think")])
@@ -173,19 +163,7 @@ def test_training_logs_stage_chain_and_delay(rows: Path) -> None:
 
 @pytest.mark.parametrize("settings", [{"reset_optimizer": True, "smoothing": 1.0}, {"pieces": "tokens"}], ids=str)
 def test_an_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, settings: dict[str, Any]) -> None:
-    whole, broken = rows.parent / "whole", rows.parent / "broken"
-    run.start(recipe(**settings), whole, rows.parent)
-
-    def stop(line: str) -> None:
-        if "step 5/" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run.start(recipe(**settings), broken, rows.parent, say=stop)
-    run.resume(broken)
-    one, other = weights(whole), weights(broken)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert [row["compress/chain_tokens"] for row in log(broken)] == [row["compress/chain_tokens"] for row in log(whole)]
+    stopped_and_whole(recipe(**settings), rows.parent, after=5)
 
 
 def test_a_reset_forgets_the_optimizer(rows: Path) -> None:

@@ -3,6 +3,7 @@ a tiny random model; resumed runs go on with the same order and the same rates."
 
 import json
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from resumed import stopped_and_whole
 
 from builders import tiny_qwen2_audio
 from earwise.config import Recipe, check_recipe
@@ -128,7 +130,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(np.arange(6000) * 0.05 * (number + 1)), 16000)
         turns = (Turn("user", (Audio(f"{number}.wav"), Text("pitch?"))),)
         meta = {"pass_count": passes, "attempts": 8}
-        examples.append(Example(f"p{passes}", turns, ("low",), ("low", "high"), root=tmp_path, meta=meta))
+        row = Example(f"p{passes}", turns, ("low",), ("low", "high"), root=tmp_path, meta=meta)
+        examples.append(replace(row, reasoning="It hums. It is slow.", rejected=("high",)))
     manifest.write(tmp_path / "rows.jsonl", examples)
     return tmp_path / "rows.jsonl"
 
@@ -140,11 +143,13 @@ def recipe(kind: str, curriculum: dict[str, Any], **more: Any) -> Recipe:
         "max_steps": 4, "optimizer": {"lr": 3e-3, "schedule": "constant"},
     }  # fmt: skip
     stage |= (
-        {"clips_per_step": 2, "questions_per_clip": 1}
-        if kind == "sft"
-        else {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
-              "rewards": {"test_curriculum:long_enough": 1.0}}
+        {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
+         "rewards": {"test_curriculum:long_enough": 1.0}}
+        if kind == "grpo"
+        else {"clips_per_step": 2, "questions_per_clip": 1}
     )  # fmt: skip
+    if kind == "compress":
+        stage |= {"every_steps": 1, "data": stage["data"] | {"styles": {"think": 1.0}}}
     return check_recipe({"recipe": "t", "model": {"name": "test_curriculum:load"}, "stages": [stage | more]}, "test")
 
 
@@ -152,17 +157,38 @@ def trained_on(out: Path) -> list[list[str]]:
     return [json.loads(line)["ids"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+KINDS = ["sft", "grpo", "dpo", "compress"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_easy_to_hard_is_what_the_log_says_was_trained_on(rows: Path, kind: str) -> None:
     run.start(recipe(kind, {"order": "easy_to_hard"}), rows.parent / "run", rows.parent)
     assert trained_on(rows.parent / "run") == [["p8", "p7"], ["p6", "p5"], ["p4", "p3"], ["p1", "p0"]]
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_banded_leaves_out_what_is_too_easy_or_too_hard(rows: Path, kind: str) -> None:
     run.start(recipe(kind, {"order": "banded"}), rows.parent / "run", rows.parent)
     seen = [name for step in trained_on(rows.parent / "run") for name in step]
     assert sorted(seen[:4]) == sorted(seen[4:]) == ["p3", "p4", "p5", "p6"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_temperature_reach_every_stage(rows: Path, kind: str) -> None:
+    """Two easy rows by weight 8 against six others by weight 1: at T 1 they come 8 of 9 times, at T 1e9 every other."""
+    read = manifest.read(rows)
+    manifest.write(rows.parent / "easy.jsonl", [replace(one, task="easy") for one in read if one.id in ("p8", "p7")])
+    sources = [{"manifest": "easy.jsonl", "weight": 8.0}, {"manifest": "rows.jsonl"}]
+    found = []
+    for temperature in (1.0, 1e9):
+        data = {"mixture": sources, "temperature": temperature}
+        data |= {"styles": {"think": 1.0}} if kind == "compress" else {}
+        out = rows.parent / f"run {temperature}"
+        run.start(recipe(kind, {"order": "shuffled"}, data=data, max_steps=8), out, rows.parent)
+        state = torch.load(out / f"stage-0-{kind}/checkpoint-8/state.pt", weights_only=True)["extra"]["mixture"]
+        found.append(state["counts"][0] / sum(state["counts"]))
+        assert sum(state["counts"]) == 16
+    assert found[0] > 0.7 and 0.3 < found[1] < 0.7
 
 
 def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
@@ -179,19 +205,9 @@ def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order
         {"order": order, "reward": "test_curriculum:long_enough", "explore": 0.3, "band": {"low": 3, "high": 7}},
         max_steps=6,
     )
-    whole, broken = rows.parent / "whole", rows.parent / "broken"
-    run.start(asked, whole, rows.parent)
-
-    def stop(line: str) -> None:
-        if "step 4/" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run.start(asked, broken, rows.parent, say=stop)
-    run.resume(broken)
-    assert trained_on(broken) == trained_on(whole) and len(trained_on(whole)) == 6
-    one, other = (torch.load(out / "stage-0-grpo/checkpoint/state.pt", weights_only=True) for out in (whole, broken))
-    assert all(torch.equal(one["trained"][name], other["trained"][name]) for name in one["trained"])
+    stopped, whole = stopped_and_whole(asked, rows.parent, after=4)
+    assert len(trained_on(whole)) == 6
+    one, other = (torch.load(out / "stage-0-grpo/checkpoint-6/state.pt", weights_only=True) for out in (whole, stopped))
     assert one["extra"].get("online") == other["extra"].get("online")
     if order == "online":
         seen = one["extra"]["online"]["seen"]
@@ -199,8 +215,9 @@ def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order
 
 
 def test_what_cannot_be_ordered_is_said_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"online watches the policy's own samples, sft has none"):
-        recipe("sft", {"order": "online"})
+    for kind in ("sft", "dpo", "compress"):
+        with pytest.raises(ConfigError, match=rf"online watches the policy's own samples, {kind} has none"):
+            recipe(kind, {"order": "online"})
     with pytest.raises(ConfigError, match="not 7 to 6 of 8"):
         recipe("grpo", {"order": "banded", "band": {"low": 7}})
     with pytest.raises(ConfigError, match=r"unknown key 'stages.0.curriculum.ordr'; did you mean 'order'"):

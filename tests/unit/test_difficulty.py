@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from scripted_engine import RATE, options, pitch_name, tone_task
 
 from earwise.build import difficulty
@@ -15,7 +17,7 @@ from earwise.build.keyed_log import KeyedLog
 from earwise.data import manifest
 from earwise.engine.base import Decoding, Prompt
 from earwise.errors import ConfigError, EngineError
-from earwise.types import Completion, Example
+from earwise.types import Audio, Completion, Example, Text
 
 
 class Dice:
@@ -115,6 +117,32 @@ def test_a_broken_clip_is_counted_and_asked_again_when_it_is_mended(items: list[
     assert sum(call[0] for call in engine.calls) == 1
 
 
+def test_long_clips_are_refused_cut_or_heard_in_pieces_and_counted(items: list[Example], tmp_path: Path) -> None:
+    """Two sounds in one file, for an engine that hears half of it: what it was asked about tells how it was cut."""
+    long, log = items[0].audio_paths[0], tmp_path / "log"
+    first, second = (soundfile.read(items[number].audio_paths[0])[0] for number in (0, 3))
+    soundfile.write(long, np.concatenate([first, second]), RATE)
+
+    class Short(Dice):
+        def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
+            self.heard = [[(len(wave), pitch_name(wave)) for wave in prompt.waves] for prompt in prompts]
+            self.parts = [[type(part) for part in prompt.turns[-1].parts] for prompt in prompts]
+            return super().generate(prompts, decoding, n)
+
+    engine = Short(RIGHT)
+    engine.max_audio_s = 0.25
+    rows = measure(engine, items[:2], log)
+    assert [(row["status"], row["long_clips"]) for row in rows] == [("error", 1), ("ok", 0)]
+    assert "lasts 0.50 s" in rows[0]["error"]
+    rows = measure(engine, items[:2], log, long_audio="truncate")  # another question, the short clip is not asked again
+    assert engine.heard == [[(2000, "low tone")]] and rows[0]["status"] == "ok" and rows[0]["long_clips"] == 1
+    measure(engine, items[:2], log, long_audio="chunk")
+    assert engine.heard == [[(2000, "low tone"), (2000, "hiss")]]
+    assert engine.parts == [[Audio, Audio, Text]]
+    with KeyedLog(log, read_only=True) as rows_kept:
+        assert len(rows_kept) == 4
+
+
 def test_an_engine_that_fails_on_one_prompt_goes_on_and_one_that_is_down_stops(
     items: list[Example], tmp_path: Path
 ) -> None:
@@ -151,7 +179,8 @@ def test_the_command(items: list[Example], tmp_path: Path, monkeypatch: pytest.M
         shard = ["--shard", f"{number}/2"]
         assert run(["build", "difficulty", str(source), "--out", str(out), *shard]) == 0
     assert not out.exists() and not list(tmp_path.glob("*.checks.html"))
-    assert run(["build", "difficulty", str(source), "--out", str(out), "--drop-unsolved", "--drop-solved"]) == 0
+    options = ["--drop-unsolved", "--drop-solved", "--long-audio", "chunk"]
+    assert run(["build", "difficulty", str(source), "--out", str(out), *options]) == 0
     assert [item.difficulty for item in manifest.read(out)] == ["medium", "hard"] * 2
     assert (tmp_path / "rated.checks.html").is_file()
     with KeyedLog(tmp_path / "rated.attempts", read_only=True) as log:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from resumed import log, stopped_and_whole
 
 from builders import ask, sound, tiny_qwen2_audio
 from earwise import cli
@@ -19,7 +20,6 @@ from earwise.data import manifest
 from earwise.data.index import open_rows
 from earwise.errors import ConfigError, DataError
 from earwise.losses import dpo_loss
-from earwise.models.base import load as load_model
 from earwise.models.ears import Ears
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.train import dpo, run
@@ -78,14 +78,6 @@ STAGE = {
 
 def recipe(**stage: object) -> Recipe:
     return check_recipe({"recipe": "t", "model": {"name": "test_dpo:load"}, "seed": 5, "stages": [STAGE | stage]}, "t")
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    return dict(load_model(str(out / "final")).module.named_parameters())
 
 
 def test_pairs() -> None:
@@ -155,25 +147,13 @@ def test_training_prefers_what_was_chosen(rows: Path, loss_type: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["full", "lora"])
 def test_an_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, decoder: str) -> None:
-    whole, broken = rows.parent / "whole", rows.parent / "broken"
     settings = {"trainable": {"decoder": decoder}, "negatives": "options", "data": STAGE["data"] | {
         "mixture": [{"manifest": "rows.jsonl", "where": {"task": "choice"}}]}}  # fmt: skip
     examples = [e for e in manifest.read(rows) if e.choices]
     from dataclasses import replace
 
     manifest.write(rows, [replace(e, task="choice", rejected=()) for e in examples])
-    run.start(recipe(**settings), whole, rows.parent)
-
-    def stop(line: str) -> None:
-        if "step 3/" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run.start(recipe(**settings), broken, rows.parent, say=stop)
-    run.resume(broken)
-    one, other = weights(whole), weights(broken)
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    assert [row["dpo/loss"] for row in log(broken)] == [row["dpo/loss"] for row in log(whole)]
+    stopped_and_whole(recipe(**settings), rows.parent, after=3)
 
 
 def test_rows_without_a_preference_are_left_out_or_refused(rows: Path) -> None:

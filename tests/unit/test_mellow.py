@@ -116,8 +116,8 @@ def test_converter_runs_no_code_and_reads_no_garbage(tmp_path: Path, tokenizer: 
     assert not trap.exists()
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     for source, says in (
-        (tmp_path / "text.ckpt", "could run code|not a torch checkpoint"),
-        (tmp_path / "no", "No such"),
+        (tmp_path / "text.ckpt", "could run code"),
+        (tmp_path / "no", "no such file"),
     ):
         with pytest.raises(ModelError, match=says):
             convert(source, tokenizer, tmp_path / "out", config=CONFIG)

@@ -23,6 +23,41 @@ def test_weights_are_proportions():
     assert abs(drawn["a"] / 8000 - 0.75) < 0.02
 
 
+def shares(count=12000, **settings):
+    """Of three sources with 1, 4 and 16 examples, weights 1, 1 and 2."""
+    mixture = Mixture([(source("a", 1), 1.0), (source("b", 4), 1.0), (source("c", 16), 2.0)], 5, **settings)
+    drawn = Counter(name[0] for name in ids(mixture, count))
+    return [drawn[name] / count for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1 / 4, 1 / 4, 2 / 4)),
+        ({"by_size": True}, (1 / 37, 4 / 37, 32 / 37)),  # 1 x 1, 1 x 4, 2 x 16
+        ({"temperature": 0.5}, (1 / 6, 1 / 6, 4 / 6)),  # squares
+        ({"by_size": True, "temperature": 2.0}, (0.11540, 0.23079, 0.65281)),  # roots: 1, 2, 5.65685 of 8.65685
+        ({"by_size": True, "temperature": 1e9}, (1 / 3, 1 / 3, 1 / 3)),
+        ({"by_size": True, "temperature": 1e-3}, (0, 0, 1)),  # 32^1000 is no number, and yet a proportion
+    ],
+)
+def test_temperature_evens_out_and_weights_may_be_per_item(settings, expected):
+    assert shares(**settings) == pytest.approx(expected, abs=0.015)
+
+
+def test_what_was_drawn_before_is_drawn_still_and_another_temperature_does_not_resume():
+    sources = [(source("a", 7), 3.0), (source("b", 5), 1.0)]
+    assert Mixture(sources, 0).state_dict()["weights"] == [3.0, 1.0]
+    assert ids(Mixture(sources, 0), 50) == ids(Mixture(sources, 0, temperature=1.0), 50)
+    with pytest.raises(DataError, match="saved with weights"):
+        Mixture(sources, 0, temperature=2.0).load_state_dict(Mixture(sources, 0).state_dict())
+    warm = Mixture(sources, 0, by_size=True, temperature=3.0)
+    first = ids(warm, 20)
+    again = Mixture(sources, 0, by_size=True, temperature=3.0)
+    again.load_state_dict(warm.state_dict())
+    assert first + ids(again, 20) == ids(Mixture(sources, 0, by_size=True, temperature=3.0), 40)
+
+
 def test_no_example_twice_within_an_epoch_and_orders_differ():
     stream = ids(Mixture([(source("a", 20), 1.0)], seed=0), 40)
     assert sorted(stream[:20]) == sorted(stream[20:]) == sorted(f"a{n}" for n in range(20))
@@ -52,6 +87,9 @@ def test_bad_settings():
             Mixture([(source("a", 1), weight)], 0)
     with pytest.raises(ConfigError, match=r"rank 2 is outside 0\.\.1"):
         Mixture([(source("a", 1), 1.0)], 0, 2, 2)
+    for temperature in (0.0, -2.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"temperature .* must be positive"):
+            Mixture([(source("a", 1), 1.0)], 0, temperature=temperature)
     mixture = Mixture([(source("a", 4), 1.0)], 0)
     for other in (
         Mixture([(source("a", 5), 1.0)], 0),

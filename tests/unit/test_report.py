@@ -1,7 +1,9 @@
 """The report is one file that needs nothing else, says what the runs say, and escapes everything a model says."""
 
 import json
+import os
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import pytest
 from scripted_engine import ScriptedEngine, deaf, listener, tone_task
 
+from earwise import cli
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
 from earwise.evaluate.results import read_run
 from earwise.evaluate.run import evaluate, evaluate_with_controls
+from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
 from earwise.report.cards import chosen, outcome
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
@@ -190,6 +194,62 @@ def test_an_unfinished_run_and_a_wrong_log_are_refused(tmp_path: Path, runs: lis
     with pytest.raises(DataError, match="not finished"):
         write_report(tmp_path / "r.html", runs)
     assert not (tmp_path / "r.html").exists()
+
+
+def trained(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", "stage-1-grpo")) -> Path:
+    """A training run's folder: twenty steps a stage, prompts sampled at every second step of the last."""
+    rows, said = [], []
+    for stage in stages:
+        kind = stage.rpartition("-")[2]
+        for step in range(1, 21):
+            value = {"grpo/reward": step / 20} if kind == "grpo" else {"sft/loss": 2 - step / 10, "sft/hearing": 0.25}
+            rows.append({"step": step, "stage": stage, "lr": 1e-4, "seconds": 3.0, "ids": ["a"], **value})
+            if kind == "grpo" and step % 2:
+                said.append(
+                    {
+                        "stage": stage, "step": step, "id": f"<q{step}>", "audio": [os.path.relpath(clip, folder)],
+                        "question": "Which <sound>?", "choices": ["dog", "cat"], "answer": ["dog"],
+                        "completions": ["<answer>dog</answer>"] * 3 + ["a </div> cat"], "rewards": [1.0] * 3 + [0.0],
+                    }
+                )  # fmt: skip
+    write_jsonl(folder / "metrics.jsonl", rows)
+    write_jsonl(folder / "rollouts.jsonl", said)
+    recipe = {"recipe": "mine", "seed": 7, "stages": [{"kind": "sft", "optimizer": {"lr": 0.5}}]}
+    write_json(folder / "recipe.json", {"recipe": recipe, "earwise": "0.1.0", "torch": "2"})
+    return folder
+
+
+def test_a_training_run_alone_shows_curves_samples_and_recipe(tmp_path: Path, runs: list[Path]) -> None:
+    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    assert cli.run(["report", str(folder)]) == 0
+    page = parsed(folder / "report.html")
+    text = " ".join(" ".join(page.words).split())
+    assert "stage-0-sft : 20 steps in 1.0 minutes, loss 1.85 → 0.05" in text
+    assert "stage-1-grpo : 20 steps in 1.0 minutes, reward 0.075 → 0.975" in text
+    assert "optimizer/lr" in text and "speed/seconds" in text and "stages.0.optimizer.lr" in text
+    assert page.tags.count("audio") == 10 and "×3" in text and "a </div> cat" in text and "Which <sound>?" in text
+    assert "step 1" in text and "step 19" in text
+
+
+def test_a_training_run_with_what_it_measured(tmp_path: Path, runs: list[Path]) -> None:
+    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    for run in runs:
+        shutil.copytree(run, folder / "eval" / f"{run.name}-0")
+    assert cli.run(["report", str(folder), "--out", str(tmp_path / "both.html")]) == 0
+    text = " ".join(parsed(tmp_path / "both.html").words)
+    assert "Does it hear?" in text and "Sampled on the way" in text and "before" in text and "after" in text
+    other = trained(tmp_path / "other", tmp_path / "clips" / "3.wav", ("stage-0-grpo",))
+    shutil.copytree(runs[0], other / "eval" / "after-0")
+    assert cli.run(["report", str(other), str(folder), "--out", str(tmp_path / "two.html")]) == 0
+    text = " ".join(parsed(tmp_path / "two.html").words)
+    assert "other, mine" in text and "mine · stage-1-grpo" in text
+
+
+def test_rows_of_older_runs_have_no_cards(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "old" / "metrics.jsonl")
+    (tmp_path / "old" / "rollouts.jsonl").write_text('{"step": 1, "id": "a", "completions": ["x"], "rewards": [1.0]}\n')
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [], [log])).words)
+    assert "Reward" in text and "Sampled on the way" not in text
 
 
 def test_curves_lie_where_their_values_are() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from earwise.evaluate.run import is_formatted
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.prompts import hierarchical_tags, prompt_turns, target_text
 from earwise.train import judge, run
+from earwise.train.balance import Balance, factors
 from earwise.train.verdicts import Bench, tally_of, together
 from earwise.types import Completion, Example, Text
 
@@ -59,12 +61,13 @@ def test_keyword_counts_families_once(text: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("completion", "adaptive", "consistent", "form"),
     [
-        (RIGHT, 2, 2, 1),
+        (RIGHT, 2, 3, 1),
         (WRONG, -1, -1, 1),
         (thought("A car horn."), 1, 1.5, 1),
         (thought("A dog."), 1, 1, 1),
         (thought("A dog.", WRONG), 0, 0, 1),
-        (thought("", RIGHT), 2, 2, 0),
+        (thought("A car horn.", WRONG), 0, 0, 1),
+        (thought("", RIGHT), 2, 3, 0),
         ("car horn", -1, -1, 0),
         ("<think>It is long and never", 0, 0, 0),
         ("", -1, -1, 0),
@@ -74,6 +77,35 @@ def test_adaptive_thinking(completion: str, adaptive: float, consistent: float, 
     assert rewards.adaptive_thinking(CHOICES, completion) == adaptive
     assert rewards.adaptive_consistent(CHOICES, completion) == consistent
     assert rewards.format_adaptive(CHOICES, completion) == form
+
+
+def test_thinking_is_balanced_by_hand() -> None:
+    """Three of four think, first of two steps: factors e^-0.75 and e^-0.25; second step: their roots; then 1."""
+    group = said(thought("A car horn."), thought("A dog.", WRONG), thought("w"), RIGHT)
+    balance = Balance(2)
+    balance.see([group[:2], group[2:]], 0)
+    assert balance.share == 0.75
+    assert factors(0.75, 0.0) == pytest.approx((0.472367, 0.778801), abs=1e-6)
+    assert factors(0.75, 0.5) == pytest.approx((0.687289, 0.882497), abs=1e-6)
+    assert factors(0.75, 1.0) == (1.0, 1.0)
+    plain, times = (balance.rewards()[name] for name in ("adaptive_thinking", "adaptive_consistent"))
+    texts = [one.text for one in group] + [WRONG]
+    think, answer = 0.472367, 0.778801
+    worth = [think, -(1 - think), think, 2 * answer, -answer - 2 * (1 - answer)]
+    assert [plain(CHOICES, text) for text in texts] == pytest.approx(worth, abs=1e-5)
+    led = [1.5 * think, worth[1], think, 3 * answer, worth[4]]
+    assert [times(CHOICES, text) for text in texts] == pytest.approx(led, abs=1e-5)
+    balance.see([group], 1)
+    assert plain(CHOICES, texts[0]) == pytest.approx(0.687289, abs=1e-6), "the same functions follow the step"
+
+
+def test_what_there_is_more_of_is_worth_less() -> None:
+    for share in (0.0, 0.3, 0.5, 0.7, 1.0):
+        think, answer = factors(share, 0.25)
+        assert (think < answer) == (share > 0.5) or share == 0.5
+        right, wrong = (rewards.adaptive_thinking(CHOICES, thought("w", said)) for said in (RIGHT, WRONG))
+        lower = rewards.adaptive_thinking(CHOICES, thought("w", WRONG), think=think)
+        assert right == 1 and wrong == 0 and lower == think - 1 <= 0
 
 
 def test_prompts_that_leave_thinking_or_tags_to_the_model() -> None:
@@ -244,6 +276,20 @@ def recipe(reward: str, **settings: object) -> Recipe:
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_balances_its_own_steps(rows: Path) -> None:
+    """A byte model never writes tags: nobody thinks and all is wrong, worth -g - 2 (1 - g) where g = e^-(1 - s/3)."""
+    plain = recipe("rarely", rewards={"adaptive_thinking": 1.0})
+    run.start(plain, rows / "plain", rows)
+    run.start(recipe("rarely", rewards={"adaptive_thinking": 1.0}, balance_thinking=True), rows / "balanced", rows)
+    assert [row["grpo/reward"] for row in log(rows / "plain")] == [-1.0] * 3
+    assert "grpo/thinking" not in log(rows / "plain")[0]
+    factor = [math.exp(-(1 - step / 3)) for step in range(3)]
+    assert [row["grpo/reward"] for row in log(rows / "balanced")] == pytest.approx([g - 2 for g in factor])
+    assert [row["grpo/thinking"] for row in log(rows / "balanced")] == [0.0] * 3
+    with pytest.raises(ConfigError, match="balance_thinking is for the rewards adaptive_thinking"):
+        recipe("rarely", balance_thinking=True)
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(rows: Path) -> None:

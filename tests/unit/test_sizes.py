@@ -17,7 +17,6 @@ from earwise.errors import ModelError
 from earwise.forest import Forest
 from earwise.models import embedded, mellow, memory, qwen2_audio, salmonn, shapes
 from earwise.models.base import MODELS
-from earwise.models.parts import packed as packing
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.models.sequence import answer_path, conversation_path
@@ -174,7 +173,6 @@ def test_memory_by_hand() -> None:
     full = memory.training(TOY, TrainableConfig(decoder="full"), dtype="float32", pack_tokens=10, reference=True)
     assert full.lasting["reference"] == full.lasting["gradients"] == 4 * 10_100
     assert full.peak == sum(full.parts.values()) and full.dominates == "libraries"
-    assert memory.PACKED_BYTES == packing.LARGEST_BYTES
     here, there = (memory.answering(TOY, dtype="float32", cpu=cpu) for cpu in (True, False))
     assert here.peak - there.peak == 4 * 10_000 and "packed weights" not in memory.answering(TOY).parts
 

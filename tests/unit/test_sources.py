@@ -318,3 +318,72 @@ def test_splits_are_told_by_names():
     names += ["eval_segments.csv", "MusicBench_test_B.json", "unbalanced_train_segments.csv", "notes.csv"]
     splits = [tables.split_of(Path(name)) for name in names]
     assert splits == ["train", "train", "val", "val", "test", "test", "train", "train"]
+
+
+def conversation(sound, *said, roles=("human", "gpt")):
+    turns = [{"from": roles[number % 2], "value": text} for number, text in enumerate(said)]
+    return {"id": "x", "sound": sound, "duration": 10.0, "conversations": turns}
+
+
+def test_audioskills_conversations_become_examples(tmp_path):
+    rows = [
+        conversation(
+            "Y6BJ455B1aAs.wav",
+            "<sound>\nHow many dogs bark? Choose the correct option from the following options:\n(A) one\n"
+            "(B) two (or so)",
+            "(B) two (or so)",
+        ),
+        conversation("b.wav", "Is it raining?", "Yes."),
+        conversation(
+            ["a.wav", "b.wav"],
+            "<sound-1> What is this?",
+            "A bell.\nIt rings.",
+            "And <sound-2> after <sound-1>?",
+            "Rain.",
+        ),
+        conversation("a.wav", "<sound>\nWhich? (A) one (B) two", "(A) two"),
+        conversation("a.wav", "<sound-2> what?", "no"),
+        conversation("a.wav", "What?", "a", "What else?"),
+        conversation("a.wav", "What?", "a", roles=("gpt", "human")),
+        conversation("", "What?", "a"),
+    ]
+    path = put(tmp_path, "AudioSet.json", json.dumps(rows))
+    put(tmp_path, "AudioSet/Y6BJ455B1aAs.wav", "")
+    examples, lines = read("audioskills", path)
+    assert [example.task for example in examples] == ["multiple_choice", "yes_no", "open", "open"]
+    counting = examples[0]
+    assert (counting.question, counting.choices, counting.answer) == (
+        "How many dogs bark?", ("one", "two (or so)"), ("two (or so)",),
+    )  # fmt: skip
+    assert clips(counting) == ["AudioSet/Y6BJ455B1aAs.wav"] and counting.group == "youtube:6BJ455B1aAs"
+    assert examples[1].answer == ("yes",) and clips(examples[1]) == ["b.wav"]
+    last = examples[3]
+    assert examples[2].answer == ("A bell.\nIt rings.",) and clips(examples[2]) == ["a.wav"]
+    assert [turn.role for turn in last.turns] == ["user", "assistant", "user"]
+    assert clips(last) == ["a.wav", "b.wav"] and last.question == "And\nafter sound 1?"
+    assert [line.rpartition("item ")[2] for line in lines] == [
+        "4: answer '(A) two' is not one of the options by letter and text",
+        "5: <sound-2> where there are 1 sounds",
+        "6: conversations is no list of questions and answers in turns",
+        "7: turn 1 is not from human",
+        "8: sound is '' where a file or a list of files is expected",
+    ]
+
+
+def test_audiomcq_keeps_chains_and_says_which_need_the_sound(tmp_path):
+    row = {
+        "source_dataset": "AudioCaps", "id": 7, "question_type": "temporal", "audio_path": "AudioCaps/Y6BJ455B1aAs.wav",
+        "question": "What comes first?", "choices": ["a dog", "a car"], "answer": "a car",
+        "audio-contribution": "strong", "gemini_cot": "<think>An engine, then barking.</think><answer>a car</answer>",
+    }  # fmt: skip
+    bad = [row | {"answer": "a cat"}, row | {"choices": ["a car", "a car"]}, row | {"choices": "a car"}]
+    music = row | {"question_type": "music", "gemini_cot": None, "source_dataset": "Clotho", "audio_path": "bell.wav"}
+    path = put(tmp_path, "data.jsonl", "".join(json.dumps(one) + "\n" for one in [row, music, *bad]))
+    examples, lines = read("audiomcq", path)
+    first, second = examples
+    assert first.reasoning == "An engine, then barking." and first.meta["audio-contribution"] == "strong"
+    assert (first.answer, first.choices, first.category, first.group) == (
+        ("a car",), ("a dog", "a car"), "sound", "youtube:6BJ455B1aAs",
+    )  # fmt: skip
+    assert (second.reasoning, second.category, second.group) == (None, "music", "clotho:bell.wav")
+    assert [line.rpartition("row ")[2][:1] for line in lines] == ["3", "4", "5"]

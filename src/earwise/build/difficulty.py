@@ -138,7 +138,8 @@ def measure(
 def labelled(examples: Iterable[Example], rows: Iterable[Row], attempts: Attempts) -> Iterator[Example]:
     """The examples with `difficulty` and, in `meta`, the pass rate and how it was measured.
 
-    An example whose clip could not be heard keeps no difficulty, and says why in `difficulty_error`.
+    An example whose clip could not be heard keeps no difficulty, and says why in `difficulty_error`; one with clips
+    that are longer than the policy hears says how many in `long_clips`.
     """
     for example, row in zip(examples, rows, strict=True):
         how = {
@@ -151,6 +152,8 @@ def labelled(examples: Iterable[Example], rows: Iterable[Row], attempts: Attempt
             continue
         count, number = row["pass_count"], row["attempts"]
         rate = {"pass_count": count, "attempts": number, "pass_rate": count / number}
+        if long := row.get("long_clips", 0):  # logs of earlier versions do not say
+            rate["long_clips"] = long
         yield replace(example, difficulty=band(count, number), meta=meta | rate | how)
 
 

@@ -3,8 +3,11 @@
 Between the engine and those who need its ears: captions (`build/captions.py`) and pass rates (`build/difficulty.py`).
 Prompts about one clip should follow each other, so that an engine that remembers what it heard encodes it once. A clip
 that cannot be read is a row with `status: error` like any other, counted, and not asked again until the file changes.
+A clip longer than the engine hears says so in its row (`long_clips`) and in its key: another way to hear it is another
+question.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,11 +15,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from earwise.audio import LongAudio, audio_sha256, decode
+from earwise.audio import LongAudio, audio_sha256, chunks, decode, probe
 from earwise.build.keyed_log import WHOLE, KeyedLog, Row, Shard
 from earwise.build.llm import content_key
 from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.errors import AudioError, EngineError
+from earwise.prompts import spread
 from earwise.types import Completion, Text, Turn, Waveform
 
 DECODERS = 2
@@ -38,10 +42,10 @@ class Asked:
 Read = Callable[[Asked, list[Completion]], dict[str, Any]]
 
 
-def asked_key(engine: Engine, asked: Asked, decoding: Decoding, n: int, sha256: Callable[[Path], str]) -> str:
-    """Names what was asked: model, settings, words and the sounds themselves (the path of one that cannot be read)."""
+def asked_key(engine: Engine, asked: Asked, decoding: Decoding, n: int, sound: Callable[[Path], str]) -> str:
+    """Names what was asked: model, settings, words and the sounds themselves, as `sound` names each."""
     words = [[turn.role, *(part.text for part in turn.parts if isinstance(part, Text))] for turn in asked.turns]
-    sounds = [sha256(path) for path in asked.clips]
+    sounds = [sound(path) for path in asked.clips]
     return content_key([engine.name, engine.revision, decoding.as_dict(), n, dict(asked.settings), words, sounds])
 
 
@@ -68,35 +72,49 @@ def ask_all(
         decoding: Decoding settings. An engine's draws depend on `(seed, key)`, so on nothing but what is asked.
         n: Completions of each.
         batch: Prompts handed to the engine at a time; changes nothing but speed.
-        long_audio: For clips longer than the engine hears: `error` or `truncate`.
+        long_audio: For clips longer than the engine hears: `error` makes the row one, `truncate` asks about the
+            beginning, `chunk` about consecutive pieces, one clip each, for engines that take several.
         writer: Whose file of the log is written.
         on_progress: Called with the number done and the number of all, after every batch.
     Returns:
-        A row for each, in order; `status` is "error" where the clip cannot be heard or the engine fails on it alone.
+        A row for each, in order; `status` is "error" where the clip cannot be heard or the engine fails on it alone;
+        `long_clips` counts the clips that are longer than the engine hears.
     Raises:
         EngineError: if the engine fails altogether; what is finished is kept.
         DataError: if the disk refuses.
     """
 
+    limit = engine.max_audio_s if math.isfinite(engine.max_audio_s) else None
+
     @cache
-    def sha256(path: Path) -> str:
+    def is_long(path: Path) -> bool:
         try:
-            return audio_sha256(path)
+            return limit is not None and probe(path).duration_s > limit
+        except AudioError:  # which is what its row will say
+            return False
+
+    @cache
+    def sound(path: Path) -> str:
+        try:
+            return audio_sha256(path) + (f" {long_audio} at {limit} s" if is_long(path) else "")
         except AudioError:
             return f"unreadable:{path}"
 
     @lru_cache(maxsize=CACHED_CLIPS)
-    def hear(path: Path) -> Waveform:
-        return decode(path, engine.sample_rate, long_audio=long_audio, max_s=engine.max_audio_s)
+    def hear(path: Path) -> list[Waveform]:
+        wave = decode(path, engine.sample_rate, long_audio=long_audio, max_s=limit)
+        return chunks(wave, engine.sample_rate, limit) if long_audio == "chunk" and limit is not None else [wave]
 
     def prompt(item: tuple[str, Asked]) -> Prompt | AudioError:
         key, one = item
         try:
-            return Prompt(one.turns, tuple(hear(path) for path in one.clips), key)
+            heard = [hear(path) for path in one.clips]
         except AudioError as error:
             return error
+        turns = spread(one.turns, [len(pieces) for pieces in heard])
+        return Prompt(turns, tuple(piece for pieces in heard for piece in pieces), key)
 
-    keys = [asked_key(engine, one, decoding, n, sha256) for one in asked]
+    keys = [asked_key(engine, one, decoding, n, sound) for one in asked]
     with KeyedLog(folder, writer) as log:
         todo = list({key: (key, one) for key, one in zip(keys, asked, strict=True) if key not in log}.values())
         done = len(asked) - len(todo)
@@ -106,7 +124,10 @@ def ask_all(
             said = iter(_answers(engine, heard, decoding, n, canary))
             for (key, one), known in zip(items, prompts, strict=True):
                 result = next(said) if isinstance(known, Prompt) else known
-                row: Row = {"key": key, "id": one.id, "model": engine.name, "revision": engine.revision, "error": ""}
+                row: Row = {
+                    "key": key, "id": one.id, "model": engine.name, "revision": engine.revision, "error": "",
+                    "long_clips": sum(map(is_long, one.clips)),
+                }  # fmt: skip
                 if isinstance(result, AudioError | EngineError):
                     row |= {"status": "error", "error": str(result)}
                 else:

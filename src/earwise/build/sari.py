@@ -93,7 +93,7 @@ def build(
     pool = _tried(pool, work / "difficulty", helpers, settings, count, shard)
     summary: dict[str, Any] = {
         "clips": len(asked), "clips_unasked": len(asked) - len(requests), "items": len(usable), "left_out": left_out,
-        "twice": twice, "pool": len(pool),
+        "twice": twice, "pool": len(pool), "truncated": sum("long_clips" in example.meta for example in pool),
         "difficulty": histogram(pool) if helpers.policy is not None else None, "teacher": helpers.teacher.name,
         "template": helpers.teacher.is_template, "captions_by": dict(Counter(c.by for c in known.values())),
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """`earwise build check`: is a data set fit to train and to measure with? And the same, run after every builder."""
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from earwise.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from earwise.build.asked import Asked
     from earwise.build.fingerprint import Print
     from earwise.types import Example
 
@@ -40,10 +42,13 @@ check_option = click.option(
     "--against",
     multiple=True,
     metavar="BENCHMARK",
-    help="Manifest, or file of prints, whose sounds must not be in the data; may stand several times.",
+    help="What must not be in the data: a benchmark's question file, a manifest, or a file of prints; several times.",
 )
 @click.option("--html", "page", type=FILE, help="Write a page (and its figures as JSON beside it).")
 @click.option("--prints", "prints_out", type=FILE, help="Write prints of all sounds, for others' --against.")
+@click.option(
+    "--asked", "asked_out", type=FILE, help="Write hashes of all questions and videos, for others' --against."
+)
 @click.option("--deaf", metavar="MODEL", help="Also ask this model every question with silence in place of the sound.")
 @click.option("--filtered", type=FILE, help="With --deaf: write the rows that the model does not answer without sound.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that decode; one a core by default.")
@@ -61,6 +66,7 @@ def command(
     against: tuple[str, ...],
     page: Path | None,
     prints_out: Path | None,
+    asked_out: Path | None,
     deaf: str | None,
     filtered: Path | None,
     workers: int | None,
@@ -72,16 +78,17 @@ def command(
     \b
     earwise build check train.jsonl val.jsonl --html checks.html
     earwise build check starter:train starter:val --strict
-    earwise build check train.jsonl --against mmau.jsonl --against mmar.prints
+    earwise build check train.jsonl --against mmau-test-mini.json --against mmar.prints
     """
-    from earwise.build import checks
+    from earwise.build import asked, checks
 
     if filtered is not None and deaf is None:
         raise ConfigError("--filtered needs a model that answers without sound; name one with --deaf")
     paths = [find_manifest(name) for name in manifests]
-    known = [one for name in against for one in _prints(name, workers)]
+    benchmarks = [_benchmark(name, workers) for name in against]
+    known, theirs = [one for prints, _ in benchmarks for one in prints], asked.joined(each for _, each in benchmarks)
     workers = _workers(paths, workers)
-    report = checks.check(_rows(paths, listen), listen=listen, seed=seed, against=known, workers=workers)
+    report = checks.check(_rows(paths, listen), listen=listen, seed=seed, against=known, asked=theirs, workers=workers)
     if deaf is not None:
         _ask_deaf(report, list(_rows(paths)), deaf, filtered)
     if prints_out is not None:
@@ -89,6 +96,8 @@ def command(
 
         sounds = (path for example in _rows(paths) for path in example.audio_paths)
         note(f"{prints_out}: {fingerprint.write(prints_out, checks.prints(sounds, workers))} prints")
+    if asked_out is not None:
+        note(f"{asked_out}: {asked.write(asked_out, asked.joined(map(asked.read, paths)))} hashes")
     if page is not None:
         from earwise.build import check_report
 
@@ -154,15 +163,24 @@ def _workers(paths: "Sequence[Path]", workers: int | None) -> int | None:
     return 1 if workers is None and small else workers
 
 
-def _prints(name: str, workers: int | None) -> "list[Print]":
-    """Prints of a benchmark, from a file of them or from the sounds of a manifest."""
-    from earwise.build import checks, fingerprint
+def _benchmark(name: str, workers: int | None) -> "tuple[list[Print], Asked]":
+    """Prints of a benchmark's sounds, where they are at hand or stand in a file, and what it asks."""
+    from earwise.build import asked, checks, fingerprint
     from earwise.data import manifest
 
     path = find_manifest(name)
     if fingerprint.is_prints(path):
-        return fingerprint.read(path)
-    return checks.prints((one for row in manifest.iterate(path) for one in row.audio_paths), workers)
+        return fingerprint.read(path), asked.Asked()
+    known = asked.read(path)
+    if not _is_manifest(path):
+        return [], known
+    return checks.prints((one for row in manifest.iterate(path) for one in row.audio_paths), workers), known
+
+
+def _is_manifest(path: Path) -> bool:
+    from earwise.data.sources import tables
+
+    return any("messages" in row for _, row in islice(tables.json_rows(path, (), lambda _: None), 1))
 
 
 def _ask_deaf(report: dict[str, Any], examples: "Sequence[Example]", model: str, filtered: Path | None) -> None:

@@ -12,6 +12,7 @@ from earwise.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from earwise.audio import LongAudio
     from earwise.types import Example
 
 FILE = click.Path(path_type=Path)
@@ -35,8 +36,8 @@ FILE = click.Path(path_type=Path)
     "--long-audio",
     default="error",
     show_default=True,
-    type=click.Choice(["error", "truncate"]),
-    help="For clips longer than the model hears.",
+    type=click.Choice(["error", "truncate", "chunk"]),
+    help="For clips longer than the model hears: an error, hear the beginning, or hear several clips in a row.",
 )
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Items tried together.")
 @click.option("--log", "log_folder", type=FILE, help="Folder of the attempts; beside the manifest by default.")
@@ -55,7 +56,7 @@ def command(
     seed: int,
     drop_unsolved: bool,
     drop_solved: bool,
-    long_audio: str,
+    long_audio: "LongAudio",
     batch: int,
     log_folder: Path | None,
     shard: str | None,
@@ -94,7 +95,7 @@ def command(
         log_folder or out.with_name(f"{out.stem}.attempts"),
         how,
         batch=batch,
-        long_audio="truncate" if long_audio == "truncate" else "error",
+        long_audio=long_audio,
         writer=part,
         on_progress=tell,
     )
@@ -105,10 +106,13 @@ def command(
     errors = [row for row in rows if row["status"] != "ok"]
     if errors:
         note(f"{len(errors)} rows could not be tried (first: {errors[0]['id']}: {errors[0]['error']})")
+    if long := sum(row.get("long_clips", 0) > 0 for row in rows):
+        done = {"error": "not tried", "truncate": "tried on the beginning", "chunk": "heard in pieces"}[long_audio]
+        note(f"{long} rows have clips longer than {engine.name} hears: {done}")
     tried = sum(row["attempts"] for row in rows if row["status"] == "ok")
     right = sum(row["pass_count"] for row in rows if row["status"] == "ok")
     summary = {
-        "rows": len(examples), "unlabelled": len(unlabelled), "errors": len(errors), "bands": counts,
+        "rows": len(examples), "unlabelled": len(unlabelled), "errors": len(errors), "long": long, "bands": counts,
         "attempts": tried, "right": right, "unparsed": sum(row.get("unparsed", 0) for row in rows),
         "cut": sum(row.get("cut", 0) for row in rows), "kept": len(kept), "model": engine.name,
     }  # fmt: skip

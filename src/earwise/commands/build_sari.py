@@ -125,6 +125,8 @@ def _show(summary: dict[str, Any], out: Path, is_template: bool, shard: str | No
         click.echo("pass rates: " + ", ".join(f"{n} {band}" for band, n in summary["difficulty"].items() if n))
     else:
         click.echo("pass rates: not measured (no --policy), so nothing was dropped")
+    if summary["truncated"]:
+        click.echo(f"of {summary['truncated']} items the policy heard only the beginning: longer than it hears")
     for step, kinds in summary["failed"].items():
         click.echo(f"failed, {step}: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())))
 

@@ -69,8 +69,8 @@ def source(
     """Turn PATH, a file of the data set NAME as its authors publish it, into a manifest.
 
     NAME is one of audiocaps, clotho, clothoaqa, entailment, adiff, reasonaqa, avqa, musicbench, meld, audioset,
-    wavcaps, vocalsound, librispeech, common-voice, covost2,
-    multilingual-alpaca-speech, or your own module:function.
+    wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice,
+    covost2, multilingual-alpaca-speech, or your own module:function.
 
     \b
     earwise build source clothoaqa clotho_aqa_train.csv --votes majority --out clothoaqa.jsonl

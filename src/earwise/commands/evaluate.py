@@ -18,6 +18,7 @@ from earwise.commands.loading import (
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from earwise.report import RunDir
     from earwise.types import Example
 
 FOLDER = click.Path(path_type=Path)
@@ -274,7 +275,7 @@ def compare(before: Path, after: Path, common: bool, kind: str, seed: int, as_js
 
 
 @click.command("report", short_help="One HTML page of runs, with players and training curves.")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=FOLDER)
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=FOLDER)
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), help="File to write. [default: report.html in the last RUN]"
 )
@@ -285,25 +286,35 @@ def compare(before: Path, after: Path, common: bool, kind: str, seed: int, as_js
     type=click.Path(path_type=Path),
     help="Folder of a training run (or its metrics.jsonl) whose curves are drawn; may stand several times.",
 )
-@click.option("--title", default="Evaluation", show_default=True, help="Title of the page.")
+@click.option("--title", help="Title of the page. [default: Evaluation; of training runs their names]")
 @click.option("--seed", default=0, show_default=True, help="Of the draw of sample clips.")
 @json_option
 def report(
-    runs: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str, seed: int, as_json: bool
+    folders: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str | None, seed: int, as_json: bool
 ) -> None:
     """Write one self-contained page about RUNs: the first is compared with (before), the last is in question (after).
 
+    A RUN is what `earwise evaluate` wrote, or `earwise train`: of the latter, what it measured before and after, its
+    curves, and samples from its way.
+
     \b
     earwise report runs/first
+    earwise report runs/r1-aqa-cpu
     earwise report runs/before runs/after --training runs/r1-aqa --out report.html
     """
     from earwise.report import write_report
+    from earwise.report.training import is_training, measured
 
     if out is not None and out.is_dir():
         raise ConfigError(f"{out}: is a folder; name the file to write, for example {out / 'report.html'}")
-    target = out or runs[-1] / "report.html"
-    logs = [path / "metrics.jsonl" if path.is_dir() else path for path in training]
-    written = write_report(target, list(runs), logs, title=title, seed=seed)
+    target = out or folders[-1] / "report.html"
+    trained = [folder for folder in folders if is_training(folder)]
+    runs: list[RunDir] = []
+    for folder in folders:
+        runs += measured(folder, len(folders) == 1) if folder in trained else [folder]
+    logs = [path / "metrics.jsonl" if path.is_dir() else path for path in (*trained, *training)]
+    named = title or ", ".join(folder.absolute().name for folder in trained) or "Evaluation"
+    written = write_report(target, runs, logs, title=named, seed=seed)
     if as_json:
         result({"report": str(written)})
     else:

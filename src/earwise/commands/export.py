@@ -199,6 +199,10 @@ that B @ A is added as it stands. Read it with PEFT's `PeftModel.from_pretrained
 """
 
 
+def _class(part: object) -> str:
+    return f"{type(part).__module__}.{type(part).__name__}"
+
+
 def _card(model: "AudioLM", source: str, folder: Path, dtype: str) -> str:
     """The model card, from what the model says of itself."""
     from importlib.metadata import version
@@ -217,7 +221,7 @@ def _card(model: "AudioLM", source: str, folder: Path, dtype: str) -> str:
 `merged.safetensors` holds every weight ({dtype}) as `encoder.*`, `connector.*` and `decoder.*`; nothing else needs to
 be added to them. In the embedded family the encoder is transformers' `WhisperEncoder` (sizes in `encoder.json`), the
 decoder its `LlamaModel` (`decoder.json`; the output head is the embedding table), the connector
-`earwise.models.parts.projector.LayerMix`, and `tokenizer.json` is read by the `tokenizers` library:
+`{_class(model.module.connector)}`, and `tokenizer.json` is read by the `tokenizers` library:
 
 ```python
 from safetensors.torch import load_file

@@ -9,7 +9,7 @@ from earwise.commands.loading import result
 from earwise.commands.models import sizes_of
 
 if TYPE_CHECKING:
-    from earwise.config import Recipe
+    from earwise.config import Recipe, Stage
     from earwise.models.memory import Memory
     from earwise.models.sizes import Sizes
 
@@ -17,10 +17,16 @@ GB = 1e9
 ROOM = 1.4  # what an allocator holds beside what is used; measured on a CPU, see docs/models.md
 
 
-def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool) -> None:
+def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool, processes: int, engine: str) -> None:
     """The resolved recipe, then per stage what it trains on, how much of the model, and about how much memory; no
     weights are read.
 
+    Args:
+        recipe: Resolved.
+        rows: For each stage, manifest -> rows.
+        as_json: One JSON object instead.
+        processes: That train together: one a GPU, or all of them in this machine's memory.
+        engine: How they share the weights: `ddp` or `fsdp2`.
     Raises:
         ModelError: if the model is unknown.
     """
@@ -32,7 +38,8 @@ def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool) -> No
     free, where, cuda = _free()
     stages: list[dict[str, Any]] = []
     for number, (stage, counts) in enumerate(zip(recipe.stages, rows, strict=True)):
-        need = memory.of_stage(model, stage, dtype=dtype, cpu=not cuda)
+        need = of_process(model, stage, dtype, processes, engine, cpu=not cuda)
+        held = need.peak * (1 if cuda else processes)  # a GPU each, but one memory
         parts = memory.trained(model, stage.trainable)
         stages.append(
             {
@@ -44,11 +51,12 @@ def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool) -> No
                 "memory_gb": {name: round(size / GB, 3) for name, size in need.parts.items()},
                 "peak_gb": round(need.peak / GB, 3),
                 "dominates": need.dominates,
-                "fits": None if free is None else need.peak * ROOM <= free,
+                "fits": None if free is None else held * ROOM <= free,
             }
         )
         stages[-1]["advice"] = _advice(stages[-1], need, stage.checkpoint_activations, stage.pack_tokens)
-    machine = {"where": where, "free_gb": None if free is None else round(free / GB, 1)}
+    machine: dict[str, Any] = {"where": where, "free_gb": None if free is None else round(free / GB, 1)}
+    machine |= {"processes": processes, "engine": engine} if processes > 1 else {}
     if as_json:
         result({"recipe": recipe.model_dump(mode="json"), "stages": stages, "machine": machine})
         return
@@ -58,9 +66,40 @@ def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool) -> No
         click.echo("  rows      " + ", ".join(f"{name} {count}" for name, count in row["rows"].items()))
         trained = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in row["trained"].items())
         click.echo(f"  trained   {trained} of {row['parameters'] / 1e6:.1f}M parameters")
-        held = ", ".join(f"{name} {size:.2f}" for name, size in row["memory_gb"].items())
-        click.echo(f"  memory    about {row['peak_gb']:.1f} GB ({held})")
+        split = ", ".join(f"{name} {gb:.2f}" for name, gb in row["memory_gb"].items())
+        each = f" for each of {processes} processes ({engine})" if processes > 1 else ""
+        click.echo(f"  memory    about {row['peak_gb']:.1f} GB{each} ({split})")
         click.echo(f"  {_verdict(row, free, where)}")
+
+
+def of_process(
+    model: "Sizes", stage: "Stage", dtype: str | None, processes: int, engine: str, *, cpu: bool
+) -> "Memory":
+    """Memory of one of several processes: each has its share of the prompts, and under `fsdp2` of the decoder's layers,
+    with gradients and optimizer state; what a stage asks of the model (samples, a reference) wants them whole."""
+    from earwise.config import GrpoStage, SftStage
+    from earwise.models import memory
+
+    if isinstance(stage, GrpoStage):
+        stage = stage.model_copy(update={"prompts_per_step": -(-stage.prompts_per_step // processes)})
+    need = memory.of_stage(model, stage, dtype=dtype, cpu=cpu)
+    if engine != "fsdp2" or processes == 1:
+        return need
+    away = 1 - 1 / processes
+    says, size = model.says, memory.BYTES[dtype or model.dtype]
+    linear = sum(rows * columns for rows, columns in says.linears.values()) * says.layers
+    layers = size * (linear if not says.experts else max(0, model.decoder - 2 * says.vocab * says.width))
+    full = stage.trainable.decoder == "full"
+    trained = layers if full else 4 * memory.trained(model, stage.trainable)["decoder"]
+    lasting = dict(need.lasting)
+    lasting["weights"] -= away * layers
+    lasting["gradients"] -= away * trained
+    lasting["optimizer"] -= away * 2 * trained
+    early = away * layers - lasting["gradients"] - lasting["optimizer"]  # which are not there yet
+    phases = {**need.phases, "loading": {"layers not yet cut": max(0.0, early)}}
+    if not isinstance(stage, SftStage):
+        phases["rollout"] = {**phases.get("rollout", {}), "gathered layers": away * layers}
+    return memory.Memory(lasting, phases)
 
 
 def _sizes(recipe: "Recipe") -> "Sizes":
@@ -70,7 +109,12 @@ def _sizes(recipe: "Recipe") -> "Sizes":
     weights = recipe.model.weights
     if weights is not None and Path(weights).is_dir():
         return sizes_of(weights)[0]
-    return sizes.default(recipe.model.name) or sizes_of(recipe.model.name)[0]
+    found = sizes.default(recipe.model.name) or sizes_of(recipe.model.name)[0]
+    if recipe.model.connector is None:
+        return found
+    from earwise.models import embedded_connector, shapes
+
+    return shapes.with_connector(found, embedded_connector.chosen(recipe.model.connector.model_dump()))
 
 
 def _free() -> tuple[float | None, str, bool]:

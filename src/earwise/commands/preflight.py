@@ -25,7 +25,7 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
     Returns:
         For each stage: manifest -> rows with an answer.
     Raises:
-        ConfigError: for an unknown style or reward.
+        ConfigError: for an unknown style, reward or tracker.
         DataError: for a bad manifest, or rows that a style cannot use.
         AudioError: naming manifest, row and file, unless bad rows are to be skipped.
     """
@@ -37,7 +37,9 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
     from earwise.engine.address import parse as parse_address
     from earwise.prompts import THINKING, question_text
     from earwise.rewards import load_reward
+    from earwise.train.mirror import check
 
+    check(recipe.trackers)
     rows = []
     for stage in recipe.stages:
         for style in stage.data.styles:
@@ -70,9 +72,9 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
                 _look(manifest_path(source.manifest, base), examples)
             if isinstance(stage, DpoStage) and stage.negatives == "options":
                 _options(shown, examples)
-            if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "banded":
+            if stage.curriculum.order == "banded":
                 examples = examples.take(within(examples, Band(**stage.curriculum.band.model_dump())))
-            if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "easy_to_hard":
+            if stage.curriculum.order == "easy_to_hard":
                 for example in examples:
                     pass_rate(example)
             counts[shown] = len(examples)

@@ -41,11 +41,27 @@ if TYPE_CHECKING:
     help="Print the resolved recipe, rows, trained parameters and a memory estimate; train nothing.",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    help="For --plan: how many are to train together.",
+)
+@click.option(
+    "--engine", type=click.Choice(["ddp", "fsdp2"]), default="ddp", help="For --plan: recipes/engines/ENGINE.yaml."
+)
+@click.option(
     "--eval/--no-eval",
     "measured",
     default=True,
     show_default=True,
     help="Measure as the recipe's `eval:` says, before and after.",
+)
+@click.option(
+    "--track",
+    multiple=True,
+    metavar="NAME",
+    help="Show the run here too: wandb, trackio, or your own module:function; may stand several times.",
 )
 @click.option(
     "--profile-step",
@@ -61,7 +77,10 @@ def command(
     data: Path | None,
     resume: Path | None,
     plan: bool,
+    processes: int,
+    engine: str,
     measured: bool,
+    track: tuple[str, ...],
     profile_step: bool,
     as_json: bool,
 ) -> None:
@@ -74,11 +93,12 @@ def command(
     earwise train --resume runs/r1
 
     The run's folder holds recipe.json, metrics.jsonl, rollouts.jsonl, a folder a stage, and `final`, the trained model.
+    To watch it: tensorboard --logdir DIR/tensorboard.
     """
     for needed in ("accelerate", "peft"):
         require(needed, "train", "stages")
     from earwise.config import load_recipe
-    from earwise.train import run
+    from earwise.train import parallel, run
 
     started = perf_counter()
     if resume is not None:
@@ -87,7 +107,7 @@ def command(
                 f"--resume {resume} takes the recipe from that folder; leave out recipe, settings and other options"
             )
         folder, recipe, base = resume, *_recorded(resume)
-        preflight(recipe, base)
+        preflight(recipe.shown_in(track), base)
         if (folder / "final" / "earwise.json").exists():
             note(
                 f"{folder}: is finished, nothing is left to train; "
@@ -95,34 +115,42 @@ def command(
             )
     else:
         path, overrides = _split(arguments)
-        recipe = load_recipe(path, profile=profile, arm=arm, overrides=overrides)
+        recipe = load_recipe(path, profile=profile, arm=arm, overrides=overrides).shown_in(track)
         folder, base = out or Path("runs") / "-".join(filter(None, (recipe.recipe, profile, arm))), data or path.parent
         rows = preflight(recipe, base)
         if plan:
-            show_plan(recipe, rows, as_json)
+            show_plan(recipe, rows, as_json, processes, engine)
             return
         if (folder / "recipe.json").exists():
             raise ConfigError(
                 f"{folder}: already holds a run; continue it with --resume {folder}, or choose another --out"
             )
-    fetch_base(recipe.model.name)
+    parallel.begin()
+    first = parallel.main()
+    if first:
+        fetch_base(recipe.model.name)
+    parallel.wait()
+    measured = measured and first
     try:
         before = _measure(recipe, base, folder, "before", None) if measured else []
         if resume is not None:
-            final = run.resume(folder, profile=profile_step, say=note)
+            final = run.resume(folder, track=track, profile=profile_step, say=note)
         else:
             final = run.start(recipe, folder, base, profile=profile_step, say=note)
         after = _measure(recipe, base, folder, "after", final) if measured else []
     except KeyboardInterrupt:
         how = f"earwise train --resume {folder}" if (folder / "recipe.json").exists() else "the same command"
         raise KeyboardInterrupt(f"interrupted; finished work is kept, continue with {how}") from None
+    parallel.end()
+    if not first:
+        return
     pairs = list(zip(recipe.eval, before, after, strict=True)) if measured else []
     if as_json:
-        evals = [{"manifest": one.manifest, "before": first, "after": last} for one, first, last in pairs]
+        evals = [{"manifest": one.manifest, "before": was, "after": now} for one, was, now in pairs]
         result({"final": str(final), "out": str(folder), "seconds": round(perf_counter() - started, 1), "eval": evals})
         return
-    for one, first, last in pairs:
-        click.echo(f"{one.manifest}: {_shown(first)} -> {_shown(last)}")
+    for one, was, now in pairs:
+        click.echo(f"{one.manifest}: {_shown(was)} -> {_shown(now)}")
     click.echo(str(final))
 
 
@@ -161,10 +189,10 @@ def _measure(recipe: "Recipe", base: Path, folder: Path, when: str, final: Path 
     from earwise.engine.local import LocalEngine
     from earwise.measure import headline, measure
     from earwise.models import folder as models
-    from earwise.models.base import load
+    from earwise.train.run import model_of
 
     named = (recipe.model.name, recipe.model.weights) if final is None else (str(final), None)
-    engine = LocalEngine(load(*named, dtype=recipe.model.dtype, trim=recipe.model.trim))
+    engine = LocalEngine(model_of(recipe, final))
     if at := next((Path(place) for place in named[::-1] if place and Path(place).is_dir()), None):
         engine.name = models.named(engine.name, at)
     found = []

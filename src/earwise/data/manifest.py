@@ -37,6 +37,7 @@ FIELDS = (
     "chosen",
     "rejected",
 )
+KNOWN = frozenset(FIELDS)
 PREFERENCES = ("chosen", "rejected")
 """Fields of few rows: written only where they hold something."""
 TEXT_DEFAULTS = {
@@ -160,7 +161,7 @@ def from_row(row: Mapping[str, Any], *, root: Path = Path(), where: str = "row")
         chosen=_texts(given.get("chosen", []), "chosen", where),
         rejected=_texts(given.get("rejected", []), "rejected", where),
         root=root,
-        meta={key: value for key, value in row.items() if key not in FIELDS},
+        meta={key: value for key, value in row.items() if key not in KNOWN},
         **texts,
     )
     _check_answer(example, where)
@@ -200,9 +201,10 @@ def _near(name: str, known: tuple[str, ...]) -> str:
 
 def _check_names(row: Mapping[str, Any], where: str) -> None:
     """A misspelt `answer` kept in `meta` would be a row without an answer: refuse it."""
-    free = tuple(name for name in FIELDS if name not in row)
-    for key, value in row.items():
-        if key not in FIELDS and value is not None and (hint := _near(key, free)):
+    unknown = [key for key, value in row.items() if key not in KNOWN and value is not None]
+    free = tuple(name for name in FIELDS if name not in row) if unknown else ()
+    for key in unknown:
+        if hint := _near(key, free):
             raise DataError(f"{where}: unknown field {key!r}{hint} (rename either)")
 
 
@@ -217,7 +219,7 @@ def _texts(value: Any, name: str, where: str, *, single: bool = True) -> tuple[s
         return (value,)
     if not isinstance(value, list | tuple):
         raise DataError(f"{where}: {name} is {value!r:.60}, a {type(value).__name__}; write a list of strings")
-    return tuple(_text(item, name, where) for item in value)
+    return tuple([_text(item, name, where) for item in value])  # a list: rows by the million come through here
 
 
 def _turns(messages: Any, where: str) -> tuple[Turn, ...]:

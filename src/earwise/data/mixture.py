@@ -1,11 +1,11 @@
 """Several sets of examples as one endless stream: weighted, seeded, resumable, sharded.
 
 Between `data/manifest.py` and the training loop. Draw number t takes its source by chance, in proportion to the
-weights, from a hash of (seed, t); inside a source the examples come in a fresh random order each epoch (or in the one
-that a curriculum gives), none twice before all were seen. All that follows from the number of draws so far, so the
-state is a few integers, and a resumed stream goes on as if it had never stopped. Every rank walks the same global
-stream and keeps each `world_size`-th draw; their states are equal, so a run may be resumed with another number of
-ranks.
+weights (evened out by a temperature, as T5 mixes tasks: arXiv 1910.10683, section 3.5.2), from a hash of (seed, t);
+inside a source the examples come in a fresh random order each epoch (or in the one that a curriculum gives), none twice
+before all were seen. All that follows from the number of draws so far, so the state is a few integers, and a resumed
+stream goes on as if it had never stopped. Every rank walks the same global stream and keeps each `world_size`-th draw;
+their states are equal, so a run may be resumed with another number of ranks.
 """
 
 import hashlib
@@ -30,6 +30,9 @@ class Mixture(Generic[T]):
         rank: Which of the interleaved shards this is, from 0.
         world_size: Number of shards.
         order: Of the examples of a source in an epoch; None is a random one.
+        by_size: Weights are per example: a source counts as its weight times the number of its examples.
+        temperature: T: a source is drawn in proportion to weight ** (1 / T); 1 is the weights themselves, more is
+            evener.
 
     Raises:
         DataError: if there is no source, or one is empty.
@@ -43,6 +46,9 @@ class Mixture(Generic[T]):
         rank: int = 0,
         world_size: int = 1,
         order: Order | None = None,
+        *,
+        by_size: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         if not sources:
             raise DataError("mixture has no source; name at least one manifest")
@@ -51,10 +57,14 @@ class Mixture(Generic[T]):
                 raise DataError(f"source {number} of the mixture has no examples; leave it out or fill it")
             if not 0 < weight < float("inf"):
                 raise ConfigError(f"source {number} of the mixture has weight {weight}; weights must be positive")
+        if not 0 < temperature < float("inf"):
+            raise ConfigError(f"the mixture has temperature {temperature}; it must be positive")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is outside 0..{world_size - 1}; check rank and world_size")
         self._sources = [examples for examples, _ in sources]
-        self._weights = [float(weight) for _, weight in sources]
+        counted = [float(weight) * (len(examples) if by_size else 1) for examples, weight in sources]
+        evened = [(weight / max(counted)) ** (1 / temperature) for weight in counted]
+        self._weights = counted if temperature == 1 else evened
         self._seed, self._rank, self._world_size = seed, rank, world_size
         self._counts = [0] * len(sources)
         self._given = order

@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from earwise.doctor.check import Check
+from earwise.doctor.check import Check, judged
 from earwise.models.memory import free_memory
 
 FREE_DISK_GB = 2.0  # base weights while they are converted
@@ -18,13 +18,8 @@ FREE_MEMORY_GB = 2.0  # the embedded model loaded and answering, with room
 def python() -> Check:
     """Python is new enough."""
     found = platform.python_version()
-    fit = sys.version_info >= (3, 11)
-    return Check(
-        "python",
-        "ok" if fit else "fail",
-        f"{found} on {platform.system()} {platform.machine()}",
-        "" if fit else "install Python 3.11 or newer",
-    )
+    said = f"{found} on {platform.system()} {platform.machine()}"
+    return judged("python", sys.version_info >= (3, 11), said, "install Python 3.11 or newer")
 
 
 def libraries() -> list[Check]:
@@ -46,9 +41,8 @@ def threads() -> Check:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     used = torch.get_num_threads()
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    if used > cores:
-        return Check("threads", "warn", f"{used} threads on {cores} cores, {device}", f"set OMP_NUM_THREADS={cores}")
-    return Check("threads", "ok", f"{used} threads on {cores} cores, {device}")
+    said = f"{used} threads on {cores} cores, {device}"
+    return judged("threads", used <= cores, said, f"set OMP_NUM_THREADS={cores}", "warn")
 
 
 def memory() -> Check:
@@ -56,31 +50,18 @@ def memory() -> Check:
     found = free_memory()
     if found is None:
         return Check("memory", "warn", "free memory is not known here", f"have {FREE_MEMORY_GB:g} GB free")
-    free = found / 1e9
-    if free < FREE_MEMORY_GB:
-        return Check(
-            "memory",
-            "warn",
-            f"{free:.1f} GB free",
-            f"close other programs: answering takes up to {FREE_MEMORY_GB:g} GB, training more",
-        )
-    return Check("memory", "ok", f"{free:.1f} GB free")
+    remedy = f"close other programs: answering takes up to {FREE_MEMORY_GB:g} GB, training more"
+    return judged("memory", found >= FREE_MEMORY_GB * 1e9, f"{found / 1e9:.1f} GB free", remedy, "warn")
 
 
 def disk(home: Path) -> Check:
     """Room for the base weights, in a cache folder that can be written."""
     there = next(folder for folder in (home.absolute(), *home.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free / 1e9
     if not os.access(there, os.W_OK):
         return Check("disk", "fail", f"{home}: cannot be written", "set EARWISE_HOME to a folder of your own")
-    if free < FREE_DISK_GB:
-        return Check(
-            "disk",
-            "warn",
-            f"{home}: {free:.1f} GB free",
-            f"free {FREE_DISK_GB:g} GB, or set EARWISE_HOME to another disk",
-        )
-    return Check("disk", "ok", f"{home}: {free:.1f} GB free")
+    free = shutil.disk_usage(there).free / 1e9
+    remedy = f"free {FREE_DISK_GB:g} GB, or set EARWISE_HOME to another disk"
+    return judged("disk", free >= FREE_DISK_GB, f"{home}: {free:.1f} GB free", remedy, "warn")
 
 
 def base_weights(folder: Path) -> Check:

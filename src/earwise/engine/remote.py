@@ -25,7 +25,7 @@ from earwise.engine import wire
 from earwise.engine.address import Address
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.wire import Body, Busy, Line, Rejected
-from earwise.errors import AudioError, EngineError
+from earwise.errors import AudioError, EngineError, ServerAway
 from earwise.files import append_jsonl
 from earwise.types import Audio, Completion, Text, Turn, Waveform
 
@@ -40,6 +40,7 @@ SEEDS = 2**30  # the wire's integers are signed, and servers count on from the s
 EXPLICIT: dict[str, Body] = {
     "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True},
     "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    "earwise": {"return_token_ids": True},
 }
 SCORES = ("vllm",)  # servers that tell the log-probabilities of a given text: `prompt_logprobs`
 
@@ -77,8 +78,8 @@ class RemoteEngine:
         """Answer every prompt `n` times; see `Engine`. Greedy answers are asked for once.
 
         Raises:
-            EngineError: if a prompt is rejected, or the server stays away; what the others were answered is kept, and
-                given out without asking when they come again.
+            EngineError: if a prompt is rejected, or the server stays away (`ServerAway`); what the others were answered
+                is kept, and given out without asking when they come again.
             AudioError: if a clip is longer than the server hears whole.
         """
         for prompt in prompts:
@@ -94,11 +95,12 @@ class RemoteEngine:
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in found}
         results = dict(zip(missing, self._all(answer, list(missing.values())), strict=True))
         failed = [result for result in results.values() if isinstance(result, EngineError)]
+        failed.sort(key=lambda error: isinstance(error, ServerAway))  # a refusal first: waiting would not mend it
         found |= {key: result for key, result in results.items() if not isinstance(result, EngineError)}
         if failed:
             self._spared |= found
             share = f" ({len(failed)} of {len(prompts)} prompts)" if failed[1:] else ""
-            raise EngineError(f"{failed[0]}{share}")
+            raise type(failed[0])(f"{failed[0]}{share}")
         return [found[key] * (n // wanted) for key in keys]
 
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
@@ -179,9 +181,10 @@ class RemoteEngine:
                 body["n"] = missing
             reply = await self._send(client, body, expected, prompt.key)
             self._record(prompt, body, reply, time.monotonic() - started)
-            if isinstance(reply, Busy | Rejected):
-                refused = "rejects this request" if isinstance(reply, Rejected) else "does not answer"
-                return EngineError(f"{self.name}: {self.address.url} {refused}: {reply.reason}")
+            if isinstance(reply, Busy):
+                return ServerAway(f"{self.name}: {self.address.url} does not answer: {reply.reason}")
+            if isinstance(reply, Rejected):
+                return EngineError(f"{self.name}: {self.address.url} rejects this request: {reply.reason}")
             usage = wire.usage(reply) or usage
             if usage and self.tokens_per_s and usage[0] < heard / 2:
                 return EngineError(

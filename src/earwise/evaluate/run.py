@@ -7,7 +7,6 @@ and counted by status.
 """
 
 import math
-import os
 import random
 import time
 from collections import deque
@@ -29,7 +28,7 @@ from earwise.evaluate.controls import Control
 from earwise.evaluate.metrics import mmau
 from earwise.evaluate.results import METRICS, SAMPLES, Settings, resume, settings_hash
 from earwise.evaluate.summary import blind_summary, headline, summarise
-from earwise.files import append_jsonl, write_json
+from earwise.files import append_jsonl, seen_from, write_json
 from earwise.prompts import TAGGED, THINKING, prompt_turns, spread
 from earwise.types import Completion, Example, Score, Text, Turn, Waveform
 
@@ -404,17 +403,9 @@ def _row(
         "formatted": is_formatted(text, style),
         "finish_reason": finish,
         "reasoning_tokens": delay,
-        "audio": [_from(path, out) for path in item.clips],
+        "audio": [seen_from(path, out) for path in item.clips],
         "audio_sha256": heard.sha256,
         "silent": heard.silent,
         "truncated": heard.truncated,
         "pieces": sum(heard.pieces),
     }
-
-
-def _from(path: Path, out: Path) -> str:
-    """The path as seen from the run's folder, so that a project that moves as a whole keeps its clips."""
-    try:
-        return os.path.relpath(path.absolute(), out.absolute())
-    except ValueError:  # another drive on Windows
-        return str(path.absolute())

@@ -8,7 +8,7 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -119,7 +119,8 @@ def best_device() -> str:
 
 def load(
     name: str, weights: Path | str | None = None, *, device: str | None = None, dtype: str | None = None,
-    trim: bool | None = None,
+    trim: bool | None = None, connector: Mapping[str, Any] | None = None, decoder_start: str | None = None,
+    seed: int | None = None,
 ) -> AudioLM:  # fmt: skip
     """Load a model of the table, or of a user's own `module:function`.
 
@@ -130,7 +131,10 @@ def load(
         device: Where to put it; None is `best_device()`.
         dtype: Key of `DTYPES` for the weights; None is the family's default (float32, or as the checkpoint is stored).
         trim: See `AudioLM.trims`; None is the family's or the checkpoint's own.
-            `dtype` and `trim` reach the loader only if given: a `module:function` needs to know them only then.
+        connector: Which untrained connector to build, as `config.ConnectorConfig` says; None is the family's own.
+        decoder_start: `random` draws the decoder anew; None is as trained.
+        seed: Of what is drawn; None is the loader's.
+            What is None does not reach the loader: a `module:function` needs to know only what is asked of it.
     Raises:
         ModelError: if the name or the dtype is unknown, or the checkpoint does not fit.
     """
@@ -147,7 +151,8 @@ def load(
         loader = entry(MODELS, name, "model")
     except ConfigError as error:
         raise ModelError(f"{error}, or a folder with a model") from error
-    asked = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
+    asked: dict[str, Any] = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
+    asked |= {"connector": connector, "decoder_start": decoder_start, "seed": seed}
     given = {key: value for key, value in asked.items() if value is not None}
     strange = given.keys() - inspect.signature(loader).parameters.keys()
     if strange:

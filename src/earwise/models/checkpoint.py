@@ -6,15 +6,18 @@ Called by each family's `load` and `save`. Weights are safetensors only: a pickl
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import pickle
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from earwise.errors import ModelError
+from earwise.files import replacing
 from earwise.models.parts import lora
 
 PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -114,6 +117,39 @@ def tensors(
     if not state:
         raise ModelError(f"{folder}: no tensors of {what} (names that start with {prefix!r}); download it whole")
     return shards, state, strays
+
+
+def read_torch(path: Path) -> Any:
+    """What a file holds that torch saved: tensors and plain values only, so that nothing in it is run.
+
+    Raises:
+        ModelError: if there is no such file, it asks for code, or it is broken.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the path of the released file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split())[:160]  # behind much advice
+        raise ModelError(
+            f"{path}: pickled code, or no checkpoint at all, and not read, since it could run code ({reason}); "
+            "take the file from its publisher, or save its tensors alone"
+        ) from error
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({one_line(error)[:160]}); download it again") from error
+
+
+def write_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """Save a file for other people's code as torch saves it, all or nothing.
+
+    Raises:
+        DataError: if the disk refuses.
+    """
+    with replacing(path, "wb") as handle:
+        try:
+            torch.save(content, handle)
+        except RuntimeError as error:  # so torch reports a full disk
+            raise OSError(one_line(error)) from error
 
 
 def digest(shards: Sequence[Path]) -> str:

@@ -12,7 +12,6 @@ Source: papers/mellow.md section 2; names and shapes of soham97/mellow@349f9b2.
 
 import json
 import math
-import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -150,17 +149,10 @@ def release(model: Mellow, ckpt: Path) -> None:
     """Write a model as the official code reads it: its whole state dict in one file.
 
     Raises:
-        ModelError: if it cannot be written.
+        DataError: if it cannot be written.
     """
-    part = ckpt.with_name(f".{ckpt.name}.part")
-    try:
-        ckpt.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: value.detach().cpu().clone() for name, value in official_state(model).items()}, part)
-        part.replace(ckpt)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise ModelError(f"{ckpt}: cannot be written ({error}); free some space or choose another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
+    state = {name: value.detach().cpu().clone() for name, value in official_state(model).items()}
+    checkpoint.write_torch(ckpt, state)
 
 
 @torch.no_grad()
@@ -240,14 +232,7 @@ def convert(
 
 def _read(source: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint file, read without running anything in it."""
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{source}: holds more than tensors, which could run code ({_short(error)}); not read"
-        ) from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ModelError(f"{source}: not a torch checkpoint ({_short(error)}); download it again") from error
+    state = checkpoint.read_torch(source)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{source}: holds {type(state).__name__}, not a state dict of tensors; give v0.ckpt itself")
     return state
@@ -264,10 +249,6 @@ def attention_masks(encoder: htsat.Htsat) -> dict[str, Tensor]:
                     height, width, torch.float32, "cpu"
                 )
     return masks
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 @click.command(help="Convert the released Mellow checkpoint once.")

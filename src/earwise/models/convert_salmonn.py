@@ -14,7 +14,6 @@ Source: papers/salmonn.md sections 1, 3 and 6 (key names, settings); BEATs' rele
 """
 
 import argparse
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,6 +135,7 @@ def release(model: Salmonn, pth: Path) -> None:
 
     Raises:
         ModelError: if the model has no LoRA, or it is not on the decoder's query and value projections.
+        DataError: if it cannot be written.
     """
     found = lora.stacked(model.inherited, lora.collect(model.module))
     names = released_names(model.module)
@@ -153,15 +153,7 @@ def release(model: Salmonn, pth: Path) -> None:
         value = found[ours] if ours in found else connector[ours]
         state[theirs] = (value * (rank / alpha) if ours.endswith("lora_B") else value).detach().float().cpu().clone()
     settings = {"lora_rank": rank, "lora_alpha": alpha, "second_per_window": model.module.config.window / STATES_PER_S}
-    part = pth.with_name(f".{pth.name}.part")
-    try:
-        pth.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": state, "config": {"model": settings}}, part)
-        part.replace(pth)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise ModelError(f"{pth}: cannot be written ({error}); free some space or choose another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
+    checkpoint.write_torch(pth, {"model": state, "config": {"model": settings}})
 
 
 def released_names(module: SalmonnModule) -> dict[str, str]:
@@ -198,25 +190,9 @@ def beats_name(name: str) -> str:
     return f"{BEATS_STEM[stem]}.{kind}"
 
 
-def _read(path: Path) -> Any:
-    """A file that torch saved, tensors and plain values only."""
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the path of the released file")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-        raise ModelError(
-            f"{path}: pickled code, or no checkpoint at all, and not read ({reason}); "
-            "take the file from its publisher, or save its tensors alone"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read ({str(error).splitlines()[0]}); download it again") from error
-
-
 def _trained(pth: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The trained tensors of a released checkpoint, and the model's block of its settings (may be empty)."""
-    found = _read(pth)
+    found = checkpoint.read_torch(pth)
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise ModelError(f"{pth}: no `model` in it; give the .pth that SALMONN's authors or their trainer wrote")
     settings = found.get("config")
@@ -238,7 +214,7 @@ def _window(pth: Path, settings: Mapping[str, Any]) -> int:
 
 def _beats(path: Path) -> tuple[BeatsConfig, dict[str, Tensor]]:
     """Sizes and weights of a BEATs checkpoint under our names, its weight norm folded, its classifier left out."""
-    found = _read(path)
+    found = checkpoint.read_torch(path)
     if not isinstance(found, dict) or not {"cfg", "model"} <= found.keys():
         raise ModelError(f"{path}: no `cfg` and `model` in it; give the released BEATs checkpoint")
     settings: dict[str, Any] = found["cfg"]
@@ -268,7 +244,9 @@ def _base(folder: Path, prefixes: Mapping[str, tuple[str, ...]], module: Salmonn
         raise ModelError(f"{folder}: no *.safetensors or pytorch_model*.bin here; download {what} whole")
     state = {}
     for shard in shards:
-        for name, value in (load_file(shard) if shard.suffix == ".safetensors" else _read(shard)).items():
+        for name, value in (
+            load_file(shard) if shard.suffix == ".safetensors" else checkpoint.read_torch(shard)
+        ).items():
             for ours, theirs in prefixes.items():
                 start = next((prefix for prefix in theirs if name.startswith(prefix)), None)
                 if start is not None and not name.endswith("rotary_emb.inv_freq"):

@@ -9,10 +9,14 @@ Whisper's encoder does not mask, so what it hears depends on whether a clip is p
 trained) or trimmed to the frames that exist. That is chosen where training starts (`model.trim` in the recipe; padded
 if nothing is said), kept in the checkpoint, and never changed by loading. The shipped model chose to trim; what that
 changes is measured by `benchmarks/trimming.py`.
+
+Two parts may be chosen where training starts from `embedded-blank`: another connector (`embedded_connector.py`) and a
+decoder that never read a text. Both stay with the checkpoint.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +30,21 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from earwise.audio import AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import ahead, checkpoint, fetch
+from earwise.models.embedded_connector import STATE_MS, Choice, Connector, chosen, make
+from earwise.models.embedded_connector import SUMMARY as SUMMARY
+from earwise.models.folder import MARKER
 from earwise.models.parts import attention, lora, whisper
-from earwise.models.parts.projector import LayerMix, pool_states
 from earwise.prompts import EMBEDDED
 from earwise.types import Waveform
 
-POOL = 16  # encoder states (20 ms) per frame token: 320 ms
-SUMMARY = 4
+POOL = Choice().token_ms // STATE_MS  # encoder states per frame token of the shipped connector
 PLACEHOLDER = "<file_sep>"  # a SmolLM2 code token that no conversation holds; its embedding is always replaced
 
 
 class EmbeddedModule(nn.Module):
     """The three parts under one roof, so that names in checkpoints read `encoder.`, `connector.`, `decoder.`."""
 
-    def __init__(self, encoder: nn.Module, connector: LayerMix, decoder: LlamaModel) -> None:
+    def __init__(self, encoder: nn.Module, connector: nn.Module, decoder: LlamaModel) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector
@@ -54,7 +59,7 @@ class Embedded:
 
     def __init__(
         self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str,
-        inherited: Mapping[str, Tensor], trim: bool, whole: frozenset[str] = frozenset(),
+        inherited: Mapping[str, Tensor], trim: bool, whole: frozenset[str] = frozenset(), choice: Choice | None = None,
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
@@ -62,8 +67,11 @@ class Embedded:
         self.inherited = inherited
         """LoRA matrices already merged into the weights; written out again by `save`, beside those trained since."""
         self.whole = whole
-        """Weights of encoder and decoder that earlier stages trained in full; written out again by `save`."""
-        self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=50 / POOL)
+        """Weights of encoder and decoder that earlier stages trained in full, or that were drawn at random; written
+        out again by `save`."""
+        self.choice = choice or Choice()
+        """Which connector `module` has."""
+        self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.choice.token_ms)
         self.template = EMBEDDED
         self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
         self.trims = trim
@@ -72,6 +80,11 @@ class Embedded:
         self.placeholder_id = tokenizer.token_to_id(PLACEHOLDER)
         self.eos_ids = (tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>"))
         self._extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins, sampling_rate=16000)
+
+    @property
+    def _connector(self) -> Connector:
+        connector: Any = self.module.connector
+        return connector
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of text; nothing is added."""
@@ -84,7 +97,7 @@ class Embedded:
         return text
 
     def audio_tokens(self, samples: int) -> int:
-        """Summary tokens and leads, plus one per started 320 ms.
+        """By the connector; the shipped one's are summary tokens and leads, and one per started 320 ms.
 
         Raises:
             AudioError: if the clip is empty or longer than 30 s.
@@ -95,21 +108,22 @@ class Embedded:
                 f"clip lasts {length_s:.2f} s, {self.name} hears up to {self.spec.max_s:.0f} s; "
                 "cut it, or choose long_audio: truncate or chunk"
             )
-        return self.module.connector.fixed_tokens - (-whisper.states(samples) // POOL)
+        return self._connector.tokens(whisper.states(samples))
 
     def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
-        """Pooled states of all layers per clip, `(layers, 2 + windows, dim)`; see `projector.pool_states`."""
+        """What the connector reads of each clip; of the shipped one `(layers, 2 + windows, dim)`, see
+        `projector.pool_states`."""
         if not waves:
             return []
         window_s = None if self.trims else self.spec.max_s
         mels = [whisper.log_mel(wave, self._extractor, window_s=window_s) for wave in waves]
         heard = whisper.layer_states(self.module.encoder, mels)
         real = [whisper.states(len(wave)) for wave in waves]
-        return [pool_states(layers[:, :n].float(), POOL) for layers, n in zip(heard, real, strict=True)]
+        return [self._connector.kept(layers[:, :n].float()) for layers, n in zip(heard, real, strict=True)]
 
     def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
-        device = self.module.connector.gates.device
+        device = next(self.module.connector.parameters()).device
         connected: list[Tensor] = self.module.connector([clip.to(device) for clip in heard])
         return connected
 
@@ -147,8 +161,8 @@ class Embedded:
             merged = checkpoint.merged_state(self.module)
             state |= {name: merged[name].float() for name in whole}
         save_file(state, folder / "trained.safetensors")
-        marks = {"family": "embedded", "base": fetch.BASE, "trim": self.trims}
-        (folder / "earwise.json").write_text(json.dumps(marks, indent=1) + "\n")
+        marks = {"family": "embedded", "base": fetch.BASE, "trim": self.trims, "connector": asdict(self.choice)}
+        (folder / MARKER).write_text(json.dumps(marks, indent=1) + "\n")
 
 
 def load(
@@ -165,7 +179,8 @@ def load(
         ModelError: if there is no trained part, or it does not fit.
     """
     folder = weights or ahead.ASSETS
-    return _build(ahead.take(folder), "embedded", device, dtype, _trained_trimmed(folder) if trim is None else trim)
+    trimmed = bool(_marks(folder).get("trim", True)) if trim is None else trim
+    return _build(ahead.take(folder), "embedded", device, dtype, trimmed, choice=choice_of(folder))
 
 
 def load_aligned(
@@ -175,32 +190,65 @@ def load_aligned(
     the answer format, which is where reinforcement learning starts. See `load`."""
     if weights is not None:
         raise ModelError("embedded-aligned takes no weights; name embedded for a trained part")
-    trim = _trained_trimmed(ahead.ASSETS) if trim is None else trim
-    return _build(ahead.take(ahead.ASSETS, aligned=True), "embedded-aligned", device, dtype, trim)
+    trimmed = bool(_marks(ahead.ASSETS).get("trim", True)) if trim is None else trim
+    return _build(ahead.take(ahead.ASSETS, aligned=True), "embedded-aligned", device, dtype, trimmed)
 
 
-def blank(*, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32, trim: bool = False) -> Embedded:
-    """Base weights with an untrained connector: where `recipes/embedded.yaml` starts. Padded, as Whisper was trained,
-    unless `trim`."""
-    return _build(ahead.take(None), "embedded-blank", device, dtype, trim, seed)
+def blank(
+    *, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32, trim: bool = False,
+    choice: Choice | None = None, read_before: bool = True,
+) -> Embedded:  # fmt: skip
+    """Base weights with an untrained connector: where `recipes/embedded.yaml` starts.
+
+    Args:
+        device: Where to put it.
+        seed: Of what is drawn at random.
+        dtype: Of encoder and decoder.
+        trim: Hear only frames that exist; else padded, as Whisper was trained.
+        choice: Of the connector; None is the shipped one's kind.
+        read_before: False draws the decoder at random, as transformers starts one.
+    """
+    weights = ahead.take(None)
+    if choice is not None or not read_before:
+        drawn = f"{choice or Choice()}{'' if read_before else '-random'}-{seed}"
+        weights = replace(weights, revision=f"{weights.revision}-{drawn}")
+    return _build(weights, "embedded-blank", device, dtype, trim, seed, choice, read_before)
 
 
 def load_blank(
-    weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = False
-) -> Embedded:
-    """`blank` for the table of models."""
+    weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = False,
+    connector: Mapping[str, Any] | None = None, decoder_start: str = "pretrained", seed: int = 0,
+) -> Embedded:  # fmt: skip
+    """`blank` for the table of models, by the words of a recipe (`config.ModelConfig`)."""
     if weights is not None:
         raise ModelError("embedded-blank takes no weights; name embedded for a trained part")
-    return blank(device=device, dtype=dtype, trim=trim)
+    choice = chosen(connector) if connector is not None else None
+    return blank(
+        device=device, seed=seed, dtype=dtype, trim=trim, choice=choice, read_before=decoder_start == "pretrained"
+    )
 
 
-def _trained_trimmed(folder: Path) -> bool:
-    """What a checkpoint says of its hearing; those that say nothing, as the shipped one, were trained trimmed."""
-    marker = folder / "earwise.json"
-    return bool(json.loads(marker.read_text(encoding="utf-8")).get("trim", True)) if marker.exists() else True
+def choice_of(folder: Path) -> Choice:
+    """The connector that a checkpoint was trained with.
+
+    Raises:
+        ModelError: if this version does not know it.
+    """
+    return chosen(_marks(folder).get("connector"))
 
 
-def _build(weights: ahead.Weights, name: str, device: str, dtype: torch.dtype, trim: bool, seed: int = 0) -> Embedded:
+def _marks(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; those that say nothing, as the shipped one, were trained trimmed and with the
+    shipped connector."""
+    marker = folder / MARKER
+    marks: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    return marks
+
+
+def _build(
+    weights: ahead.Weights, name: str, device: str, dtype: torch.dtype, trim: bool, seed: int = 0,
+    choice: Choice | None = None, read_before: bool = True,
+) -> Embedded:  # fmt: skip
     base = fetch.base_folder()
     sizes = json.loads((base / "encoder.json").read_text())
     config = LlamaConfig(**_llama(json.loads((base / "decoder.json").read_text())))
@@ -210,7 +258,10 @@ def _build(weights: ahead.Weights, name: str, device: str, dtype: torch.dtype, t
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    connector = LayerMix(sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size, SUMMARY)
+    connector = make(choice or Choice(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size)
+    if not read_before:
+        drawn = LlamaModel(config).state_dict()
+        weights = replace(weights, decoder=drawn, whole=frozenset(f"decoder.{name}" for name in drawn))
     torch.set_rng_state(generator_state)
     encoder.load_state_dict(weights.encoder, assign=True)
     decoder.load_state_dict(weights.decoder, assign=True)
@@ -228,7 +279,7 @@ def _build(weights: ahead.Weights, name: str, device: str, dtype: torch.dtype, t
     tokenizer = checkpoint.tokenizer(base, PLACEHOLDER)
     return Embedded(
         module, tokenizer, name=name, revision=weights.revision, inherited=weights.inherited, trim=trim,
-        whole=weights.whole,
+        whole=weights.whole, choice=choice,
     )  # fmt: skip
 
 

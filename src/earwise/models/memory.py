@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from earwise.config import DpoStage, GrpoStage, Stage, TrainableConfig
-from earwise.models.sizes import Decoder, Sizes
+from earwise.models.sizes import LARGEST_PACKED_BYTES, Decoder, Sizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES = 0.5e9  # torch and transformers, imported
@@ -22,7 +22,6 @@ ANSWERED = 4  # of so many packed tokens, one predicts something wanted
 TRUNK = 100  # tokens of a prompt beside its sound
 TOLD_CLIP_S = 10.0  # length of a clip, where only the recipe is known
 CLIPS = 8  # heard in one encoder pass (`models/ears.py`)
-PACKED_BYTES = 2 * 2**30  # a float32 decoder of up to so much is packed for decoding on a CPU (`parts/packed.py`)
 _ENCODER_LORA = {"q_proj", "k_proj", "v_proj"}  # of LoRA's usual targets, those that encoders have too
 
 
@@ -182,7 +181,7 @@ def _kept(shape: Decoder, size: int, trainable: TrainableConfig, checkpoint: boo
 
 def _packed(sizes: Sizes, size: int) -> float:
     """A second copy of a decoder that is packed for decoding, kept while its weights do not change."""
-    return float(sizes.decoder * size) if size == 4 and sizes.decoder * size <= PACKED_BYTES else 0.0
+    return float(sizes.decoder * size) if size == 4 and sizes.decoder * size <= LARGEST_PACKED_BYTES else 0.0
 
 
 def _rollout(sizes: Sizes, size: int, clip_s: float, prompts: int, samples: int, tokens: int) -> dict[str, float]:

@@ -55,8 +55,7 @@ def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
     Raises:
         ModelError: if the features are not what the encoder was made for.
     """
-    mel.check(features, config.audio_config.num_mel_bins, "qwen25_omni")
-    return AudioSpec(sample_rate=mel.SAMPLE_RATE, max_s=float(features.chunk_length), tokens_per_s=25.0)
+    return mel.spec(features, config.audio_config.num_mel_bins, "qwen25_omni", 25.0)
 
 
 def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:

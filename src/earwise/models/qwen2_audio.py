@@ -17,7 +17,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
@@ -27,13 +26,12 @@ from transformers import Qwen2AudioForConditionalGeneration, WhisperFeatureExtra
 from earwise.audio import AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
-from earwise.models.parts import attention
+from earwise.models.parts import attention, mel
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
 from earwise.types import Waveform
 
 HUB = "Qwen/Qwen2-Audio-7B-Instruct"
-SAMPLE_RATE = 16000
 END_MARKS = {QWEN2_AUDIO.name: ("<|im_end|>", "<|endoftext|>"), QWEN2_AUDIO_BASE.name: ("<|endoftext|>",)}
 TEMPLATES = {template.name: template for template in (QWEN2_AUDIO, QWEN2_AUDIO_BASE)}
 WHAT = "a Qwen2-Audio model"
@@ -78,7 +76,7 @@ class Qwen2Audio:
         self._window = 2 * module.config.audio_config.max_source_positions
         """Mel frames of the padded window: 3000 as released, fewer in shortened configurations."""
         self.spec = AudioSpec(
-            sample_rate=SAMPLE_RATE, max_s=self._window * HOP_SAMPLES / SAMPLE_RATE, tokens_per_s=25.0
+            sample_rate=mel.SAMPLE_RATE, max_s=self._window * HOP_SAMPLES / mel.SAMPLE_RATE, tokens_per_s=25.0
         )
         self.template = template
         self.groups = GROUPS
@@ -113,12 +111,14 @@ class Qwen2Audio:
             return []
         frames = [self._frames(len(wave)) for wave in waves]
         mels = [self.features(wave) for wave in waves]
-        states = torch.tensor([encoder_states(count) for count in frames], device=self._tower.device)
-        batch = nn.utils.rnn.pad_sequence([mel.T for mel in mels], batch_first=True).mT.to(self._tower.conv1.weight)
-        longest = int(states.max()) if self.trims else self._window // 2
-        index = torch.arange(longest, device=states.device)
-        seen = (index < states[:, None])[:, None, None].expand(-1, 1, longest, -1)
-        mask = None if bool(seen.all()) else seen
+        states = [encoder_states(count) for count in frames]
+        batch = nn.utils.rnn.pad_sequence([clip.T for clip in mels], batch_first=True).mT.to(self._tower.conv1.weight)
+        longest = max(states) if self.trims else self._window // 2
+        mask = None
+        if min(states) < longest:
+            ends = torch.tensor(states, device=batch.device)
+            seen = torch.arange(longest, device=batch.device) < ends[:, None]
+            mask = seen[:, None, None].expand(-1, 1, longest, -1)
         hidden = self._encode(batch, longest, mask) if self.trims else self._tower(batch, mask).last_hidden_state
         return [hidden[row, : token_count(count)] for row, count in enumerate(frames)]
 
@@ -127,12 +127,7 @@ class Qwen2Audio:
         frames = self._frames(len(wave))
         # State s - 1 sees first-convolution outputs up to 2s - 1, and these see mel frames up to 2s.
         kept = min(self._window, 2 * encoder_states(frames) + 1) if self.trims else self._window
-        # Two hops of silence behind the last kept frame: no analysis window reaches the reflected end that a padded
-        # clip would not have.
-        length = min(self._window, kept + 2) * HOP_SAMPLES
-        padded = np.pad(np.asarray(wave, np.float32), (0, length - len(wave)))
-        out = self._extractor(padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt")
-        return torch.as_tensor(out.input_features[0])[:, :kept]
+        return mel.real_mel(wave, self._extractor, kept, window=self._window)
 
     def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
@@ -170,9 +165,9 @@ class Qwen2Audio:
 
     def _frames(self, samples: int) -> int:
         """Mel frames of a clip: one per started 10 ms."""
-        frames = -(-samples // HOP_SAMPLES)
+        frames = mel.frame_count(samples)
         if frames > self._window:
-            seconds = samples / SAMPLE_RATE
+            seconds = samples / mel.SAMPLE_RATE
             raise AudioError(
                 f"clip of {seconds:.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} hears; "
                 "cut it, or choose long_audio: truncate or chunk"
@@ -228,12 +223,7 @@ def from_parts(
             f"{name}: {tokenizer.get_vocab_size()} tokens but {config.text_config.vocab_size} embeddings; "
             "take both from one checkpoint"
         )
-    found = (extractor.feature_size, extractor.sampling_rate, extractor.hop_length)
-    if found != (config.audio_config.num_mel_bins, SAMPLE_RATE, HOP_SAMPLES):
-        raise ModelError(
-            f"{name}: features are {found} (mels, Hz, hop), "
-            f"the encoder needs {(config.audio_config.num_mel_bins, SAMPLE_RATE, HOP_SAMPLES)}"
-        )
+    mel.check(extractor, config.audio_config.num_mel_bins, name)
     if "sliding_attention" in config.text_config.layer_types:
         raise ModelError(
             f"{name}: the decoder uses sliding-window attention, which a forest does not; "
@@ -282,13 +272,7 @@ def load(
     checkpoint.check_keys(
         folder, missing, report["unexpected_keys"], checkpoint.misshapen(report["mismatched_keys"]), WHAT
     )
-    has_features = (folder / "preprocessor_config.json").exists()
-    mels = module.config.audio_config.num_mel_bins
-    extractor = (
-        WhisperFeatureExtractor.from_pretrained(str(folder))
-        if has_features
-        else WhisperFeatureExtractor(feature_size=mels)
-    )
+    extractor = mel.extractor(folder, module.config.audio_config.num_mel_bins)
     tokenizer = checkpoint.tokenizer(folder, AUDIO_MARK)
     return from_parts(
         module.to(device), tokenizer, extractor, revision=checkpoint.digest(shards), trim=trim,

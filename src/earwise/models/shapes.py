@@ -20,6 +20,8 @@ from earwise.audio import AudioSpec
 from earwise.errors import ModelError
 from earwise.models import folder, native
 from earwise.models.base import MODELS, AudioLM
+from earwise.models.embedded import choice_of
+from earwise.models.embedded_connector import Choice, make
 from earwise.models.sizes import Decoder, Encoder, Sizes, default, of_family
 
 Groups = Mapping[str, tuple[str, ...]]
@@ -87,6 +89,14 @@ def of_model(model: AudioLM) -> Sizes:
     return of_parts(family, model.name, model.module, model.groups, model.spec, dtype)
 
 
+def with_connector(sizes: Sizes, choice: Choice) -> Sizes:
+    """The embedded model with another connector, counted on the meta device."""
+    with torch.device("meta"):
+        made = make(choice, sizes.hears.layers + 1, sizes.hears.width, sizes.says.width)
+    count = sum(parameter.numel() for parameter in made.parameters())
+    return replace(sizes, connector=count, tokens_per_s=1000 / choice.token_ms)
+
+
 def of_folder(path: Path) -> Sizes:
     """Sizes of a checkpoint (or a finished run) by its config.json; of one without, the family's default.
 
@@ -96,7 +106,8 @@ def of_folder(path: Path) -> Sizes:
     family, at = folder.checkpoint(path)
     config, known = at / "config.json", default(family)
     if known is not None and (family == "mellow" or not config.exists()):  # one shape; or an adapter, a trained part
-        return replace(known, weights=str(path))
+        sized = with_connector(known, choice_of(at)) if family.startswith("embedded") else known
+        return replace(sized, weights=str(path))
     try:
         return _by_config(family, json.loads(config.read_text(encoding="utf-8")), str(path))
     except (OSError, KeyError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
@@ -114,7 +125,8 @@ def _by_config(family: str, read: dict[str, Any], weights: str) -> Sizes:
     if family == "qwen2_audio":
         from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
-        from earwise.models.qwen2_audio import GROUPS, SAMPLE_RATE
+        from earwise.models.parts.mel import SAMPLE_RATE
+        from earwise.models.qwen2_audio import GROUPS
 
         with torch.device("meta"):
             module = Qwen2AudioForConditionalGeneration(Qwen2AudioConfig.from_dict(read))

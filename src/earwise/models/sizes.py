@@ -9,6 +9,10 @@ and adapters that are merged when a checkpoint is read. No torch.
 from dataclasses import dataclass, replace
 from math import ceil
 
+LARGEST_PACKED_BYTES = 2 * 2**30
+"""A float32 decoder of up to so much is packed for decoding on a CPU (`parts/packed.py`): the copy of a larger one
+would not fit beside it on a small machine."""
+
 Group = tuple[int, int]  # features in, features out, of one linear layer
 
 

@@ -15,31 +15,19 @@ from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluate.results import SAMPLES, Run, read_run
-from earwise.files import read_log, write_text
+from earwise.files import write_text
 from earwise.report import tables
 from earwise.report.cards import AUDIO_BUDGET, cards
 from earwise.report.page import Section, page, tile
-from earwise.report.plots import Series, curves, percent, points
+from earwise.report.plots import COLOURS, percent, points
+from earwise.report.training import lead as training_lead
+from earwise.report.training import read_logs, rollout_cards, settings
+from earwise.report.training import tiles as training_tiles
+from earwise.report.training import training_curves as training_curves
 
 RunDir = Path | Run
-COLOURS = 6  # --c0 .. --c5 of the style sheet
-
-# Title and note of the curves that a reader looks for first, in this order; other logged values follow under their
-# own names.
-CURVES = {
-    "grpo/reward": ("Reward", "mean per completion"),
-    "grpo/accuracy": ("Accuracy reward", "share of completions"),
-    "grpo/format": ("Format reward", "share of completions"),
-    "grpo/kl": ("KL to the reference", "nats per token"),
-    "grpo/length": ("Completion length", "tokens"),
-    "grpo/flat_groups": ("Groups without signal", "share with equal rewards"),
-    "dpo/accuracy": ("Preference accuracy", "share of pairs with a positive margin"),
-    "dpo/margin": ("Preference margin", "nats"),
-    "compress/chain_tokens": ("Chain length", "tokens, as trained on"),
-    "compress/delay": ("Token delay", "held-out tokens before the answer"),
-    "train/loss": ("Loss", "per step"),
-}
-OTHER_CURVES = 12
+TRAINING_NOTE = "Over optimizer steps. Thin: every logged value; thick: its mean over a tenth of the run."
+SAMPLED_NOTE = "What the policy said while it learned, what it was asked, and what that earned."
 PLAIN = {"silence": "silence", "noise": "noise", "shuffled": "the sound of another item"}
 
 
@@ -57,21 +45,35 @@ def write_report(
     Args:
         out: File to write.
         runs: Folders of finished runs (or runs read with a name of their own), before first, after last.
-        training: Training logs to draw, each a curve in every figure, named by its folder.
+        training: Training logs to draw, each a curve in every figure, named by its folder; of the last one samples
+            are shown. Without runs, the page is about them.
         title: Title of the page.
         seed: Seed of the draw of sample cards.
         audio_budget: Bytes of embedded clips at most (base64).
     Returns:
         `out`.
     Raises:
-        DataError: if there is no run, a run is not finished or holds no labelled item, or a log is not readable.
+        DataError: if there is neither run nor log, a run is not finished or holds no labelled item, or a log is not
+            readable.
     """
-    if not runs:
+    if not runs and not training:
         raise DataError("a report needs at least one run; give the folder that `earwise evaluate --out` wrote")
+    logs = read_logs(training)
     read = [run if isinstance(run, Run) else read_run(run) for run in runs]
     for run in read:
         if run.metrics["accuracy"] is None:
             raise DataError(f"{run.path}: none of its items has a gold answer, so there is nothing to report")
+    sampled_budget = audio_budget // 3 if logs else 0
+    trained = [
+        Section("Training", training_curves(training), TRAINING_NOTE),
+        Section("Sampled on the way", rollout_cards(logs[-1], sampled_budget) if logs else "", SAMPLED_NOTE),
+    ]
+    made_by = f"Written by earwise {version('earwise')}. "
+    if not read:
+        trained.append(Section("Settings and provenance", settings(logs[-1])))
+        sentence = " ".join(training_lead(log) for log in logs)
+        write_text(out, page(title, sentence, training_tiles(logs[-1]), trained, made_by))
+        return out
     first_colour = 0 if len(read) > 1 else 1
     coloured = [(run, (first_colour + number) % COLOURS) for number, run in enumerate(read)]
     paired, kind = tables.paired_or_none(coloured), tables.kind_of(read)
@@ -103,23 +105,16 @@ def write_report(
             tables.positions(coloured),
             "Options are shuffled by seed: a run that prefers one place is guessing more than listening.",
         ),
-        Section(
-            "Training",
-            training_curves(training),
-            "Over optimizer steps. Thin: every logged value; thick: its mean over a tenth of the run.",
-        ),
+        *trained,
         Section("Confusions", tables.confusions([read[0], read[-1]] if len(read) > 1 else read)),
-        Section("Listen", cards(coloured, kind, seed, audio_budget)),
+        Section("Listen", cards(coloured, kind, seed, audio_budget - sampled_budget)),
         Section(
             "Settings and provenance",
             f'<div class="settings">{tables.provenance(coloured, [_digest(run) for run in read])}</div>',
         ),
     ]
-    foot = (
-        f"Written by earwise {version('earwise')}. "
-        "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
-    )
-    write_text(out, page(title, lead(read, paired, kind), tiles(read, paired, kind), sections, foot))
+    foot = "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
+    write_text(out, page(title, lead(read, paired, kind), tiles(read, paired, kind), sections, made_by + foot))
     return out
 
 
@@ -178,49 +173,6 @@ def tiles(runs: Sequence[Run], paired: dict[str, Any] | None, kind: str) -> list
     unread = metrics["unparsed"]["count"] + metrics["ambiguous"]["count"] + metrics["error"]["count"]
     found.append(tile("Not scorable", percent(unread / metrics["unparsed"]["n"]), "counted as wrong"))
     return found
-
-
-def training_curves(logs: Sequence[Path]) -> str:
-    """Figures of everything that the logs hold over steps, the known ones first; empty without logs.
-
-    Raises:
-        DataError: if a log is missing or holds no rows with a step.
-    """
-    if not logs:
-        return ""
-    curves_of: dict[str, list[Series]] = {}
-    names = [log.parent.name if len({log.parent.name for log in logs}) == len(logs) else str(log) for log in logs]
-    for number, (name, log) in enumerate(zip(names, logs, strict=True)):
-        if not log.is_file():
-            raise DataError(f"{log}: no such training log; give the JSONL file that `earwise train` wrote")
-        rows = [row for row in read_log(log) if isinstance(row.get("step"), int)]
-        if not rows:
-            raise DataError(f"{log}: holds no row with a step; give the JSONL file that `earwise train` wrote")
-        for key in dict.fromkeys(key for row in rows for key in row):
-            dots = tuple((float(row["step"]), float(row[key])) for row in rows if _is_number(row.get(key)))
-            if key != "step" and dots:
-                curves_of.setdefault(key, []).append(Series(name, dots, (number + 1) % COLOURS))
-    known = [key for key in CURVES if key in curves_of]
-    other = sorted(key for key in curves_of if key not in CURVES and "/" in key)
-    first = "".join(curves(curves_of[key], *CURVES[key]) for key in known)
-    rest = "".join(curves(curves_of[key], key) for key in other[:OTHER_CURVES])
-    legend = "".join(
-        f'<span><span class="key" style="--c:var(--c{(k + 1) % COLOURS})"></span>{escape(name)}</span>'
-        for k, name in enumerate(names)
-    )
-    more = (
-        f"<details><summary>{min(len(other), OTHER_CURVES)} more curves</summary>"
-        f'<div class="plots">{rest}</div></details>'
-        if rest and first
-        else ""
-    )
-    return (
-        f'<div class="legend">{legend}</div>' if len(logs) > 1 else ""
-    ) + f'<div class="plots">{first or rest}</div>{more}'
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def _digest(run: Run) -> str:

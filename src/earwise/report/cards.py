@@ -74,30 +74,37 @@ def data_url(path: Path) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
+def players(clips: Sequence[Path], budget: int) -> tuple[str, int]:
+    """A player for each clip (HTML), and how many bytes they take; a clip that is over the budget, or cannot be read,
+    is named as such."""
+    shown, used = [], 0
+    for path in clips:
+        try:
+            url = data_url(path)
+        except AudioError:
+            shown.append(f'<p class="noclip">{escape(path.name)} cannot be read here</p>')
+            continue
+        fits = used + len(url) <= budget
+        used += len(url) if fits else 0
+        shown.append(
+            f'<audio controls preload="metadata" src="{url}"></audio>'
+            if fits
+            else '<p class="noclip">clip left out to keep the page small</p>'
+        )
+    return "".join(shown), used
+
+
 def cards(runs: Sequence[tuple[Run, int]], kind: str, seed: int, budget: int = AUDIO_BUDGET) -> str:
     """The section of sample cards with its filter; `budget` bytes of clips at most."""
     only = [run for run, _ in runs]
     left = budget
     body, picked = [], chosen(only, kind, seed)
     for item, result in picked:
-        players = []
         row = only[-1].first[item]
-        for clip in row["audio"]:
-            path = only[-1].path / clip
-            try:
-                url = data_url(path)
-            except AudioError:
-                players.append(f'<p class="noclip">{escape(path.name)} cannot be read here</p>')
-                continue
-            fits = len(url) <= left
-            left -= len(url) if fits else 0
-            players.append(
-                f'<audio controls preload="metadata" src="{url}"></audio>'
-                if fits
-                else '<p class="noclip">clip left out to keep the page small</p>'
-            )
+        played, used = players([only[-1].path / clip for clip in row["audio"]], left)
+        left -= used
         having = [(run, colour) for run, colour in runs if item in run.first]
-        body.append(_card(row, kind, result, "".join(players), having))
+        body.append(_card(row, kind, result, played, having))
     seen = [name for name in OUTCOMES if any(name == result for _, result in picked)]
     buttons = "".join(_button(name, name == "all") for name in ("all", *seen))
     note = (

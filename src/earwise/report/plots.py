@@ -11,6 +11,7 @@ from html import escape
 
 WIDTH, HEIGHT = 320, 190  # user units of one curve; the page scales it to its column
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 26
+COLOURS = 6  # --c0 .. --c5 of the style sheet
 SMOOTH_FROM = 24  # points above which a smoothed line is drawn over the raw one
 
 

@@ -1,20 +1,29 @@
 """What all stages share on the way from rows to micro batches: decode sounds, hear them once, plant and pack trees."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
+from typing import TypeVar
 
 import torch
 
-from earwise.audio import LongAudio, chunks, decode, probe
+from earwise.audio import LongAudio, chunks, decode, num_samples, probe
+from earwise.config import Stage
+from earwise.curriculum import EasyToHard, pass_rate
+from earwise.data.mixture import Mixture
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, pack, plant
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.prompts import spread
+from earwise.train import parallel
 from earwise.train.clock import Clock
 from earwise.train.policy import Micro
 from earwise.types import Example, Waveform
+
+T = TypeVar("T")
+HOPELESS = 1000
+"""So many rows in a row without a sound that can be read end a run that may skip them: it would never take a step."""
 
 
 class Sounds:
@@ -25,6 +34,7 @@ class Sounds:
         self._spec = model.spec
         self._long_audio = long_audio
         self._skip = on_bad_row == "skip"
+        self._in_a_row = 0
         self.skipped: dict[FilePath, str] = {}
         self.long: set[FilePath] = set()
         """Clips that were longer than the model hears, and truncated or cut into pieces."""
@@ -56,14 +66,22 @@ class Sounds:
         for path in example.audio_paths:
             try:
                 wave = decode(path, rate, long_audio=self._long_audio, max_s=longest)
-                if self._long_audio != "error" and probe(path).duration_s > longest:
+                full = len(wave) >= num_samples(longest, rate)  # of a truncated clip only its header says more
+                if full and path not in self.long and probe(path).duration_s > longest:
                     self.long.add(path)
                 waves.append(chunks(wave, rate, longest) if self._long_audio == "chunk" else [wave])
             except AudioError as error:
                 if not self._skip:
                     raise AudioError(f"example {example.id!r}: {error}") from error
                 self.skipped[path] = str(error)
+                self._in_a_row += 1
+                if self._in_a_row >= HOPELESS:
+                    raise AudioError(
+                        f"{self._in_a_row} rows in a row cannot be read, the last is {example.id!r}: {error}; "
+                        "see to the data (`earwise build scan` reads all of it), then --resume"
+                    ) from error
                 return None
+        self._in_a_row = 0
         return waves
 
 
@@ -76,6 +94,29 @@ class Drawn:
     """Numbers of the clips in the step's waves."""
     samples: tuple[int, ...]
     """Length of each clip, in samples."""
+
+
+def stream(
+    stage: Stage, items: Sequence[tuple[Sequence[T], float]], seed: int, rows: Callable[[T], Sequence[Example]]
+) -> Mixture[T]:
+    """What a stage draws from, without end, mixed and ordered as its recipe says.
+
+    Args:
+        stage: Its settings.
+        items: Of each manifest, with its weight.
+        seed: Of the order.
+        rows: Those of an item; its pass rate is their mean.
+    Raises:
+        DataError: if the order wants pass rates and a row has none.
+    """
+
+    def rate(item: T) -> float:
+        some = rows(item)
+        return sum(map(pass_rate, some)) / len(some)
+
+    ordered = stage.curriculum.order == "easy_to_hard"
+    order = EasyToHard([[rate(item) for item in some] for some, _ in items], seed) if ordered else None
+    return Mixture(items, seed, order=order, by_size=stage.data.by_size, temperature=stage.data.temperature)
 
 
 def draw(
@@ -111,9 +152,21 @@ def draw(
 def work_shared(
     micros: Sequence[Micro], trees: Sequence[Sequence[Path]], waves: Mapping[int, Waveform], sample_rate: int
 ) -> dict[str, float]:
-    """For the log: distinct tokens by all tokens of the paths, and seconds of sound."""
-    distinct = sum(len(micro.forest) for micro in micros) / sum(len(path.ids) for paths in trees for path in paths)
-    return {"distinct_share": distinct, "audio_s": sum(len(wave) for wave in waves.values()) / sample_rate}
+    """For the log: distinct tokens of all processes by all tokens of the paths, and seconds of sound."""
+    distinct = parallel.total({"tokens": sum(len(micro.forest) for micro in micros)})["tokens"]
+    whole = sum(len(path.ids) for paths in trees for path in paths)
+    return {"distinct_share": distinct / whole, "audio_s": sum(len(wave) for wave in waves.values()) / sample_rate}
+
+
+def mine(trees: Sequence[list[Path]]) -> list[list[Path]]:
+    """This process's share of a step's trees, balanced by about how many distinct tokens they have."""
+    sizes = [max(len(path.ids) for path in paths) + sum(sum(path.trained) for path in paths) for paths in trees]
+    return [trees[number] for number in parallel.share(sizes)]
+
+
+def targets(trees: Sequence[Sequence[Path]]) -> float:
+    """Trained tokens of all branches of all trees: the denominator of a mean over a step."""
+    return float(sum(sum(path.trained) for paths in trees for path in paths))
 
 
 def assemble(
@@ -137,7 +190,8 @@ def assemble(
     """
     device = next(model.module.parameters()).device
     planted = [plant(paths, merge=merge) for paths in trees]
-    heard = dict(zip(waves, ears.heard(list(waves.values())), strict=True)) if ears is not None else {}
+    asked = sorted({clip for tree in planted for clip in tree.clips if clip >= 0})
+    heard = dict(zip(asked, ears.heard([waves[clip] for clip in asked]), strict=True)) if ears is not None else {}
     micros = []
     for members in bins([len(tree) for tree in planted], pack_tokens):
         forest = pack([planted[i] for i in members], device)

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from earwise import internalize
 from earwise.config import CompressStage
-from earwise.data.mixture import Mixture
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.forest import Path
@@ -31,7 +30,7 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.train.batches import Sounds, assemble, draw, work_shared
+from earwise.train.batches import Sounds, assemble, draw, mine, stream, targets, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork
 from earwise.train.policy import Micro
@@ -150,7 +149,8 @@ def work(
         clock: Told of the phases of a step.
     """
     grouped = [(units(examples), weight) for examples, weight in sources]
-    mixture = Mixture(grouped, seed)
+    mixture = stream(stage, grouped, seed, tuple)
+    rows_seen: list[str] = []
     everything = (example for examples, _ in sources for example in examples)
     schedule = plan(stage, everything, sum(len(clips) for clips, _ in grouped), seed)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
@@ -162,10 +162,12 @@ def work(
         drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
         trees: list[list[Path]] = []
         left = whole = 0
+        rows_seen.clear()
         for unit in drawn:
             paths: list[Path] = []
             for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
+                rows_seen.append(example.id)
                 trunk = conversation_path(model, prompt_turns(example, style), unit.clips, unit.samples, generate=True)
                 head, chain, tail = parts(example, style)
                 short = schedule.chain(example, chain, step, model)
@@ -173,10 +175,9 @@ def work(
                 paths.append(trunk + completion_path(ids))
                 left, whole = left + len(short), whole + len(model.tokenize(chain))
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
-        total = torch.tensor(float(sum(int(micro.forest.loss_mask.sum()) for micro in micros)))
+        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
         for micro in micros:
-            micro.extra["denominator"] = total
+            micro.extra["denominator"] = torch.tensor(targets(trees))
         count = sum(len(paths) for paths in trees)
         metrics = {"clips": float(len(trees)), "skipped": float(skipped), "progress": schedule.progress(step)}
         metrics |= {"chain_tokens": left / count, "chain_share": left / max(1, whole)}
@@ -199,6 +200,7 @@ def work(
         restore,
         stage.save_every,
         fresh=schedule.fresh,
+        ids=lambda: list(rows_seen),
     )
 
 

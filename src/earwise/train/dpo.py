@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from earwise.config import DpoStage
-from earwise.data.mixture import Mixture
 from earwise.errors import DataError
 from earwise.forest import Path
 from earwise.losses import LossOutput, PreferenceKind, dpo_loss
@@ -25,7 +24,7 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.train.batches import Sounds, assemble, draw, work_shared
+from earwise.train.batches import Sounds, assemble, draw, mine, stream, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import StageWork
 from earwise.train.policy import Micro, Policy
@@ -89,7 +88,8 @@ def work(
         seed: Of order, question choice, wording and pairing.
         clock: Told of the phases of a step.
     """
-    mixture = Mixture([(units(examples), weight) for examples, weight in sources], seed)
+    mixture = stream(stage, [(units(examples), weight) for examples, weight in sources], seed, tuple)
+    ids: list[str] = []
     policy, reference = Policy(model), Reference(model.module)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
     kind, normalised = LOSSES[stage.loss_type]
@@ -98,14 +98,16 @@ def work(
         rng = random.Random(f"{seed} dpo {step}")
         drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
         trees: list[list[Path]] = []
+        ids.clear()
         for unit in drawn:
             paths: list[Path] = []
             for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
+                ids.append(example.id)
                 trunk = conversation_path(model, prompt_turns(example, style), unit.clips, unit.samples, generate=True)
                 paths += [trunk + answer_path(model, reply) for reply in pair(example, style, stage.negatives, rng)]
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
+        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
         pairs = sum(len(paths) for paths in trees) // 2
         for micro in micros:
             micro.extra["pairs"] = torch.tensor(pairs)
@@ -133,4 +135,5 @@ def work(
         lambda: {"mixture": mixture.state_dict(), "reference": reference.state_dict()},
         restore,
         stage.save_every,
+        ids=lambda: list(ids),
     )

@@ -10,14 +10,15 @@ one prompt mix clips up).
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from earwise.config import GrpoStage
-from earwise.curriculum import Band, EasyToHard, Online, pass_rate
-from earwise.data.mixture import Mixture
+from earwise.curriculum import Band, Online
 from earwise.engine.base import Decoding, Prompt
 from earwise.losses import LossOutput, group_advantages, grpo_loss
 from earwise.models.base import AudioLM
@@ -25,17 +26,21 @@ from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.rewards import load_reward
-from earwise.train import judge
-from earwise.train.batches import Sounds, assemble, per_branch
+from earwise.train import judge, parallel
+from earwise.train.balance import Balance
+from earwise.train.batches import Sounds, assemble, per_branch, stream
 from earwise.train.clock import Clock
-from earwise.train.loop import StageWork
+from earwise.train.loop import Say, StageWork
+from earwise.train.patience import patiently
 from earwise.train.policy import Micro, Policy
+from earwise.train.refresh import Refresh
 from earwise.train.sampler import check_drawn, drawn_logprobs, sampler
 from earwise.train.trainable import Reference, encoder_trains
-from earwise.train.verdicts import Bench, Tally, tally_of, together
+from earwise.train.verdicts import Bench, Function, Tally, tally_of, together
 from earwise.types import Completion, Example, Waveform
 
 Keep = Callable[[dict[str, Any]], None]
+TEXT_TOKENS = 50  # of a prompt, for sharing work between processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,8 @@ def work(
     sounds: Sounds,
     seed: int,
     keep: Keep,
+    folder: Path,
+    say: Say,
     clock: Clock,
 ) -> StageWork:
     """The GRPO stage for the loop.
@@ -68,15 +75,19 @@ def work(
         sounds: Decodes clips.
         seed: Of order, wording and sampling.
         keep: Takes one row per logged completion.
+        folder: Where newer weights for a server that samples are written, if the recipe names no other place.
+        say: Told when a server that samples is away.
         clock: Told of the phases of a step.
     """
     curriculum = stage.curriculum
-    rates = [[pass_rate(row) for row in rows] for rows, _ in sources] if curriculum.order == "easy_to_hard" else []
-    mixture = Mixture(list(sources), seed, order=EasyToHard(rates, seed) if rates else None)
+    mixture = stream(stage, sources, seed, lambda row: (row,))
     band = Band(**curriculum.band.model_dump())
     online = Online(band, curriculum.explore, seed) if curriculum.order == "online" else None
     passes = load_reward(curriculum.reward)
     engine = sampler(stage.sampler, model, ears, trees=stage.prompts_per_step)
+    refresh = None
+    if (wanted := stage.sampler_refresh) is not None:
+        refresh = Refresh(engine, model, wanted.how, wanted.every, Path(wanted.folder) if wanted.folder else folder)
     policy = Policy(model)
     reference = Reference(model.module)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
@@ -84,8 +95,11 @@ def work(
     heard: dict[str, float] = {}
     ids: list[str] = []
 
+    wait_minutes = stage.sampler_wait_minutes if stage.on_sampler_error == "wait" else 0.0
     decoding = Decoding(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
-    own = {"judge": judge.reward(stage.judge, stage.reward_timeout_s)} if stage.judge else {}
+    balance = Balance(stage.max_steps) if stage.balance_thinking else None
+    own: dict[str, Function] = {"judge": judge.reward(stage.judge, stage.reward_timeout_s)} if stage.judge else {}
+    own |= balance.rewards() if balance is not None else {}
     bench = Bench(stage.rewards, limit_s=stage.reward_timeout_s, on_error=stage.on_reward_error, own=own)
 
     def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
@@ -103,23 +117,26 @@ def work(
         ).tolist()
         items, start = float(sum(len(c.token_ids) for group in groups for c in group)), 0
         # Without the KL a flat group has no gradient: leaving it out is exact, but for bnpo, which counts its tokens.
-        if not stage.beta and stage.loss_type != "bnpo":
-            rows = [advantages[i : i + stage.group_size] for i in range(0, len(advantages), stage.group_size)]
-            signal = [number for number, row in enumerate(rows) if any(row)]
-            prompts, groups = [prompts[i] for i in signal], [groups[i] for i in signal]
-            advantages = [value for i in signal for value in rows[i]]
+        rows = [advantages[i : i + stage.group_size] for i in range(0, len(advantages), stage.group_size)]
+        left_out = not stage.beta and stage.loss_type != "bnpo"
+        signal = [number for number, row in enumerate(rows) if any(row) or not left_out]
+        sizes = [_trunk(prompts[i]) + sum(len(one.token_ids) for one in groups[i]) for i in signal]
+        signal = [signal[number] for number in parallel.share(sizes)]
+        prompts, groups = [prompts[i] for i in signal], [groups[i] for i in signal]
+        advantages = [value for i in signal for value in rows[i]]
+        said = [one for group in groups for one in group]
         trees, waves = _trees(prompts, groups)
         micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
         for micro in micros:
             counts = {"items": torch.tensor(items), "sequences": torch.tensor(sequences)}
             micro.extra = counts | {"advantages": per_branch(advantages, micro, start)}
-            _remember(micro, groups, start)
+            _remember(micro, said, start)
             start += len(micro.forest.branch_trees)
         made[:] = micros
-        if trees:
-            metrics["distinct_share"] = sum(len(m.forest) for m in micros) / sum(
-                len(p.ids) for paths in trees for p in paths
-            )
+        distinct = sum(len(micro.forest) for micro in micros)
+        tokens = parallel.total({"distinct": distinct, "all": sum(len(p.ids) for paths in trees for p in paths)})
+        if tokens["all"]:
+            metrics["distinct_share"] = tokens["distinct"] / tokens["all"]
         return micros, metrics | heard
 
     def _rollouts(step: int) -> tuple[list[Rollout], dict[str, float]]:
@@ -131,20 +148,32 @@ def work(
         signal: list[Rollout] = []
         flat: list[Rollout] = []
         tallies: list[Tally] = []
+        rounds = skipped = away = 0
         for _ in range(stage.dynamic_sampling or 1):
+            rounds += 1
             asked = sum(tally.groups for tally in tallies)
-            examples, prompts = _prompts(step, asked, stage.prompts_per_step - len(signal))
+            examples, prompts, unread = _prompts(step, asked, stage.prompts_per_step - len(signal))
+            skipped += unread
+            own = parallel.share([_trunk(prompt) for prompt in prompts])
+            if refresh is not None:
+                with clock("refresh"):
+                    patiently(partial(refresh.before, step), wait_minutes, say)
             with clock("rollout"):
-                groups = engine.generate(prompts, decoding, stage.group_size)
+                asking = partial(engine.generate, [prompts[i] for i in own], decoding, stage.group_size)
+                groups, failed = patiently(asking, wait_minutes, say)
+                away += failed
                 if stage.sampler:
                     check_drawn(model, groups, stage.sampler)
             with clock("reward"):
-                verdicts = bench.judge(examples, groups)
-            tallies.append(tally_of(groups, verdicts))
+                if balance is not None:
+                    balance.see(groups, step)
+                verdicts = bench.judge([examples[i] for i in own], groups)
+            tallies += parallel.gather(tally_of(groups, verdicts))
+            groups, totals = parallel.joined(own, groups), parallel.joined(own, verdicts.totals)
             if online is not None:
                 for example, group in zip(examples, groups, strict=True):
                     online.observe(example, sum(passes(example, one.text) >= 1 for one in group), len(group))
-            for example, prompt, group, values in zip(examples, prompts, groups, verdicts.totals, strict=True):
+            for example, prompt, group, values in zip(examples, prompts, groups, totals, strict=True):
                 if values is None:
                     continue
                 waits = stage.dynamic_sampling is not None and max(values) == min(values)
@@ -154,6 +183,9 @@ def work(
                         {
                             "step": step + 1,
                             "id": example.id,
+                            "audio": [str(path) for path in example.audio_paths],
+                            "question": example.question,
+                            "choices": list(example.choices),
                             "answer": list(example.answer),
                             "completions": [c.text for c in group],
                             "rewards": values,
@@ -161,30 +193,38 @@ def work(
                     )
             if len(signal) == stage.prompts_per_step:
                 break
-        metrics = together(tallies)
+        metrics = together(tallies) | ({"thinking": balance.share} if balance is not None else {})
+        metrics |= {"skipped": float(skipped)} | parallel.total({"sampler_errors": float(away)})
         if stage.dynamic_sampling is not None:
-            metrics |= {"rounds": float(len(tallies)), "signal_groups": float(len(signal))}
+            metrics |= {"rounds": float(rounds), "signal_groups": float(len(signal))}
         return (signal + flat)[: stage.prompts_per_step], metrics
 
-    def _prompts(step: int, asked: int, count: int) -> tuple[list[Example], list[Prompt]]:
-        """The next prompts of a step that has asked some already."""
+    def _prompts(step: int, asked: int, count: int) -> tuple[list[Example], list[Prompt], int]:
+        """The next prompts of a step that has asked some already, and how many rows could not be read."""
         rng = random.Random(f"{seed} grpo {step} {asked}" if asked else f"{seed} grpo {step}")
         examples: list[Example] = []
         prompts: list[Prompt] = []
+        unread = 0
         while len(prompts) < count:
             example = next(mixture)
             if online is not None and not online.admits(example):
                 continue
             with clock("decode"):
                 fitted = sounds.fit((example,))
-            if fitted is not None:
-                (example,), waves = fitted
-                style = rng.choices(styles, weights)[0]
-                examples.append(example)
-                prompts.append(
-                    Prompt(prompt_turns(example, style), tuple(waves), f"{step} {asked + len(prompts)} {example.id}")
-                )
-        return examples, prompts
+            if fitted is None:
+                unread += 1
+                continue
+            (example,), waves = fitted
+            style = rng.choices(styles, weights)[0]
+            examples.append(example)
+            prompts.append(
+                Prompt(prompt_turns(example, style), tuple(waves), f"{step} {asked + len(prompts)} {example.id}")
+            )
+        return examples, prompts, unread
+
+    def _trunk(prompt: Prompt) -> int:
+        """About how many tokens a prompt has; sounds have most."""
+        return TEXT_TOKENS + sum(model.audio_tokens(len(wave)) for wave in prompt.waves)
 
     def _trees(prompts: list[Prompt], groups: list[list[Completion]]) -> tuple[list[list[Any]], dict[int, Waveform]]:
         trees: list[list[Any]] = []
@@ -196,14 +236,14 @@ def work(
             trees.append([trunk + completion_path(completion.token_ids) for completion in group])
         return trees, waves
 
-    def _remember(micro: Micro, groups: list[list[Completion]], start: int) -> None:
+    def _remember(micro: Micro, said: list[Completion], start: int) -> None:
         """Log-probabilities under the reference, and at sampling time if there will be several updates or another
-        sampled."""
+        sampled; `said` by all branches of the step, `start` the number of the micro batch's first."""
         if stage.beta:
             with clock("reference"):
                 micro.extra["ref_logprobs"] = reference.logprobs(policy, micro)
         if stage.sampler:
-            micro.extra["old_logprobs"] = drawn_logprobs([one for group in groups for one in group], micro, start)
+            micro.extra["old_logprobs"] = drawn_logprobs(said, micro, start)
         elif stage.num_iterations > 1:
             with clock("reference"), torch.no_grad():
                 micro.extra["old_logprobs"] = policy(micro.forest, micro.heard, micro.waves)
@@ -245,4 +285,5 @@ def work(
         stage.save_every,
         rest=stage.num_iterations,
         ids=lambda: list(ids),
+        asks=stage.sampler is None or stage.beta > 0,
     )

@@ -1,28 +1,29 @@
 """A recipe from its first stage to its last: load, train, write; resumable from what lies in the folder."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from earwise.config import CompressStage, DpoStage, GrpoStage, Recipe, SftStage, Source, Stage, check_recipe
+from earwise.config import CompressStage, DpoStage, Recipe, SftStage, Source, Stage, check_recipe
 from earwise.curriculum import Band, within
 from earwise.data.index import Rows, open_rows
 from earwise.data.locate import STARTER as STARTER
 from earwise.data.locate import manifest_path as manifest_path
 from earwise.errors import ConfigError, DataError
-from earwise.files import append_jsonl, write_json
+from earwise.files import append_jsonl, building, seen_from, write_json
 from earwise.models import adapter
 from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
 from earwise.models.embedded import Embedded
 from earwise.models.parts.recompute import recompute_layers
-from earwise.train import compress, dpo, grpo, loop, sft
+from earwise.train import compress, dpo, grpo, loop, parallel, sft, state
 from earwise.train.batches import Sounds
 from earwise.train.clock import Clock, settled_on
+from earwise.train.mirror import Mirror, check
 from earwise.train.policy import FOREST_TOLERANCE
 from earwise.train.trainable import encoder_trains, prepare
 
@@ -42,8 +43,10 @@ def start(recipe: Recipe, out: Path, base: Path, *, profile: bool = False, say: 
     Returns:
         `out / "final"`, the folder of the trained model.
     Raises:
-        ConfigError: if `out` already holds a run.
+        ConfigError: if `out` already holds a run, or a tracker cannot be opened.
     """
+    check(recipe.trackers)
+    parallel.begin()
     if (out / "recipe.json").exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
     resolved = {
@@ -52,31 +55,66 @@ def start(recipe: Recipe, out: Path, base: Path, *, profile: bool = False, say: 
         "earwise": version("earwise"),
         "torch": version("torch"),
     }
-    write_json(out / "recipe.json", resolved)
+    parallel.wait()  # until all have seen that the folder is free
+    if parallel.main():
+        write_json(out / "recipe.json", resolved)
     return _stages(recipe, out, base, profile, say)
 
 
-def resume(out: Path, *, profile: bool = False, say: Say = lambda _: None) -> Path:
-    """Continue a run from its folder alone; a finished run is returned as it is."""
+def resume(out: Path, *, track: Sequence[str] = (), profile: bool = False, say: Say = lambda _: None) -> Path:
+    """Continue a run from its folder alone, shown in the trackers of `track` too; a finished run is returned as it
+    is."""
+    parallel.begin()
     at = out / "recipe.json"
     if not at.exists():
         raise ConfigError(f"{out}: no recipe.json here; give the --out folder of an earlier `earwise train`")
     resolved = json.loads(at.read_text(encoding="utf-8"))
-    return _stages(check_recipe(resolved["recipe"], str(at)), out, Path(resolved["base"]), profile, say)
+    recipe = check_recipe(resolved["recipe"], str(at)).shown_in(track)
+    check(recipe.trackers)
+    return _stages(recipe, out, Path(resolved["base"]), profile, say)
+
+
+def model_of(recipe: Recipe, weights: Path | None = None) -> AudioLM:
+    """The model that a recipe starts from, or what its stages have made of it.
+
+    Args:
+        recipe: Resolved recipe; its seed decides what the model has drawn at random.
+        weights: Folder of a stage's model; None is the start.
+    """
+    chosen = recipe.model
+    if weights is not None:
+        return load(str(weights), dtype=chosen.dtype, trim=chosen.trim)
+    connector = None if chosen.connector is None else chosen.connector.model_dump()
+    decoder_start = None if chosen.decoder_start == "pretrained" else chosen.decoder_start
+    seed = None if connector is None and decoder_start is None else recipe.seed
+    return load(
+        chosen.name, chosen.weights, dtype=chosen.dtype, trim=chosen.trim, connector=connector,
+        decoder_start=decoder_start, seed=seed,
+    )  # fmt: skip
 
 
 def _stages(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> Path:
     weights: Path | None = None
+    say = say if parallel.main() else _silent
+    if parallel.main():
+        for half in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
+            if half.is_file():  # what a kill left of a file that was being written
+                half.unlink()
     for number, stage in enumerate(recipe.stages):
         folder = out / f"stage-{number}-{stage.name or stage.kind}"
         if not (folder / "final" / "earwise.json").exists():
-            named = (recipe.model.name, recipe.model.weights) if weights is None else (str(weights), None)
-            model = load(*named, dtype=recipe.model.dtype, trim=recipe.model.trim)
+            model = model_of(recipe, weights)
             started_from = str(weights.resolve()) if weights else recipe.model.weights or recipe.model.name
-            _stage(model, stage, recipe.seed + number, folder, out, base, profile, say, started_from)
+            settings = recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
+            settings["stage"] = stage.model_dump(mode="json")
+            mirror = Mirror(recipe.trackers if parallel.main() else (), out, folder.name, settings, say)
+            try:
+                _stage(model, stage, recipe.seed + number, folder, out, base, profile, say, started_from, mirror)
+            finally:
+                mirror.close()
         weights = folder / "final"
     final = out / "final"
-    if weights is not None and not final.exists():
+    if weights is not None and not final.exists() and parallel.main():
         final.symlink_to(weights.relative_to(out))
     return final
 
@@ -91,11 +129,12 @@ def _stage(
     profile: bool,
     say: Say,
     started_from: str,
+    mirror: Mirror,
 ) -> None:
     opened: dict[Path, Rows] = {}
     preferred = isinstance(stage, DpoStage) and stage.negatives == "rows"
     sources = [(_examples(source, base, opened, say, preferred), source.weight) for source in stage.data.mixture]
-    if isinstance(stage, SftStage | GrpoStage) and stage.curriculum.order == "banded":
+    if stage.curriculum.order == "banded":
         band = Band(**stage.curriculum.band.model_dump())
         sources = [(rows.take(within(rows, band)), weight) for rows, weight in sources]
     torch.manual_seed(seed)  # peft draws LoRA's start from the global generator; nothing else here does
@@ -108,8 +147,7 @@ def _stage(
     ears = Ears(model, keep_mb=0 if encoder_trains(model) else 2048, batch=1, watch=clock.phase("hear"))
     sounds = Sounds(model, long_audio=stage.data.long_audio, on_bad_row=stage.data.on_bad_row)
     if isinstance(stage, SftStage):
-        resumed = (folder / "checkpoint").exists()
-        chosen = stage.model_copy(update={"start": "none"}) if resumed else stage
+        chosen = stage.model_copy(update={"start": "none"}) if state.checkpoints(folder) else stage
         work = sft.work(model, chosen, sources, ears, sounds, seed, say, clock)
     elif isinstance(stage, DpoStage):
         work = dpo.work(model, stage, sources, ears, sounds, seed, clock)
@@ -121,9 +159,12 @@ def _stage(
     else:
 
         def keep(row: dict[str, Any]) -> None:
-            append_jsonl(out / SAMPLES, {"stage": folder.name} | row)
+            if parallel.main():
+                row = {"stage": folder.name} | row | {"audio": [seen_from(Path(clip), out) for clip in row["audio"]]}
+                append_jsonl(out / SAMPLES, row)
+                mirror.sample(row)
 
-        work = grpo.work(model, stage, sources, ears, sounds, seed, keep, clock)
+        work = grpo.work(model, stage, sources, ears, sounds, seed, keep, folder / "sampler", say, clock)
     loop.run(
         model,
         work,
@@ -133,7 +174,10 @@ def _stage(
         log=out / "metrics.jsonl",
         ears=ears,
         samples=out / SAMPLES,
+        watch=mirror.step,
         max_minutes=stage.max_minutes,
+        max_bad_steps=stage.max_bad_steps if stage.on_bad_loss == "skip" else 0,
+        keep_checkpoints=stage.keep_checkpoints,
         clock=clock,
         profile=profile,
         tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
@@ -144,10 +188,16 @@ def _stage(
         say(f"{len(sounds.long)} clips last longer than the {model.spec.max_s:g} s that {model.name} hears: {how}")
     for path, reason in sounds.skipped.items():
         say(f"skipped {path}: {reason}")
-    model.save(folder / "final.part")
-    if not isinstance(model, Embedded):  # what that one saves is the adapter
-        adapter.keep(adapter.trained(model.module, started_from), folder / "final.part")
-    (folder / "final.part").rename(folder / "final")
+    if parallel.main():
+        with building(folder / "final") as part:
+            model.save(part)
+            if not isinstance(model, Embedded):  # what that one saves is the adapter
+                adapter.keep(adapter.trained(model.module, started_from), part)
+    parallel.wait()
+
+
+def _silent(line: str) -> None:
+    """What processes beside the first say."""
 
 
 def _examples(source: Source, base: Path, opened: dict[Path, Rows], say: Say, preferred: bool = False) -> Rows:

@@ -3,7 +3,7 @@
 A server (`sampler:` in the recipe, an address as in `--model`) was started with weights that the policy soon leaves
 behind. What it drew is then learnt from with importance ratios against its own log-probabilities, clipped as between
 several updates of one rollout (`losses.grpo_loss`); so it must tell token ids and log-probabilities, as vLLM does.
-Nothing is sent to it: how far policy and server have come apart shows in the log as `ratio_mean`.
+How far policy and server have come apart shows in the log as `ratio_mean`; `train/refresh.py` sends newer weights.
 """
 
 from collections.abc import Sequence

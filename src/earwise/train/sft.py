@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from earwise.config import SftStage
-from earwise.curriculum import EasyToHard, pass_rate
 from earwise.data.index import Rows
-from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
 from earwise.losses import LossOutput, sft_loss
 from earwise.models.base import AudioLM
@@ -25,7 +23,7 @@ from earwise.models.embedded import Embedded
 from earwise.models.parts.projector import ridge_start
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.train.batches import Sounds, assemble, draw, work_shared
+from earwise.train.batches import Sounds, assemble, draw, mine, stream, targets, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork
 from earwise.train.trainable import encoder_trains
@@ -66,10 +64,7 @@ def work(
         say: Progress.
         clock: Told of the phases of a step.
     """
-    asked = [(units(examples), weight) for examples, weight in sources]
-    ordered = asked if stage.curriculum.order == "easy_to_hard" else []
-    rates = [[sum(map(pass_rate, unit)) / len(unit) for unit in some] for some, _ in ordered]
-    mixture = Mixture(asked, seed, order=EasyToHard(rates, seed) if rates else None)
+    mixture = stream(stage, [(units(examples), weight) for examples, weight in sources], seed, tuple)
     ids: list[str] = []
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
 
@@ -91,10 +86,9 @@ def work(
                     )
                 )
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
-        total = float(sum(int(micro.forest.loss_mask.sum()) for micro in micros))
+        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
         for micro in micros:
-            micro.extra["denominator"] = torch.tensor(total)
+            micro.extra["denominator"] = torch.tensor(targets(trees))
         counts = {"clips": float(len(trees)), "skipped": float(skipped)}
         return micros, counts | work_shared(micros, trees, waves, model.spec.sample_rate)
 
@@ -114,6 +108,7 @@ def work(
         restore,
         stage.save_every,
         ids=lambda: list(ids),
+        asks=False,
     )
 
 
@@ -128,8 +123,11 @@ def _ridge(
 ) -> None:
     """Closed-form start of the connector: one summary token per kind of label, target the mean word embedding of the
     label's text."""
-    if not isinstance(model, Embedded):
-        raise ConfigError(f"start: ridge is for the embedded model's connector, not for {model.name}; use start: none")
+    if not isinstance(model, Embedded) or model.choice.kind != "mix":
+        kind = f" with connector {model.choice.kind}" if isinstance(model, Embedded) else ""
+        raise ConfigError(
+            f"start: ridge is for the embedded model's connector mix, not for {model.name}{kind}; use start: none"
+        )
     clips = units([example for examples, _ in sources for example in examples])
     heard, facts = [], []
     for number, asked in enumerate(clips):

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from earwise.config import OptimizerConfig, TrainableConfig
-from earwise.errors import ConfigError
+from earwise.errors import ConfigError, ModelError
 from earwise.models.base import AudioLM
 from earwise.train.policy import Micro, Policy
 
@@ -19,7 +19,8 @@ def prepare(model: AudioLM, config: TrainableConfig) -> None:
     weights beside them: bfloat16 keeps three digits, and a step changes the fourth.
 
     Raises:
-        ConfigError: if nothing is left to train, or LoRA's targets match no layer.
+        ConfigError: if LoRA's targets match no layer.
+        ModelError: if the model's groups name nothing that is to be trained.
     """
     model.module.requires_grad_(False)
     for group, mode in (("encoder", config.encoder), ("connector", config.connector), ("decoder", config.decoder)):
@@ -46,9 +47,7 @@ def prepare(model: AudioLM, config: TrainableConfig) -> None:
         if parameter.requires_grad and (".lora_" in name or name.startswith(model.groups["connector"])):
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
-        raise ConfigError(
-            "nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora"
-        )
+        raise ModelError(f"{model.name}: its groups name no parameter of what the recipe trains; see `AudioLM.groups`")
 
 
 def encoder_trains(model: AudioLM) -> bool:
@@ -59,14 +58,15 @@ def encoder_trains(model: AudioLM) -> bool:
 
 
 def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Trained parameters for the optimizer: the connector may have its own learning rate."""
-    connector: list[Tensor] = []
-    rest: list[Tensor] = []
+    """Trained parameters for the optimizer, those of a learning rate together: encoder and connector may have their
+    own."""
+    own = {"connector": config.connector_lr, "encoder": config.encoder_lr}
+    groups: dict[str, list[Tensor]] = {"rest": [], "encoder": [], "connector": []}
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad:
-            (connector if name.startswith(model.groups["connector"]) else rest).append(parameter)
-    groups = [{"params": rest, "lr": config.lr}, {"params": connector, "lr": config.connector_lr or config.lr}]
-    return [group for group in groups if group["params"]]
+            part = next((part for part in own if name.startswith(model.groups[part])), "rest")
+            groups["rest" if part == "encoder" and own[part] is None else part].append(parameter)
+    return [{"params": some, "lr": own.get(part) or config.lr} for part, some in groups.items() if some]
 
 
 class Reference:

@@ -26,6 +26,8 @@ SOURCES = {
     "meld": "earwise.data.sources.meld:load",
     "audioset": "earwise.data.sources.audioset:load",
     "wavcaps": "earwise.data.sources.wavcaps:load",
+    "audioskills": "earwise.data.sources.audioskills:load",
+    "audiomcq": "earwise.data.sources.audiomcq:load",
     "vocalsound": "earwise.data.sources.vocalsound:load",
     "librispeech": "earwise.data.sources.librispeech:load",
     "common-voice": "earwise.data.sources.common_voice:load",

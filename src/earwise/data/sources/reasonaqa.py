@@ -23,7 +23,7 @@ from earwise.types import Example
 LICENCE = "see Zenodo record 15036628 (questions); audio as Clotho and AudioCaps"
 FIELDS = ("taskname", "filepath1", "filepath2", "caption1", "caption2", "input", "answer", "subtype")
 EMOTION_SYMBOL = "emo_emo_emo"
-_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-j])\)\s*")
+_OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-jA-J])\)\s*")
 _ANSWER = re.compile(r"\s*\(?([a-j])\)\s*(.*)", re.DOTALL | re.IGNORECASE)
 
 
@@ -62,14 +62,15 @@ def subset_of(row: Row) -> str:
 
 
 def options_of(question: str) -> tuple[str, tuple[str, ...]]:
-    """A question and the options written into it, `a) .. b) ..` in order; no options where there are fewer than two.
+    """A question and the options written into it in order, as `a) .. b) ..` or `(A) .. (B) ..`; no options where there
+    are fewer than two.
 
     >>> options_of("what is it? a) a dog b) a car (red) c) rain")
     ('what is it?', ('a dog', 'a car (red)', 'rain'))
     """
     marks: list[re.Match[str]] = []
     for mark in _OPTION.finditer(question):
-        if mark[1] == "abcdefghij"[len(marks)]:
+        if mark[1].lower() == "abcdefghij"[len(marks)]:
             marks.append(mark)
         if len(marks) == 10:
             break
@@ -124,10 +125,10 @@ def _asked(row: Row, where: str, key: str) -> tuple[str, str, str, tuple[str, ..
     if not choices:
         return asked, answer, "detail", ()
     task = "entailment" if subset_of(row) in ("CLE", "ACE") else "multiple_choice"
-    return question, choices[_key(answer, choices, where)], task, choices
+    return question, choices[key_of(answer, choices, where)], task, choices
 
 
-def _key(answer: str, choices: tuple[str, ...], where: str) -> int:
+def key_of(answer: str, choices: tuple[str, ...], where: str) -> int:
     """Which option the answer names by letter and text.
 
     Raises:

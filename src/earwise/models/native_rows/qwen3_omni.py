@@ -12,7 +12,6 @@ Source: transformers 5 `models/qwen3_omni_moe`; papers/qwen2.5-omni.md section 6
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ from earwise.audio import AudioSpec
 from earwise.models.native import Row
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import encoder_layer
+from earwise.models.qwen25_omni import extractor
 from earwise.prompts import Template
 from earwise.types import Waveform
 
-WINDOW_S = 300
 CHUNK_TOKENS = 13
 CHUNK_FRAMES = 100
 """The class counts 13 tokens a chunk whatever its configuration says, which is right for chunks of 100 frames only."""
@@ -48,19 +47,13 @@ def token_count(frames: int) -> int:
     return CHUNK_TOKENS * whole + rest
 
 
-def extractor(folder: Path | None, config: Any) -> WhisperFeatureExtractor:
-    """The checkpoint's feature extractor; clips up to 300 s where it has none."""
-    return mel.extractor(folder, config.audio_config.num_mel_bins, WINDOW_S)
-
-
 def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
     """13 tokens a second, as long as the features' window.
 
     Raises:
         ModelError: if the features are not what the encoder was made for.
     """
-    mel.check(features, config.audio_config.num_mel_bins, "qwen3_omni")
-    return AudioSpec(sample_rate=mel.SAMPLE_RATE, max_s=float(features.chunk_length), tokens_per_s=13.0)
+    return mel.spec(features, config.audio_config.num_mel_bins, "qwen3_omni", 13.0)
 
 
 def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:

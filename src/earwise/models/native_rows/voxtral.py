@@ -19,6 +19,7 @@ from transformers import WhisperFeatureExtractor
 
 from earwise.audio import AudioSpec
 from earwise.models.native import Row
+from earwise.models.parts import mel
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.prompts import Template
 from earwise.types import Waveform
@@ -46,14 +47,11 @@ def features(extractor: WhisperFeatureExtractor, wave: Waveform, window: int) ->
     """Log-mel of a clip filled up to whole windows of `window` samples, `(windows, mels, frames)`."""
     filled = np.pad(np.asarray(wave, np.float32), (0, -len(wave) % window))
     out = extractor(filled, sampling_rate=extractor.sampling_rate, padding=False, truncation=False, return_tensors="pt")
-    mel = torch.as_tensor(out.input_features[0])
-    return mel.unflatten(1, (-1, window // HOP_SAMPLES)).transpose(0, 1)
+    return torch.as_tensor(out.input_features[0]).unflatten(1, (-1, window // HOP_SAMPLES)).transpose(0, 1)
 
 
 def _extractor(folder: Path | None, config: Any) -> WhisperFeatureExtractor:
-    if folder is not None and (folder / "preprocessor_config.json").exists():
-        return WhisperFeatureExtractor.from_pretrained(str(folder))
-    return WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+    return mel.extractor(folder, config.audio_config.num_mel_bins)
 
 
 def _spec(config: Any, extractor: WhisperFeatureExtractor) -> AudioSpec:

@@ -1,0 +1,111 @@
+"""`accelerate launch` as the documentation says it: two processes, each engine that runs without a GPU."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from builders import sound, tiny_qwen2_audio
+from e2e.shell import HERE, Cli
+from earwise.data import manifest
+from earwise.types import Audio, Example, Text, Turn
+
+ROOT = HERE.parent.parent
+ENGINES = ROOT / "recipes" / "engines"
+COMMON = """
+    data: {mixture: [{manifest: rows.jsonl}]}
+    pack_tokens: 120
+    optimizer: {lr: 1.0e-3}
+    max_steps: 2
+    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4}}
+"""
+RECIPE = f"""
+recipe: tiny
+model: {{name: qwen2_audio, weights: BASE}}
+trackers: []
+stages:
+  - kind: sft
+    clips_per_step: 3
+    questions_per_clip: 1
+{COMMON}
+  - kind: grpo
+    prompts_per_step: 3
+    group_size: 3
+    max_new_tokens: 3
+    rewards: {{"e2e.shell:vowels": 1.0}}
+{COMMON}
+eval:
+  - {{manifest: rows.jsonl, max_new_tokens: 2, limit: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages on a tiny model; rows with one sound, with two and with none."""
+    folder = tmp_path_factory.mktemp("launch")
+    tiny_qwen2_audio(4).save(folder / "base")
+    for name, seconds in (("a", 0.4), ("b", 0.7)):
+        soundfile.write(folder / f"{name}.wav", sound(seconds, 300.0), 16000)
+    rows = []
+    for number, clips in enumerate((("a",), ("b",), ("a", "b"), ())):
+        turns = (Turn("user", (*(Audio(f"{clip}.wav") for clip in clips), Text("pitch?"))),)
+        rows.append(Example(f"r{number}", turns, ("low",), ("low", "high"), root=folder))
+    manifest.write(folder / "rows.jsonl", rows)
+    (folder / "tiny.yaml").write_text(RECIPE.replace("BASE", str(folder / "base")), encoding="utf-8")
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path) -> list[dict[str, Any]]:
+    """The log of one process."""
+    from e2e.shell import in_process
+
+    out = recipe.parent / "alone"
+    done = in_process("train", recipe, "--out", out, "--no-eval")
+    assert done.code == 0, done.err
+    return log(out)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_launched_run_is_the_run(recipe: Path, alone: list[dict[str, Any]], engine: str, cli: Cli) -> None:
+    out = recipe.parent / engine
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
+    launch += ["--num_processes", "2", "--main_process_port", port, "-m", "earwise", "train", str(recipe)]
+    done = subprocess.run(
+        [*launch, "--out", str(out), "--json"], capture_output=True, text=True, timeout=500, cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert told["final"] == str(out / "final") and len(told["eval"]) == 1, "said once, by the first process"
+    assert done.stderr.count("sft step 1/2") == 1
+    two = log(out)
+    assert [(row["stage"], row["step"]) for row in two] == [(row["stage"], row["step"]) for row in alone]
+    for first, second in zip(alone, two, strict=True):
+        assert second["ids"] == first["ids"]
+        for key in ("sft/loss", "grpo/loss", "grpo/reward", "grad_norm"):
+            assert second.get(key) == pytest.approx(first.get(key), abs=1e-4), key
+    asked = cli("ask", recipe.parent / "a.wav", "pitch?", "--model", out, "--json")
+    assert asked.code == 0, asked.err
+
+
+def test_a_launcher_that_starts_one_process_only_is_found_out(recipe: Path, cli: Cli, monkeypatch: Any) -> None:
+    """What `accelerate launch --cpu --num_processes 2` leaves in the environment."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    done = cli("train", recipe, "--out", recipe.parent / "none")
+    assert done.code == 2 and "recipes/engines/ddp.yaml" in done.err
