@@ -153,8 +153,6 @@ class Native:
         self.revision = revision
         self.carried = carried
         """Tensors of the checkpoint that are never computed with, on the CPU; `save` writes them back."""
-        self.beside: Mapping[str, bytes] = {}
-        """Small files of the checkpoint that `save` hands on, see `checkpoint.side_files`."""
         self.beside = beside
         """Small files of the checkpoint that `save` hands on as they are, see `checkpoint.side_files`."""
         self.spec = row.spec(module.config, extractor)
@@ -250,8 +248,6 @@ class Native:
             outer = {**self.row.wrap, "dtype": inner["dtype"], f"{part}_config": inner}
             (folder / "config.json").write_text(json.dumps(outer, indent=2) + "\n", encoding="utf-8")
         self._extractor.save_pretrained(folder)
-        for name, content in self.beside.items():
-            (folder / name).write_bytes(content)
         for name, content in self.beside.items():
             (folder / name).write_bytes(content)
         self._tokenizer.save(str(folder / "tokenizer.json"))
@@ -352,7 +348,6 @@ def load(family: str, weights: Path | None = None, *, device: str = "cpu", dtype
     tokenizer, extractor = checkpoint.tokenizer(folder, row.mark), row.extractor(folder, module.config)
     model = from_parts(row, module, tokenizer, extractor, revision=checkpoint.digest(shards))
     model.carried = {key: value for key, value in (spare | dict(model.carried)).items() if key not in absent}
-    model.beside = checkpoint.side_files(folder)
     model.beside = checkpoint.side_files(folder)
     model.module.to(device)
     return model
