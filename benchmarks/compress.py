@@ -23,7 +23,7 @@ from ways.timing import machine
 
 from earwise import internalize
 from earwise.audio import decode
-from earwise.config import CompressStage, Recipe, check_recipe, load_recipe
+from earwise.config import Recipe, check_recipe, load_recipe
 from earwise.data import manifest
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
@@ -36,6 +36,7 @@ from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
+from earwise.stages import CompressStage
 from earwise.train.batches import assemble
 from earwise.train.compress import parts
 from earwise.train.policy import Policy

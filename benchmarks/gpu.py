@@ -35,7 +35,6 @@ from ways import floor
 from ways.models import SPECIAL, word_tokenizer
 from ways.timing import high_water_mb, machine
 
-from earwise.config import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.engine.static import FEWEST_SLOTS, rung
@@ -46,6 +45,7 @@ from earwise.models.ears import Ears
 from earwise.models.parts.recompute import recompute_layers
 from earwise.models.qwen2_audio import from_parts
 from earwise.prompts import INSTRUCTIONS, OPTIONS, prompt_turns
+from earwise.stages import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
 from earwise.train import grpo
 from earwise.train.batches import Sounds
 from earwise.train.clock import describe, settled_on

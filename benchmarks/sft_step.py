@@ -37,7 +37,6 @@ from ways.shapes import clip, examples
 from ways.timing import Clock, alternate_phases, machine, matmul_gflops, medians, peak_memory, ratio
 
 from earwise.audio import decode
-from earwise.config import DataConfig, OptimizerConfig, SftStage, Source
 from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
 from earwise.files import read_log, write_json
@@ -46,6 +45,7 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
+from earwise.stages import DataConfig, OptimizerConfig, SftStage, Source
 from earwise.train import clock as train_clock
 from earwise.train import loop, sft
 from earwise.train.batches import Sounds, assemble

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from earwise.audio import decode
-from earwise.config import TrainableConfig
 from earwise.data.manifest import read
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
@@ -32,6 +31,7 @@ from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
 from earwise.models.sequence import answer_path, completion_path, conversation_path
 from earwise.prompts import prompt_turns
+from earwise.stages import TrainableConfig
 from earwise.train.batches import assemble
 from earwise.train.policy import Micro, Policy
 from earwise.train.run import STARTER

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from builders import largest
-from earwise.config import OptimizerConfig
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
@@ -21,6 +20,7 @@ from earwise.losses import LossOutput, group_advantages, grpo_loss, sft_loss
 from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
 from earwise.models.sequence import answer_path, completion_path, conversation_path
+from earwise.stages import OptimizerConfig
 from earwise.train import loop
 from earwise.train.batches import assemble
 from earwise.train.loop import StageWork

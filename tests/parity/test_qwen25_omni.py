@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from builders import ask, byte_tokenizer, feature_extractor, largest, sound
-from earwise.config import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import Path as Tokens
 from earwise.forest import pack, plant
@@ -25,6 +24,7 @@ from earwise.models.parts.attention import TreeAttention
 from earwise.models.qwen25_omni import ROW, load
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import render
+from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 from families.qwen25_omni import plain, thinker
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import Qwen2AudioForConditionalGeneration
 
 from builders import ask, largest, plain_inputs, sound, tiny_qwen2_audio
-from earwise.config import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.models import adapter, base
 from earwise.models.qwen2_audio import Qwen2Audio, load
 from earwise.models.sequence import conversation_path
+from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 
 WAVES = {0: sound(0.5)}

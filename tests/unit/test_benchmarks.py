@@ -15,10 +15,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from earwise.config import TrainableConfig
 from earwise.models.embedded import PLACEHOLDER, Embedded, EmbeddedModule
 from earwise.models.parts import attention, whisper
 from earwise.models.parts.projector import LayerMix
+from earwise.stages import TrainableConfig
 from earwise.train.trainable import prepare
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders import ask, largest, sound, tiny_qwen2_audio
-from earwise.config import TrainableConfig
 from earwise.forest import Forest, Path, by_branch, pack, plant, target_logprobs
 from earwise.models.parts.recompute import recompute_layers
 from earwise.models.sequence import answer_path, conversation_path
+from earwise.stages import TrainableConfig
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare
 

@@ -14,7 +14,7 @@ from resumed import log, stopped_and_whole
 from builders import sound, tiny_qwen2_audio
 from earwise.answers import answer_start
 from earwise.audio import encode_ogg
-from earwise.config import CompressStage, Recipe, check_recipe
+from earwise.config import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.engine.delay import token_delay
 from earwise.errors import ConfigError
@@ -22,6 +22,7 @@ from earwise.evaluate.results import Run
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.prompts import target_text, xs_cot_chain
 from earwise.report import tables
+from earwise.stages import CompressStage
 from earwise.train import compress, run
 from earwise.types import Audio, Example, Text, Turn
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from earwise.config import GrpoStage, SftStage, check_recipe, load_recipe
+from earwise.config import check_recipe, load_recipe
 from earwise.errors import ConfigError
+from earwise.stages import GrpoStage, SftStage
 
 RECIPE = """
 recipe: small

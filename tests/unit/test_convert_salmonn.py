@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from earwise.config import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.models import base, convert_salmonn
 from earwise.models.convert_salmonn import SHARED_TABLE, convert, released_names
 from earwise.models.parts import lora
 from earwise.models.salmonn import Salmonn, SalmonnConfig, SalmonnModule, load
+from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 from families.salmonn import TINY, letter_tokenizer, write_released
 

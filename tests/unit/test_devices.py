@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from builders import ask, sound, tiny_qwen2_audio
-from earwise.config import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.engine.base import Prompt
 from earwise.engine.cache import TreeCache
 from earwise.engine.local import LocalEngine
@@ -28,6 +27,7 @@ from earwise.models.ears import Ears
 from earwise.models.parts.flex import BlockSparse
 from earwise.models.parts.recompute import recompute_layers
 from earwise.models.sequence import completion_path, conversation_path
+from earwise.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.train.batches import assemble
 from earwise.train.policy import Micro, Policy
 from earwise.train.trainable import Reference, parameter_groups, prepare

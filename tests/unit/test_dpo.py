@@ -15,13 +15,14 @@ from resumed import log, stopped_and_whole
 from builders import ask, sound, tiny_qwen2_audio
 from earwise import cli
 from earwise.audio import encode_ogg
-from earwise.config import DpoStage, Recipe, check_recipe
+from earwise.config import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.data.index import open_rows
 from earwise.errors import ConfigError, DataError
 from earwise.losses import dpo_loss
 from earwise.models.ears import Ears
 from earwise.models.qwen2_audio import Qwen2Audio
+from earwise.stages import DpoStage
 from earwise.train import dpo, run
 from earwise.train.batches import Sounds
 from earwise.train.clock import Clock

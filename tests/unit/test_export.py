@@ -13,12 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioForConditional
 
 from builders import ask, largest, plain_inputs, sound, tiny_qwen2_audio
 from earwise import cli
-from earwise.config import LoraConfig, TrainableConfig, check_recipe
+from earwise.config import check_recipe
 from earwise.data import manifest
 from earwise.models import base
 from earwise.models.convert_mellow import converted
 from earwise.models.convert_salmonn import released_names
 from earwise.models.sequence import conversation_path
+from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train import run
 from earwise.types import Audio, Example, Text, Turn
 from families import embedded, mellow, salmonn

@@ -8,10 +8,11 @@ import pytest
 import soundfile
 
 from builders import tiny_qwen2_audio
-from earwise.config import OptimizerConfig, TrainableConfig, check_recipe
+from earwise.config import check_recipe
 from earwise.data import manifest
 from earwise.models.base import load as load_model
 from earwise.models.qwen2_audio import Qwen2Audio
+from earwise.stages import OptimizerConfig, TrainableConfig
 from earwise.train import run
 from earwise.train.trainable import parameter_groups, prepare
 from earwise.types import Audio, Example, Text, Turn

@@ -8,13 +8,14 @@ import torch
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from builders import ask, largest, sound, tiny_qwen2_audio
-from earwise.config import TrainableConfig, check_recipe
+from earwise.config import check_recipe
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, ModelError
 from earwise.models import base, embedded, fetch
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import pool_states
+from earwise.stages import TrainableConfig
 from earwise.train.trainable import prepare
 
 weights = [

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from builders import tiny_qwen2_audio
-from earwise.config import LoraConfig, TrainableConfig
 from earwise.forest import Path, pack, plant
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.packed import PAYS, Packed
+from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")

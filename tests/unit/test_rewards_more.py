@@ -14,12 +14,13 @@ from builders import ask, sound, tiny_qwen2_audio
 from chat_server import Say, serving
 from earwise import rewards
 from earwise.audio import encode_ogg
-from earwise.config import JudgeConfig, Recipe, check_recipe
+from earwise.config import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, EarwiseError, EngineError, ScoringError
 from earwise.evaluate.run import is_formatted
 from earwise.models.qwen2_audio import Qwen2Audio
 from earwise.prompts import hierarchical_tags, prompt_turns, target_text
+from earwise.stages import JudgeConfig
 from earwise.train import judge, run
 from earwise.train.balance import Balance, factors
 from earwise.train.verdicts import Bench, tally_of, together

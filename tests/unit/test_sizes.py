@@ -12,7 +12,6 @@ from torch import Tensor
 
 from builders import ask, sound, tiny_qwen2_audio
 from earwise.audio import AudioSpec
-from earwise.config import LoraConfig, SftStage, TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import Forest
 from earwise.models import embedded, mellow, memory, qwen2_audio, salmonn, shapes
@@ -21,6 +20,7 @@ from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.models.sizes import ALIASES, FAMILIES, PUBLISHED, Decoder, Encoder, Sizes, default, of_family
+from earwise.stages import LoraConfig, SftStage, TrainableConfig
 from earwise.train.batches import assemble
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare

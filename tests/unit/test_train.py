@@ -14,10 +14,11 @@ import torch
 from resumed import log, same, stopped_and_whole, weights
 
 from builders import tiny_qwen2_audio
-from earwise.config import Recipe, TrainableConfig, check_recipe
+from earwise.config import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, DataError, ModelError
 from earwise.models.qwen2_audio import Qwen2Audio
+from earwise.stages import TrainableConfig
 from earwise.train import run, state
 from earwise.train.sft import units
 from earwise.train.trainable import Reference, encoder_trains, prepare

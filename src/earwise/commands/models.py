@@ -75,8 +75,8 @@ def sizes_of(model: str) -> "tuple[Sizes, ...]":
 
 def uses(sizes: "Sizes", dtype: str | None) -> "dict[str, Memory]":
     """Memory of the usual uses of a model."""
-    from earwise.config import TrainableConfig
     from earwise.models import memory
+    from earwise.stages import TrainableConfig
 
     lora, full = TrainableConfig(), TrainableConfig(decoder="full")
     plain = {name: memory.training(sizes, how, dtype=dtype) for name, how in (("lora", lora), ("full", full))}

@@ -9,9 +9,10 @@ from earwise.commands.loading import result
 from earwise.commands.models import sizes_of
 
 if TYPE_CHECKING:
-    from earwise.config import Recipe, Stage
+    from earwise.config import Recipe
     from earwise.models.memory import Memory
     from earwise.models.sizes import Sizes
+    from earwise.stages import Stage
 
 GB = 1e9
 ROOM = 1.4  # what an allocator holds beside what is used; measured on a CPU, see docs/models.md
@@ -77,8 +78,8 @@ def of_process(
 ) -> "Memory":
     """Memory of one of several processes: each has its share of the prompts, and under `fsdp2` of the decoder's layers,
     with gradients and optimizer state; what a stage asks of the model (samples, a reference) wants them whole."""
-    from earwise.config import GrpoStage, SftStage
     from earwise.models import memory
+    from earwise.stages import GrpoStage, SftStage
 
     if isinstance(stage, GrpoStage):
         stage = stage.model_copy(update={"prompts_per_step": -(-stage.prompts_per_step // processes)})

@@ -29,7 +29,6 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         DataError: for a bad manifest, or rows that a style cannot use.
         AudioError: naming manifest, row and file, unless bad rows are to be skipped.
     """
-    from earwise.config import CompressStage, DpoStage, GrpoStage, SftStage
     from earwise.curriculum import Band, pass_rate, within
     from earwise.data import manifest
     from earwise.data.index import open_rows
@@ -37,6 +36,7 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
     from earwise.engine.address import parse as parse_address
     from earwise.prompts import THINKING, question_text
     from earwise.rewards import load_reward
+    from earwise.stages import CompressStage, DpoStage, GrpoStage, SftStage
     from earwise.train.mirror import check
 
     check(recipe.trackers)

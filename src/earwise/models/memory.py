@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earwise.config import DpoStage, GrpoStage, Stage, TrainableConfig
 from earwise.models.sizes import LARGEST_PACKED_BYTES, Decoder, Sizes
+from earwise.stages import DpoStage, GrpoStage, Stage, TrainableConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 LIBRARIES = 0.5e9  # torch and transformers, imported

@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 
 from earwise.audio import LongAudio, chunks, decode, num_samples, probe
-from earwise.config import Stage
 from earwise.curriculum import EasyToHard, pass_rate
 from earwise.data.mixture import Mixture
 from earwise.errors import AudioError
@@ -16,6 +15,7 @@ from earwise.forest import Path, bins, pack, plant
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.prompts import spread
+from earwise.stages import Stage
 from earwise.train import parallel
 from earwise.train.clock import Clock
 from earwise.train.policy import Micro

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from earwise import internalize
-from earwise.config import CompressStage
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.forest import Path
@@ -30,6 +29,7 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
+from earwise.stages import CompressStage
 from earwise.train.batches import Sounds, assemble, draw, mine, stream, targets, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork

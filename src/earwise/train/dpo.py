@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earwise.config import DpoStage
 from earwise.errors import DataError
 from earwise.forest import Path
 from earwise.losses import LossOutput, PreferenceKind, dpo_loss
@@ -24,6 +23,7 @@ from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
+from earwise.stages import DpoStage
 from earwise.train.batches import Sounds, assemble, draw, mine, stream, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import StageWork

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earwise.config import GrpoStage
 from earwise.curriculum import Band, Online
 from earwise.engine.base import Decoding, Prompt
 from earwise.losses import LossOutput, group_advantages, grpo_loss
@@ -26,6 +25,7 @@ from earwise.models.ears import Ears
 from earwise.models.sequence import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.rewards import load_reward
+from earwise.stages import GrpoStage
 from earwise.train import judge, parallel
 from earwise.train.balance import Balance
 from earwise.train.batches import Sounds, assemble, per_branch, stream

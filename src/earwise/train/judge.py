@@ -12,11 +12,11 @@ import re
 from collections.abc import Awaitable, Callable
 
 from earwise.answers import parse
-from earwise.config import JudgeConfig
 from earwise.engine import wire
 from earwise.engine.address import parse as parse_address
 from earwise.engine.wire import Body, Busy, Rejected
 from earwise.errors import EngineError, ScoringError
+from earwise.stages import JudgeConfig
 from earwise.types import Example
 
 MAX_TOKENS = 64

@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from earwise.config import OptimizerConfig
 from earwise.errors import DataError, ModelError
 from earwise.files import append_jsonl, read_log, write_jsonl
 from earwise.losses import LossOutput
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
+from earwise.stages import OptimizerConfig
 from earwise.train import parallel, sharding, state
 from earwise.train.clock import Clock, describe
 from earwise.train.policy import Micro, Policy, check_forest, check_hearing

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from earwise.config import CompressStage, DpoStage, Recipe, SftStage, Source, Stage, check_recipe
+from earwise.config import Recipe, check_recipe
 from earwise.curriculum import Band, within
 from earwise.data.index import Rows, open_rows
 from earwise.data.locate import STARTER as STARTER
@@ -20,6 +20,7 @@ from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
 from earwise.models.embedded import Embedded
 from earwise.models.parts.recompute import recompute_layers
+from earwise.stages import CompressStage, DpoStage, SftStage, Source, Stage
 from earwise.train import compress, dpo, grpo, loop, parallel, sft, state
 from earwise.train.batches import Sounds
 from earwise.train.clock import Clock, settled_on

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from earwise.config import SftStage
 from earwise.data.index import Rows
 from earwise.errors import ConfigError
 from earwise.losses import LossOutput, sft_loss
@@ -23,6 +22,7 @@ from earwise.models.embedded import Embedded
 from earwise.models.parts.projector import ridge_start
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
+from earwise.stages import SftStage
 from earwise.train.batches import Sounds, assemble, draw, mine, stream, targets, work_shared
 from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from earwise.config import OptimizerConfig, TrainableConfig
 from earwise.errors import ConfigError, ModelError
 from earwise.models.base import AudioLM
+from earwise.stages import OptimizerConfig, TrainableConfig
 from earwise.train.policy import Micro, Policy
 
 
