@@ -184,6 +184,11 @@ def decoding(model: AudioLM, rows: Sequence[Example], sounds: Sounds, arguments:
     return found | {"passes": arguments.new_tokens - 1}
 
 
+def _graphs() -> int:
+    """Graphs that torch has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def work_of(model: AudioLM, micros: Sequence[Micro], seconds: float, prompts: int) -> dict[str, float]:
     """Floating-point operations that each part of a step needs."""
     sizes = floor.sizes(model)
@@ -226,7 +231,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     groups = parameter_groups(model, OptimizerConfig(lr=1e-6))
     optimizer = torch.optim.AdamW(groups, fused=True if on_gpu else None)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    splits, micros, graphs = [], [], []
+    splits, micros, graphs = [], [], [_graphs()]
     for step in range(arguments.steps + 1):
         clock.split()
         micros, _ = batches.batches(step)
@@ -242,7 +247,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             optimizer.zero_grad()
         model.module.eval()
         splits.append(clock.split())
-        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        graphs.append(_graphs())
         print(f"step {step}: {describe(splits[-1], 1)}", file=sys.stderr)
     warm = splits[1:]
     phases = {name: statistics.median(split.get(name, 0.0) for split in warm) for name in PHASES}
@@ -263,7 +268,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "phases_s": phases | {"rest": step_s - sum(phases.values())},
         "hours_for_500_steps": STEPS * step_s / 3600,
         "within_the_goal": STEPS * step_s / 3600 <= GOAL_HOURS if on_gpu and not arguments.small else None,
-        "compiled": {"in_the_first_step": graphs[0], "later": graphs[-1] - graphs[0]},
+        "compiled": {"in_the_first_step": graphs[1] - graphs[0], "later": graphs[-1] - graphs[1]},
         "distinct_tokens": tokens,
         "sampled_tokens": sampled,
         "sequence_tokens_one_by_one": sum(len(path.ids) for micro in micros for paths in micro.paths for path in paths),
