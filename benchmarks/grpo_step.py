@@ -47,7 +47,7 @@ from ways.timing import (
     stream_gbs,
 )  # fmt: skip
 from ways.trl_hears import Trl
-from ways.way import Way
+from ways.way import Way, WithPeft
 
 from earwise.files import write_json
 from earwise.models.base import AudioLM
@@ -70,7 +70,7 @@ def make_way(name: str, model: AudioLM, work: Workload, rows: int) -> Way:
     if kind == "earwise":
         return Own(model, work)
     ears = hearing(model, padded=listening != "trimmed")
-    return Trl(model, work, ears) if kind == "trl" else Plain(model, work, ears, rows=rows)
+    return WithPeft(model, Trl(model, work, ears) if kind == "trl" else Plain(model, work, ears, rows=rows))
 
 
 def equal_listening(model: AudioLM) -> list[str]:

@@ -31,7 +31,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
 from ways.hears import Hearing
-from ways.models import bench_model, stir, take_gradients, trained
+from ways.models import bench_model, peft_alone, stir, take_gradients, trained
 from ways.rows import Collator, Row, hearing_rows
 from ways.shapes import clip, examples
 from ways.timing import Clock, alternate_phases, machine, matmul_gflops, medians, peak_memory, ratio
@@ -160,7 +160,8 @@ class Bench:
         )
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
-        trainer.train()
+        with peft_alone(self.model):
+            trainer.train()
         self.losses[way] = [float(one.detach()) for one in losses]
         return [stop - start for start, stop in zip([began, *ticks.at], ticks.at, strict=False)]
 

@@ -4,7 +4,8 @@ All ways train the same parameters of one model in memory: LoRA on the decoder a
 default. `stir` moves them a little away from the reference, so that the KL has a gradient and no LoRA factor is zero.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from tokenizers import Tokenizer, pre_tokenizers
@@ -14,6 +15,7 @@ from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, W
 
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM, load
+from earwise.models.parts import lora_product
 from earwise.models.qwen2_audio import from_parts
 from earwise.prompts import INSTRUCTIONS, OPTIONS
 from earwise.stages import TrainableConfig
@@ -83,6 +85,18 @@ def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = split
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
+
+
+@contextmanager
+def peft_alone(model: AudioLM) -> Iterator[None]:
+    """Inside the block LoRA is computed by peft, as in other trainers, not as earwise's one operation."""
+    fused = [layer for layer in model.module.modules() if isinstance(vars(layer).get("forward"), lora_product.Fused)]
+    forwards = [vars(layer).pop("forward") for layer in fused]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(fused, forwards, strict=True):
+            layer.forward = forward  # type: ignore[method-assign]
 
 
 def trained(model: AudioLM) -> dict[str, Tensor]:

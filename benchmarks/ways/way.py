@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from earwise.models.base import AudioLM
+from ways.models import peft_alone
 from ways.timing import Clock
 
 BETA = 0.04
@@ -41,6 +43,23 @@ class Way(Protocol):
             update: False stops before the optimizer and leaves the gradients where they are.
         """
         ...
+
+
+class WithPeft:
+    """A way of others: LoRA is peft's own while it works."""
+
+    def __init__(self, model: AudioLM, way: Way) -> None:
+        self._model, self._way = model, way
+
+    def rollout(self, clock: Clock, *, full: bool, seed: int) -> list[list[list[int]]]:
+        """See `Way`."""
+        with peft_alone(self._model):
+            return self._way.rollout(clock, full=full, seed=seed)
+
+    def train(self, clock: Clock, groups: Sequence[Sequence[Ids]], *, update: bool = True) -> None:
+        """See `Way`."""
+        with peft_alone(self._model):
+            self._way.train(clock, groups, update=update)
 
 
 def adamw(parameters: Iterable[Tensor]) -> torch.optim.AdamW:

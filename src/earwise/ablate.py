@@ -157,7 +157,7 @@ def train(job: Job, say: Say) -> str | None:
                 last = line.strip() or last
                 say(f"  {line.rstrip()}")
         except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
+            child.terminate()  # not SIGINT, which a shell's background job is born deaf to
             child.communicate()
             raise
         finally:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from earwise.commands import ablate, ask, build, chat, doctor, evaluate, export, models, train
+from earwise.commands import ablate, ask, build, chat, doctor, evaluate, export, models, serve, train
 from earwise.errors import EarwiseError
 from earwise.files import disk_refused
 
@@ -36,7 +36,7 @@ def app(show_traceback: bool) -> None:
 
 for command in (
     ask.command, chat.command, build.group, train.command, ablate.command, evaluate.command, evaluate.compare,
-    evaluate.report, doctor.command, export.command, models.command,
+    evaluate.report, serve.command, doctor.command, export.command, models.command,
 ):  # fmt: skip
     app.add_command(command)
 

@@ -146,7 +146,14 @@ class _Stage(Strict):
         return self
 
 
-class SftStage(_Stage):
+class _Taught(_Stage):
+    """A stage that is told the right replies, so that it would never say anything itself."""
+
+    show_every: int = Field(50, ge=0)
+    """Steps between greedy answers to a few fixed rows of its data, in the log to look at; 0: none."""
+
+
+class SftStage(_Taught):
     """Supervised training: all questions of a clip in one tree."""
 
     kind: Literal["sft"]
@@ -248,7 +255,7 @@ class GrpoStage(_Stage):
         return self
 
 
-class DpoStage(_Stage):
+class DpoStage(_Taught):
     """Preferences: chosen and rejected replies to one sound as branches of one tree."""
 
     kind: Literal["dpo"]
@@ -267,7 +274,7 @@ class DpoStage(_Stage):
         return self
 
 
-class CompressStage(_Stage):
+class CompressStage(_Taught):
     """Semi-implicit reasoning: supervised training on chains that get shorter as training goes on."""
 
     kind: Literal["compress"]
@@ -292,7 +299,7 @@ class CompressStage(_Stage):
     reset_optimizer: bool = False
     """Forget the optimizer's state whenever more is taken out."""
     held_out: Source | None = None
-    """Rows that token delay is measured on; none: it is not."""
+    """Rows that token delay is measured on; none: it is not. Their answers are shown in place of `show_every`'s."""
     held_out_limit: int = Field(8, gt=0)
     measure_every: int = Field(25, gt=0)
     max_new_tokens: int = Field(256, gt=0)

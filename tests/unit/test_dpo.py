@@ -261,7 +261,8 @@ def test_preferences_from_evaluations_and_rollouts(asked: Path, capsys: pytest.C
     )  # fmt: skip
     put(folder / "two" / "samples.jsonl", evaluated("q0", "high", 0), evaluated("q2", "It is low.", 1))
     rolled = {"step": 1, "id": "q4", "completions": ["low", "lo", "high", "low"], "rewards": [2.0, 0.0, 1.5, 2.0]}
-    put(folder / "run" / "rollouts.jsonl", rolled)
+    taught = {"step": 1, "id": "q1", "completions": ["low"], "rewards": None}  # shown by a stage that rewards nothing
+    put(folder / "run" / "rollouts.jsonl", taught, rolled)
     out = folder / "preferences.jsonl"
     line = ["build", "preferences", str(one.parent), str(folder / "two"), str(folder / "run"), "--rows", str(asked)]
     assert cli.run([*line, "--out", str(out), "--gold", "answer", "--json"]) == 0

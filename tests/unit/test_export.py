@@ -133,6 +133,44 @@ def test_a_model_without_an_adapter_says_so(trained: Path, tmp_path: Path, capsy
         assert not (tmp_path / "x").exists()
 
 
+def test_lora_over_another_text_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A decoder that was drawn at random, or trained in full, stands whole in the checkpoint: table, last norm and nine
+    weights a layer. LoRA over the released text model would be nothing that anybody trained."""
+    model = embedded.tiny(0).model
+    model.whole = frozenset(name for name, _ in model.module.named_parameters() if name.startswith("decoder."))
+    ready(model, lora(model))
+    model.save(tmp_path / "run")
+    whole = "20 weights of its decoder were drawn at random or trained in full"
+    for name, why in ((str(tmp_path / "run"), whole), ("embedded-blank", "nothing of it was trained")):
+        line = [
+            "export",
+            "--model",
+            name,
+            "--out",
+            str(tmp_path / "out"),
+            "--format",
+            "peft",
+            "--base",
+            "somebody/base",
+        ]
+        assert cli.run(line) == 2
+        told = capsys.readouterr().err
+        assert why in told and told.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_aligned_models_adapter_is_without_the_second_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = []
+    for name in ("embedded-aligned", "embedded"):
+        export(capsys, "--model", name, "--out", tmp_path / name, "--format", "peft")
+        state = load_file(tmp_path / name / "adapter_model.safetensors")
+        ranks.append(state["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"])
+        assert json.loads((tmp_path / name / "adapter_config.json").read_text())["r"] == len(ranks[-1])
+    assert 0 < len(ranks[0]) < len(ranks[1]) and torch.equal(ranks[0], ranks[1][: len(ranks[0])])
+
+
 @torch.no_grad()
 def test_the_embedded_models_adapter_fits_its_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = embedded.tiny(0).model

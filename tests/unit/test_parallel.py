@@ -33,7 +33,7 @@ GRPO = {
     "rewards": {"parallel_worker:likes_e": 1.0},
 }  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {
-    "sft": SFT,
+    "sft": SFT | {"show_every": 2},
     "sft, one tree": SFT | {"clips_per_step": 1},
     "sft, lora": SFT | {"trainable": LORA},
     "sft, only the connector": SFT | {"trainable": FULL | {"decoder": "frozen"}},
@@ -42,7 +42,8 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo, two updates": GRPO | {"beta": 0.04, "num_iterations": 2, "curriculum": {"order": "online"}},
     "grpo, dynamic": GRPO | {"rewards": {"parallel_worker:likes_a": 1.0}, "dynamic_sampling": 3, "trainable": LORA},
     "grpo, Ctrl-C": GRPO | {"rewards": {"parallel_worker:stops_second": 1.0}},
-    "dpo": {"kind": "dpo", "max_steps": 3, "clips_per_step": 4, "questions_per_clip": 2, "negatives": "options"},
+    "dpo": {"kind": "dpo", "max_steps": 3, "clips_per_step": 4, "questions_per_clip": 2, "negatives": "options",
+            "show_every": 1},
     "compress": {"kind": "compress", "max_steps": 3, "clips_per_step": 3, "every_steps": 1,
                  "held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 2, "measure_every": 2, "max_new_tokens": 5},
 }  # fmt: skip
@@ -169,6 +170,17 @@ def test_some_steps_left_a_process_without_work(runs: Path) -> None:
     flat = [row["grpo/flat_groups"] for row in log(runs / "two" / "grpo, flat groups")]
     assert max(flat) > 0.6 and min(flat) < 1
     assert all(row["sft/clips"] == 1 for row in log(runs / "two" / "sft, one tree"))
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sft", [3]), ("dpo", [2, 3]), ("compress", [1, 3])])
+def test_answers_on_the_way_are_shown_once(runs: Path, cut: Path, name: str, steps: list[int]) -> None:
+    """Those of one process; where layers are cut, by a stage that wants them whole anyway."""
+    rows = {where: [json.loads(line) for line in (runs / where / name / "rollouts.jsonl").read_text().splitlines()]
+            for where in ("one", "two", "cut") if (runs / where / name / "rollouts.jsonl").exists()}  # fmt: skip
+    assert set(rows) == ({"one", "two", "cut"} if name == "dpo" else {"one", "two"})
+    assert rows["one"] == rows["two"] == rows.get("cut", rows["one"])
+    shown = {row["step"]: [one["id"] for one in rows["one"] if one["step"] == row["step"]] for row in rows["one"]}
+    assert list(shown) == steps and all(len(ids) == (2 if name == "compress" else 4) for ids in shown.values())
 
 
 def test_rollouts_are_logged_once(runs: Path) -> None:

@@ -207,24 +207,41 @@ def test_asynchronous_rewards_wait_together() -> None:
     assert time.monotonic() - began < 1.5, "24 calls of 0.2 s, one after the other, take 4.8 s"
 
 
-def test_judge_as_reward() -> None:
-    def answer(body: dict[str, Any], _: int) -> Say:
-        text = body["messages"][0]["content"]
-        if "refuse" in text:
-            return Say("I would rather not.")
-        return Say('{"score": 5}' if "loud horn" in text else 'Here: {"score": 2}')
+def opinion(body: dict[str, Any], _: int) -> Say:
+    """5 of 5 for a loud horn, else 2; some things it does not judge."""
+    text = body["messages"][0]["content"]
+    if "refuse" in text:
+        return Say("I would rather not.")
+    return Say('{"score": 5}' if "loud horn" in text else 'Here: {"score": 2}')
 
-    with serving(answer) as chat:
+
+def test_judge_as_reward() -> None:
+    """Two thoughts are worth 1 and 1/4, so an answer without one is worth 5/8; the error is worth 0 and in no mean."""
+    with serving(opinion) as chat:
         config = JudgeConfig(server=f"{chat.url}#m")
         own = {"judge": judge.reward(config, 5.0)}
         bench = Bench({"judge": 1.0}, limit_s=5.0, on_error="zero", own=own)
         group = said(thought("a loud horn"), thought("whatever"), thought("refuse"), RIGHT)
         verdicts = bench.judge([CHOICES], [group])
-    assert verdicts.totals == [[1.0, 0.25, 0.0, 0.0]]
+    assert verdicts.totals == [[1.0, 0.25, 0.0, 0.625]]
     assert verdicts.errors == {"judge": 1} and "I would rather not" in verdicts.reason
     assert len(chat.bodies) == 3, "what has no reasoning is not asked about"
     asked = next(b["messages"][0]["content"] for b in chat.bodies if "loud horn" in b["messages"][0]["content"])
     assert "Options: dog, car horn" in asked and "Answer given: car horn" in asked
+
+
+def test_no_thought_is_worth_the_mean_thought_of_the_batch() -> None:
+    """Of the batch, not of its own group: 1, 1/4, 1/4 in the first group, 1 in the second: 2.5 / 4 = 0.625, weighed
+    0.5; rewards that judge everything stay as they are. Where nobody thinks, nobody is told from another."""
+    with serving(opinion) as chat:
+        own = {"judge": judge.reward(JudgeConfig(server=f"{chat.url}#m"), 5.0)}
+        bench = Bench({"judge": 0.5, "format_answer": 1.0}, limit_s=5.0, on_error="stop", own=own)
+        horn, other = thought("a loud horn"), thought("whatever")
+        mixed = bench.judge([CHOICES, CHOICES], [said(horn, other, other, WRONG), said(RIGHT, horn, RIGHT, "dog")])
+        silent = bench.judge([CHOICES], [said(RIGHT, "dog")])
+    assert mixed.totals == [[0.5, 0.125, 0.125, 1.3125], [1.3125, 0.5, 1.3125, 0.3125]]
+    assert mixed.means == {"judge": 0.625, "format_answer": 3 / 8} and not mixed.errors
+    assert silent.totals == [[1.0, 0.0]] and silent.means["judge"] == 0.0
 
 
 def test_a_judge_that_is_not_there_is_an_error_of_the_reward() -> None:

@@ -56,6 +56,8 @@ def read_replies(path: Path, kind: str = "lenient") -> list[Reply]:
 
 def _replies(row: Mapping[str, Any], kind: str) -> list[Reply]:
     if "completions" in row:
+        if row["rewards"] is None:  # answers shown by a stage that rewards nothing
+            return []
         pairs = zip(row["completions"], row["rewards"], strict=True)
         return [Reply(row["id"], text, float(reward)) for text, reward in pairs]
     if row["status"] == "error" or not row["scores"]:

@@ -162,14 +162,14 @@ def _write_adapter(model: str, folder: Path, names: str, base: str | None) -> di
 
     family, weights = checkpoint(Path(model)) if Path(model).is_dir() else (model, None)
     if family.startswith("embedded"):
-        found, names = _embedded_adapter(weights), "published"
+        found, family, names = _embedded_adapter(family, weights), "embedded", "published"
         note("the connector is no part of it: what hears is in trained.safetensors of --format merged")
     elif weights is None:
         raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
     else:
         found = adapter.kept(weights)
     if names == "published":
-        found = adapter.renamed(found, adapter.PUBLISHED.get(family, ()), drop_others=family.startswith("embedded"))
+        found = adapter.renamed(found, adapter.PUBLISHED.get(family, ()), drop_others=family == "embedded")
     found = replace(found, base=base or found.base)
     adapter.write(folder, found)
     write_json(folder / "earwise.json", {"family": family})
@@ -177,13 +177,32 @@ def _write_adapter(model: str, folder: Path, names: str, base: str | None) -> di
     return {"model": family, "base": found.base}
 
 
-def _embedded_adapter(weights: Path | None) -> "Adapter":
-    """What the embedded model's stages added to its text model, all in one."""
+def _embedded_adapter(family: str, weights: Path | None) -> "Adapter":
+    """What the embedded model's stages added to its text model, all in one.
+
+    Raises:
+        ModelError: if its decoder is not that text model with something added, so that LoRA alone would be another's.
+    """
     from earwise.models import ahead
     from earwise.models.adapter import Adapter
+    from earwise.models.parts.lora import first_ranks
 
-    state, _ = ahead.tensors((weights or ahead.ASSETS) / "trained.safetensors")
-    return Adapter({name: value for name, value in state.items() if ".lora_" in name}, {}, TEXT_MODEL)
+    if family == "embedded-blank":
+        raise ModelError(
+            f"{family}: nothing of it was trained, it has no LoRA; name the folder of a run that trained one"
+        )
+    path = (weights or ahead.ASSETS) / "trained.safetensors"
+    state, marks = ahead.tensors(path)
+    added = {name: value for name, value in state.items() if ".lora_" in name}
+    own = [name for name in state if name.startswith("decoder.") and name not in added]
+    if own:
+        raise ModelError(
+            f"{path}: {len(own)} weights of its decoder were drawn at random or trained in full, so that LoRA over "
+            f"{TEXT_MODEL} would be another model; use --format merged"
+        )
+    if family == "embedded-aligned":
+        added = first_ranks(added, int(marks[ahead.ALIGNED_RANK]))
+    return Adapter(added, {}, TEXT_MODEL)
 
 
 def _adapter_card(family: str, base: str) -> str:

@@ -8,7 +8,7 @@ alone, so they do not depend on what else is in the batch.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path as FilePath
@@ -34,12 +34,16 @@ from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
 
 
 @dataclass(slots=True)
-class _Said:
-    """One sample so far."""
+class Said:
+    """One sample so far: the drawn tokens, the end token included, their log-probabilities, and whether it ended."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
+
+
+Watch = Callable[[Sequence[Sequence[Said]]], Collection[tuple[int, int]]]
+"""Sees the samples of every prompt after each token; gives back those that are to say no more, as (prompt, sample)."""
 
 
 @dataclass(slots=True)
@@ -90,6 +94,11 @@ class LocalEngine:
             out += self._group(prompts[start : start + self.trees], decoding, n, None)
         return out
 
+    def follow(self, prompts: Sequence[Prompt], decoding: Decoding, n: int, watch: Watch) -> None:
+        """`generate` as one group, looked at while it grows: for a server, whose answers are told piece by piece and
+        may end before the model ends them. Nobody's draws change when another sample is ended."""
+        self._group(prompts, decoding, n, watch)
+
     def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
         """Answer one prompt, piece by piece as it is said."""
         import queue
@@ -98,12 +107,13 @@ class LocalEngine:
         pieces: queue.Queue[str | BaseException | None] = queue.Queue()
         told = ""
 
-        def tell(ids: list[int]) -> None:
+        def tell(said: Sequence[Sequence[Said]]) -> tuple[()]:
             nonlocal told
-            text = self.model.detokenize(ids)
+            text = self.model.detokenize([i for i in said[0][0].ids if i not in self.model.eos_ids])
             if not text.endswith("\ufffd"):
                 pieces.put(text[len(told) :])
                 told = text
+            return ()
 
         def work() -> None:
             try:
@@ -165,21 +175,21 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _group(
-        self, prompts: Sequence[Prompt], decoding: Decoding, n: int, tell: Callable[[list[int]], None] | None
+        self, prompts: Sequence[Prompt], decoding: Decoding, n: int, watch: Watch | None
     ) -> list[list[Completion]]:
         for prompt in prompts:
             self._check(prompt)
-        said = [[_Said() for _ in range(n)] for _ in prompts]
+        said = [[Said() for _ in range(n)] for _ in prompts]
         draws = [_generator(decoding.seed, prompt.key or str(i)) for i, prompt in enumerate(prompts)]
         cache = TreeCache()
         states, scores, slots = self._prefill(prompts, cache, n)
         beginnings = len(prompts) * (n if decoding.temperature else 1)
         with self._packed.decoding(beginnings, passes=decoding.max_new_tokens - 1):
             if self._static is None:
-                self._grow(states, scores, slots, cache, said, draws, decoding, tell)
+                self._grow(states, scores, slots, cache, said, draws, decoding, watch)
             else:
                 with self._static.holding(cache):
-                    self._grow(states, scores, slots, self._static, said, draws, decoding, tell)
+                    self._grow(states, scores, slots, self._static, said, draws, decoding, watch)
         return [[self._completion(sample, decoding) for sample in samples] for samples in said]
 
     def _grow(
@@ -188,17 +198,17 @@ class LocalEngine:
         scores: Tensor,
         slots: list[int],
         cache: TreeCache | StaticCache,
-        said: list[list[_Said]],
+        said: list[list[Said]],
         draws: list[torch.Generator],
         decoding: Decoding,
-        tell: Callable[[list[int]], None] | None,
+        watch: Watch | None,
     ) -> None:
         """Token after token until all samples have ended; fills `said`."""
         device = self._device
         for step in range(decoding.max_new_tokens):
             states = self._fork(states, scores, said, draws, decoding)
-            if tell is not None:
-                tell([i for i in said[0][0].ids if i not in self.model.eos_ids])
+            if watch is not None and (enough := watch(said)):
+                states = _without(states, enough)
             if not states or step == decoding.max_new_tokens - 1:
                 break
             alive = sorted({state.tree for state in states})
@@ -267,7 +277,7 @@ class LocalEngine:
         self,
         states: list[_State],
         scores: Tensor,
-        said: list[list[_Said]],
+        said: list[list[Said]],
         draws: list[torch.Generator],
         decoding: Decoding,
     ) -> list[_State]:
@@ -315,7 +325,7 @@ class LocalEngine:
         self.distinct_tokens += len(states)
         return cache.advance(self.model, ids, positions, step)
 
-    def _completion(self, sample: _Said, decoding: Decoding) -> Completion:
+    def _completion(self, sample: Said, decoding: Decoding) -> Completion:
         ids = sample.ids[:-1] if sample.done else sample.ids
         text = self.model.detokenize(ids)
         delay = token_delay(text, ids, self.model.detokenize)
@@ -330,6 +340,13 @@ def _groves(trunks: Sequence[Path]) -> list[list[int]]:
         first = next((clip for clip in trunk.clips if clip >= 0), -1 - number)
         groves.setdefault(first, []).append(number)
     return list(groves.values())
+
+
+def _without(states: Sequence[_State], enough: Collection[tuple[int, int]]) -> list[_State]:
+    """The states that samples still stand on when those of `enough` have left."""
+    for state in states:
+        state.samples = [sample for sample in state.samples if (state.prompt, sample) not in enough]
+    return [state for state in states if state.samples]
 
 
 def _marked(trunk: Path) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from earwise.errors import DataError
@@ -154,15 +155,15 @@ def rollout_cards(log: Log, budget: int) -> str:
         budget -= used
         body.append(_card(row, played, len(log.stages) > 1))
     note = (
-        f"{count} of {len(rows)} prompts in {ROLLOUTS}, evenly over the run. Before a completion stands its reward, "
-        "behind it how often it was sampled."
+        f"{count} of {len(rows)} prompts in {ROLLOUTS}, evenly over the run. Before a completion stands its reward, if "
+        "the stage rewards, behind it how often it was sampled."
     )
     return f'<p class="note">{note}</p><div class="cards">{"".join(body)}</div>' if body else ""
 
 
 def _card(row: dict[str, Any], played: str, several: bool) -> str:
     lines = "".join(
-        f'<div class="run"><b>{reward:g}</b>{escape(text) or "<i>nothing</i>"}'
+        f'<div class="run">{"" if reward is None else f"<b>{reward:g}</b>"}{escape(text) or "<i>nothing</i>"}'
         f"{f' <small>×{times}</small>' if times > 1 else ''}</div>"
         for reward, text, times in Sample(row, ()).said
     )
@@ -171,10 +172,10 @@ def _card(row: dict[str, Any], played: str, several: bool) -> str:
         for option in row["choices"] or row["answer"]
     )
     stage = f"<span>{escape(row['stage'])}</span>" if several else ""
-    mean = sum(row["rewards"]) / len(row["rewards"])
+    mean = f"<span>mean reward {fmean(row['rewards']):.3g}</span>" if row["rewards"] else ""
     return (
         f'<article class="card"><header><span class="tag">step {row["step"]}</span>{stage}'
-        f"<span>mean reward {mean:.3g}</span></header>{played}"
+        f"{mean}</header>{played}"
         f'<p class="question">{escape(row["question"])}</p><ul class="options">{options}</ul>'
         f'<div class="said">{lines}</div><footer>{escape(row["id"])}</footer></article>'
     )

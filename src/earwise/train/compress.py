@@ -3,7 +3,8 @@
 Flow: as `sft.py`, but that a reply is head, chain and tail (`parts`), of which the chain is shortened by how far the
 training is (`Schedule`): whole at first, so that XS-CoT's second and third stage are one. Chains are cut from the row's
 own text at every step, never from shorter ones, deterministic in `(id, step, seed)`. Head, chain and tail are tokenised
-apart: the answer has the same tokens at every stage. Token delay is measured on held-out rows now and then.
+apart: the answer has the same tokens at every stage. Token delay is measured on held-out rows now and then, and some of
+these answers are shown.
 
 Sources: XS-CoT (arXiv 2504.20835; papers/xs-cot.md, sections 3 and 8) for sentences and stubs, stepwise internalisation
 (arXiv 2405.14838) for tokens, offsets and resets; both schedules are in `internalize.py`. Ours where the first is
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from earwise import internalize
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Decoding
 from earwise.engine.local import LocalEngine
 from earwise.forest import Path
 from earwise.internalize import Stepwise, Stubs
@@ -35,6 +36,7 @@ from earwise.train.clock import Clock
 from earwise.train.loop import Say, StageWork
 from earwise.train.policy import Micro
 from earwise.train.sft import units
+from earwise.train.show import SHOWN, Keep, asked, sample
 from earwise.train.trainable import encoder_trains
 from earwise.types import Example
 
@@ -132,6 +134,7 @@ def work(
     ears: Ears,
     sounds: Sounds,
     seed: int,
+    keep: Keep,
     say: Say,
     clock: Clock,
 ) -> StageWork:
@@ -145,6 +148,7 @@ def work(
         ears: What was heard.
         sounds: Decodes clips.
         seed: Of order, question choice, wording, offsets.
+        keep: Takes rows to log: the first held-out answers, each time that they are measured.
         say: Told of the schedule.
         clock: Told of the phases of a step.
     """
@@ -155,7 +159,7 @@ def work(
     schedule = plan(stage, everything, sum(len(clips) for clips, _ in grouped), seed)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
     say(f"compress: an epoch is {schedule.steps_per_epoch:.1f} steps; all taken out from progress {schedule.cutover}")
-    listen = _delay_meter(model, stage, styles[0], held_out, ears, sounds)
+    listen = _delay_meter(model, stage, styles[0], held_out, ears, sounds, keep)
 
     def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
         rng = random.Random(f"{seed} compress {step}")
@@ -183,7 +187,7 @@ def work(
         metrics |= {"chain_tokens": left / count, "chain_share": left / max(1, whole)}
         if step % stage.measure_every == 0 or step == stage.max_steps - 1:
             with clock("delay"):
-                metrics |= listen()
+                metrics |= listen(step)
         return micros, metrics | work_shared(micros, trees, waves, model.spec.sample_rate)
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
@@ -205,20 +209,21 @@ def work(
 
 
 def _delay_meter(
-    model: AudioLM, stage: CompressStage, style: str, rows: Sequence[Example], ears: Ears, sounds: Sounds
-) -> Callable[[], dict[str, float]]:
-    """Asks the model the held-out rows, greedily: mean tokens before the answer, share of replies that come to one. A
-    reply without the mark before the answer never does: all its tokens are delay."""
+    model: AudioLM, stage: CompressStage, style: str, rows: Sequence[Example], ears: Ears, sounds: Sounds, keep: Keep
+) -> Callable[[int], dict[str, float]]:
+    """Asks the model the held-out rows before a step, greedily: mean tokens before the answer, share of replies that
+    come to one. A reply without the mark before the answer never does: all its tokens are delay."""
     engine = LocalEngine(model, ears=ears)
-    fitted = [some for row in rows if (some := sounds.fit((row,))) is not None]
-    prompts = [Prompt(prompt_turns(row, style), tuple(waves), row.id) for (row,), waves in fitted]
-    marks = [answer_mark(row, style) for (row,), _ in fitted]
+    questions = asked(rows, style, sounds)
+    marks = [answer_mark(row, style) for row, _ in questions]
     decoding = Decoding(stage.max_new_tokens)
 
-    def listen() -> dict[str, float]:
-        if not prompts:
+    def listen(step: int) -> dict[str, float]:
+        if not questions:
             return {}
-        said = [group[0] for group in engine.generate(prompts, decoding)]
+        said = [group[0] for group in engine.generate([prompt for _, prompt in questions], decoding)]
+        for (row, _), one in zip(questions[:SHOWN], said[:SHOWN], strict=True):
+            keep(sample(step + 1, row, [one], None))
         reached = [mark in one.text for one, mark in zip(said, marks, strict=True)]
         delays = [
             (one.reasoning_tokens or 0) if there else len(one.token_ids)

@@ -8,7 +8,7 @@ one prompt mix clips up).
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,11 @@ from earwise.train.patience import patiently
 from earwise.train.policy import Micro, Policy
 from earwise.train.refresh import Refresh
 from earwise.train.sampler import check_drawn, drawn_logprobs, sampler
+from earwise.train.show import Keep, sample
 from earwise.train.trainable import Reference, encoder_trains
 from earwise.train.verdicts import Bench, Function, Tally, tally_of, together
 from earwise.types import Completion, Example, Waveform
 
-Keep = Callable[[dict[str, Any]], None]
 TEXT_TOKENS = 50  # of a prompt, for sharing work between processes
 
 
@@ -179,18 +179,7 @@ def work(
                 waits = stage.dynamic_sampling is not None and max(values) == min(values)
                 (flat if waits else signal).append(Rollout(example.id, prompt, group, values))
                 if step % stage.log_samples_every == 0:
-                    keep(
-                        {
-                            "step": step + 1,
-                            "id": example.id,
-                            "audio": [str(path) for path in example.audio_paths],
-                            "question": example.question,
-                            "choices": list(example.choices),
-                            "answer": list(example.answer),
-                            "completions": [c.text for c in group],
-                            "rewards": values,
-                        }
-                    )
+                    keep(sample(step + 1, example, group, values))
             if len(signal) == stage.prompts_per_step:
                 break
         metrics = together(tallies) | ({"thinking": balance.share} if balance is not None else {})

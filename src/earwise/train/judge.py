@@ -2,8 +2,12 @@
 
 Audio-Thinker (arXiv 2508.08039) asks Qwen3-8B for consistency and quality of a thought; its prompt is not published,
 ours is in the recipe (`judge.rubric`). The judge reads the question, the options, the thought and the answer given; it
-does not hear, and is not told the right answer. An answer that cannot be read is an error, which the recipe's policy
-counts, never a score.
+does not hear, and is not told the right answer. A completion without a thought is not asked about and gets, as in the
+paper, the mean of the batch's thoughts, so that this reward says nothing about whether to think. An answer that cannot
+be read is an error, which the recipe's policy counts, never a score.
+
+Ours where the paper is silent: a batch is all completions of one round of sampling, of all processes, errors left out;
+0 where nobody thinks.
 """
 
 import json
@@ -17,12 +21,13 @@ from earwise.engine.address import parse as parse_address
 from earwise.engine.wire import Body, Busy, Rejected
 from earwise.errors import EngineError, ScoringError
 from earwise.stages import JudgeConfig
+from earwise.train.verdicts import Worth
 from earwise.types import Example
 
 MAX_TOKENS = 64
 
 
-def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awaitable[float]]:
+def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awaitable[float | Worth]]:
     """The reward function of a judge.
 
     Args:
@@ -34,10 +39,10 @@ def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awai
     address = parse_address(config.server)
     line = wire.Line[Body](address.limits, lambda answer: sum(wire.usage(answer) or (0, 0)))
 
-    async def judge(example: Example, completion: str) -> float:
+    async def judge(example: Example, completion: str) -> float | Worth:
         parsed = parse(completion, example.choices)
         if not parsed.reasoning:
-            return 0.0
+            return Worth.MEAN
         body = request(config, address.model, example, parsed.reasoning, parsed.answer)
         async with wire.connection(address.url, address.api_key, limit_s) as client:
             reply = await line.send(

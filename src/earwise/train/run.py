@@ -20,8 +20,8 @@ from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
 from earwise.models.embedded import Embedded
 from earwise.models.parts.recompute import recompute_layers
-from earwise.stages import CompressStage, DpoStage, SftStage, Source, Stage
-from earwise.train import compress, dpo, grpo, loop, parallel, sft, state
+from earwise.stages import CompressStage, DpoStage, GrpoStage, SftStage, Source, Stage
+from earwise.train import compress, dpo, grpo, loop, parallel, sft, show, state
 from earwise.train.batches import Sounds
 from earwise.train.clock import Clock, settled_on
 from earwise.train.mirror import Mirror, check
@@ -147,6 +147,13 @@ def _stage(
     # Nothing is kept where the encoder trains: a clip that comes back must be heard anew.
     ears = Ears(model, keep_mb=0 if encoder_trains(model) else 2048, batch=1, watch=clock.phase("hear"))
     sounds = Sounds(model, long_audio=stage.data.long_audio, on_bad_row=stage.data.on_bad_row)
+
+    def keep(row: dict[str, Any]) -> None:
+        if parallel.main():
+            row = {"stage": folder.name} | row | {"audio": [seen_from(Path(clip), out) for clip in row["audio"]]}
+            append_jsonl(out / SAMPLES, row)
+            mirror.sample(row)
+
     if isinstance(stage, SftStage):
         chosen = stage.model_copy(update={"start": "none"}) if state.checkpoints(folder) else stage
         work = sft.work(model, chosen, sources, ears, sounds, seed, say, clock)
@@ -154,18 +161,12 @@ def _stage(
         work = dpo.work(model, stage, sources, ears, sounds, seed, clock)
     elif isinstance(stage, CompressStage):
         held_out = _examples(stage.held_out, base, opened, say) if stage.held_out else []
-        limit = min(len(held_out), stage.held_out_limit)
-        some = [held_out[number * len(held_out) // limit] for number in range(limit)]  # spread over the manifest
-        work = compress.work(model, stage, sources, some, ears, sounds, seed, say, clock)
+        some = show.evenly(held_out, stage.held_out_limit)
+        work = compress.work(model, stage, sources, some, ears, sounds, seed, keep, say, clock)
     else:
-
-        def keep(row: dict[str, Any]) -> None:
-            if parallel.main():
-                row = {"stage": folder.name} | row | {"audio": [seen_from(Path(clip), out) for clip in row["audio"]]}
-                append_jsonl(out / SAMPLES, row)
-                mirror.sample(row)
-
         work = grpo.work(model, stage, sources, ears, sounds, seed, keep, folder / "sampler", say, clock)
+    if not isinstance(stage, GrpoStage) and not (isinstance(stage, CompressStage) and stage.held_out):
+        work = show.shown(work, model, stage, sources, ears, sounds, keep, clock, say)
     loop.run(
         model,
         work,

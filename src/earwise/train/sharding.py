@@ -32,7 +32,7 @@ def shard(model: AudioLM) -> list[Any]:
         ConfigError: if the decoder is frozen: its layers then have no gradients that every process could wait for.
         ModelError: if the decoder has no list of layers.
     """
-    if parallel.world() == 1 or parallel.engine() != "fsdp2":
+    if not cuts():
         return []
     from torch.distributed.fsdp import fully_shard
 
@@ -52,6 +52,11 @@ def shard(model: AudioLM) -> list[Any]:
     for layer in cut:
         layer.reshard()  # where layers stay whole after a forward pass: the optimizer wants what is cut
     return cut
+
+
+def cuts() -> bool:
+    """Whether the launcher asked for layers that are cut."""
+    return parallel.world() > 1 and parallel.engine() == "fsdp2"
 
 
 def reshards() -> bool:

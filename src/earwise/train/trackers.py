@@ -2,8 +2,8 @@
 
 Behind `train/mirror.py`, which hands the rows of the logs on and sees to it that no tracker stops a run. Each stage is
 a run of its own in a tracker (its steps count from 1), grouped under the run's folder. A sampled prompt is shown with
-its clip to listen to, its options, and what was said and earned. Directly on the libraries: accelerate's trackers take
-numbers and pictures only.
+its clip to listen to, its options, and what was said and (where something is rewarded) earned. Directly on the
+libraries: accelerate's trackers take numbers and pictures only.
 """
 
 import json
@@ -65,10 +65,12 @@ class Sample:
     waves: Sequence[Waveform]
 
     @property
-    def said(self) -> list[tuple[float, str, int]]:
-        """Reward and text of each distinct completion and how often it was sampled, the best first."""
-        counts = Counter(zip(self.row["rewards"], self.row["completions"], strict=True))
-        return sorted(((*pair, times) for pair, times in counts.items()), key=lambda one: -one[0])
+    def said(self) -> list[tuple[float | None, str, int]]:
+        """Reward (None where nothing is rewarded: greedy answers) and text of each distinct completion and how often it
+        was sampled, the best first."""
+        said = self.row["completions"]
+        counts = Counter(zip(self.row["rewards"] or [None] * len(said), said, strict=True))
+        return sorted(((*pair, times) for pair, times in counts.items()), key=lambda one: -(one[0] or 0.0))
 
 
 class Tracker(Protocol):
@@ -114,14 +116,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int 
 
 
 def markdown(sample: Sample) -> str:
-    """A sample to read: question, options (the right one in bold), clips, and every completion under its reward.
+    """A sample to read: question, options (the right one in bold), clips, and every completion under its reward, if it
+    has one.
 
     What models and data say stands in code blocks by indentation, which nothing in it can end.
     """
     row = sample.row
     options = [f"- **{one}**" if one in row["answer"] else f"- {one}" for one in row["choices"] or row["answer"]]
     said = [
-        f"reward {reward:g}{f' ×{times}' if times > 1 else ''}\n\n{_indented(text or '(nothing)')}"
+        f"{'said' if reward is None else f'reward {reward:g}'}{f' ×{times}' if times > 1 else ''}\n\n"
+        f"{_indented(text or '(nothing)')}"
         for reward, text, times in sample.said
     ]
     clips = ", ".join(Path(clip).name for clip in row["audio"])

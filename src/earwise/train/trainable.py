@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from earwise.errors import ConfigError, ModelError
 from earwise.models.base import AudioLM
+from earwise.models.parts import lora_product
 from earwise.stages import OptimizerConfig, TrainableConfig
 from earwise.train.policy import Micro, Policy
 
@@ -46,6 +47,7 @@ def prepare(model: AudioLM, config: TrainableConfig) -> None:
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad and (".lora_" in name or name.startswith(model.groups["connector"])):
             parameter.data = parameter.data.float()
+    lora_product.fuse(model.module)
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
         raise ModelError(f"{model.name}: its groups name no parameter of what the recipe trains; see `AudioLM.groups`")
 

@@ -3,7 +3,7 @@
 Between the engine and the advantages. A reward is a function `(example, completion) -> float`, plain or `async`. Those
 of our table are pure and called as they are; of others, plain ones run one after the other in a thread of their own,
 `async` ones together, each call within the time limit. What failed is worth None here; the recipe's policy says what
-becomes of it.
+becomes of it. A reward that has nothing to judge in a completion may give `Worth.MEAN`.
 """
 
 import asyncio
@@ -14,17 +14,29 @@ import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal, cast
 
 from earwise.engine.remote import wait_for
 from earwise.errors import ScoringError
 from earwise.rewards import REWARDS, load_reward
+from earwise.train import parallel
 from earwise.types import Completion, Example
 
 Policy = Literal["stop", "zero", "skip_group"]
 Function = Callable[[Example, str], Any]
 AT_ONCE = 32
 """Calls of an `async` reward under way together."""
+
+
+class Worth(Enum):
+    """What a reward may give in place of a number."""
+
+    MEAN = "mean"
+    """The mean of the numbers that it gave in this batch: neither better nor worse than the others."""
+
+
+Value = float | Exception | Worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +128,16 @@ class Bench:
         self._functions: dict[str, Function] = {name: given.get(name) or load_reward(name) for name in weights}
 
     def judge(self, examples: Sequence[Example], groups: Sequence[Sequence[Completion]]) -> Verdicts:
-        """Judge every completion of every group.
+        """Judge every completion of every group: this process's part of a batch, of which all processes judge theirs.
 
         Raises:
             ScoringError: if a reward fails and the policy is `stop`; names reward, example and reason.
         """
         items = [(example, one.text) for example, group in zip(examples, groups, strict=True) for one in group]
-        parts = {name: self._all(name, items) for name in self._functions}
+        given = {name: self._all(name, items) for name in self._functions}
         errors: Counter[str] = Counter()
         reason = ""
-        for name, values in parts.items():
+        for name, values in given.items():
             for (example, _), value in zip(items, values, strict=True):
                 if isinstance(value, Exception):
                     errors[name] += 1
@@ -133,6 +145,7 @@ class Bench:
                     reason = reason or said
                     if self._on_error == "stop":
                         raise ScoringError(f"{said}; mend it, or set on_reward_error: zero or skip_group") from value
+        parts = with_means(given)
         totals: list[list[float] | None] = []
         at = 0
         for group in groups:
@@ -148,7 +161,7 @@ class Bench:
     def _total(self, row: Mapping[str, float | Exception]) -> float:
         return sum(self._weights[name] * value for name, value in row.items() if not isinstance(value, Exception))
 
-    def _all(self, name: str, items: Sequence[tuple[Example, str]]) -> list[float | Exception]:
+    def _all(self, name: str, items: Sequence[tuple[Example, str]]) -> list[Value]:
         function = self._functions[name]
         if inspect.iscoroutinefunction(function):
             return wait_for(_together(function, items, self._limit_s))
@@ -156,8 +169,18 @@ class Bench:
         return [_number(_limited(function, example, text, limit)) for example, text in items]
 
 
-def _number(value: object) -> float | Exception:
-    if isinstance(value, Exception):
+def with_means(given: Mapping[str, Sequence[Value]]) -> dict[str, list[float | Exception]]:
+    """What every reward gave, with its mean over all processes in the place of `Worth.MEAN`; 0 where there is no number
+    to take a mean of, which tells no completion from another."""
+    told = {name: [value for value in values if isinstance(value, float)] for name, values in given.items()}
+    sums = parallel.total({name: sum(values) for name, values in told.items()})
+    counts = parallel.total({name: float(len(values)) for name, values in told.items()})
+    means = {name: sums[name] / max(1.0, counts[name]) for name in given}
+    return {name: [means[name] if value is Worth.MEAN else value for value in values] for name, values in given.items()}
+
+
+def _number(value: object) -> Value:
+    if isinstance(value, Exception | Worth):
         return value
     if isinstance(value, int | float) and math.isfinite(value):
         return float(value)
@@ -183,12 +206,10 @@ def _outcome(function: Function, example: Example, text: str) -> object:
         return error
 
 
-async def _together(
-    function: Function, items: Sequence[tuple[Example, str]], limit_s: float
-) -> list[float | Exception]:
+async def _together(function: Function, items: Sequence[tuple[Example, str]], limit_s: float) -> list[Value]:
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def one(example: Example, text: str) -> float | Exception:
+    async def one(example: Example, text: str) -> Value:
         async with gate:
             try:
                 called = cast(Awaitable[object], function(example, text))

@@ -19,6 +19,8 @@ from earwise.models.parts.attention import Attend
 KINDS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
 """transformers' layers with these names have the parts that `_Layer` reads, and nothing else."""
 Forward = Callable[..., Tensor]
+Scratch = dict[tuple[int, int], Tensor]
+"""Room for weights with LoRA added, by shape, written over by the next layer: fresh memory costs more than the sum."""
 
 
 def knows(layer: Any) -> bool:
@@ -26,18 +28,19 @@ def knows(layer: Any) -> bool:
     return type(layer).__name__ in KINDS and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
-def forward(layer: Any, rows: int) -> Forward | None:
+@torch.no_grad()
+def forward(layer: Any, rows: int, scratch: Scratch) -> Forward | None:
     """What may stand for the layer's own `forward` while nothing is trained.
 
     Args:
         layer: A layer that `knows` knows, a linear layer, or a linear layer with peft's LoRA.
         rows: Up to so many rows go through packed weights, more through the layer itself.
+        scratch: Room shared by the layers of one packing; empty at first.
     Returns:
         None if something about the layer is not plain: another dtype than float32, adapters of other kinds.
     """
     if not knows(layer):
-        found = _merged(layer)
-        return _Linear(layer, _Product([found], rows)) if found is not None else None
+        return _Linear(layer, _Product((layer,), rows, scratch)) if _is_plain(layer) else None
     attention, mlp = layer.self_attn, layer.mlp
     groups = (
         (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -47,31 +50,32 @@ def forward(layer: Any, rows: int) -> Forward | None:
     )
     products = []
     for group in groups:
-        merged = [_merged(part) for part in group]
-        whole = [pair for pair in merged if pair is not None]
-        if len(whole) < len(merged):
+        if not all(_is_plain(part) for part in group):
             return None
-        products.append(_Product(whole, rows))
+        products.append(_Product(group, rows, scratch))
     return _Layer(layer, products)
 
 
 class _Product:
     """`rows @ weight.T + bias` for up to a fixed number of rows; several layers that read the same rows are one."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor | None]], rows: int) -> None:
-        weights = [weight.detach() for weight, _ in layers]
-        weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
-        biases = [bias if bias is not None else weight.new_zeros(len(part)) for part, bias in layers]
-        self._bias = torch.cat(biases).detach() if any(bias is not None for _, bias in layers) else None
+    def __init__(self, layers: tuple[Any, ...], rows: int, scratch: Scratch) -> None:
+        bases = [getattr(layer, "base_layer", layer) for layer in layers]
+        weight = _merged(layers, scratch)
+        biases = [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
+        self._bias = torch.cat(biases).detach() if any(base.bias is not None for base in bases) else None
         self._store = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         self._shape = weight.new_zeros(1).expand(weight.shape)  # read for its shape only
         self.rows = rows
 
     def __call__(self, rows: Tensor) -> Tensor:
-        count = len(rows)
-        filled = rows if count == self.rows else functional.pad(rows, (0, 0, 0, self.rows - count))
-        out: Tensor = torch.ops.mkl._mkl_linear(filled, self._store, self._shape, self._bias, self.rows)
-        return out[:count]
+        """The product; rows beyond those given hold nothing."""
+        out: Tensor = torch.ops.mkl._mkl_linear(self.filled(rows), self._store, self._shape, self._bias, self.rows)
+        return out
+
+    def filled(self, rows: Tensor) -> Tensor:
+        """As many rows as were packed for; those added are zero."""
+        return rows if len(rows) == self.rows else functional.pad(rows, (0, 0, 0, self.rows - len(rows)))
 
 
 class _Linear:
@@ -85,7 +89,7 @@ class _Linear:
         flat = hidden.reshape(-1, hidden.shape[-1])
         if len(flat) > self._product.rows:
             return self._plain(hidden)
-        return self._product(flat).reshape(*hidden.shape[:-1], -1)
+        return self._product(flat)[: len(flat)].reshape(*hidden.shape[:-1], -1)
 
 
 class _Layer:
@@ -94,8 +98,11 @@ class _Layer:
     def __init__(self, layer: Any, products: list[_Product]) -> None:
         self._plain: Forward = layer.forward
         self._qkv, self._out, self._gate_up, self._down = products
-        self._norms = [
+        norms = [
             (norm.weight, norm.variance_epsilon) for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
+        self._norms = [
+            (weight * len(weight) ** 0.5, weight.new_tensor(len(weight) * eps).sqrt()) for weight, eps in norms
         ]
         attention = layer.self_attn
         self._index: int = attention.layer_idx
@@ -117,8 +124,8 @@ class _Layer:
             return self._plain(
                 hidden_states, position_embeddings=position_embeddings, attend_with=attend_with, **others
             )
-        hidden = hidden_states[0]
-        mixed = self._qkv(self._normed(hidden, 0)).view(count, -1, self._head)
+        hidden = self._qkv.filled(hidden_states[0])
+        mixed = self._qkv(_normed(hidden, *self._norms[0]))[:count].view(count, -1, self._head)
         turned = mixed[:, : self._heads + self._kv_heads]
         cos, sin = (turn.view(count, 1, self._head) for turn in position_embeddings)
         half = self._head // 2
@@ -127,22 +134,38 @@ class _Layer:
         values = mixed[:, self._heads + self._kv_heads :].transpose(0, 1)[None]
         seen = attend_with(self._index, turned[:, : self._heads], turned[:, self._heads :], values, self._scale)
         hidden = hidden + self._out(seen[0].transpose(0, 1).reshape(count, -1))
-        gate, up = self._gate_up(self._normed(hidden, 1)).chunk(2, -1)
-        return (hidden + self._down(functional.silu(gate) * up))[None]
-
-    def _normed(self, hidden: Tensor, number: int) -> Tensor:
-        weight, epsilon = self._norms[number]
-        return functional.rms_norm(hidden, weight.shape, weight, epsilon)
+        gate, up = self._gate_up(_normed(hidden, *self._norms[1])).chunk(2, -1)
+        return (hidden + self._down(functional.silu(gate) * up))[None, :count]
 
 
-def _merged(layer: Any) -> tuple[Tensor, Tensor | None] | None:
-    """Weight with LoRA added, and bias; None for what is not plainly that."""
+def _normed(rows: Tensor, weight: Tensor, least: Tensor) -> Tensor:
+    """Root mean square norm in four operations: `weight` has the root of the width in it, and `least` is the root of
+    width times epsilon."""
+    return rows * weight / torch.hypot(torch.linalg.vector_norm(rows, dim=-1, keepdim=True), least)
+
+
+def _is_plain(layer: Any) -> bool:
+    """A float32 linear layer, bare or with one LoRA of the usual kind that is switched on."""
     base = getattr(layer, "base_layer", layer)
     if type(base) is not nn.Linear or base.weight.dtype != torch.float32:
-        return None
-    if base is layer:
-        return base.weight, base.bias
-    if list(layer.lora_A) != ["default"] or layer.merged or layer.disable_adapters or layer.use_dora["default"]:
-        return None
-    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return torch.addmm(base.weight, up, down, alpha=layer.scaling["default"]), base.bias
+        return False
+    return base is layer or not (
+        list(layer.lora_A) != ["default"] or layer.merged or layer.disable_adapters or layer.use_dora["default"]
+    )
+
+
+def _merged(layers: tuple[Any, ...], scratch: Scratch) -> Tensor:
+    """The weights of layers that read the same rows, LoRA added, one below the other."""
+    bases = [getattr(layer, "base_layer", layer) for layer in layers]
+    if len(layers) == 1 and bases[0] is layers[0]:
+        return bases[0].weight.detach().contiguous()
+    heights = [base.out_features for base in bases]
+    shape = (sum(heights), bases[0].in_features)
+    out = scratch.setdefault(shape, bases[0].weight.new_empty(shape))
+    for layer, base, part in zip(layers, bases, out.split(heights), strict=True):
+        if base is layer:
+            part.copy_(base.weight)
+        else:
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            torch.addmm(base.weight, up, down, alpha=layer.scaling["default"], out=part)
+    return out

@@ -4,7 +4,7 @@ A matrix product with few rows is bound by how fast weights are read, and a BLAS
 stores it rearranges it on every call: from 3 to 96 rows that takes more time than the product. Packed once
 (`lean.py`), the products of 8 rows of a 135M decoder take 40 ms instead of 104 on two cores, 32 rows 76 instead of 182.
 Rows are filled up to the number that was packed for, so a row's
-result does not depend on how many others there are. Packing takes 0.3 s and as much memory as the weights; it pays
+result does not depend on how many others there are. Packing takes some 0.2 s and as much memory as the weights; it pays
 after half a dozen passes, and holds until a weight changes. Elsewhere (CUDA, bfloat16, no MKL, large models) nothing is
 packed and nothing changes.
 """
@@ -53,13 +53,17 @@ class Packed:
         if rows < FEWEST or not torch.backends.mkl.is_available() or not self._pack(size, worth=passes >= PAYS):
             yield
             return
+        own = [vars(layer).get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
             layer.forward = forward  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for layer, _ in self._forwards:
-                del layer.forward
+            for (layer, _), before in zip(self._forwards, own, strict=True):
+                if before is None:
+                    del layer.forward
+                else:
+                    layer.forward = before
 
     @torch.no_grad()
     def _pack(self, size: int, *, worth: bool) -> bool:
@@ -75,7 +79,8 @@ class Packed:
             if not worth:
                 return False
             self._forwards = []  # the old copy goes before the new one comes
-            made = [(layer, lean.forward(layer, size)) for layer in layers]
+            scratch: lean.Scratch = {}
+            made = [(layer, lean.forward(layer, size, scratch)) for layer in layers]
             self._forwards = [(layer, forward) for layer, forward in made if forward is not None]
             self._rows, self._made_from = size, made_from
         return bool(self._forwards)
