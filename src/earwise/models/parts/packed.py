@@ -4,7 +4,7 @@ A matrix product with few rows is bound by how fast weights are read, and a BLAS
 stores it rearranges it on every call: from 3 to 96 rows that takes more time than the product. Packed once
 (`lean.py`), the products of 8 rows of a 135M decoder take 40 ms instead of 104 on two cores, 32 rows 76 instead of 182.
 Rows are filled up to the number that was packed for, so a row's
-result does not depend on how many others there are. Packing takes some 0.2 s and as much memory as the weights; it pays
+result does not depend on how many others there are. Packing takes some 0.3 s and as much memory as the weights; it pays
 after half a dozen passes, and holds until a weight changes. Elsewhere (CUDA, bfloat16, no MKL, large models) nothing is
 packed and nothing changes.
 """
