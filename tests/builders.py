@@ -3,17 +3,20 @@ one-by-one forward.
 """
 
 import copy
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import soundfile
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
+from earwise.data import manifest
 from earwise.forest import Path
 from earwise.models.qwen2_audio import Qwen2Audio, from_parts
-from earwise.types import Audio, Text, Turn, Waveform
+from earwise.types import Audio, Example, Text, Turn, Waveform
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")
 MELS = 16
@@ -144,6 +147,16 @@ def sound(seconds: float, hz: float = 440.0, seed: int = 0) -> Waveform:
 def ask(question: str, clips: int = 1) -> tuple[Turn, ...]:
     """A user turn with `clips` sounds and a question."""
     return (Turn("user", (*(Audio(f"{number}.wav") for number in range(clips)), Text(question))),)
+
+
+def two_questions(folder: pathlib.Path) -> None:
+    """`rows.jsonl` and its two clips, of which 16 bits hold every sample exactly."""
+    rows = []
+    for name, seconds, hertz in (("a", 0.4, 440.0), ("b", 0.6, 700.0)):
+        soundfile.write(folder / f"{name}.wav", sound(seconds, hertz), 16000, subtype="PCM_16")
+        turns = (Turn("user", (Audio(f"{name}.wav"), Text("pitch?"))),)
+        rows.append(Example(name, turns, ("low",), ("low", "high"), root=folder))
+    manifest.write(folder / "rows.jsonl", rows)
 
 
 def largest(differences: Sequence[Tensor]) -> float:

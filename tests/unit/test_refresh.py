@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soundfile
 import torch
 
-from builders import sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, two_questions
 from chat_server import Chat, Say, counted, serving, sounds
 from earwise.config import check_recipe
-from earwise.data import manifest
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, EngineError
@@ -121,12 +119,7 @@ class Served:
 def folder(tmp_path: Path) -> Path:
     """A base checkpoint and two questions, about sounds that 16 bits hold exactly."""
     tiny_qwen2_audio(4).save(tmp_path / "base")
-    rows = []
-    for name, seconds, hertz in (("a", 0.4, 440.0), ("b", 0.6, 700.0)):
-        soundfile.write(tmp_path / f"{name}.wav", sound(seconds, hertz), 16000, subtype="PCM_16")
-        turns = (Turn("user", (Audio(f"{name}.wav"), Text("pitch?"))),)
-        rows.append(Example(name, turns, ("low",), ("low", "high"), root=tmp_path))
-    manifest.write(tmp_path / "rows.jsonl", rows)
+    two_questions(tmp_path)
     return tmp_path
 
 

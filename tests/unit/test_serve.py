@@ -19,9 +19,8 @@ import pytest
 import soundfile
 from test_refresh import FULL, LORA, trained
 
-from builders import ask, sound
+from builders import ask, sound, two_questions
 from earwise import cli
-from earwise.data import manifest
 from earwise.data.locate import STARTER
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.connect import connect
@@ -31,7 +30,7 @@ from earwise.serve.api import Rules
 from earwise.serve.batching import Capacity
 from earwise.serve.sounds import Access
 from earwise.train.sampler import check_drawn
-from earwise.types import Audio, Example, Text, Turn, Waveform
+from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny
 
 WAVE = sound(0.8, 500.0)
@@ -405,12 +404,7 @@ def test_our_own_engine_hears_it_and_gets_tokens_and_logprobs(engine: LocalEngin
 def folder(tmp_path: Path) -> Path:
     """A base checkpoint and two questions."""
     tiny(4).save(tmp_path / "base")
-    rows = []
-    for name, seconds, hertz in (("a", 0.4, 440.0), ("b", 0.6, 700.0)):
-        soundfile.write(tmp_path / f"{name}.wav", sound(seconds, hertz), 16000, subtype="PCM_16")
-        turns = (Turn("user", (Audio(f"{name}.wav"), Text("pitch?"))),)
-        rows.append(Example(name, turns, ("low",), ("low", "high"), root=tmp_path))
-    manifest.write(tmp_path / "rows.jsonl", rows)
+    two_questions(tmp_path)
     return tmp_path
 
 

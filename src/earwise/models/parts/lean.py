@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from earwise.models.parts import lora
 from earwise.models.parts.attention import Attend
 
 KINDS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
@@ -149,9 +150,7 @@ def _is_plain(layer: Any) -> bool:
     base = getattr(layer, "base_layer", layer)
     if type(base) is not nn.Linear or base.weight.dtype != torch.float32:
         return False
-    return base is layer or not (
-        list(layer.lora_A) != ["default"] or layer.merged or layer.disable_adapters or layer.use_dora["default"]
-    )
+    return base is layer or (lora.is_usual(layer) and not layer.merged and not layer.disable_adapters)
 
 
 def _merged(layers: tuple[Any, ...], scratch: Scratch) -> Tensor:

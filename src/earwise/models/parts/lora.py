@@ -6,9 +6,15 @@ a file needs no config.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def is_usual(layer: Any) -> bool:
+    """A peft layer with one adapter of the plain kind upon a plain linear layer."""
+    return type(layer.base_layer) is nn.Linear and list(layer.lora_A) == ["default"] and not layer.use_dora["default"]
 
 
 def collect(module: nn.Module) -> dict[str, Tensor]:

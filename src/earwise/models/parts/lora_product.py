@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from earwise.models.parts import lora
+
 
 def fuse(module: nn.Module) -> int:
     """Let every fitting peft layer inside `module` compute as one operation, in place; names and parameters stay.
@@ -30,9 +32,7 @@ def fuse(module: nn.Module) -> int:
 
 def _fits(layer: Any) -> bool:
     return (
-        type(layer.base_layer) is nn.Linear
-        and list(layer.lora_A) == ["default"]
-        and not layer.use_dora["default"]
+        lora.is_usual(layer)
         and isinstance(layer.lora_dropout["default"], nn.Identity)
         and layer.lora_B["default"].bias is None
     )
