@@ -165,8 +165,8 @@ def compete(model: AudioLM, asked: Sequence[Item], known: argparse.Namespace, ki
         "seconds_in_blocks": times,
         "accuracy": {name: accuracy(asked, texts) for name, texts in said.items()},
         "answer_tokens": {"mean": statistics.mean(lengths), "largest": max(lengths)},
-        "distinct_tokens": engine.distinct_tokens,
-        "sampled_tokens": engine.sampled_tokens,
+        "distinct_tokens": engine.tally.distinct,
+        "sampled_tokens": engine.tally.sampled,
     }  # fmt: skip
     if kind == "greedy":
         out["same_answers"] = {

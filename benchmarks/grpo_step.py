@@ -123,7 +123,9 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
     words = {model.placeholder_id: model.eos_ids[0]}
     drawn = own.rollout(Clock(), full=True, seed=SEED)
     groups = [[[words.get(token, token) for token in ids] for ids in group] for group in drawn]
+    passes = {"full": own.passes}
     natural = own.rollout(Clock(), full=False, seed=SEED)
+    passes["natural"] = own.passes
     lengths = [len(ids) for group in natural for ids in group]
     alike = {name.partition("-")[0]: ways[name] for name in equal_listening(model)}
     differences = gradient_differences(model, alike, groups)
@@ -146,6 +148,7 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
         "trunk_tokens": [len(path.ids) for path in workload(model, SHAPES[shape], prompts).trunks],
         "natural_mean_length": sum(lengths) / len(lengths),
         "distinct_share": own.distinct_share,
+        "passes": passes,
         "seconds": {name: medians(phases) for name, phases in times.items()},
         "rounds": times,
         "gradient_differences": differences,
@@ -195,7 +198,7 @@ def against_floor(
     heard = out["prompts"] * floor.listen_flops(of, out["clip_s"]) / rates["matmul_gflops"] / 1e9
     distinct = floor.advanced(groups)
     decoding = floor.rollout_seconds(
-        of, trunks, distinct, out["max_new_tokens"] - 1,
+        of, trunks, distinct, out["passes"]["full"],
         gflops=rates["matmul_gflops"], gigabytes=rates["stream_gbs"],
     )  # fmt: skip
     positions, predicted = own.forest_tokens, own.sources

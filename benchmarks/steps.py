@@ -84,9 +84,9 @@ def speaking(model: AudioLM) -> dict[str, float]:
     for batch in (1, 8):
         prompts = [Prompt(prompt.turns, prompt.waves, str(i)) for i in range(batch)]
         engine.generate(prompts, Decoding(2))
-        start, before = time.perf_counter(), engine.sampled_tokens
+        start, before = time.perf_counter(), engine.tally.sampled
         engine.generate(prompts, Decoding(32, 1.0, seed=3))
-        out[f"tokens_per_s_batch_{batch}"] = (engine.sampled_tokens - before) / (time.perf_counter() - start)
+        out[f"tokens_per_s_batch_{batch}"] = (engine.tally.sampled - before) / (time.perf_counter() - start)
     return out
 
 
@@ -164,7 +164,7 @@ def grpo(model: AudioLM, prompts: int, group: int, new_tokens: int, seconds: flo
             logprobs, None, None, torch.ones(len(logprobs)), micro.forest.loss_mask, num_sequences=prompts * group
         ).loss
 
-    out = {"rollout_s": rollout, "computed_per_sampled_token": engine.distinct_tokens / max(1, engine.sampled_tokens)}
+    out = {"rollout_s": rollout, "computed_per_sampled_token": engine.tally.distinct / max(1, engine.tally.sampled)}
     return out | compare(model, trees, waves, loss)
 
 

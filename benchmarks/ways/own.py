@@ -25,28 +25,36 @@ PACK_TOKENS = 1024  # the recipes' default
 class Own:
     """`Way` of earwise.
 
-    Every call starts with new `Ears`, as if the sounds had never been heard. A real step listens in the rollout and
+    Every rollout starts with new `Ears`, as if the sounds had never been heard. A real step listens in the rollout and
     never again: `listen` is what that would have cost `train`, told apart so that it can be counted or not.
     """
 
     def __init__(self, model: AudioLM, work: Workload) -> None:
         self._model, self._work = model, work
+        self._engine = LocalEngine(model)
         self._policy, self._reference = Policy(model), Reference(model.module)
         self._parameters = list(trained(model).values())
         self._optimizer = adamw(self._parameters)
         self.distinct_share = 1.0
         """Tokens of the last trees per token of their paths."""
+        self.passes = 0
+        """Decoding passes of the last rollout."""
         self.forest_tokens: list[int] = []
         """Positions of all tokens of the last forests: what the floor is reckoned from."""
         self.sources = 0
         """Positions of the last forests whose logits were needed."""
 
     def rollout(self, clock: Clock, *, full: bool, seed: int) -> list[list[list[int]]]:
-        """See `Way`; a new engine each time."""
-        engine = LocalEngine(self._model, ears=Ears(self._model))
+        """See `Way`; the trained weights count as changed since the last rollout, as after an update."""
+        self._engine.ears = Ears(self._model)
+        with torch.no_grad():
+            for weight in self._parameters:
+                weight.mul_(1)
+        before = self._engine.tally.passes
         decoding = Decoding(self._work.shape.max_new_tokens, TEMPERATURE, seed=seed)
         with endless(self._model) if full else _as_it_is(), clock("rollout"):
-            groups = engine.generate(self._work.prompts, decoding, self._work.shape.group)
+            groups = self._engine.generate(self._work.prompts, decoding, self._work.shape.group)
+        self.passes = self._engine.tally.passes - before
         return [[list(completion.token_ids) for completion in group] for group in groups]
 
     def train(self, clock: Clock, groups: Sequence[Sequence[Ids]], *, update: bool = True) -> None:

@@ -17,8 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from builders import ask, sound, tiny_qwen2_audio
-from earwise.engine.base import Prompt
+from earwise.engine.base import Decoding, Prompt
 from earwise.engine.cache import TreeCache
+from earwise.engine.draft import Guess
+from earwise.engine.grow import Growth
 from earwise.engine.local import LocalEngine
 from earwise.engine.static import StaticCache
 from earwise.forest import pack, plant
@@ -114,16 +116,24 @@ def decoded(model: AudioLM, ears: Ears) -> StaticCache:
     static.capture = True
     with torch.inference_mode():
         cache = TreeCache()
-        states, scores, slots = engine._prefill(prompts(), cache, 2)
+        trunks, connected = engine._trunks(prompts())
+        states, scores, slots = engine._prefill(trunks, connected, cache, 2)
         assert scores.is_meta
         with static.holding(cache):
+            growth = Growth(
+                model, static, slots, [trunk.ids for trunk in trunks], [], [], Decoding(),
+                room=lambda _: 8, tally=engine.tally, watch=None,
+            )  # fmt: skip
             for state in states:
                 state.token = 7
-            assert engine._advance(states, static, slots, engine._device).shape == scores.shape
-            static.keep(torch.tensor([0, 2], device="meta"))
+            guesses = [Guess(0, -1, 7, 1), Guess(2, -1, 7, 1), Guess(0, 0, 7, 2)]
+            found = growth._compute(states, guesses).scores
+            assert found.is_meta and found.shape == (len(scores) + 3, scores.shape[1])
             left = [states[0], states[2]]
+            static.keep(torch.tensor([0, 2], device="meta"))
             left[1].tree = 1
-            assert engine._advance(left, static, [slots[0], slots[2]], engine._device).shape == scores[:2].shape
+            growth._slots, growth._free = [slots[0], slots[2]], [[], []]
+            assert growth._compute(left, []).scores.shape == scores[:2].shape
     assert static.capture, "a step reads from the device: no graph can be recorded"
     return static
 
@@ -152,7 +162,7 @@ def test_a_qwen2_audio_trains_and_decodes(trainable: TrainableConfig, dtype: tor
     assert bool(micro.heard) != whole
     trained_step(model, micro)
     static = decoded(model, ears)
-    assert [(shape.tokens, shape.trees) for shape in static.shapes] == [(4, 4), (2, 2)]
+    assert [(shape.tokens, shape.trees) for shape in static.shapes] == [(8, 4), (2, 2)]
     assert {buffer.dtype for buffer in static._keys} == {dtype} and all(buffer.is_meta for buffer in static._keys)
 
 

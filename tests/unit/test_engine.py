@@ -185,7 +185,7 @@ def test_the_sampler_is_exact() -> None:
     prompt = Prompt(SHORT, (sound(0.3),), "exact")
     engine = LocalEngine(model)
     (samples,) = engine.generate([prompt], Decoding(max_new_tokens=3, temperature=0.8, seed=3), n)
-    assert engine.distinct_tokens < len(trunk(model, prompt).ids) + 1 + 4 + 16 + 1
+    assert engine.tally.distinct < len(trunk(model, prompt).ids) + 1 + 4 + 16 + 1
     expected = exact(model, prompt, 3, 0.8)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5) and len(expected) == 1 + 4 + 16 * 5
     counts = Counter(one.token_ids for one in samples)
@@ -281,7 +281,7 @@ def test_questions_about_one_sound_share_it() -> None:
     engine = LocalEngine(model)
     together = engine.generate(some, decoding, 4)
     trunks = [trunk(model, prompt) for prompt in some]
-    saved = sum(tokens_alone(model, prompt, decoding) for prompt in some) - engine.distinct_tokens
+    saved = sum(tokens_alone(model, prompt, decoding) for prompt in some) - engine.tally.distinct
     assert saved > 4 * sum(clip >= 0 for clip in trunks[0].clips), "the sound was computed more than once"
     for prompt, group in zip(some, together, strict=True):
         (alone,) = LocalEngine(model).generate([prompt], decoding, 4)
@@ -297,7 +297,7 @@ def tokens_alone(model: Qwen2Audio, prompt: Prompt, decoding: Decoding) -> int:
     """Tokens computed for one prompt by itself."""
     engine = LocalEngine(model)
     engine.generate([prompt], decoding, 4)
-    return engine.distinct_tokens
+    return engine.tally.distinct
 
 
 def test_stream_says_what_generate_says() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from earwise.commands.serve import command
 from earwise.engine.base import Decoding, Prompt
-from earwise.engine.local import Said
+from earwise.engine.grow import Said
 from earwise.serve.asked import Settings, read
 from earwise.serve.batching import Capacity, Errand, Future, Job, choose
 from earwise.serve.metrics import Metrics, exposed

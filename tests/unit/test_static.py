@@ -180,7 +180,7 @@ def test_reads_of_the_device_are_noticed(reads: bool, call: Callable) -> None:
 def test_decoders_that_read_are_never_recorded(family: str) -> None:
     """Without a CUDA device recording fails, which is said once and costs nothing but speed."""
     one = tiny(family)
-    prompts, decoding = prompts_for(one)[:2], Decoding(5, temperature=1.2, seed=3)
+    prompts, decoding = prompts_for(one)[:2], Decoding(9, temperature=1.2, seed=3)
     engine = LocalEngine(one.model, static=True)
     assert engine._static is not None
     engine._static.capture = True

@@ -4,7 +4,7 @@ Every tree owns one row of slots per layer. A token's keys and values go to the 
 branch it belongs to; a state remembers which slots it sees. Two branches that part share all slots up to the fork.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,23 +34,30 @@ class Step:
 
 
 def following(
-    mask: Tensor, rows: Tensor, parents: Tensor, columns: Tensor, slots: Tensor, shape: tuple[int, int]
-) -> Step:
-    """The step that computes one more token of every state: it sees what the token before it saw, and itself.
+    mask: Tensor, rows: Tensor, parents: Tensor, columns: Tensor, slots: Tensor, shape: tuple[int, int],
+    levels: Sequence[int] = (),
+) -> Step:  # fmt: skip
+    """The step that computes further tokens: each sees what the token before it saw, and itself.
 
     Args:
         mask: Of the step before, `(trees, 1, queries, slots)`.
         rows: Tree of each token.
-        parents: Place that the token before it had among the queries of `mask`.
+        parents: Place that the token before it had among the queries of `mask`, or, beyond the first level, has among
+            those of this step.
         columns: Its own place among its tree's queries.
         slots: Its slot.
         shape: Queries and slots of the new mask.
+        levels: How many tokens follow one of the step before, how many follow those, and so on; all of them follow the
+            step before if nothing is said.
     """
     seen = mask.new_zeros(len(mask), 1, *shape)
     seen[..., 0] = True  # a row of padding must see something
-    common = min(mask.shape[-1], shape[1])
-    seen[rows, 0, columns, :common] = mask[rows, 0, parents, :common]
-    seen[rows, 0, columns, slots] = True
+    before, start = mask[..., : shape[1]], 0
+    for count in levels or (len(rows),):
+        some = slice(start, start + count)
+        seen[rows[some], 0, columns[some], : before.shape[-1]] = before[rows[some], 0, parents[some]]
+        seen[rows[some], 0, columns[some], slots[some]] = True
+        before, start = seen, start + count
     return Step(rows, columns, slots, seen)
 
 

@@ -3,13 +3,12 @@
 Prompts asked together about the same sound share it: they are branches of one tree with the sound at its root. All
 samples of a prompt that have said the same so far stand on one state. A state computes its next-token distribution
 once, draws as many tokens from it as samples stand on it, and forks only where they differ: the samples are independent
-and identically distributed as if drawn one by one. Draws of a prompt come from a generator seeded by `(seed, key)`
-alone, so they do not depend on what else is in the batch.
+and identically distributed as if drawn one by one (`grow.py`, `draws.py`).
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path as FilePath
 
@@ -19,44 +18,25 @@ from torch import Tensor
 from earwise.answers import parse
 from earwise.audio import decode
 from earwise.engine.base import Decoding, Engine, Prompt
-from earwise.engine.cache import Step, TreeCache, following
+from earwise.engine.cache import Step, TreeCache
 from earwise.engine.delay import token_delay
-from earwise.engine.static import StaticCache
+from earwise.engine.draws import Draws
+from earwise.engine.grow import Growth, Said, State, Tally, Watch
+from earwise.engine.static import StaticCache, rung
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
 from earwise.models.base import AudioLM
 from earwise.models.ears import Ears
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.packed import Packed
+from earwise.models.parts.packed import CHEAP, FEWEST, Packed
 from earwise.models.sequence import answer_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
 
-
-@dataclass(slots=True)
-class Said:
-    """One sample so far: the drawn tokens, the end token included, their log-probabilities, and whether it ended."""
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    done: bool = False
-
-
-Watch = Callable[[Sequence[Sequence[Said]]], Collection[tuple[int, int]]]
-"""Sees the samples of every prompt after each token; gives back those that are to say no more, as (prompt, sample)."""
-
-
-@dataclass(slots=True)
-class _State:
-    """A distinct beginning: its prompt and tree, the samples that stand on it, where the token before its last stood in
-    the last step, and its last token (not yet computed)."""
-
-    prompt: int
-    tree: int
-    samples: list[int]
-    column: int
-    token: int
-    position: int
+LONG = 48
+"""From so many tokens on answers are taken to part soon."""
+FEWEST_TOKENS = 8
+"""A pass on an accelerator may have so many tokens at the cost of one: it waits for the weights."""
 
 
 class LocalEngine:
@@ -82,10 +62,8 @@ class LocalEngine:
         self._packed = Packed(model.module, model.groups["decoder"])
         on_cuda = self._device.type == "cuda"
         self._static = StaticCache(model, capture=on_cuda) if (on_cuda if static is None else static) else None
-        self.distinct_tokens = 0
-        """Tokens computed while sampling, since the start."""
-        self.sampled_tokens = 0
-        """Tokens handed out while sampling, since the start."""
+        self.tally = Tally()
+        """What sampling has come to since the start."""
 
     def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
         """Answer every prompt `n` times; see `Engine`."""
@@ -180,45 +158,22 @@ class LocalEngine:
         for prompt in prompts:
             self._check(prompt)
         said = [[Said() for _ in range(n)] for _ in prompts]
-        draws = [_generator(decoding.seed, prompt.key or str(i)) for i, prompt in enumerate(prompts)]
+        draws = [Draws(decoding.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)]
+        trunks, connected = self._trunks(prompts)
         cache = TreeCache()
-        states, scores, slots = self._prefill(prompts, cache, n)
-        beginnings = len(prompts) * (n if decoding.temperature else 1)
-        with self._packed.decoding(beginnings, passes=decoding.max_new_tokens - 1):
-            if self._static is None:
-                self._grow(states, scores, slots, cache, said, draws, decoding, watch)
-            else:
-                with self._static.holding(cache):
-                    self._grow(states, scores, slots, self._static, said, draws, decoding, watch)
+        states, scores, slots = self._prefill(trunks, connected, cache, n)
+        grow = partial(
+            Growth, self.model, slots=slots, prompts=[trunk.ids for trunk in trunks], said=said, draws=draws,
+            decoding=decoding, tally=self.tally, watch=watch,
+        )  # fmt: skip
+        if self._static is not None:
+            with self._static.holding(cache):
+                grow(self._static, room=lambda states: rung(max(states, FEWEST_TOKENS))).run(states, scores)
+        else:
+            beginnings, passes = len(prompts) * (n if decoding.temperature else 1), decoding.max_new_tokens - 1
+            with self._packed.decoding(_with_guesses(beginnings, passes), passes=passes) as rows:
+                grow(cache, room=lambda _: rows).run(states, scores)
         return [[self._completion(sample, decoding) for sample in samples] for samples in said]
-
-    def _grow(
-        self,
-        states: list[_State],
-        scores: Tensor,
-        slots: list[int],
-        cache: TreeCache | StaticCache,
-        said: list[list[Said]],
-        draws: list[torch.Generator],
-        decoding: Decoding,
-        watch: Watch | None,
-    ) -> None:
-        """Token after token until all samples have ended; fills `said`."""
-        device = self._device
-        for step in range(decoding.max_new_tokens):
-            states = self._fork(states, scores, said, draws, decoding)
-            if watch is not None and (enough := watch(said)):
-                states = _without(states, enough)
-            if not states or step == decoding.max_new_tokens - 1:
-                break
-            alive = sorted({state.tree for state in states})
-            if len(alive) <= len(slots) // 2:
-                cache.keep(torch.tensor(alive, device=device))
-                renumber = {old: new for new, old in enumerate(alive)}
-                for state in states:
-                    state.tree = renumber[state.tree]
-                slots = [slots[i] for i in alive]
-            scores = self._advance(states, cache, slots, device)
 
     def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[Path], dict[int, Tensor]]:
         """The path of every prompt, and the embeddings of every distinct clip under the number that the paths give
@@ -237,11 +192,12 @@ class LocalEngine:
             trunks.append(conversation_path(self.model, prompt.turns, clips, lengths, generate=True))
         return trunks, dict(enumerate(self.model.connect(self.ears.heard(waves))))
 
-    def _prefill(self, prompts: Sequence[Prompt], cache: TreeCache, n: int) -> tuple[list[_State], Tensor, list[int]]:
+    def _prefill(
+        self, trunks: Sequence[Path], connected: dict[int, Tensor], cache: TreeCache, n: int
+    ) -> tuple[list[State], Tensor, list[int]]:
         """Compute all trunks in one pass; returns one state per prompt, its next-token scores, and the next free slot
         of each tree."""
         device = self._device
-        trunks, connected = self._trunks(prompts)
         groves = _groves(trunks)
         # The last token of each trunk is marked, so that the tree says where it stands.
         trees = [plant([_marked(trunks[number]) for number in members]) for members in groves]
@@ -260,7 +216,7 @@ class LocalEngine:
         cache.begin(Step(rows=rows, columns=index, slots=index, mask=mask[:, None]))
         embeddings = place_audio(self.model.embed(forest.ids), forest, connected)
         hidden = self.model.decode(embeddings, forest.positions, cache)
-        self.distinct_tokens += len(forest)
+        self.tally.distinct += len(forest)
         found = {
             number: (tree, branch[0])
             for tree, members in enumerate(groves)
@@ -269,61 +225,9 @@ class LocalEngine:
         states, last = [], []
         for number, trunk in enumerate(trunks):
             tree, at = found[number]
-            states.append(_State(number, tree, list(range(n)), at, -1, len(trunk.ids)))
+            states.append(State(number, tree, list(range(n)), at, -1, len(trunk.ids)))
             last.append(forest.bounds[tree] + at)
         return states, self.model.logits(hidden[torch.tensor(last, device=device)]), slots
-
-    def _fork(
-        self,
-        states: list[_State],
-        scores: Tensor,
-        said: list[list[Said]],
-        draws: list[torch.Generator],
-        decoding: Decoding,
-    ) -> list[_State]:
-        """Draw the next token of every sample; one new state per distinct beginning that goes on."""
-        logprobs = torch.log_softmax(scores.float(), -1)
-        if decoding.temperature == 0:
-            drawn = logprobs.argmax(-1)[:, None].expand(-1, max(len(state.samples) for state in states))
-        else:
-            drawn = _draw(_weights(logprobs, decoding), states, draws)
-        tokens, values = drawn.tolist(), logprobs.gather(-1, drawn).tolist()
-        out = []
-        for number, state in enumerate(states):
-            prompt = state.prompt
-            groups: dict[int, list[int]] = {}
-            for sample, token in zip(state.samples, tokens[number], strict=False):
-                groups.setdefault(token, []).append(sample)
-            known = dict(zip(tokens[number], values[number], strict=True))
-            for token, samples in groups.items():
-                value, ends = known[token], token in self.model.eos_ids
-                for sample in samples:
-                    one = said[prompt][sample]
-                    one.ids.append(token)
-                    one.logprobs.append(value)
-                    one.done = ends
-                self.sampled_tokens += len(samples)
-                if not ends:
-                    out.append(_State(prompt, state.tree, samples, state.column, token, state.position))
-        return out
-
-    def _advance(
-        self, states: list[_State], cache: TreeCache | StaticCache, slots: list[int], device: torch.device
-    ) -> Tensor:
-        """Compute the last token of every state; returns next-token scores `(states, vocab)`."""
-        filled = [0] * len(slots)
-        numbers: list[list[int]] = []
-        for state in states:
-            column, slot = filled[state.tree], slots[state.tree]
-            numbers.append([state.token, state.position, state.tree, state.column, column, slot])
-            filled[state.tree] += 1
-            slots[state.tree] += 1
-            state.column = column
-            state.position += 1
-        ids, positions, rows, parents, columns, where = torch.tensor(numbers, device=device).unbind(1)
-        step = following(cache.mask, rows, parents, columns, where, (max(filled), max(slots)))
-        self.distinct_tokens += len(states)
-        return cache.advance(self.model, ids, positions, step)
 
     def _completion(self, sample: Said, decoding: Decoding) -> Completion:
         ids = sample.ids[:-1] if sample.done else sample.ids
@@ -342,49 +246,17 @@ def _groves(trunks: Sequence[Path]) -> list[list[int]]:
     return list(groves.values())
 
 
-def _without(states: Sequence[_State], enough: Collection[tuple[int, int]]) -> list[_State]:
-    """The states that samples still stand on when those of `enough` have left."""
-    for state in states:
-        state.samples = [sample for sample in state.samples if (state.prompt, sample) not in enough]
-    return [state for state in states if state.samples]
+def _with_guesses(beginnings: int, passes: int) -> int:
+    """Rows of a packed pass: as many again for guesses where answers may get long. Short ones leave room enough, since
+    they begin alike; a pass of up to `CHEAP` rows mostly waits for the weights."""
+    if beginnings < FEWEST or passes < LONG:
+        return beginnings
+    return max(beginnings, min(2 * beginnings, CHEAP))
 
 
 def _marked(trunk: Path) -> Path:
     """The same path with its last token, and no other, wanted."""
     return Path(trunk.ids, (False,) * (len(trunk.ids) - 1) + (True,), trunk.clips)
-
-
-def _generator(seed: int, key: str) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def _draw(weights: Tensor, states: Sequence[_State], draws: Sequence[torch.Generator]) -> Tensor:
-    """Tokens for the samples of every state, by inversion: the first token whose cumulated weight is above a uniform
-    number from the prompt's own generator. Rows are as long as the longest."""
-    width = max(len(state.samples) for state in states)
-    uniform = torch.zeros(len(states), width, dtype=torch.float64)
-    for row, state in zip(uniform, states, strict=True):
-        count = len(state.samples)
-        row[:count] = torch.rand(count, generator=draws[state.prompt], dtype=torch.float64)
-    total = weights.double().cumsum(-1)
-    found = torch.searchsorted(total, uniform.to(total.device) * total[:, -1:], right=True)
-    return found.clamp_max(weights.shape[-1] - 1)
-
-
-def _weights(logprobs: Tensor, decoding: Decoding) -> Tensor:
-    """Sampling probabilities after temperature, top-k and top-p (the smallest set of likeliest tokens that reaches
-    p)."""
-    scaled = logprobs / decoding.temperature
-    if decoding.top_k:
-        floor = scaled.topk(min(decoding.top_k, scaled.shape[-1]), -1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < floor, -torch.inf)
-    weights = torch.softmax(scaled, -1)
-    if decoding.top_p < 1:
-        ordered, order = weights.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= decoding.top_p
-        weights = weights.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-    return weights
 
 
 def ask(engine: Engine, sound: str | PathLike[str] | Waveform, question: str, choices: Sequence[str] = ()) -> str:

@@ -121,7 +121,7 @@ class Api:
         batcher, engine = self._batcher, self._engine
         text = exposed(
             self._metrics, waiting=batcher.waiting, running=batcher.running, rounds=batcher.rounds,
-            computed=engine.distinct_tokens, sampled=engine.sampled_tokens,
+            computed=engine.tally.distinct, sampled=engine.tally.sampled,
         )  # fmt: skip
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from earwise.engine.base import Decoding, Prompt
-from earwise.engine.local import LocalEngine, Said
+from earwise.engine.grow import Said
+from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.serve.refusal import Refusal
 from earwise.serve.telling import Piece, Telling

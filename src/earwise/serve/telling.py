@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from earwise.engine.local import Said
+from earwise.engine.grow import Said
 
 Finish = Literal["stop", "length"]
 HALF = "\ufffd"  # what a decoder puts where the bytes of a character are not all there yet

@@ -3,10 +3,10 @@
 A matrix product with few rows is bound by how fast weights are read, and a BLAS that takes a weight as `nn.Linear`
 stores it rearranges it on every call: from 3 to 96 rows that takes more time than the product. Packed once
 (`lean.py`), the products of 8 rows of a 135M decoder take 40 ms instead of 104 on two cores, 32 rows 76 instead of 182.
-Rows are filled up to the number that was packed for, so a row's
-result does not depend on how many others there are. Packing takes some 0.3 s and as much memory as the weights; it pays
-after half a dozen passes, and holds until a weight changes. Elsewhere (CUDA, bfloat16, no MKL, large models) nothing is
-packed and nothing changes.
+Rows are filled up to the number that was packed for, so a row's result does not depend on how many others there are.
+Packing takes some 0.3 s and as much memory as the weights; it pays after half a dozen passes. What is packed holds
+until its own weights change: with LoRA the head is packed once. Elsewhere (CUDA, bfloat16, no MKL, large models)
+nothing is packed and nothing changes.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +22,8 @@ SIZES = (8, 16, 32, 64, 96)
 """Rows that weights are packed for; beyond the last the plain product is as fast."""
 FEWEST = 3
 """One and two rows go through a matrix-vector product at full speed."""
+CHEAP = 16
+"""Up to here a pass mostly waits for the weights: 16 rows take a quarter longer than 8."""
 PAYS = 8
 """Passes after which packing has paid for itself."""
 
@@ -38,28 +40,31 @@ class Packed:
         self._module = module
         self._decoder = decoder
         self._rows = 0
-        self._made_from: tuple[int, ...] = ()
-        self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+        self._made: dict[nn.Module, tuple[tuple[int, ...], Callable[..., Tensor] | None]] = {}
+        """What stands for each layer, and the weights that it was made from."""
 
     @contextmanager
-    def decoding(self, rows: int, *, passes: int) -> Iterator[None]:
+    def decoding(self, rows: int, *, passes: int) -> Iterator[int]:
         """Inside, passes of up to `rows` rows (rounded up to a size) go through packed weights, without gradients.
 
         Args:
             rows: Rows of the widest pass that is expected.
             passes: Passes that are expected; for a few, nothing is packed anew.
+        Yields:
+            Rows that every pass is filled up to, 0 if nothing is packed.
         """
         size = next((size for size in SIZES if size >= rows), SIZES[-1])
         if rows < FEWEST or not torch.backends.mkl.is_available() or not self._pack(size, worth=passes >= PAYS):
-            yield
+            yield 0
             return
-        own = [vars(layer).get("forward") for layer, _ in self._forwards]
-        for layer, forward in self._forwards:
+        forwards = [(layer, forward) for layer, (_, forward) in self._made.items() if forward is not None]
+        own = [vars(layer).get("forward") for layer, _ in forwards]
+        for layer, forward in forwards:
             layer.forward = forward  # type: ignore[method-assign]
         try:
-            yield
+            yield size
         finally:
-            for (layer, _), before in zip(self._forwards, own, strict=True):
+            for (layer, _), before in zip(forwards, own, strict=True):
                 if before is None:
                     del layer.forward
                 else:
@@ -74,16 +79,23 @@ class Packed:
             return False
         if any(parameter.device.type != "cpu" for parameter in used):
             return False
-        made_from = tuple(number for p in used for number in (p.data_ptr(), p._version))
-        if (size, made_from) != (self._rows, self._made_from):
-            if not worth:
-                return False
-            self._forwards = []  # the old copy goes before the new one comes
-            scratch: lean.Scratch = {}
-            made = [(layer, lean.forward(layer, size, scratch)) for layer in layers]
-            self._forwards = [(layer, forward) for layer, forward in made if forward is not None]
-            self._rows, self._made_from = size, made_from
-        return bool(self._forwards)
+        made_from = {layer: _versions(layer) for layer in layers}
+        changed = [
+            layer for layer in layers if self._rows != size or self._made.get(layer, ())[:1] != (made_from[layer],)
+        ]
+        if changed and not worth:
+            return False
+        for layer in changed:  # the old copies go before new ones come
+            self._made.pop(layer, None)
+        scratch: lean.Scratch = {}
+        self._made |= {layer: (made_from[layer], lean.forward(layer, size, scratch)) for layer in changed}
+        self._rows = size
+        return any(forward is not None for _, forward in self._made.values())
+
+
+def _versions(layer: nn.Module) -> tuple[int, ...]:
+    """Changes when a weight of the layer does."""
+    return tuple(number for weight in layer.parameters() for number in (weight.data_ptr(), weight._version))
 
 
 def _layers(module: nn.Module, decoder: tuple[str, ...]) -> list[nn.Module]:
