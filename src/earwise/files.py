@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import platformdirs
 
-from earwise.errors import DataError
+from earwise.errors import ConfigError, DataError
 
 # What a disk, not we, is to blame for; safetensors says the same in words, "(os error 28)".
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -76,6 +76,35 @@ def building(folder: Path) -> Iterator[Path]:
         raise DataError(refused) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that grows, such as a run's; within one process it may be opened again. A
+    process that is killed leaves it open.
+
+    Raises:
+        ConfigError: if another process is in it.
+        DataError: if the disk refuses.
+    """
+    from filelock import FileLock, Timeout  # takes longer to import than the rest of this file
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{folder}: another process is at work in this folder; wait for it to end, or choose another folder"
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        if (refused := disk_refused(error, folder)) is None:
+            raise
+        raise DataError(refused) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def disk_refused(error: BaseException, path: Path | None = None) -> str | None:

@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from builders import tiny_qwen2_audio
 from earwise.models.embedded import PLACEHOLDER, Embedded, EmbeddedModule
 from earwise.models.parts import attention, whisper
 from earwise.models.parts.projector import LayerMix
@@ -22,6 +23,7 @@ from earwise.stages import TrainableConfig
 from earwise.train.trainable import prepare
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import distinct
 from ways import timing
 from ways.floor import Sizes, advanced, listen_flops, reference_flops, rollout_seconds, train_flops
 from ways.models import stir, take_gradients, word_tokenizer
@@ -180,3 +182,13 @@ def test_goals_compare_the_right_phases() -> None:
     assert (again["found"], again["goal"], again["reached"]) == (60 / 6, 10.0, True)
     assert step["found"] == 81 / 6  # what is heard in the rollout is not heard again
     assert gradients["reached"] is False
+
+
+def test_what_samples_share(tmp_path: Path) -> None:
+    tiny_qwen2_audio(1).save(tmp_path / "tiny")
+    size = ["--items", "2", "--samples", "4", "--seconds", "1", "--max-new-tokens", "12"]
+    distinct.main(["--policy", "random", str(tmp_path / "tiny"), "answer", *size, "--out", str(tmp_path / "out.json")])
+    found = json.loads((tmp_path / "out.json").read_text())["policies"]["random"]
+    assert found["items"] == 2 and 1 <= found["mean_length"] <= 12
+    assert 0.2 < found["answer_share"] <= 1 and 0.2 < found["tree_share"] < 0.5, "trunks are long and shared"
+    assert found["passes"] <= found["passes_without_guesses"] == 11

@@ -1,11 +1,14 @@
 """A file is whole or not there, and what stands in the way is said in one line."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from earwise.errors import DataError
-from earwise.files import replacing, write_json, write_jsonl
+from earwise.cli import run as cli
+from earwise.errors import ConfigError, DataError
+from earwise.files import alone, replacing, write_json, write_jsonl
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
@@ -23,3 +26,24 @@ def test_a_file_in_place_of_a_folder_is_one_clear_line(tmp_path: Path, below: st
     with pytest.raises(DataError, match=r"its folder is a file, or in one .*taken.*; choose another name"):
         write_json(tmp_path / "taken" / below, {})
     assert (tmp_path / "taken").read_text() == "x"
+
+
+def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another process is kept out by name, also from training there; when it is killed, the folder is free."""
+    run = tmp_path / "run"
+    code = "import pathlib, sys, time, earwise.files as files\n"
+    code += "with files.alone(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(600)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == b"1\n"
+        with pytest.raises(ConfigError, match="another process is at work in this folder"), alone(run):
+            pass
+        assert cli(["train", "recipes/r1-aqa.yaml", "--profile", "cpu", "--out", str(run)]) == 2
+        assert f"{run}: another process is at work" in capsys.readouterr().err
+    finally:
+        other.kill()
+        other.communicate()
+    with alone(run), alone(run):
+        pass
+    with alone(run):
+        pass

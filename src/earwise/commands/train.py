@@ -1,5 +1,6 @@
 """`earwise train`: a recipe from its first stage to its last, measured before and after where it says so."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from earwise.commands.plan import show_plan
 from earwise.commands.preflight import preflight
 from earwise.entries import require
 from earwise.errors import ConfigError
+from earwise.files import alone
 
 if TYPE_CHECKING:
     from earwise.config import Recipe
@@ -127,17 +129,18 @@ def command(
             )
     parallel.begin()
     first = parallel.main()
-    if first:
-        fetch_base(recipe.model.name)
-    parallel.wait()
     measured = measured and first
     try:
-        before = _measure(recipe, base, folder, "before", None) if measured else []
-        if resume is not None:
-            final = run.resume(folder, track=track, profile=profile_step, say=note)
-        else:
-            final = run.start(recipe, folder, base, profile=profile_step, say=note)
-        after = _measure(recipe, base, folder, "after", final) if measured else []
+        with alone(folder) if first else nullcontext():
+            if first:
+                fetch_base(recipe.model.name)
+            parallel.wait()
+            before = _measure(recipe, base, folder, "before", None) if measured else []
+            if resume is not None:
+                final = run.resume(folder, track=track, profile=profile_step, say=note)
+            else:
+                final = run.start(recipe, folder, base, profile=profile_step, say=note)
+            after = _measure(recipe, base, folder, "after", final) if measured else []
     except KeyboardInterrupt:
         how = f"earwise train --resume {folder}" if (folder / "recipe.json").exists() else "the same command"
         raise KeyboardInterrupt(f"interrupted; finished work is kept, continue with {how}") from None

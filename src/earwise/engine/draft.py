@@ -10,7 +10,7 @@ They depend on the prompts and draws of one call alone, so that a run that is re
 computed.
 
 Source: prompt lookup (the n-grams of a text as its own draft) and token trees verified in one pass are known ways of
-speculative decoding; verifying by the sampler's own numbers, which leaves draws as they are, is ours.
+speculative decoding. Verified by the numbers that the sampler would have used anyway, they leave every draw as it is.
 """
 
 import heapq

@@ -50,13 +50,15 @@ class Tally:
 
     Attributes:
         distinct: Tokens computed that somebody said, trunks included.
-        guessed: Tokens computed that nobody said.
+        guessed: Tokens computed on a guess.
+        kept: Those of them that somebody said.
         sampled: Tokens handed out.
         passes: Decoding passes.
     """
 
     distinct: int = 0
     guessed: int = 0
+    kept: int = 0
     sampled: int = 0
     passes: int = 0
 
@@ -158,7 +160,8 @@ class Growth:
                 for state in out:
                     state.samples = _without(state.samples, state, enough)
         self._tally.distinct += len(reached)
-        self._tally.guessed += len(last.guesses) - len(reached)
+        self._tally.guessed += len(last.guesses)
+        self._tally.kept += len(reached)
         for number, (guess, slot) in enumerate(zip(last.guesses, last.slots, strict=True)):
             if count + number not in reached:
                 self._free[last.states[guess.state].tree].append(slot)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from earwise.data.index import Rows, open_rows
 from earwise.data.locate import STARTER as STARTER
 from earwise.data.locate import manifest_path as manifest_path
 from earwise.errors import ConfigError, DataError
-from earwise.files import append_jsonl, building, seen_from, write_json
+from earwise.files import alone, append_jsonl, building, seen_from, write_json
 from earwise.models import adapter
 from earwise.models.base import AudioLM, load
 from earwise.models.ears import Ears
@@ -44,7 +45,7 @@ def start(recipe: Recipe, out: Path, base: Path, *, profile: bool = False, say: 
     Returns:
         `out / "final"`, the folder of the trained model.
     Raises:
-        ConfigError: if `out` already holds a run, or a tracker cannot be opened.
+        ConfigError: if `out` already holds a run, another process is at work there, or a tracker cannot be opened.
     """
     check(recipe.trackers)
     parallel.begin()
@@ -95,8 +96,12 @@ def model_of(recipe: Recipe, weights: Path | None = None) -> AudioLM:
 
 
 def _stages(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> Path:
+    with alone(out) if parallel.main() else nullcontext():
+        return _stages_alone(recipe, out, base, profile, say if parallel.main() else _silent)
+
+
+def _stages_alone(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> Path:
     weights: Path | None = None
-    say = say if parallel.main() else _silent
     if parallel.main():
         for half in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
             if half.is_file():  # what a kill left of a file that was being written
