@@ -104,6 +104,9 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
         lock.release()
 
 

@@ -44,6 +44,7 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         other.kill()
         other.communicate()
     with alone(run), alone(run):
-        pass
+        assert list(run.iterdir()) == [run / ".lock"]
     with alone(run):
         pass
+    assert list(run.iterdir()) == []
