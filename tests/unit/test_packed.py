@@ -7,7 +7,7 @@ from torch import nn
 from builders import tiny_qwen2_audio
 from earwise.forest import Path, pack, plant
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.packed import LATE, PAYS, Packed
+from earwise.models.parts.packed import PAYS, Packed
 from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 
@@ -63,25 +63,6 @@ def test_few_passes_or_rows_pack_nothing() -> None:
     for rows, passes in ((8, PAYS - 1), (2, PAYS)):
         with packed.decoding(rows, passes=passes):
             assert "forward" not in vars(module["decoder"][0])
-
-
-@torch.no_grad()
-def test_a_lone_row_is_packed_once_it_has_gone_on() -> None:
-    """And at once where packed weights lie ready, as long as they hold."""
-    module = layers()
-    packed = Packed(module, ("decoder.",))
-    hidden = torch.randn(1, 24)
-    plain = module["decoder"](hidden)
-    with packed.decoding(1, passes=40) as room:
-        assert [room() for _ in range(LATE + 2)] == [0] * (LATE - 1) + [8] * 3
-        torch.testing.assert_close(module["decoder"](hidden), plain, rtol=0, atol=1e-6)
-        assert "forward" in vars(module["decoder"][0])
-    assert "forward" not in vars(module["decoder"][0])
-    with packed.decoding(1, passes=2) as room:
-        assert room() == 8
-    module["decoder"][0].weight.mul_(2)
-    with packed.decoding(1, passes=40) as room:
-        assert room() == 0
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ class Growth:
         said: Filled here; one list of samples a prompt.
         draws: Random numbers of each prompt.
         decoding: How to draw, and how long.
-        room: Asked before each pass: rows that one of so many states may have at no further cost.
+        room: Rows that a pass of so many states may have at no further cost.
         tally: Counted on here.
         watch: See `Watch`.
     """
@@ -114,7 +114,7 @@ class Growth:
         self._said, self._draws, self._decoding = said, draws, decoding
         self._room, self._tally, self._watch = room, tally, watch
         self._prompts = prompts
-        self._drafts = Drafts(prompts, model.eos_ids)
+        self._drafts = Drafts(prompts, model.eos_ids) if room(1) > 1 else None
 
     def run(self, states: list[State], scores: Tensor) -> None:
         """Go on from trunks until all samples have ended.
@@ -192,8 +192,9 @@ class Growth:
             one.done = token in self._model.eos_ids
             groups.setdefault(token, []).append(sample)
         self._tally.sampled += len(said)
-        for token, samples in groups.items():
-            self._drafts.learn(before, token, len(samples))
+        if self._drafts is not None:
+            for token, samples in groups.items():
+                self._drafts.learn(before, token, len(samples))
         full = len(self._said[prompt][next(iter(said))].ids) == self._decoding.max_new_tokens
         return {} if full else {token: some for token, some in groups.items() if token not in self._model.eos_ids}
 
@@ -204,7 +205,7 @@ class Growth:
 
     def _guess(self, states: Sequence[State]) -> list[Guess]:
         free = self._room(len(states)) - len(states)
-        if free <= 0:
+        if self._drafts is None or free <= 0:
             return []
         asked = []
         for state in states:

@@ -172,7 +172,7 @@ class LocalEngine:
         else:
             beginnings, passes = len(prompts) * (n if decoding.temperature else 1), decoding.max_new_tokens - 1
             with self._packed.decoding(_with_guesses(beginnings, passes), passes=passes) as rows:
-                grow(cache, room=lambda _: rows()).run(states, scores)
+                grow(cache, room=lambda _: rows).run(states, scores)
         return [[self._completion(sample, decoding) for sample in samples] for samples in said]
 
     def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[Path], dict[int, Tensor]]:

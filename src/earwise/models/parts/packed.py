@@ -10,7 +10,7 @@ nothing is packed and nothing changes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,7 @@ from earwise.models.sizes import LARGEST_PACKED_BYTES
 SIZES = (8, 16, 32, 64, 96)
 """Rows that weights are packed for; beyond the last the plain product is as fast."""
 FEWEST = 3
-"""One and two rows go through a matrix-vector product at full speed; packing serves them only by its leaner layers and
-by the rows that it leaves for guesses."""
-LATE = 16
-"""An answer that has come so far is taken for a long one."""
+"""One and two rows go through a matrix-vector product at full speed."""
 CHEAP = 16
 """Up to here a pass mostly waits for the weights: 16 rows take a quarter longer than 8."""
 PAYS = 8
@@ -47,35 +44,17 @@ class Packed:
         """What stands for each layer, and the weights that it was made from."""
 
     @contextmanager
-    def decoding(self, rows: int, *, passes: int) -> Iterator[Callable[[], int]]:
+    def decoding(self, rows: int, *, passes: int) -> Iterator[int]:
         """Inside, passes of up to `rows` rows (rounded up to a size) go through packed weights, without gradients.
 
         Args:
             rows: Rows of the widest pass that is expected.
             passes: Passes that are expected; for a few, nothing is packed anew.
         Yields:
-            To be asked before each pass how many rows it is filled up to, 0 while nothing is packed: a row or two go
-            through weights that happen to be packed, or are packed once they have gone on for a while.
+            Rows that every pass is filled up to, 0 if nothing is packed.
         """
         size = next((size for size in SIZES if size >= rows), SIZES[-1])
-        pays = passes >= PAYS
-        with ExitStack() as stack:
-            filled = done = 0
-
-            def room() -> int:
-                nonlocal filled, done
-                done += 1
-                if not filled and pays and done == LATE:
-                    filled = stack.enter_context(self._swapped(size, worth=True))
-                return filled
-
-            filled = stack.enter_context(self._swapped(size, worth=pays and rows >= FEWEST))
-            yield room
-
-    @contextmanager
-    def _swapped(self, size: int, *, worth: bool) -> Iterator[int]:
-        """Inside, what is packed stands for the layers' own `forward`; yields the size, 0 if nothing is packed."""
-        if not torch.backends.mkl.is_available() or not self._pack(size, worth=worth):
+        if rows < FEWEST or not torch.backends.mkl.is_available() or not self._pack(size, worth=passes >= PAYS):
             yield 0
             return
         forwards = [(layer, forward) for layer, (_, forward) in self._made.items() if forward is not None]
