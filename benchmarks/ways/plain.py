@@ -21,7 +21,7 @@ from ways.hears import Hearing
 from ways.models import trained
 from ways.shapes import Workload
 from ways.timing import Clock
-from ways.way import BETA, TEMPERATURE, Ids, adamw, cut, update_weights
+from ways.way import BETA, NEVER, TEMPERATURE, Ids, adamw, cut, update_weights
 
 
 class Plain:
@@ -88,8 +88,9 @@ class Plain:
 
 
 def sampling(max_new_tokens: int, ends: Sequence[int], *, pad: int) -> GenerationConfig:
-    """Plain sampling from the whole distribution, ending at `ends` (none: never)."""
+    """Plain sampling from the whole distribution, ending at `ends` (none: never, which must be said by an id that is no
+    token: transformers replaces None by the model's own end marks)."""
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0,
-        eos_token_id=list(ends) or None, pad_token_id=pad,
+        eos_token_id=list(ends) or NEVER, pad_token_id=pad,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from earwise.train.trainable import Reference
 from ways.hears import FEATURES, Hearing
 from ways.shapes import Workload
 from ways.timing import Clock
-from ways.way import BETA, GRAD_CLIP, TEMPERATURE, Ids
+from ways.way import BETA, GRAD_CLIP, NEVER, TEMPERATURE, Ids
 
 
 class HearingTrainer(GRPOTrainer):
@@ -127,7 +127,7 @@ class Trl:
         """See `Way`; all groups as one batch, by the trainer's own method."""
         trainer = self._trainer
         trainer.clock, trainer.given = clock, None
-        trainer.generation_config.eos_token_id = None if full else list(self._ends)
+        trainer.generation_config.eos_token_id = NEVER if full else list(self._ends)
         trainer.eos_token_ids = [] if full else list(self._ends)
         torch.manual_seed(seed)
         with clock("rollout"):

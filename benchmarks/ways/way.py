@@ -16,6 +16,8 @@ from ways.timing import Clock
 
 BETA = 0.04
 GRAD_CLIP = 1.0
+NEVER = 2**31 - 1
+"""An end mark that no model draws."""
 TEMPERATURE = 1.0
 
 Ids = Sequence[int]

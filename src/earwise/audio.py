@@ -199,7 +199,7 @@ def _decode(
         if limit is not None and info.samples > limit and long_audio == "error":
             raise AudioError(
                 f"{name}: lasts {info.duration_s:.2f} s, the longest allowed is {max_s:g} s; "
-                "cut it, or say long_audio: truncate or chunk"
+                "cut it, or choose long_audio: truncate or chunk (--long-audio)"
             )
         wanted = info.samples if limit is None or long_audio != "truncate" else min(info.samples, limit)
         stream = soxr.ResampleStream(info.sample_rate, sample_rate, 1, dtype="float32")

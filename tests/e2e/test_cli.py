@@ -153,10 +153,11 @@ def test_killed_and_interrupted_training_ends_in_the_same_bits(
     assert code == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == f"interrupted; finished work is kept, continue with earwise train --resume {out}"
-    code, _ = stopped(["train", "--resume", out, "--no-eval"], signal.SIGKILL, 4)
+    code, _ = stopped(["train", "--resume", out], signal.SIGKILL, 4)
     assert code == -signal.SIGKILL
-    done = cli("train", "--resume", out, "--no-eval")
+    done = cli("train", "--resume", out)
     assert done.code == 0, done.err
+    assert "measuring" not in done.err, "begun without measuring, so it goes on"
     first, second = (load_file(run / "final" / "trained.safetensors") for run in (whole, out))
     assert first.keys() == second.keys()
     for name, value in first.items():

@@ -30,7 +30,7 @@ def test_the_readme_s_python_runs(model: str, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.chdir(ROOT)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 5
 
 
 def test_own_sounds(model: str, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             pass
         assert cli(["train", "recipes/r1-aqa.yaml", "--profile", "cpu", "--out", str(run)]) == 2
         assert f"{run}: another process is at work" in capsys.readouterr().err
+        assert cli(["train", "--resume", str(run)]) == 2, "its recipe is not written yet"
+        assert f"{run}: another process is at work" in capsys.readouterr().err
     finally:
         other.kill()
         other.communicate()
@@ -48,3 +50,5 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with alone(run):
         pass
     assert list(run.iterdir()) == []
+    assert cli(["train", "--resume", str(run)]) == 2
+    assert "the command that it was begun with" in capsys.readouterr().err

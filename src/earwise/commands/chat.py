@@ -16,6 +16,7 @@ HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, 
 
 
 @click.command("chat", short_help="Talk with a model about sounds, turn by turn.")
+@click.argument("sounds", nargs=-1, metavar="[SOUND]...", type=click.Path(path_type=Path))
 @model_option
 @click.option(
     "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
@@ -28,13 +29,14 @@ HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, 
     help="0 says the likeliest answer; above, draws one.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the draw.")
-def command(model: str, max_new_tokens: int, temperature: float, seed: int) -> None:
-    """Talk with MODEL; attach sounds with /audio PATH.
+def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+    """Talk with MODEL about SOUND; attach further ones with /audio PATH.
 
     \b
-    $ earwise chat
-    > /audio dog.ogg
+    $ earwise chat dog.ogg
     > What do you hear?
+    > /audio cat.ogg
+    > And now?
     > /quit
 
     Also reads questions from a pipe, one a line.
@@ -48,6 +50,14 @@ def command(model: str, max_new_tokens: int, temperature: float, seed: int) -> N
     waves: list[Waveform] = []
     attached: list[Part] = []
     asked = 0
+
+    def attach(path: Path) -> None:
+        waves.extend(hear(engine, path, "error", False))
+        attached.append(Audio(str(path)))
+        note(f"{path.name}: {len(waves[-1]) / engine.sample_rate:.1f} s")
+
+    for sound in sounds:
+        attach(sound)
     while (line := _line()) is not None:
         word, _, rest = line.partition(" ")
         try:
@@ -59,10 +69,7 @@ def command(model: str, max_new_tokens: int, temperature: float, seed: int) -> N
                 turns, waves, attached = [], [], []
                 note("a new conversation")
             elif word == "/audio":
-                path = Path(rest.strip()).expanduser()
-                waves += hear(engine, path, "error", False)
-                attached.append(Audio(str(path)))
-                note(f"{path.name}: {len(waves[-1]) / engine.sample_rate:.1f} s")
+                attach(Path(rest.strip()).expanduser())
             elif word.startswith("/"):
                 note(f"{word}: no such command; {HELP}")
             else:
@@ -82,10 +89,13 @@ def command(model: str, max_new_tokens: int, temperature: float, seed: int) -> N
 
 
 def _line() -> str | None:
-    """The next line of the user, stripped; None at the end of input."""
+    """The next line of the user, stripped; None at the end of input, or when Ctrl-C is pressed at the prompt."""
     import sys
 
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
+        return None
+    except KeyboardInterrupt:
+        click.echo()
         return None

@@ -54,9 +54,12 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         preferred = isinstance(stage, DpoStage) and stage.negatives == "rows"
         counts: dict[str, int] = {}
         for source in stage.data.mixture:
-            examples = open_rows(manifest_path(source.manifest, base), say=note).select(
-                source.where, answered=not preferred, preferred=preferred
-            )
+            if not (path := manifest_path(source.manifest, base)).exists():
+                raise DataError(
+                    f"{path}: is not there; build it (docs/data.md), say with --data where manifests lie, or take a "
+                    "profile on bundled clips: --profile cpu"
+                )
+            examples = open_rows(path, say=note).select(source.where, answered=not preferred, preferred=preferred)
             shown = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
             if not examples:
                 what, how = ("`rejected`", "preferences") if preferred else ("an answer", "labels")
@@ -69,7 +72,7 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
                     f"({len(lacking)} such rows); add it, or use style answer"
                 )
             if stage.data.on_bad_row == "stop":
-                _look(manifest_path(source.manifest, base), examples)
+                _look(path, examples)
             if isinstance(stage, DpoStage) and stage.negatives == "options":
                 _options(shown, examples)
             if stage.curriculum.order == "banded":

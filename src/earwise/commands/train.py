@@ -127,6 +127,8 @@ def command(
             raise ConfigError(
                 f"{folder}: already holds a run; continue it with --resume {folder}, or choose another --out"
             )
+    if not measured:
+        recipe = recipe.model_copy(update={"eval": ()})  # kept with the run, so that --resume does as it was begun
     parallel.begin()
     first = parallel.main()
     measured = measured and first
@@ -178,8 +180,12 @@ def _recorded(folder: Path) -> "tuple[Recipe, Path]":
         recorded = json.loads(at.read_text(encoding="utf-8"))
         return check_recipe(recorded["recipe"], str(at)), Path(recorded["base"])
     except FileNotFoundError as error:
+        if folder.is_dir():
+            with alone(folder):  # else the run has only just begun
+                pass
         raise ConfigError(
-            f"{folder}: no recipe.json here; give the --out folder of an earlier `earwise train`"
+            f"{folder}: no recipe.json here; give the --out folder of an earlier `earwise train`, or, if it was "
+            "interrupted before its first step, the command that it was begun with"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{at}: is no recipe of a run ({error}); start the run anew") from error

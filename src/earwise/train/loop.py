@@ -145,8 +145,10 @@ def run(
         bad = extra.get(BAD, 0)
         say(f"{work.kind}: resumed after step {first}")
     if parallel.main():
-        for kept in (log, *([samples] if samples else [])):
-            _forget_after(kept, out.name, first)
+        if _forget_after(log, out.name, first) and restored is None:
+            say(f"{work.kind}: nothing had been saved yet (save_every: {work.save_every}), starts anew")
+        if samples:
+            _forget_after(samples, out.name, first)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     began = time.monotonic()
     clock = clock or Clock()
@@ -299,9 +301,11 @@ def _checks(policy: Policy, micro: Micro, ears: Ears, tolerance: float, metrics:
     )
 
 
-def _forget_after(log: Path, stage: str, step: int) -> None:
-    """Drop log rows of steps that the checkpoint does not know, so that no step is logged twice."""
+def _forget_after(log: Path, stage: str, step: int) -> bool:
+    """Drop log rows of steps that the checkpoint does not know, so that no step is logged twice; True if there were
+    any."""
     rows: Sequence[dict[str, Any]] = read_log(log)
     kept = [row for row in rows if row.get("stage") != stage or row["step"] <= step]
     if len(kept) < len(rows):
         write_jsonl(log, kept)
+    return len(kept) < len(rows)
