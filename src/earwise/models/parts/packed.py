@@ -79,17 +79,19 @@ class Packed:
             return False
         if any(parameter.device.type != "cpu" for parameter in used):
             return False
-        made_from = {layer: _versions(layer) for layer in layers}
-        changed = [
-            layer for layer in layers if self._rows != size or self._made.get(layer, ())[:1] != (made_from[layer],)
-        ]
-        if changed and not worth:
+        versions = {layer: _versions(layer) for layer in layers}
+        still = {
+            layer: made
+            for layer, made in self._made.items()
+            if size == self._rows and layer in versions and made[0] == versions[layer]
+        }
+        if len(still) < len(layers) and not worth:
             return False
-        for layer in changed:  # the old copies go before new ones come
-            self._made.pop(layer, None)
+        self._made, self._rows = still, size  # the old copies go before new ones come
         scratch: lean.Scratch = {}
-        self._made |= {layer: (made_from[layer], lean.forward(layer, size, scratch)) for layer in changed}
-        self._rows = size
+        for layer in layers:
+            if layer not in still:
+                self._made[layer] = versions[layer], lean.forward(layer, size, scratch)
         return any(forward is not None for _, forward in self._made.values())
 
 
