@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # On machines without a GPU the plain CPU build is wanted; where no such build is offered, pip's default one does as well.
 TORCH := 2.13.0
-FETCH := import sys; from earwise.models.fetch import base_folder; base_folder(lambda line: print(line, file=sys.stderr))
+FETCH := import sys; from earwise.models.embedded.base_weights import base_folder; base_folder(lambda line: print(line, file=sys.stderr))
 COLLECTION ?=
 OUT ?= runs/embedded
 # What the shipped weights were trained on: transcripts are left out (the model does not transcribe), and a source of unclear licence.
@@ -27,14 +27,14 @@ help:
 	@echo 'make clean       delete the virtual environment, runs and caches of tools'
 
 demo: .venv/ready-demo
-	$(BIN)/python -m earwise.demo --out runs/demo --recipe recipes/r1-aqa.yaml
+	$(BIN)/python -m earwise.apps.demo --out runs/demo --recipe recipes/r1-aqa.yaml
 
 data-demo: .venv/ready-dev
-	$(BIN)/python -m earwise.data_demo --out runs/data-demo
+	$(BIN)/python -m earwise.apps.data_demo --out runs/data-demo
 
 # A set that cannot be built here (no espeak-ng: no speech) costs its own recipe only, and the summary says so.
 recipes: .venv/ready-dev
-	@test -f runs/data-demo/data-demo.json || $(BIN)/python -m earwise.data_demo --out runs/data-demo \
+	@test -f runs/data-demo/data-demo.json || $(BIN)/python -m earwise.apps.data_demo --out runs/data-demo \
 		|| echo 'going on with the data sets that were built' >&2
 	$(BIN)/python benchmarks/recipes.py --out runs/recipes
 
@@ -59,7 +59,7 @@ embedded: .venv/ready-demo
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption $(LABELS) $(WITHOUT)
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks recognition,yes_no $(LABELS) $(WITHOUT)
 	$(BIN)/earwise train recipes/embedded.yaml --data '$(OUT)/data' --out '$(OUT)'
-	@echo 'to put it into the package: $(BIN)/python -m earwise.models.ship $(OUT)'
+	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
 
 clean:
 	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -31,11 +31,11 @@ import soundfile
 import soxr
 
 from earwise.audio import decode
-from earwise.build import fingerprint
-from earwise.build.decode_pool import scan
 from earwise.data.index import open_rows
-from earwise.data.locate import STARTER
+from earwise.data.manifest_path import STARTER
 from earwise.data.mixture import Mixture
+from earwise.datasets.checks import fingerprint
+from earwise.datasets.scan.decode_pool import scan
 from earwise.files import home, write_json
 
 CLIP_S = 5.0

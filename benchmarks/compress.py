@@ -21,25 +21,25 @@ import torch
 from recipes import RECIPES, bring, score, stage_row
 from ways.timing import machine
 
-from earwise import internalize
+from earwise.algorithms import chain_compression
+from earwise.apps.recipe_eval import measure, spread
 from earwise.audio import decode
-from earwise.config import Recipe, check_recipe, load_recipe
+from earwise.config.recipe import Recipe, check_recipe, load_recipe
+from earwise.config.stages import CompressStage
 from earwise.data import manifest
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.evaluate.results import read_run
 from earwise.files import read_log, write_json
 from earwise.forest import Path as Tokens
-from earwise.measure import measure, spread
 from earwise.models.base import AudioLM, load
-from earwise.models.ears import Ears
-from earwise.models.sequence import completion_path, conversation_path
+from earwise.models.encoder_cache import Ears
+from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
-from earwise.stages import CompressStage
 from earwise.train.batches import assemble
-from earwise.train.compress import parts
 from earwise.train.policy import Policy
+from earwise.train.stages.compress import parts
 from earwise.types import Example
 
 RECIPE, PROFILE = RECIPES / "xs-cot.yaml", "cpu-delay"
@@ -88,9 +88,9 @@ def spoken_before(example: Example, recipe: Recipe, model: AudioLM) -> str:
     head, chain, tail = parts(example, "xs-cot")
     last = recipe.stages[-1]
     if isinstance(last, CompressStage):
-        stubs = internalize.Stubs(last.k, last.group, last.ellipsis, last.order)
-        count = internalize.count_sentences(chain, example.language)
-        chain = internalize.compress(
+        stubs = chain_compression.Stubs(last.k, last.group, last.ellipsis, last.order)
+        count = chain_compression.count_sentences(chain, example.language)
+        chain = chain_compression.compress(
             chain, count, stubs, language=example.language, count=lambda text: len(model.tokenize(text))
         )
     return head + chain + tail[: tail.index(example.answer[0])]

@@ -25,7 +25,7 @@ from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
 from earwise.models.base import load
-from earwise.models.sequence import conversation_path
+from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import prompt_turns
 
 SEED = 5

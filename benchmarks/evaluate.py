@@ -35,13 +35,13 @@ from ways.shapes import clip, examples
 from ways.timing import alternate, machine, matmul_gflops
 from ways.way import cut
 
+from earwise.algorithms.rewards import total
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
 from earwise.models.base import AudioLM, load
-from earwise.models.sequence import conversation_path
+from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import prompt_turns
-from earwise.rewards import total
 from earwise.types import Example
 
 STYLE = "answer"

@@ -35,21 +35,22 @@ from ways import floor
 from ways.models import SPECIAL, word_tokenizer
 from ways.timing import high_water_mb, machine
 
+from earwise.config.stages import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
-from earwise.engine.static import FEWEST_SLOTS, rung
+from earwise.engine.static_cache import FEWEST_SLOTS, rung
 from earwise.files import write_json
-from earwise.models import memory, shapes
 from earwise.models.base import DTYPES, AudioLM, best_device
-from earwise.models.ears import Ears
+from earwise.models.encoder_cache import Ears
+from earwise.models.families.qwen2_audio import from_parts
+from earwise.models.memory import config_shapes
+from earwise.models.memory import estimate as memory
 from earwise.models.parts.recompute import recompute_layers
-from earwise.models.qwen2_audio import from_parts
 from earwise.prompts import INSTRUCTIONS, OPTIONS, prompt_turns
-from earwise.stages import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
-from earwise.train import grpo
 from earwise.train.batches import Sounds
-from earwise.train.clock import describe, settled_on
 from earwise.train.policy import Micro, Policy
+from earwise.train.profiler import describe, settled_on
+from earwise.train.stages import grpo
 from earwise.train.trainable import encoder_trains, parameter_groups, prepare
 from earwise.types import Audio, Example, Text, Turn
 
@@ -134,7 +135,7 @@ def shape_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
 def estimate(arguments: argparse.Namespace) -> dict[str, float]:
     """Gigabytes of a step by what holds them, on paper: the planner's, and the decoding buffers beside an update, since
     they stay where they are between rollouts."""
-    sizes = shapes.of_model(build(*shape_of(arguments), "meta", DTYPES[arguments.dtype]))
+    sizes = config_shapes.of_model(build(*shape_of(arguments), "meta", DTYPES[arguments.dtype]))
     on_gpu = arguments.device.startswith("cuda")
     needed = memory.training(
         sizes, TRAINED[arguments.mode], dtype=arguments.dtype, pack_tokens=arguments.pack_tokens,

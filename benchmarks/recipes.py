@@ -21,7 +21,7 @@ from typing import Any
 
 from ways.timing import machine
 
-from earwise.config import EvalConfig, Recipe, check_recipe, load_recipe
+from earwise.config.recipe import EvalConfig, Recipe, check_recipe, load_recipe
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluate.compare import compare
 from earwise.evaluate.results import METRICS, Run, read_run

@@ -36,20 +36,21 @@ from ways.rows import Collator, Row, hearing_rows
 from ways.shapes import clip, examples
 from ways.timing import Clock, alternate_phases, machine, matmul_gflops, medians, peak_memory, ratio
 
+from earwise.algorithms.losses import sft_loss
 from earwise.audio import decode
+from earwise.config.stages import DataConfig, OptimizerConfig, SftStage, Source
 from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
 from earwise.files import read_log, write_json
-from earwise.losses import sft_loss
 from earwise.models.base import AudioLM
-from earwise.models.ears import Ears
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models.encoder_cache import Ears
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.stages import DataConfig, OptimizerConfig, SftStage, Source
-from earwise.train import clock as train_clock
-from earwise.train import loop, sft
+from earwise.train import profiler as train_clock
+from earwise.train import trainer as loop
 from earwise.train.batches import Sounds, assemble
 from earwise.train.policy import Policy
+from earwise.train.stages import sft
 from earwise.types import Audio, Example, Text, Turn
 
 WAYS = ("trainer-padded", "trainer-trimmed", "earwise")

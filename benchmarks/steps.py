@@ -21,17 +21,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from earwise.algorithms.losses import grpo_loss, sft_loss
 from earwise.audio import decode
+from earwise.config.stages import TrainableConfig
 from earwise.data.manifest import read
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
-from earwise.losses import grpo_loss, sft_loss
 from earwise.models.base import AudioLM, load
-from earwise.models.ears import Ears
-from earwise.models.sequence import answer_path, completion_path, conversation_path
+from earwise.models.encoder_cache import Ears
+from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.prompts import prompt_turns
-from earwise.stages import TrainableConfig
 from earwise.train.batches import assemble
 from earwise.train.policy import Micro, Policy
 from earwise.train.run import STARTER

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import earwise
-from earwise.build import collection, labels
-from earwise.config import EvalConfig, check_recipe
+from earwise.apps.recipe_eval import headline, measure
+from earwise.config.recipe import EvalConfig, check_recipe
 from earwise.data import manifest
-from earwise.measure import headline, measure
+from earwise.datasets.labels import collection, questions
 from earwise.train import run
 
 
@@ -21,7 +21,7 @@ def main(folder: Path, out: Path, steps: int = 20) -> dict[str, object]:
     """Build, train, measure; returns accuracy with its n, its control under silence and chance."""
     clips, root = collection.load(folder)
     for split in ("train", "val"):
-        rows = labels.build(clips, root=root, seed=1, tasks=("recognition",), split=split)
+        rows = questions.build(clips, root=root, seed=1, tasks=("recognition",), split=split)
         manifest.write(out / f"{split}.jsonl", rows)
     recipe = check_recipe(
         {

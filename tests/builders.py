@@ -15,7 +15,7 @@ from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, W
 
 from earwise.data import manifest
 from earwise.forest import Path
-from earwise.models.qwen2_audio import Qwen2Audio, from_parts
+from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
 from earwise.types import Audio, Example, Text, Turn, Waveform
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>")

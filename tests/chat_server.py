@@ -156,3 +156,27 @@ def serving(say: Callable[[dict[str, Any], int], Say]) -> Iterator[Chat]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def listener(body: dict[str, Any], count: int) -> Say:
+    """A model that hears: it says how loud and how long its sounds are."""
+    heard = [f"{len(wave) / rate:.2f}s at {np.abs(wave).max():.2f}" for wave, rate in sounds(body)]
+    said = " ".join(heard) or "nothing"
+    return Say(said, usage=counted(body, said))
+
+
+def deaf(body: dict[str, Any], count: int) -> Say:
+    """A text model behind a lenient server."""
+    words = sum(len(text.split()) for text in texts(body))
+    return Say("a dog", usage=(words, 2))
+
+
+def chooser(body: dict[str, Any], count: int) -> Say:
+    """Picks an option by what it hears, so silence and sound differ."""
+    words = texts(body)[-1]
+    options = words.partition("options: [")[2].partition("]")[0].split(", ")
+    heard = sounds(body)
+    loud = bool(heard) and float(np.abs(heard[0][0]).max()) > 0.01
+    said = options[0 if loud else -1].strip("'\"") if "options:" in words else listener(body, count).text
+    text = f"<answer>{said}</answer>" if "options:" in words else str(said)
+    return Say(text, usage=counted(body, text))

@@ -5,8 +5,24 @@ in any import mode.
 import sys
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "unit")]
-install_import_hook(["earwise.forest", "earwise.losses", "earwise.models.parts"], "beartype.beartype")
+sys.path.insert(0, str(HERE))
+install_import_hook(["earwise.forest", "earwise.algorithms.losses", "earwise.models.parts"], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def no_proxy_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of these tests listen on the loopback address, whatever proxy this machine has."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty EARWISE_HOME, and no key or address of a server in the environment."""
+    monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "home"))
+    for name in ("EARWISE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)

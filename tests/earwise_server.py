@@ -16,12 +16,12 @@ import uvicorn
 
 from builders import byte_tokenizer, feature_extractor, tiny_hf
 from earwise.audio import encode_wav
-from earwise.build.asr import Recogniser
+from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.local import LocalEngine
-from earwise.models.qwen2_audio import Qwen2Audio, from_parts
+from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
 from earwise.serve.api import Api, Rules
 from earwise.serve.batching import Capacity
-from earwise.serve.weights import Weights
+from earwise.serve.weight_updates import Weights
 from earwise.types import Waveform
 
 WINDOW_S = 4  # longer than the probe of `engine.connect`

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 import earwise
-from earwise.config import load_recipe
+from earwise.algorithms.rewards import REWARDS
+from earwise.config.recipe import load_recipe
 from earwise.evaluate.tasks import TASKS
 from earwise.models.base import MODELS
-from earwise.rewards import REWARDS
 
 ROOT = Path(__file__).parents[1]
 OPTIONAL = {"accelerate", "peft", "fastapi", "uvicorn", "gradio", "jiwer", "sacrebleu", "scipy", "tensorboard"}

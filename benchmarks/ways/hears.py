@@ -21,7 +21,7 @@ from transformers import GenerationMixin, LlamaConfig, PreTrainedModel, WhisperF
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from earwise.models.base import AudioLM
-from earwise.models.embedded import POOL, Embedded, EmbeddedModule
+from earwise.models.embedded.model import POOL, Embedded, EmbeddedModule
 from earwise.models.parts.projector import pool_states
 from earwise.models.parts.whisper import layer_states, log_mel
 from earwise.types import Waveform

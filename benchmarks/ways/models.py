@@ -13,12 +13,12 @@ from tokenizers import models as token_models
 from torch import Tensor
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
+from earwise.config.stages import TrainableConfig
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM, load
+from earwise.models.families.qwen2_audio import from_parts
 from earwise.models.parts import lora_product
-from earwise.models.qwen2_audio import from_parts
 from earwise.prompts import INSTRUCTIONS, OPTIONS
-from earwise.stages import TrainableConfig
 from earwise.train.trainable import prepare
 from ways.shapes import examples
 

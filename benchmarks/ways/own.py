@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
+from earwise.algorithms.losses import group_advantages, grpo_loss
 from earwise.engine.base import Decoding
 from earwise.engine.local import LocalEngine
-from earwise.losses import group_advantages, grpo_loss
 from earwise.models.base import AudioLM
-from earwise.models.ears import Ears
-from earwise.models.sequence import completion_path
+from earwise.models.encoder_cache import Ears
+from earwise.models.prompt_encoding import completion_path
 from earwise.train.batches import assemble, per_branch
 from earwise.train.policy import Policy
 from earwise.train.trainable import Reference

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from earwise.losses import group_advantages, grpo_loss
+from earwise.algorithms.losses import group_advantages, grpo_loss
 from earwise.models.base import AudioLM
 from earwise.train.trainable import Reference
 from ways.hears import Hearing

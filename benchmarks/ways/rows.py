@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from earwise.forest import Path
 from earwise.models.base import AudioLM
-from earwise.models.embedded import POOL
+from earwise.models.embedded.model import POOL
 from earwise.models.parts.projector import pool_states
 from earwise.models.parts.whisper import HOP_SAMPLES, STRIDE, mel_frames
 from earwise.types import Waveform

@@ -12,7 +12,7 @@ from earwise.data.manifest import read
 from earwise.engine.base import Prompt
 from earwise.forest import Path
 from earwise.models.base import AudioLM
-from earwise.models.sequence import conversation_path
+from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import prompt_turns
 from earwise.train.run import STARTER
 from earwise.types import Example, Waveform

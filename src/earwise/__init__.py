@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from earwise.audio import decode
-    from earwise.config import load_recipe
+    from earwise.config.recipe import load_recipe
     from earwise.data.manifest import read as read_manifest
     from earwise.engine.base import Decoding, Prompt
     from earwise.engine.local import LocalEngine, ask
@@ -23,7 +23,7 @@ _FRONT = {
     "ask": "earwise.engine.local:ask",
     "decode": "earwise.audio:decode",
     "load_model": "earwise.models.base:load",
-    "load_recipe": "earwise.config:load_recipe",
+    "load_recipe": "earwise.config.recipe:load_recipe",
     "read_manifest": "earwise.data.manifest:read",
 }
 __all__ = [

@@ -7,7 +7,8 @@ import pytest
 
 from e2e.shell import RECIPE, STARTER, Cli, Done, in_process
 from earwise.data import manifest
-from earwise.models import ahead, embedded, fetch
+from earwise.models.embedded import base_weights, preload
+from earwise.models.embedded import model as embedded
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +19,9 @@ def cli() -> Cli:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The default model; base weights with an untrained connector where the trained part is not there yet."""
-    if not (fetch.home() / fetch.BASE / "complete").exists():
+    if not (base_weights.home() / base_weights.BASE / "complete").exists():
         pytest.skip("no base weights in EARWISE_HOME; `make test` fetches them")
-    if (ahead.ASSETS / "trained.safetensors").exists():
+    if (preload.ASSETS / "trained.safetensors").exists():
         return "embedded"
     folder = tmp_path_factory.mktemp("blank")
     embedded.blank(trim=True).save(folder)

@@ -26,9 +26,9 @@ N = 1500
 PARENT = """
 import os, sys
 from pathlib import Path
-from earwise.build.llm import run
-from earwise.build.teachers import Remote, Request
-from earwise.engine.wire import Limits
+from earwise.datasets.teachers.request_runner import run
+from earwise.datasets.teachers.teacher import Remote, Request
+from earwise.engine.remote.openai_http import Limits
 import httpx  # here, so that children have it
 url, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 requests = [Request(str(i), "test", ({"role": "user", "content": f"question {i}"},)) for i in range(n)]

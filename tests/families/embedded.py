@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from builders import byte_tokenizer
-from earwise.models import fetch
 from earwise.models.base import AudioLM
-from earwise.models.embedded import PLACEHOLDER, POOL, SUMMARY, Embedded, EmbeddedModule, load
+from earwise.models.embedded import base_weights
+from earwise.models.embedded.model import PLACEHOLDER, POOL, SUMMARY, Embedded, EmbeddedModule, load
 from earwise.models.parts import attention, whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.types import Waveform
@@ -119,7 +119,7 @@ def at_random(seed: int = 0) -> dict[str, dict[str, Tensor]]:
 
 def keep_base(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> None:
     """Write a home whose base weights are these."""
-    folder = home / fetch.BASE
+    folder = home / base_weights.BASE
     folder.mkdir(parents=True)
     for name, state in parts.items():
         save_file(state, folder / f"{name}.safetensors")

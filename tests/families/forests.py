@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from earwise.audio import num_samples
+from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import AudioError
 from earwise.forest import Path, pack, place_audio, plant
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.sequence import answer_path, conversation_path
-from earwise.stages import LoraConfig, TrainableConfig
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare
 from earwise.types import Audio, Role, Text, Turn, Waveform

@@ -13,8 +13,8 @@ from transformers import ClapAudioModel, LlamaConfig, LlamaForCausalLM
 
 from builders import byte_tokenizer
 from earwise.models.base import AudioLM
-from earwise.models.convert_mellow import front_end
-from earwise.models.mellow import Mellow, MellowModule, load
+from earwise.models.convert.mellow import front_end
+from earwise.models.families.mellow import Mellow, MellowModule, load
 from earwise.models.parts import htsat
 from earwise.types import Waveform
 from families.tiny import Tiny

@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from builders import MELS, SPECIAL, WINDOW_S, byte_tokenizer, feature_extractor, fill
-from earwise.models import native
 from earwise.models.base import AudioLM
-from earwise.models.native_rows import audio_flamingo3 as flamingo
-from earwise.models.native_rows import qwen3_omni as omni
+from earwise.models.families import audio_flamingo3 as flamingo
+from earwise.models.families import native
+from earwise.models.families import qwen3_omni as omni
 from earwise.types import Waveform
 from families.qwen25_omni import AUDIO, MARKS, TEXT, VISION
 from families.tiny import Tiny

@@ -31,13 +31,13 @@ from transformers import (
 )
 from transformers.models.gemma3n import modeling_gemma3n
 
-from earwise.models import native
 from earwise.models.base import AudioLM
-from earwise.models.native import Native, Row
-from earwise.models.native_rows import gemma3n as gemma3n_row
-from earwise.models.native_rows import granite_speech as granite_row
-from earwise.models.native_rows import phi4_multimodal as phi4_row
-from earwise.models.native_rows import voxtral as voxtral_row
+from earwise.models.families import gemma3n as gemma3n_row
+from earwise.models.families import granite_speech as granite_row
+from earwise.models.families import native
+from earwise.models.families import phi4_multimodal as phi4_row
+from earwise.models.families import voxtral as voxtral_row
+from earwise.models.families.native import Native, Row
 from earwise.types import Waveform
 from families.tiny import Tiny
 

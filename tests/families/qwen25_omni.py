@@ -10,10 +10,10 @@ from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditio
 
 from builders import MELS, SPECIAL, WINDOW_S, byte_tokenizer, feature_extractor, fill, plain_inputs
 from earwise.forest import Path
-from earwise.models import native
 from earwise.models.base import AudioLM
-from earwise.models.native import Native
-from earwise.models.qwen25_omni import ROW, load
+from earwise.models.families import native
+from earwise.models.families.native import Native
+from earwise.models.families.qwen25_omni import ROW, load
 from earwise.types import Waveform
 from families.qwen2_audio import runs
 from families.tiny import Tiny

@@ -9,7 +9,7 @@ from torch import Tensor
 from builders import WINDOW_S, plain_copy, plain_inputs, tiny_qwen2_audio
 from earwise.forest import Path
 from earwise.models.base import AudioLM
-from earwise.models.qwen2_audio import load
+from earwise.models.families.qwen2_audio import load
 from earwise.types import Waveform
 from families.tiny import Tiny
 

@@ -19,9 +19,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.files import write_json
 from earwise.models.base import AudioLM
-from earwise.models.convert_salmonn import BEATS_KIND, BEATS_SIZES, LORA_ALPHA, LORA_RANK, SHARED_TABLE
+from earwise.models.convert.salmonn import BEATS_KIND, BEATS_SIZES, LORA_ALPHA, LORA_RANK, SHARED_TABLE
+from earwise.models.families.salmonn import Salmonn, SalmonnConfig, SalmonnModule, from_parts, load
 from earwise.models.parts.beats import BeatsConfig, fbank
-from earwise.models.salmonn import Salmonn, SalmonnConfig, SalmonnModule, from_parts, load
 from earwise.types import Waveform
 from families.tiny import Tiny
 

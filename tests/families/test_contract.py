@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from builders import largest
+from earwise.algorithms.losses import LossOutput, group_advantages, grpo_loss, sft_loss
+from earwise.config.stages import OptimizerConfig
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
 from earwise.forest import pack, plant
-from earwise.losses import LossOutput, group_advantages, grpo_loss, sft_loss
 from earwise.models.base import AudioLM, load
-from earwise.models.ears import Ears
-from earwise.models.sequence import answer_path, completion_path, conversation_path
-from earwise.stages import OptimizerConfig
-from earwise.train import loop
+from earwise.models.encoder_cache import Ears
+from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
+from earwise.train import trainer
 from earwise.train.batches import assemble
-from earwise.train.loop import StageWork
 from earwise.train.policy import Micro, Policy
+from earwise.train.trainer import StageWork
 from earwise.types import Waveform
 from families.forests import (
     FULL,
@@ -246,7 +246,7 @@ def train(
     """The loop on one batch, with its checks of forest and hearing before the first step."""
     work = StageWork("test", lambda _: (micros, {}), loss, dict, lambda _: None, save_every=100)
     said: list[str] = []
-    loop.run(
+    trainer.run(
         model, work, optimizer_config=OptimizerConfig(lr=5e-3, schedule="constant"), steps=steps, out=out,
         log=out / "metrics.jsonl", ears=Ears(model), say=said.append,
     )  # fmt: skip

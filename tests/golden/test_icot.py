@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from earwise.internalize import Stepwise, without_tokens
+from earwise.algorithms.chain_compression import Stepwise, without_tokens
 
 Golden = Callable[[str], dict[str, Any]]
 SEPARATOR = 0

@@ -21,12 +21,12 @@ from earwise.errors import ScoringError
 from earwise.evaluate.metrics import mellow as metrics
 from earwise.files import home
 from earwise.forest import pack, place_audio, plant
-from earwise.models import convert_mellow
-from earwise.models.convert_mellow import converted, front_end, official_shapes, official_state
-from earwise.models.mellow import END, RELEASED, Mellow, MellowModule, official_window
+from earwise.models.convert import mellow
+from earwise.models.convert.mellow import converted, front_end, official_shapes, official_state
+from earwise.models.families.mellow import END, RELEASED, Mellow, MellowModule, official_window
 from earwise.models.parts import htsat
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.sequence import answer_path, completion_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.types import Audio, Text, Turn, Waveform
 from golden.conftest import golden_path
 from golden.fill import SLACK, check, filled, wave
@@ -67,14 +67,14 @@ def model(record: Record) -> Mellow:
     shapes = official_shapes(empty)
     untouched = htsat.Htsat(htsat.config())  # integer tensors and masks are as built
     index = {name: value for name, value in untouched.state_dict().items() if not value.is_floating_point()}
-    official = {convert_mellow.origin(f"encoder.{name}")[0]: value for name, value in index.items()}
-    official |= front_end(untouched) | convert_mellow.attention_masks(untouched)
+    official = {mellow.origin(f"encoder.{name}")[0]: value for name, value in index.items()}
+    official |= front_end(untouched) | mellow.attention_masks(untouched)
     # AudioSet's clip head is read by nobody, so the formula is not worked out for it.
     official |= {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(f"{HTSAT}head.")}
     for name, shape in shapes.items():
-        if name not in official and name != convert_mellow.HEAD:
+        if name not in official and name != mellow.HEAD:
             official[name] = torch.from_numpy(filled(name, shape))
-    official[convert_mellow.HEAD] = official[convert_mellow.EMBEDDING]
+    official[mellow.HEAD] = official[mellow.EMBEDDING]
     prefixed = {f"module.{name}": value for name, value in official.items()}
     source = golden_path("mellow_model.json")
     assert source is not None

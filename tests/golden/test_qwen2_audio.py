@@ -19,10 +19,10 @@ from builders import byte_tokenizer
 from earwise.audio import num_samples
 from earwise.forest import Path as Sequence
 from earwise.forest import pack, place_audio, plant
+from earwise.models.families.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.whisper import HOP_SAMPLES
-from earwise.models.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
-from earwise.models.sequence import conversation_path
+from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, render
 from earwise.types import Audio, Text, Turn
 from golden.fill import SLACK, check, filled, wave

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from earwise import prompts, rewards
+from earwise import prompts
+from earwise.algorithms import rewards
+from earwise.algorithms.losses import completion_mask, group_advantages, grpo_loss, kl_k3
 from earwise.answers import r1aqa_extract
-from earwise.losses import completion_mask, group_advantages, grpo_loss, kl_k3
 from earwise.types import Audio, Example, Text, Turn
 
 Golden = Callable[[str], dict[str, Any]]

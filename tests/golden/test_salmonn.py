@@ -16,10 +16,10 @@ from torch import Tensor
 
 from earwise.forest import Path as Sequence
 from earwise.forest import pack, place_audio, plant
-from earwise.models.convert_salmonn import BEATS_SIZES, beats_name, convert, released_names
+from earwise.models.convert.salmonn import BEATS_SIZES, beats_name, convert, released_names
+from earwise.models.families.salmonn import RELEASED, WHISPER_LARGE_V2, Salmonn, SalmonnConfig, empty, load
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.beats import BeatsConfig, fbank, tokens
-from earwise.models.salmonn import RELEASED, WHISPER_LARGE_V2, Salmonn, SalmonnConfig, empty, load
 from earwise.prompts import SALMONN, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families.salmonn import letter_tokenizer, write_released

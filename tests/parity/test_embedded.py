@@ -13,17 +13,18 @@ from transformers import LlamaForCausalLM
 
 from builders import ask, largest, sound
 from earwise.forest import Path, pack, plant
-from earwise.models import embedded, fetch
-from earwise.models.embedded import Embedded
+from earwise.models.embedded import base_weights
+from earwise.models.embedded import model as embedded
+from earwise.models.embedded.model import Embedded
 from earwise.models.parts import whisper
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.train.policy import Policy
 
 pytestmark = [
     pytest.mark.weights,
     pytest.mark.skipif(
-        not (fetch.home() / fetch.BASE / "complete").exists(),
+        not (base_weights.home() / base_weights.BASE / "complete").exists(),
         reason="no base weights in EARWISE_HOME; `make test` fetches them",
     ),
 ]
@@ -39,7 +40,7 @@ def model() -> Iterator[Embedded]:
 def test_decoder_equals_llama(model: Embedded) -> None:
     config = model.module.decoder.config
     plain = LlamaForCausalLM(type(config)(**config.to_dict() | {"attn_implementation": "eager"})).eval()
-    plain.model.load_state_dict(load_file(fetch.base_folder() / "decoder.safetensors"))
+    plain.model.load_state_dict(load_file(base_weights.base_folder() / "decoder.safetensors"))
     plain.tie_weights()
     text = "<|im_start|>user\nWhich sound is this?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
     ids = torch.tensor(model.tokenize(text))
@@ -102,7 +103,7 @@ def test_forest_equals_one_by_one(model: Embedded) -> None:
 
 
 def test_sizes_on_disk_are_those_in_use(model: Embedded) -> None:
-    sizes = json.loads((fetch.base_folder() / "decoder.json").read_text())
+    sizes = json.loads((base_weights.base_folder() / "decoder.json").read_text())
     assert sum(parameter.numel() for parameter in model.module.decoder.parameters()) == 134_515_008
     assert (
         model.module.decoder.config.vocab_size == sizes["vocab_size"] == len(model.module.decoder.embed_tokens.weight)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from builders import largest, plain_copy, plain_logprobs, sound, tiny_qwen2_audio
+from earwise.algorithms.losses import grpo_loss
+from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.forest import Forest, Path, by_branch, pack, place_audio, plant, target_logprobs
-from earwise.losses import grpo_loss
+from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.qwen2_audio import Qwen2Audio
-from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.batches import assemble
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare

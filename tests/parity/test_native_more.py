@@ -34,12 +34,12 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from builders import largest, sound
 from earwise.audio import decode
-from earwise.data.locate import STARTER
+from earwise.data.manifest_path import STARTER
 from earwise.errors import AudioError, ModelError
 from earwise.forest import Path as Branch
-from earwise.models import adapter, base, native
-from earwise.models.native import Native, Row
-from earwise.models.native_rows import gemma3n, granite_speech, phi4_multimodal, voxtral
+from earwise.models import base, lora_checkpoint
+from earwise.models.families import gemma3n, granite_speech, native, phi4_multimodal, voxtral
+from earwise.models.families.native import Native, Row
 from earwise.models.parts.recompute import recompute_layers
 from earwise.prompts import Template, render
 from earwise.types import Audio, Text, Turn, Waveform
@@ -142,9 +142,9 @@ def test_transformers_reads_what_is_saved(name: str, tmp_path: Path) -> None:
     with native_more.without_images():
         read = kinds[name].from_pretrained(tmp_path, attn_implementation="eager").eval()
     assert read.config.architectures == [kinds[name].__name__]
-    if name in adapter.PUBLISHED:  # files keep the names that other programs read
+    if name in lora_checkpoint.PUBLISHED:  # files keep the names that other programs read
         assert {key.split(".")[0] for key in load_file(tmp_path / "model.safetensors")} == {
-            theirs.split(".")[0] for _, theirs in adapter.PUBLISHED[name]
+            theirs.split(".")[0] for _, theirs in lora_checkpoint.PUBLISHED[name]
         }
     ids = family.model.tokenize("What is it?")
     ours = scores(family.model, conversation_of(ids), {})

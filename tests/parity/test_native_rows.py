@@ -13,11 +13,11 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat
 from builders import ask, feature_extractor, largest, sound
 from earwise.errors import AudioError, ModelError
 from earwise.forest import pack, plant
-from earwise.models import base, native
-from earwise.models.native import Native
-from earwise.models.native_rows import audio_flamingo3, qwen3_omni
+from earwise.models import base
+from earwise.models.families import audio_flamingo3, native, qwen3_omni
+from earwise.models.families.native import Native
 from earwise.models.parts import mel
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import render
 from families.native import PADDED, marked, plain_audio_flamingo3, plain_qwen3_omni
 

@@ -14,17 +14,18 @@ from transformers import (
 )
 
 from builders import ask, byte_tokenizer, feature_extractor, largest, sound
+from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import Path as Tokens
 from earwise.forest import pack, plant
-from earwise.models import adapter, base, native
-from earwise.models.native import Native
+from earwise.models import base, lora_checkpoint
+from earwise.models.families import native
+from earwise.models.families.native import Native
+from earwise.models.families.qwen25_omni import ROW, load
 from earwise.models.parts import mel
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.qwen25_omni import ROW, load
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import render
-from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.trainable import prepare
 from families.qwen25_omni import plain, thinker
 
@@ -275,12 +276,12 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
         folders = [tmp_path / "merged"]
     else:
         thinker(plain(4)).save(tmp_path / "base")
-        kept = adapter.trained(model.module, str(tmp_path / "base"))
-        names = adapter.PUBLISHED["qwen25_omni"]
+        kept = lora_checkpoint.trained(model.module, str(tmp_path / "base"))
+        names = lora_checkpoint.PUBLISHED["qwen25_omni"]
         spoken = {"published": names, "thinker of 4": names[3:], "full of 5": names[5:], "ours": ()}
         folders = [tmp_path / name for name in spoken]
         for folder, pairs in zip(folders, spoken.values(), strict=True):
-            adapter.write(folder, adapter.renamed(kept, pairs))
+            lora_checkpoint.write(folder, lora_checkpoint.renamed(kept, pairs))
         (stored,) = {name.split(".layers")[0] for name in load_file(folders[0] / "adapter_model.safetensors")} - {
             "base_model.model.thinker.audio_tower"
         }

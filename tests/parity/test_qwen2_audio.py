@@ -19,13 +19,14 @@ from builders import (
     tiny_hf,
     tiny_qwen2_audio,
 )
+from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import AudioError, ModelError
 from earwise.forest import pack, plant
-from earwise.models import base, qwen2_audio
-from earwise.models.qwen2_audio import Qwen2Audio
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models import base
+from earwise.models.families import qwen2_audio
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
-from earwise.stages import LoraConfig, TrainableConfig
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from earwise.losses import completion_mask, dpo_loss, group_advantages, grpo_loss
+from earwise.algorithms.losses import completion_mask, dpo_loss, group_advantages, grpo_loss
 
 pytest.importorskip("trl")
 from accelerate import Accelerator

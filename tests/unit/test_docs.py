@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from earwise.config import check_recipe
+from earwise.algorithms.rewards import REWARDS
+from earwise.config.recipe import check_recipe
 from earwise.prompts import INSTRUCTIONS
-from earwise.rewards import REWARDS
 
 TRAINING = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 STAGE = {"data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 1}

@@ -9,13 +9,13 @@ import soundfile
 from scripted_engine import RATE, ScriptedEngine, tone_task, write_clip
 
 from builders import sound, tiny_qwen2_audio
-from earwise.config import check_recipe
+from earwise.config.recipe import check_recipe
 from earwise.data import manifest
 from earwise.engine.base import Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
 from earwise.evaluate.run import evaluate
-from earwise.models.sequence import conversation_path
+from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import MELLOW_COMPAT, spread
 from earwise.train import run
 from earwise.train.batches import Sounds

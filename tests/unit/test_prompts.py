@@ -4,7 +4,7 @@ import pytest
 
 from builders import ask, sound, tiny_qwen2_audio
 from earwise.errors import ConfigError, DataError
-from earwise.models.sequence import answer_path, completion_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.prompts import (
     EMBEDDED,
     QWEN2_AUDIO,

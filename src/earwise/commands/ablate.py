@@ -6,7 +6,7 @@ import click
 
 from earwise.commands.loading import fetch_base, json_option, note, result
 from earwise.commands.preflight import preflight
-from earwise.entries import require
+from earwise.config.resolve import require
 
 
 @click.command("ablate", short_help="Train arms of a recipe with several seeds and test the difference.")
@@ -48,16 +48,16 @@ def command(
     """
     for needed in ("accelerate", "peft"):
         require(needed, "train", "stages")
-    from earwise import ablate
+    from earwise.apps import ablation
 
     named = [arm.strip() for arm in arms.split(",") if arm.strip()]
-    found = ablate.jobs(recipe, named, seeds, out, profile=profile, data=data, overrides=overrides)
+    found = ablation.jobs(recipe, named, seeds, out, profile=profile, data=data, overrides=overrides)
     for job in found[: len(named)]:
         preflight(job.recipe, job.base)
         fetch_base(job.recipe.model.name)
-    failed = ablate.run(found, note)
+    failed = ablation.run(found, note)
     title = f"{recipe.stem}{f', {profile}' if profile else ''}: {', '.join(named)}"
-    table = ablate.write(out, found, failed, title)
+    table = ablation.write(out, found, failed, title)
     if as_json:
         result(table | {"report": str(out / "ablation.html")})
         return

@@ -24,9 +24,9 @@ def command(model: str, as_json: bool) -> None:
     from earwise.commands.loading import fetch_base
     from earwise.doctor import examine
     from earwise.doctor.check import as_rows
-    from earwise.models import fetch
+    from earwise.models.embedded import base_weights
 
-    checks = examine(lambda: open_engine(model), fetch.home(), lambda: fetch_base(model), say=note)
+    checks = examine(lambda: open_engine(model), base_weights.home(), lambda: fetch_base(model), say=note)
     failed = sum(check.verdict == "fail" for check in checks)
     if as_json:
         result({"ok": not failed, "checks": as_rows(checks)})

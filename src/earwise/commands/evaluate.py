@@ -122,10 +122,10 @@ def command(
     earwise evaluate --data questions.jsonl --model runs/r1-aqa/final --out runs/after --limit 200
     earwise evaluate --data questions.jsonl --split val --where task=recognition --out runs/val
     """
+    from earwise.apps.recipe_eval import progress, spread
     from earwise.engine.base import Decoding
     from earwise.evaluate import tasks
     from earwise.evaluate.run import evaluate_with_controls
-    from earwise.measure import progress, spread
     from earwise.prompts import THINKING
 
     path = find_manifest(data) if data.startswith("starter:") else Path(data)

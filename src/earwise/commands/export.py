@@ -10,13 +10,13 @@ from earwise.commands.loading import json_option, model_option, note, open_model
 from earwise.errors import DataError, ModelError
 
 if TYPE_CHECKING:
-    from earwise.models.adapter import Adapter
     from earwise.models.base import AudioLM
+    from earwise.models.lora_checkpoint import Adapter
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFICIAL = {  # family -> the file that its official code loads, and who writes it
-    "salmonn": ("salmonn.pth", "earwise.models.convert_salmonn:release"),
-    "mellow": ("mellow.ckpt", "earwise.models.convert_mellow:release"),
+    "salmonn": ("salmonn.pth", "earwise.models.convert.salmonn:release"),
+    "mellow": ("mellow.ckpt", "earwise.models.convert.mellow:release"),
 }
 TEXT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the embedded model's decoder, as others call it
 
@@ -110,8 +110,8 @@ def _write_model(model: str, folder: Path, dtype: str | None) -> dict[str, str]:
 
 def _write_official(model: str, folder: Path) -> dict[str, str]:
     """The one file that a family's own released code loads; returns what is to be said of it."""
-    from earwise.entries import entry
-    from earwise.models.folder import checkpoint
+    from earwise.config.resolve import entry
+    from earwise.models.detect import checkpoint
 
     family = checkpoint(Path(model))[0] if Path(model).is_dir() else model
     if family not in OFFICIAL:
@@ -157,8 +157,8 @@ def _write_adapter(model: str, folder: Path, names: str, base: str | None) -> di
     from dataclasses import replace
 
     from earwise.files import write_json
-    from earwise.models import adapter
-    from earwise.models.folder import checkpoint
+    from earwise.models import lora_checkpoint
+    from earwise.models.detect import checkpoint
 
     family, weights = checkpoint(Path(model)) if Path(model).is_dir() else (model, None)
     if family.startswith("embedded"):
@@ -167,11 +167,13 @@ def _write_adapter(model: str, folder: Path, names: str, base: str | None) -> di
     elif weights is None:
         raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
     else:
-        found = adapter.kept(weights)
+        found = lora_checkpoint.kept(weights)
     if names == "published":
-        found = adapter.renamed(found, adapter.PUBLISHED.get(family, ()), drop_others=family == "embedded")
+        found = lora_checkpoint.renamed(
+            found, lora_checkpoint.PUBLISHED.get(family, ()), drop_others=family == "embedded"
+        )
     found = replace(found, base=base or found.base)
-    adapter.write(folder, found)
+    lora_checkpoint.write(folder, found)
     write_json(folder / "earwise.json", {"family": family})
     (folder / "README.md").write_text(_adapter_card(family, found.base), encoding="utf-8")
     return {"model": family, "base": found.base}
@@ -183,16 +185,16 @@ def _embedded_adapter(family: str, weights: Path | None) -> "Adapter":
     Raises:
         ModelError: if its decoder is not that text model with something added, so that LoRA alone would be another's.
     """
-    from earwise.models import ahead
-    from earwise.models.adapter import Adapter
+    from earwise.models.embedded import preload
+    from earwise.models.lora_checkpoint import Adapter
     from earwise.models.parts.lora import first_ranks
 
     if family == "embedded-blank":
         raise ModelError(
             f"{family}: nothing of it was trained, it has no LoRA; name the folder of a run that trained one"
         )
-    path = (weights or ahead.ASSETS) / "trained.safetensors"
-    state, marks = ahead.tensors(path)
+    path = (weights or preload.ASSETS) / "trained.safetensors"
+    state, marks = preload.tensors(path)
     added = {name: value for name, value in state.items() if ".lora_" in name}
     own = [name for name in state if name.startswith("decoder.") and name not in added]
     if own:
@@ -201,7 +203,7 @@ def _embedded_adapter(family: str, weights: Path | None) -> "Adapter":
             f"{TEXT_MODEL} would be another model; use --format merged"
         )
     if family == "embedded-aligned":
-        added = first_ranks(added, int(marks[ahead.ALIGNED_RANK]))
+        added = first_ranks(added, int(marks[preload.ALIGNED_RANK]))
     return Adapter(added, {}, TEXT_MODEL)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from earwise.engine.local import LocalEngine
-    from earwise.engine.remote import RemoteEngine
+    from earwise.engine.remote.client import RemoteEngine
     from earwise.models.base import AudioLM
 
 STYLES = (
@@ -56,7 +56,7 @@ def open_model(name: str) -> "AudioLM":
     Raises:
         ModelError: if there is no such model or its weights cannot be had.
     """
-    from earwise.engine import address
+    from earwise.engine.remote import address
     from earwise.models import base
 
     if address.is_remote(name):
@@ -67,21 +67,21 @@ def open_model(name: str) -> "AudioLM":
 
 def fetch_base(name: str) -> Path | None:
     """The folder with a model's base weights, fetched with a word about it on the first run; None if it has none."""
-    from earwise.models import fetch
+    from earwise.models.embedded import base_weights
 
     if not wants_base(name):
         return None
-    if not (fetch.home() / fetch.BASE / "complete").exists():
-        note(f"first run: fetching the base weights (about 230 MB, once) into {fetch.home()}")
-    return fetch.base_folder(note)
+    if not (base_weights.home() / base_weights.BASE / "complete").exists():
+        note(f"first run: fetching the base weights (about 230 MB, once) into {base_weights.home()}")
+    return base_weights.base_folder(note)
 
 
 def open_engine(name: str) -> "LocalEngine | RemoteEngine":
     """A model ready to answer, here (see `open_model`) or on a server; what a server is asked and says is logged."""
-    from earwise.engine import address
+    from earwise.engine.remote import address
 
     if address.is_remote(name):
-        from earwise.engine.connect import connect
+        from earwise.engine.remote.probe import connect
         from earwise.files import home
 
         log = home() / "remote" / f"{address.slug(name)}.jsonl"
@@ -92,32 +92,32 @@ def open_engine(name: str) -> "LocalEngine | RemoteEngine":
     gc.disable()
     try:
         if name == "embedded":
-            from earwise.models import ahead
+            from earwise.models.embedded import preload
 
-            ahead.start()
+            preload.start()
         from earwise.engine.local import LocalEngine
-        from earwise.models import folder
+        from earwise.models import detect
 
         engine = LocalEngine(open_model(name))
         gc.freeze()
     finally:
         gc.enable()
     if Path(name).is_dir():
-        engine.name = folder.named(engine.name, folder.checkpoint(Path(name))[1])
+        engine.name = detect.named(engine.name, detect.checkpoint(Path(name))[1])
     return engine
 
 
 def wants_base(name: str) -> bool:
     """True if the model is built on the base weights that `fetch` brings."""
-    from earwise.models import folder
+    from earwise.models import detect
 
-    family = folder.checkpoint(Path(name))[0] if Path(name).is_dir() else name
+    family = detect.checkpoint(Path(name))[0] if Path(name).is_dir() else name
     return family.split("-")[0] == "embedded"
 
 
 def find_manifest(name: str) -> Path:
     """`starter:train` and `starter:val` are the bundled clips; anything else is a path."""
-    from earwise.data.locate import manifest_path
+    from earwise.data.manifest_path import manifest_path
 
     return manifest_path(name, Path())
 

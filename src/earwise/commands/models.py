@@ -13,8 +13,8 @@ from earwise.commands.loading import json_option, open_model, result
 from earwise.errors import ModelError
 
 if TYPE_CHECKING:
-    from earwise.models.memory import Memory
-    from earwise.models.sizes import Sizes
+    from earwise.models.memory.estimate import Memory
+    from earwise.models.memory.published_sizes import Sizes
 
 GB = 1e9
 DTYPES = ("float32", "bfloat16")
@@ -53,13 +53,13 @@ def sizes_of(model: str) -> "tuple[Sizes, ...]":
     Raises:
         ModelError: if there is no such model, or it does not say how large it is.
     """
-    from earwise.engine.address import is_remote
-    from earwise.models import sizes
+    from earwise.engine.remote.address import is_remote
+    from earwise.models.memory import published_sizes as sizes
 
     if Path(model).is_dir():
-        from earwise.models import shapes
+        from earwise.models.memory import config_shapes
 
-        return (shapes.of_folder(Path(model)),)
+        return (config_shapes.of_folder(Path(model)),)
     if found := sizes.of_family(model):
         return found
     if is_remote(model):
@@ -68,15 +68,15 @@ def sizes_of(model: str) -> "tuple[Sizes, ...]":
         raise ModelError(
             f"model {model!r} is none of {', '.join(sizes.FAMILIES)}; or give a checkpoint folder or module:function"
         )
-    from earwise.models import shapes
+    from earwise.models.memory import config_shapes
 
-    return (shapes.of_model(open_model(model)),)
+    return (config_shapes.of_model(open_model(model)),)
 
 
 def uses(sizes: "Sizes", dtype: str | None) -> "dict[str, Memory]":
     """Memory of the usual uses of a model."""
-    from earwise.models import memory
-    from earwise.stages import TrainableConfig
+    from earwise.config.stages import TrainableConfig
+    from earwise.models.memory import estimate as memory
 
     lora, full = TrainableConfig(), TrainableConfig(decoder="full")
     plain = {name: memory.training(sizes, how, dtype=dtype) for name, how in (("lora", lora), ("full", full))}
@@ -113,7 +113,7 @@ def _row(sizes: "Sizes", dtype: str | None) -> dict[str, Any]:
 
 
 def _list(dtype: str | None, as_json: bool) -> None:
-    from earwise.models import sizes
+    from earwise.models.memory import published_sizes as sizes
 
     families: dict[str, dict[str, Any]] = {
         name: {"about": about, "published": [_row(one, dtype) for one in sizes.of_family(name)]}
@@ -159,7 +159,7 @@ def _length(seconds: float) -> str:
 
 
 def _machine() -> str:
-    from earwise.models.memory import free_memory
+    from earwise.models.memory.estimate import free_memory
 
     free = free_memory()
     return "this machine: free memory is not known here" if free is None else f"this machine: {free / GB:.1f} GB free"

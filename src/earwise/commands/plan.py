@@ -9,10 +9,10 @@ from earwise.commands.loading import result
 from earwise.commands.models import sizes_of
 
 if TYPE_CHECKING:
-    from earwise.config import Recipe
-    from earwise.models.memory import Memory
-    from earwise.models.sizes import Sizes
-    from earwise.stages import Stage
+    from earwise.config.recipe import Recipe
+    from earwise.config.stages import Stage
+    from earwise.models.memory.estimate import Memory
+    from earwise.models.memory.published_sizes import Sizes
 
 GB = 1e9
 ROOM = 1.4  # what an allocator holds beside what is used; measured on a CPU, see docs/models.md
@@ -33,7 +33,7 @@ def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool, proce
     """
     import yaml
 
-    from earwise.models import memory
+    from earwise.models.memory import estimate
 
     model, dtype = _sizes(recipe), recipe.model.dtype
     free, where, cuda = _free()
@@ -41,7 +41,7 @@ def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool, proce
     for number, (stage, counts) in enumerate(zip(recipe.stages, rows, strict=True)):
         need = of_process(model, stage, dtype, processes, engine, cpu=not cuda)
         held = need.peak * (1 if cuda else processes)  # a GPU each, but one memory
-        parts = memory.trained(model, stage.trainable)
+        parts = estimate.trained(model, stage.trainable)
         stages.append(
             {
                 "stage": f"{number} {stage.name or stage.kind}",
@@ -78,20 +78,20 @@ def of_process(
 ) -> "Memory":
     """Memory of one of several processes: each has its share of the prompts, and under `fsdp2` of the decoder's layers,
     with gradients and optimizer state; what a stage asks of the model (samples, a reference) wants them whole."""
-    from earwise.models import memory
-    from earwise.stages import GrpoStage, SftStage
+    from earwise.config.stages import GrpoStage, SftStage
+    from earwise.models.memory import estimate
 
     if isinstance(stage, GrpoStage):
         stage = stage.model_copy(update={"prompts_per_step": -(-stage.prompts_per_step // processes)})
-    need = memory.of_stage(model, stage, dtype=dtype, cpu=cpu)
+    need = estimate.of_stage(model, stage, dtype=dtype, cpu=cpu)
     if engine != "fsdp2" or processes == 1:
         return need
     away = 1 - 1 / processes
-    says, size = model.says, memory.BYTES[dtype or model.dtype]
+    says, size = model.says, estimate.BYTES[dtype or model.dtype]
     linear = sum(rows * columns for rows, columns in says.linears.values()) * says.layers
     layers = size * (linear if not says.experts else max(0, model.decoder - 2 * says.vocab * says.width))
     full = stage.trainable.decoder == "full"
-    trained = layers if full else 4 * memory.trained(model, stage.trainable)["decoder"]
+    trained = layers if full else 4 * estimate.trained(model, stage.trainable)["decoder"]
     lasting = dict(need.lasting)
     lasting["weights"] -= away * layers
     lasting["gradients"] -= away * trained
@@ -100,29 +100,30 @@ def of_process(
     phases = {**need.phases, "loading": {"layers not yet cut": max(0.0, early)}}
     if not isinstance(stage, SftStage):
         phases["rollout"] = {**phases.get("rollout", {}), "gathered layers": away * layers}
-    return memory.Memory(lasting, phases)
+    return estimate.Memory(lasting, phases)
 
 
 def _sizes(recipe: "Recipe") -> "Sizes":
     """Of the model that the recipe starts from."""
-    from earwise.models import sizes
+    from earwise.models.memory import published_sizes
 
     weights = recipe.model.weights
     if weights is not None and Path(weights).is_dir():
         return sizes_of(weights)[0]
-    found = sizes.default(recipe.model.name) or sizes_of(recipe.model.name)[0]
+    found = published_sizes.default(recipe.model.name) or sizes_of(recipe.model.name)[0]
     if recipe.model.connector is None:
         return found
-    from earwise.models import embedded_connector, shapes
+    from earwise.models.embedded import connector
+    from earwise.models.memory import config_shapes
 
-    return shapes.with_connector(found, embedded_connector.chosen(recipe.model.connector.model_dump()))
+    return config_shapes.with_connector(found, connector.chosen(recipe.model.connector.model_dump()))
 
 
 def _free() -> tuple[float | None, str, bool]:
     """Bytes free where the model would be trained, the name of that place, and whether it is a GPU."""
     import torch
 
-    from earwise.models.memory import free_memory
+    from earwise.models.memory.estimate import free_memory
 
     if torch.cuda.is_available():
         return free_memory("cuda"), torch.cuda.get_device_name(), True

@@ -12,7 +12,7 @@ from earwise.errors import AudioError, DataError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from earwise.config import Recipe
+    from earwise.config.recipe import Recipe
     from earwise.types import Example
 
 
@@ -29,15 +29,15 @@ def preflight(recipe: "Recipe", base: Path) -> list[dict[str, int]]:
         DataError: for a bad manifest, or rows that a style cannot use.
         AudioError: naming manifest, row and file, unless bad rows are to be skipped.
     """
-    from earwise.curriculum import Band, pass_rate, within
+    from earwise.algorithms.curriculum import Band, pass_rate, within
+    from earwise.algorithms.rewards import load_reward
+    from earwise.config.stages import CompressStage, DpoStage, GrpoStage, SftStage
     from earwise.data import manifest
     from earwise.data.index import open_rows
-    from earwise.data.locate import manifest_path
-    from earwise.engine.address import parse as parse_address
+    from earwise.data.manifest_path import manifest_path
+    from earwise.engine.remote.address import parse as parse_address
     from earwise.prompts import THINKING, question_text
-    from earwise.rewards import load_reward
-    from earwise.stages import CompressStage, DpoStage, GrpoStage, SftStage
-    from earwise.train.mirror import check
+    from earwise.train.logging.tracking import check
 
     check(recipe.trackers)
     rows = []

@@ -70,7 +70,7 @@ def command(
     Requests that come together are sampled together, and what one is told does not depend on the others. See
     docs/serving.md.
     """
-    from earwise.entries import require
+    from earwise.config.resolve import require
 
     for package in ("fastapi", "uvicorn"):
         require(package, "serve", "the routes of a server")
@@ -80,12 +80,12 @@ def command(
 
     import uvicorn
 
-    from earwise.build.asr import open_recogniser
+    from earwise.datasets.xs_cot.speech_recognition import open_recogniser
     from earwise.engine.local import LocalEngine
     from earwise.serve.api import Api, Rules
+    from earwise.serve.audio_inputs import Access
     from earwise.serve.batching import Capacity
-    from earwise.serve.sounds import Access
-    from earwise.serve.weights import Weights
+    from earwise.serve.weight_updates import Weights
 
     if not isinstance(engine, LocalEngine):
         raise ConfigError(f"--model {model}: is on a server already; name a family or a folder")
@@ -135,9 +135,9 @@ def _listen(host: str, port: int) -> "socket.socket":
 
 
 def _family(model: str) -> str:
-    from earwise.models import folder
+    from earwise.models import detect
 
-    return folder.checkpoint(Path(model))[0] if Path(model).is_dir() else model
+    return detect.checkpoint(Path(model))[0] if Path(model).is_dir() else model
 
 
 def _warm(engine: "LocalEngine") -> None:

@@ -9,8 +9,8 @@ import click
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from earwise.build.teachers import Teacher
-    from earwise.engine.wire import Limits
+    from earwise.datasets.teachers.teacher import Teacher
+    from earwise.engine.remote.openai_http import Limits
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -84,8 +84,8 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
     Raises:
         ConfigError: if a server is named without a model, or the price is no pair of numbers.
     """
-    from earwise.build import teachers
-    from earwise.engine import wire
+    from earwise.datasets.teachers import teacher as teachers
+    from earwise.engine.remote import openai_http
 
     if asked.teacher == "template":
         return teachers.Template(fillers)
@@ -95,7 +95,7 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
     return teachers.Remote(
         url,
         asked.teacher_model or named,
-        api_key=wire.key_from(asked.api_key_variable),
+        api_key=openai_http.key_from(asked.api_key_variable),
         temperature=asked.teacher_temperature,
         max_tokens=asked.teacher_max_tokens,
         structured=asked.structured,  # type: ignore[arg-type]  # click checked it
@@ -105,7 +105,7 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
 
 def limits(asked: TeacherOptions) -> "Limits":
     """How hard the teacher may be worked."""
-    from earwise.engine.wire import Limits
+    from earwise.engine.remote.openai_http import Limits
 
     return Limits(
         concurrency=asked.concurrency,

@@ -10,12 +10,12 @@ import click
 from earwise.commands.loading import fetch_base, json_option, note, result
 from earwise.commands.plan import show_plan
 from earwise.commands.preflight import preflight
-from earwise.entries import require
+from earwise.config.resolve import require
 from earwise.errors import ConfigError
 from earwise.files import alone
 
 if TYPE_CHECKING:
-    from earwise.config import Recipe
+    from earwise.config.recipe import Recipe
 
 
 @click.command("train", short_help="Train by a recipe: SFT, GRPO, any number of stages.")
@@ -99,8 +99,9 @@ def command(
     """
     for needed in ("accelerate", "peft"):
         require(needed, "train", "stages")
-    from earwise.config import load_recipe
-    from earwise.train import parallel, run
+    from earwise.config.recipe import load_recipe
+    from earwise.train import run
+    from earwise.train.distributed import parallel
 
     started = perf_counter()
     if resume is not None:
@@ -173,7 +174,7 @@ def _recorded(folder: Path) -> "tuple[Recipe, Path]":
     """The recipe of a stopped run, and the folder that its manifests start from."""
     import json
 
-    from earwise.config import check_recipe
+    from earwise.config.recipe import check_recipe
 
     at = folder / "recipe.json"
     try:
@@ -195,9 +196,9 @@ def _measure(recipe: "Recipe", base: Path, folder: Path, when: str, final: Path 
     """The recipe's `eval:` into `folder/eval/WHEN-N`; what is finished is not asked again."""
     if not recipe.eval:
         return []
+    from earwise.apps.recipe_eval import headline, measure
     from earwise.engine.local import LocalEngine
-    from earwise.measure import headline, measure
-    from earwise.models import folder as models
+    from earwise.models import detect as models
     from earwise.train.run import model_of
 
     named = (recipe.model.name, recipe.model.weights) if final is None else (str(final), None)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.data.manifest import from_line
-from earwise.data.pool import ordered_map
+from earwise.data.process_pool import ordered_map
 from earwise.errors import DataError
 from earwise.files import home, replacing
 from earwise.types import Audio, Example

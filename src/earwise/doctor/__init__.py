@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
-from earwise.data.locate import STARTER
+from earwise.data.manifest_path import STARTER
 from earwise.doctor import machine, model, server
 from earwise.doctor.check import Check, Say
 from earwise.engine.base import Engine
-from earwise.engine.remote import RemoteEngine
+from earwise.engine.remote.client import RemoteEngine
 from earwise.errors import EarwiseError
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from earwise.doctor.check import Check, judged
-from earwise.models.memory import free_memory
+from earwise.models.memory.estimate import free_memory
 
 FREE_DISK_GB = 2.0  # base weights while they are converted
 FREE_MEMORY_GB = 2.0  # the embedded model loaded and answering, with room

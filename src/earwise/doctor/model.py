@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from earwise.audio import decode
-from earwise.data.locate import STARTER
+from earwise.data.manifest_path import STARTER
 from earwise.doctor.check import Check, judged
 from earwise.engine.base import Decoding, Engine, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import ModelError
-from earwise.models import memory
 from earwise.models.base import AudioLM
+from earwise.models.memory import estimate
 from earwise.types import Audio, Text, Turn, Waveform
 
 TOLERANCE = 1e-3  # nats, of a whole answer's log-likelihood; float32 rounding stays near 1e-5
@@ -146,18 +146,18 @@ def trimming(engine: Engine, clips: list[Waveform]) -> Check | None:
 
 def needs(engine: Engine, clips: list[Waveform]) -> Check | None:
     """A batch of an evaluation about the longest clips fits into what is free beside the weights."""
-    from earwise.models import shapes
+    from earwise.models.memory import config_shapes
 
     model = _inside(engine)
     if model is None:
         return None
     try:
-        sizes = shapes.of_model(model)
+        sizes = config_shapes.of_model(model)
     except ModelError as error:
         return Check("fits", "warn", str(error), "watch the memory of the first batch")
     clip_s = min(30.0, model.spec.max_s)
-    more = sum(sum(parts.values()) for parts in memory.answering(sizes, clip_s=clip_s, prompts=BATCH).phases.values())
-    free = memory.free_memory(str(next(model.module.parameters()).device))
+    more = sum(sum(parts.values()) for parts in estimate.answering(sizes, clip_s=clip_s, prompts=BATCH).phases.values())
+    free = estimate.free_memory(str(next(model.module.parameters()).device))
     detail = (
         f"{sizes.parameters / 1e6:.0f}M parameters are loaded; {BATCH} questions about {clip_s:g} s take about "
         f"{more / 1e9:.2f} GB more (free: {'not known' if free is None else f'{free / 1e9:.1f} GB'})"

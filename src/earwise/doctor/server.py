@@ -11,8 +11,8 @@ from time import perf_counter
 from earwise.doctor.check import Check, judged
 from earwise.doctor.model import OPTIONS, SLOW, questions, silenced
 from earwise.engine.base import Decoding, Engine
-from earwise.engine.connect import listen
-from earwise.engine.remote import RemoteEngine
+from earwise.engine.remote.client import RemoteEngine
+from earwise.engine.remote.probe import listen
 from earwise.errors import EngineError
 from earwise.types import Completion, Waveform
 

@@ -18,18 +18,18 @@ from torch import Tensor
 from earwise.answers import parse
 from earwise.audio import decode
 from earwise.engine.base import Decoding, Engine, Prompt
-from earwise.engine.cache import Step, TreeCache
-from earwise.engine.delay import token_delay
-from earwise.engine.draws import Draws
-from earwise.engine.grow import Growth, Said, State, Tally, Watch
-from earwise.engine.static import StaticCache, rung
+from earwise.engine.decode_loop import Growth, Said, State, Tally, Watch
+from earwise.engine.kv_cache import Step, TreeCache
+from earwise.engine.rng import Draws
+from earwise.engine.static_cache import StaticCache, rung
+from earwise.engine.token_delay import token_delay
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
 from earwise.models.base import AudioLM
-from earwise.models.ears import Ears
+from earwise.models.cpu_decode.prepacked import CHEAP, FEWEST, Packed
+from earwise.models.encoder_cache import Ears
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.packed import CHEAP, FEWEST, Packed
-from earwise.models.sequence import answer_path, conversation_path
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
 

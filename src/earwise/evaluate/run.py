@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from earwise import rewards
+from earwise.algorithms import rewards
 from earwise.answers import parse
 from earwise.audio import LongAudio, audio_sha256, chunks, decode, is_silent, probe
 from earwise.engine.base import Decoding, Engine, Prompt

@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from earwise.audio import AudioSpec
-from earwise.entries import entry
+from earwise.config.resolve import entry
 from earwise.errors import ConfigError, ModelError
-from earwise.models.folder import ADAPTER, checkpoint
+from earwise.models.detect import ADAPTER, checkpoint
 from earwise.models.parts.attention import Attend
 from earwise.prompts import Template
 from earwise.types import Waveform
@@ -91,19 +91,19 @@ class AudioLM(Protocol):
 
 
 MODELS = {
-    "embedded": "earwise.models.embedded:load",
-    "embedded-aligned": "earwise.models.embedded:load_aligned",
-    "embedded-blank": "earwise.models.embedded:load_blank",
-    "qwen2_audio": "earwise.models.qwen2_audio:load",
-    "qwen25_omni": "earwise.models.qwen25_omni:load",
-    "salmonn": "earwise.models.salmonn:load",
-    "mellow": "earwise.models.mellow:load",
-    "qwen3_omni": "earwise.models.native:qwen3_omni",
-    "audio_flamingo3": "earwise.models.native:audio_flamingo3",
-    "voxtral": "earwise.models.native:voxtral",
-    "granite_speech": "earwise.models.native:granite_speech",
-    "phi4_multimodal": "earwise.models.native:phi4_multimodal",
-    "gemma3n": "earwise.models.native:gemma3n",
+    "embedded": "earwise.models.embedded.model:load",
+    "embedded-aligned": "earwise.models.embedded.model:load_aligned",
+    "embedded-blank": "earwise.models.embedded.model:load_blank",
+    "qwen2_audio": "earwise.models.families.qwen2_audio:load",
+    "qwen25_omni": "earwise.models.families.qwen25_omni:load",
+    "salmonn": "earwise.models.families.salmonn:load",
+    "mellow": "earwise.models.families.mellow:load",
+    "qwen3_omni": "earwise.models.families.native:qwen3_omni",
+    "audio_flamingo3": "earwise.models.families.native:audio_flamingo3",
+    "voxtral": "earwise.models.families.native:voxtral",
+    "granite_speech": "earwise.models.families.native:granite_speech",
+    "phi4_multimodal": "earwise.models.families.native:phi4_multimodal",
+    "gemma3n": "earwise.models.families.native:gemma3n",
 }
 
 WITH_ADAPTER = ("granite_speech",)
@@ -164,14 +164,14 @@ def load(
 
 def _adapted(name: str, folder: Path, device: str | None, dtype: str | None, trim: bool | None) -> AudioLM:
     """A base model with the adapter of `folder` merged into its weights."""
-    from earwise.models import adapter
+    from earwise.models import lora_checkpoint
 
     if (folder / "config.json").exists():
         raise ModelError(f"{folder}: holds a whole checkpoint and an adapter; move one of them to a folder of its own")
     if name.startswith("embedded"):
         raise ModelError(f"{folder}: an adapter holds no connector; name the folder with trained.safetensors instead")
-    changes = adapter.read(folder)
-    model = load(name, adapter.base_of(changes, folder, name), device=device, dtype=dtype, trim=trim)
-    adapter.merge(model.module, changes, adapter.PUBLISHED.get(name, ()), folder)
-    model.revision = adapter.revision(model.revision, folder)
+    changes = lora_checkpoint.read(folder)
+    model = load(name, lora_checkpoint.base_of(changes, folder, name), device=device, dtype=dtype, trim=trim)
+    lora_checkpoint.merge(model.module, changes, lora_checkpoint.PUBLISHED.get(name, ()), folder)
+    model.revision = lora_checkpoint.revision(model.revision, folder)
     return model

@@ -21,7 +21,7 @@ from earwise.report.cards import players
 from earwise.report.page import tile
 from earwise.report.plots import COLOURS, Series, curves
 from earwise.report.tables import table
-from earwise.train.trackers import Sample, flat, grouped
+from earwise.train.logging.trackers import Sample, flat, grouped
 
 LOG, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.json"
 # Title and note of the curves that a reader looks for first, in this order; other logged values follow under their

@@ -23,23 +23,23 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from earwise.build.asr import Recogniser
+from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.base import Decoding, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
-from earwise.models.sequence import conversation_path
-from earwise.serve import reply
-from earwise.serve.answer import Answer, unless_gone
-from earwise.serve.asked import Asked, read
+from earwise.models.prompt_encoding import conversation_path
+from earwise.serve import response
+from earwise.serve.audio_inputs import Access, decoded, fetch
 from earwise.serve.batching import Batcher, Capacity, Job
+from earwise.serve.chat_request import Asked, read
+from earwise.serve.completion import Answer, unless_gone
+from earwise.serve.errors import Refusal, body_of
 from earwise.serve.metrics import Metrics, exposed
-from earwise.serve.refusal import Refusal, body_of
-from earwise.serve.sounds import Access, decoded, fetch
-from earwise.serve.transcribe import read_form
-from earwise.serve.weights import Weights
+from earwise.serve.transcription import read_form
+from earwise.serve.weight_updates import Weights
 from earwise.types import Waveform
 
-Heads = Callable[[str], reply.Head]
+Heads = Callable[[str], response.Head]
 """Makes the head of an answer once the revision of the weights is known."""
 SEEDS = 2**31  # where none is given
 
@@ -128,7 +128,7 @@ class Api:
     async def _models(self, request: Request, name: str | None = None) -> Response:
         self._know(request)
         engine = self._engine
-        card = reply.card(self._name, engine.revision, self._started, engine.sample_rate, engine.max_audio_s)
+        card = response.card(self._name, engine.revision, self._started, engine.sample_rate, engine.max_audio_s)
         if name is not None:
             self._check_name(name)
         return JSONResponse({"object": "list", "data": [card]} if name is None else card)
@@ -183,28 +183,28 @@ class Api:
             quiet = {"cache-control": "no-cache", "x-accel-buffering": "no"}
             return StreamingResponse(told, media_type="text/event-stream", headers=quiet)
         self._count(answer, head(answer.job.revision), 200)
-        return JSONResponse(reply.whole(head(answer.job.revision), answer.pieces))
+        return JSONResponse(response.whole(head(answer.job.revision), answer.pieces))
 
     async def _stream(self, answer: Answer, head: Heads, *, include_usage: bool) -> AsyncIterator[str]:
         """The events of an answer whose first piece is there."""
         status, about = 499, head(answer.job.revision)
         try:
-            for body in reply.opening(about, answer.job.n):
-                yield reply.event(body)
+            for body in response.opening(about, answer.job.n):
+                yield response.event(body)
             while True:
                 for piece in answer.fresh():
-                    yield reply.event(reply.chunk(about, piece))
+                    yield response.event(response.chunk(about, piece))
                 if answer.over:
                     break
                 await answer.listen(whole=False)
             if include_usage:
-                yield reply.event(reply.closing(about, answer.pieces))
+                yield response.event(response.closing(about, answer.pieces))
             status = 200
-            yield reply.DONE
+            yield response.DONE
         except EarwiseError as error:
             status = error.status if isinstance(error, Refusal) else 500
-            yield reply.event(body_of(error))
-            yield reply.DONE
+            yield response.event(body_of(error))
+            yield response.DONE
         finally:
             answer.job.cancelled = True
             self._count(answer, about, status)
@@ -239,8 +239,8 @@ class Api:
         made = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self._metrics.audio_s += sum(len(wave) for wave in waves) / self._engine.sample_rate
 
-        def head(revision: str) -> reply.Head:
-            return reply.Head(
+        def head(revision: str) -> response.Head:
+            return response.Head(
                 *made, self._name, revision, seed, ids, clips, settings.logprobs, settings.return_token_ids,
                 lambda token: self._engine.model.detokenize([token]),
             )  # fmt: skip
@@ -292,8 +292,8 @@ class Api:
         except (ValueError, RecursionError) as error:
             raise Refusal(f"the body is no JSON ({error})") from error
 
-    def _count(self, answer: Answer, head: reply.Head, status: int) -> None:
-        said, metrics = reply.usage(head, answer.pieces), self._metrics
+    def _count(self, answer: Answer, head: response.Head, status: int) -> None:
+        said, metrics = response.usage(head, answer.pieces), self._metrics
         metrics.requests[status] += 1
         metrics.prompt_tokens += said["prompt_tokens"]
         metrics.completion_tokens += said["completion_tokens"]

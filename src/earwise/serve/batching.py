@@ -18,11 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from earwise.engine.base import Decoding, Prompt
-from earwise.engine.grow import Said
+from earwise.engine.decode_loop import Said
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
-from earwise.serve.refusal import Refusal
-from earwise.serve.telling import Piece, Telling
+from earwise.serve.errors import Refusal
+from earwise.serve.stream_text import Piece, Telling
 
 LOG = logging.getLogger("earwise.serve")
 GATHER_S = 0.005  # an idle model waits so long for more requests to come,

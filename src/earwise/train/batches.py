@@ -7,18 +7,18 @@ from typing import TypeVar
 
 import torch
 
+from earwise.algorithms.curriculum import EasyToHard, pass_rate
 from earwise.audio import LongAudio, chunks, decode, num_samples, probe
-from earwise.curriculum import EasyToHard, pass_rate
+from earwise.config.stages import Stage
 from earwise.data.mixture import Mixture
 from earwise.errors import AudioError
 from earwise.forest import Path, bins, pack, plant
 from earwise.models.base import AudioLM
-from earwise.models.ears import Ears
+from earwise.models.encoder_cache import Ears
 from earwise.prompts import spread
-from earwise.stages import Stage
-from earwise.train import parallel
-from earwise.train.clock import Clock
+from earwise.train.distributed import parallel
 from earwise.train.policy import Micro
+from earwise.train.profiler import Clock
 from earwise.types import Example, Waveform
 
 T = TypeVar("T")

@@ -9,24 +9,27 @@ from typing import Any
 
 import torch
 
-from earwise.config import Recipe, check_recipe
-from earwise.curriculum import Band, within
+from earwise.algorithms.curriculum import Band, within
+from earwise.config.recipe import Recipe, check_recipe
+from earwise.config.stages import CompressStage, DpoStage, GrpoStage, SftStage, Source, Stage
 from earwise.data.index import Rows, open_rows
-from earwise.data.locate import STARTER as STARTER
-from earwise.data.locate import manifest_path as manifest_path
+from earwise.data.manifest_path import STARTER as STARTER
+from earwise.data.manifest_path import manifest_path as manifest_path
 from earwise.errors import ConfigError, DataError
 from earwise.files import alone, append_jsonl, building, seen_from, write_json
-from earwise.models import adapter
+from earwise.models import lora_checkpoint
 from earwise.models.base import AudioLM, load
-from earwise.models.ears import Ears
-from earwise.models.embedded import Embedded
+from earwise.models.embedded.model import Embedded
+from earwise.models.encoder_cache import Ears
 from earwise.models.parts.recompute import recompute_layers
-from earwise.stages import CompressStage, DpoStage, GrpoStage, SftStage, Source, Stage
-from earwise.train import compress, dpo, grpo, loop, parallel, sft, show, state
+from earwise.train import checkpoints, trainer
 from earwise.train.batches import Sounds
-from earwise.train.clock import Clock, settled_on
-from earwise.train.mirror import Mirror, check
+from earwise.train.distributed import parallel
+from earwise.train.logging import sample_log
+from earwise.train.logging.tracking import Mirror, check
 from earwise.train.policy import FOREST_TOLERANCE
+from earwise.train.profiler import Clock, settled_on
+from earwise.train.stages import compress, dpo, grpo, sft
 from earwise.train.trainable import encoder_trains, prepare
 
 SAMPLES = "rollouts.jsonl"
@@ -160,19 +163,19 @@ def _stage(
             mirror.sample(row)
 
     if isinstance(stage, SftStage):
-        chosen = stage.model_copy(update={"start": "none"}) if state.checkpoints(folder) else stage
+        chosen = stage.model_copy(update={"start": "none"}) if checkpoints.checkpoints(folder) else stage
         work = sft.work(model, chosen, sources, ears, sounds, seed, say, clock)
     elif isinstance(stage, DpoStage):
         work = dpo.work(model, stage, sources, ears, sounds, seed, clock)
     elif isinstance(stage, CompressStage):
         held_out = _examples(stage.held_out, base, opened, say) if stage.held_out else []
-        some = show.evenly(held_out, stage.held_out_limit)
+        some = sample_log.evenly(held_out, stage.held_out_limit)
         work = compress.work(model, stage, sources, some, ears, sounds, seed, keep, say, clock)
     else:
         work = grpo.work(model, stage, sources, ears, sounds, seed, keep, folder / "sampler", say, clock)
     if not isinstance(stage, GrpoStage) and not (isinstance(stage, CompressStage) and stage.held_out):
-        work = show.shown(work, model, stage, sources, ears, sounds, keep, clock, say)
-    loop.run(
+        work = sample_log.shown(work, model, stage, sources, ears, sounds, keep, clock, say)
+    trainer.run(
         model,
         work,
         optimizer_config=stage.optimizer,
@@ -199,7 +202,7 @@ def _stage(
         with building(folder / "final") as part:
             model.save(part)
             if not isinstance(model, Embedded):  # what that one saves is the adapter
-                adapter.keep(adapter.trained(model.module, started_from), part)
+                lora_checkpoint.keep(lora_checkpoint.trained(model.module, started_from), part)
     parallel.wait()
 
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from earwise.config.stages import OptimizerConfig, TrainableConfig
 from earwise.errors import ConfigError, ModelError
 from earwise.models.base import AudioLM
 from earwise.models.parts import lora_product
-from earwise.stages import OptimizerConfig, TrainableConfig
 from earwise.train.policy import Micro, Policy
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+from earwise.config.resolve import entry
 from earwise.data.sources.tables import Bad, split_of
-from earwise.entries import entry
 from earwise.errors import DataError
 from earwise.types import Example
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from earwise.entries import entry
+from earwise.config.resolve import entry
 from earwise.types import Example
 
 TASKS = {

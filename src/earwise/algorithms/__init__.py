@@ -1,0 +1,1 @@
+"""Losses, rewards, curricula and chain compression: pure functions without models or files."""

@@ -1,0 +1,172 @@
+"""Recipes: one YAML file per paper, one schema; what a stage may say is in `stages.py`. No torch.
+
+`load_recipe` merges schema default < YAML < profile < arm < command line and checks the result; unknown keys are
+refused with the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the
+door: stages unpack it and pass plain values on.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from earwise.config.overrides import assign
+from earwise.config.stages import (
+    BandConfig,
+    CompressStage,
+    CurriculumConfig,
+    DataConfig,
+    DpoStage,
+    GrpoStage,
+    JudgeConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RefreshConfig,
+    SftStage,
+    Source,
+    Stage,
+    Strict,
+    TrainableConfig,
+    Where,
+)
+from earwise.errors import ConfigError
+
+
+class ConnectorConfig(Strict):
+    """An untrained connector of the embedded model."""
+
+    kind: Literal["mix", "linear", "residual", "qformer"] = "mix"
+    """The shipped model's; one linear layer; Mellow's residual projector; a Q-Former on windows, as SALMONN's."""
+    layers: Literal["all", "last"] = "all"
+    """Of the encoder, that it reads: all, weighted by learned gates and laid side by side, or the last."""
+    token_ms: int = Field(320, ge=20, le=30_000, multiple_of=20)
+    """Sound that one token stands for."""
+
+
+class ModelConfig(Strict):
+    """Which model a recipe starts from."""
+
+    name: str = "embedded"
+    weights: str | None = None
+    """Checkpoint folder; None is the family's default."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights; None is the family's default. What is trained beside frozen bfloat16 weights stays float32."""
+    trim: bool | None = None
+    """Whether the encoder hears only frames that exist, or every clip padded to its window; None is the family's or
+    the checkpoint's own. The same where the encoder masks padding; a choice to be trained with where it does not."""
+    connector: ConnectorConfig | None = None
+    """Of `embedded-blank`; None is the shipped model's kind. Drawn by the recipe's seed."""
+    decoder_start: Literal["pretrained", "random"] = "pretrained"
+    """Of `embedded-blank`: `random` draws the decoder anew, by the recipe's seed; then train it in full."""
+
+    @model_validator(mode="after")
+    def _only_what_is_untrained_is_chosen(self) -> "ModelConfig":
+        chosen = "connector" if self.connector else "decoder_start" if self.decoder_start == "random" else None
+        if chosen and self.name != "embedded-blank" and ":" not in self.name:
+            raise ValueError(f"{chosen} is for name: embedded-blank, {self.name} was trained with its own")
+        return self
+
+
+class EvalConfig(Strict):
+    """What a run is measured on, before its first stage and after its last."""
+
+    manifest: str
+    where: Where = Field(default_factory=dict)
+    style: str = "answer"
+    max_new_tokens: int = Field(32, gt=0)
+    limit: int | None = Field(None, gt=0)
+
+
+class Recipe(Strict):
+    """A resolved recipe."""
+
+    recipe: str
+    model: ModelConfig = ModelConfig()
+    seed: int = 0
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    eval: tuple[EvalConfig, ...] = ()
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where the logs are shown while the run goes on, beside `metrics.jsonl`: tensorboard, wandb, trackio, or your own
+    `module:function`."""
+
+    def shown_in(self, more: Sequence[str]) -> "Recipe":
+        """The same in more trackers."""
+        return self.model_copy(update={"trackers": tuple(dict.fromkeys([*self.trackers, *more]))})
+
+
+def load_recipe(
+    path: Path, *, profile: str | None = None, arm: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        path: YAML file.
+        profile: Name under `profiles:`; its entries are dotted keys (`stages.*.max_steps`) or nested mappings.
+        arm: Name under `arms:`, a variant to be compared with others; written as a profile, and laid over it.
+        overrides: `dotted.key=value` from the command line.
+    Raises:
+        ConfigError: naming file, key, value and remedy.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping with `recipe:` and `stages:`, this is {type(raw).__name__}")
+    for kind, chosen in (("profile", profile), ("arm", arm)):
+        layers = raw.pop(f"{kind}s", None) or {}  # of the arms as the profile has left them
+        if chosen is not None:
+            if chosen not in layers:
+                raise ConfigError(f"{path}: {kind} {chosen!r} is none of {', '.join(layers) or '(none)'}")
+            for key, value in (layers[chosen] or {}).items():
+                assign(raw, key, value, str(path))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"override {override!r} is not key=value; write for example stages.0.max_steps=10")
+        assign(raw, key, yaml.safe_load(value), "command line")
+    return check_recipe(raw, str(path))
+
+
+def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
+    """Validate a merged recipe; see `load_recipe`."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False)[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    parts = list(problem["loc"])
+    if len(parts) > 2 and parts[0] == "stages":
+        del parts[2]  # the kind, by which pydantic tells stages apart: nobody wrote it there
+    place = ".".join(map(str, parts))
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        near = difflib.get_close_matches(name, _field_names(), 1)
+        return (
+            f"unknown key {place!r}"
+            + (f"; did you mean {near[0]!r}?" if near else "; see docs/training.md for the keys")
+            + more
+        )
+    if problem["type"] == "value_error":  # the message of a check between keys says it all
+        return f"{place}: {problem['ctx']['error']}{more}"
+    shown = json.dumps(problem["input"], default=str)
+    return f"{place}: {problem['msg']}, got {shown[:80]}{more}"
+
+
+def _field_names() -> list[str]:
+    models: list[type[BaseModel]] = [
+        Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
+        SftStage, GrpoStage, BandConfig, CurriculumConfig,
+        JudgeConfig, RefreshConfig, DpoStage, CompressStage, EvalConfig,
+    ]  # fmt: skip
+    return [name for model in models for name in model.model_fields]

@@ -1,0 +1,1 @@
+"""Checks that a data set needs ears and leaks nothing."""

@@ -1,0 +1,1 @@
+"""Questions from a labelled collection of clips."""

@@ -1,0 +1,1 @@
+"""Decoding every clip of a manifest once, in several processes or on Ray."""

@@ -1,0 +1,1 @@
+"""XS-CoT's training data: spoken instructions and their cross-lingual chains of thought."""

@@ -1,0 +1,1 @@
+"""Inference on a server that speaks the OpenAI protocol."""

@@ -1,0 +1,1 @@
+"""Converters of officially released checkpoints into our folder layout."""

@@ -1,0 +1,1 @@
+"""Decoding a few rows quickly on a CPU: prepacked weights and fused layers."""

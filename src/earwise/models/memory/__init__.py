@@ -1,0 +1,1 @@
+"""Memory that a model needs for training and inference, computed without its weights."""

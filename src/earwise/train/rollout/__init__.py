@@ -1,0 +1,1 @@
+"""Everything between a prompt and a scored completion in reinforcement learning."""

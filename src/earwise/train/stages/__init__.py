@@ -1,0 +1,1 @@
+"""The training stages: supervised, preferences, reinforcement learning and chain compression."""

@@ -1,0 +1,67 @@
+"""What one of several processes does in `test_parallel.py`: run recipes one after the other, all in one process group.
+
+python parallel_worker.py JOBS.json; rank, number of processes and address stand in the environment, as launchers put
+them there.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from builders import tiny_qwen2_audio
+from earwise.config.recipe import check_recipe
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.train import run
+from earwise.train.distributed import parallel
+from earwise.types import Example
+
+
+def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """The model of all jobs."""
+    return tiny_qwen2_audio(3)
+
+
+def likes_e(_: Example, completion: str) -> float:
+    """A reward that a byte model can earn."""
+    return float(sum(c in "etaoinshrdlu" for c in completion))
+
+
+def likes_a(example: Example, completion: str) -> float:
+    """The same, but that most rows earn nothing whatever is said: their groups are flat."""
+    return likes_e(example, completion) if example.id.startswith("a") else 0.0
+
+
+def stops_second(example: Example, completion: str) -> float:
+    """The same, and Ctrl-C reaches the second process only, once, in its third step."""
+    counted.append(completion)
+    if parallel.rank() == 1 and len(counted) == STOPS_AT:
+        os.kill(os.getpid(), signal.SIGINT)
+    return likes_e(example, completion)
+
+
+counted: list[str] = []
+STOPS_AT = 10
+
+
+def work(jobs: list[dict]) -> None:
+    """Run all of them; one that was interrupted is resumed."""
+    for job in jobs:
+        recipe, out, base = check_recipe(job["recipe"], "test"), Path(job["out"]), Path(job["base"])
+        os.environ["FSDP_RESHARD_AFTER_FORWARD"] = job.get("reshard", "true")
+        try:
+            run.start(recipe, out, base)
+        except KeyboardInterrupt:
+            if parallel.main():
+                (out / "interrupted").touch()
+            run.resume(out)
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    sys.modules["parallel_worker"] = sys.modules["__main__"]
+    work(json.loads(Path(sys.argv[1]).read_text()))
+    parallel.end()

@@ -1,0 +1,191 @@
+"""What `make recipes` and the comparison of XS-CoT's arms count and keep: a run is brought to its end once, read back
+from its log, and refused under other settings; every bundled phrase keeps its answer byte for byte at every stage.
+"""
+
+import itertools
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from builders import sound, tiny_qwen2_audio
+from earwise.audio import decode, encode_ogg
+from earwise.config.recipe import load_recipe
+from earwise.data import manifest
+from earwise.datasets.xs_cot import instructions
+from earwise.engine.base import Prompt
+from earwise.engine.local import LocalEngine
+from earwise.errors import ConfigError
+from earwise.evaluate.metrics import stats
+from earwise.files import read_log
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.prompts import prompt_turns, target_text, xs_cot_chain
+from earwise.train.stages import compress as stage_of
+from earwise.types import Audio, Example, Text, Turn
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import compress  # noqa: E402
+import recipes  # noqa: E402
+
+STAGE = {
+    "kind": "sft",
+    "name": "learn",
+    "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"plain": 1.0}},
+    "clips_per_step": 2,
+    "max_steps": 5,
+    "pack_tokens": 400,
+    "optimizer": {"lr": 1e-2, "schedule": "constant"},
+    "trainable": {"decoder": "full"},
+}
+EVAL = {"manifest": "rows.jsonl", "style": "plain", "max_new_tokens": 2}
+
+
+def tiny(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """Named in recipes below as `test_recipes:tiny`."""
+    assert device == "cpu"
+    return tiny_qwen2_audio(3)
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe with a profile `cpu` and two rows, and the way to this file for processes that are started."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    rows = []
+    for number, name in enumerate(("dog", "cat")):
+        (tmp_path / f"{name}.ogg").write_bytes(encode_ogg(sound(0.5, 300 * (number + 1)), 16000))
+        turn = Turn("user", (Audio(f"{name}.ogg"), Text("What is it?")))
+        rows.append(Example(name, (turn,), (name,), ("dog", "cat"), root=tmp_path))
+    manifest.write(tmp_path / "rows.jsonl", rows)
+    raw = {"recipe": "t", "model": {"name": "test_recipes:tiny"}, "stages": [STAGE], "eval": [EVAL]}
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(raw | {"profiles": {"cpu": {}}}))
+    return tmp_path
+
+
+def test_a_recipe_is_brought_to_its_end_once_and_read_back(base: Path) -> None:
+    out = base / "out"
+    recipe = load_recipe(base / "t.yaml", profile="cpu")
+    fresh = (str(base / "t.yaml"), "--profile", "cpu", "--out", str(out / "t"))
+    assert recipes.bring(out / "t", recipe, fresh) is None
+    assert recipes.bring(out / "t", recipe, fresh) is None, "finished: nothing is started"
+    assert [row["run"] for row in read_log(out / recipes.WALL)] == ["t"]
+
+    row = recipes.described("t", out)
+    losses = [one["sft/loss"] for one in read_log(out / "t" / "metrics.jsonl")]
+    assert row["steps"] == 5 and row["stages"][0]["name"] == "learn"
+    assert row["stages"][0]["loss"] == pytest.approx([losses[0], losses[-1]], abs=1e-4), "a quarter of five is one"
+    assert losses[-1] < losses[0]
+    held_out = row["held_out"][0]
+    for when in ("before", "after"):
+        right = round(2 * held_out[when]["accuracy"])
+        assert [held_out[when]["low"], held_out[when]["high"]] == pytest.approx(stats.wilson(right, 2))
+        assert held_out[when]["blind"] is not None
+    assert held_out["n"] == 2 and held_out["chance"] == 0.5
+    assert held_out["trained_on"], "the same manifest, nothing held out"
+
+    recipes.write(out, [row], {"other": "no such file"})
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["recipes"][0]["recipe"] == "t" and summary["failed"] == {"other": "no such file"}
+    assert summary["minutes"] == round(row["wall_seconds"] / 60, 1)
+    text = (out / "summary.md").read_text()
+    assert f"learn 5, {row['stages'][0]['seconds'] / 60:.1f}: loss" in text and "other failed: no such file" in text
+    assert 'href="t/report.html"' in (out / "summary.html").read_text() and (out / "t" / "report.html").exists()
+
+    with pytest.raises(ConfigError, match="other settings"):
+        recipes.bring(out / "t", load_recipe(base / "t.yaml", profile="cpu", overrides=["seed=9"]), fresh)
+
+
+def test_a_recipe_that_fails_says_why_and_the_others_go_on(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (base / "rows.jsonl").unlink()
+    monkeypatch.setattr(recipes, "NAMES", ("missing", "t"))
+    monkeypatch.setattr(sys, "argv", ["recipes.py", "--out", str(base / "out"), "--quick"])
+    assert recipes.main() == 2
+    said = capsys.readouterr()
+    assert "missing.yaml: cannot be read" in said.out
+    assert "rows.jsonl" in said.out and "t: failed" in said.out
+
+
+def test_beginning_and_end_are_means_of_a_quarter() -> None:
+    assert recipes.ends([7.0]) == [7.0, 7.0]
+    assert recipes.ends([8.0, 4.0, 0.0, 0.0, 0.0, 0.0, 1.0, 3.0]) == [6.0, 2.0]
+
+
+def test_what_is_trained_on_is_not_held_out() -> None:
+    folder = BENCHMARKS.parent / "recipes"
+    whole = {name: load_recipe(folder / f"{name}.yaml", profile="cpu") for name in ("embedded", "xs-cot", "mellow")}
+    assert {name: recipes.is_trained_on(one.eval[0], one) for name, one in whole.items()} == {
+        "embedded": False,  # one manifest, two splits
+        "xs-cot": True,
+        "mellow": False,
+    }
+
+
+@pytest.mark.parametrize("name", recipes.NAMES)
+def test_every_recipe_has_the_profile(name: str) -> None:
+    assert load_recipe(BENCHMARKS.parent / "recipes" / f"{name}.yaml", profile="cpu", overrides=recipes.QUICK).eval
+
+
+def bundled() -> list[Example]:
+    """Every phrase of the package in every language but English, as `build xs-cot` makes rows of them."""
+    rows = []
+    for item in instructions.read(instructions.BUNDLED, pytest.fail):
+        core = item.words["en"]
+        for code, words in item.words.items():
+            if code != "en":
+                chain = xs_cot_chain(code, words.instruction, core.instruction, core.response)
+                turn = Turn("user", (Audio("said.ogg"),))
+                rows.append(Example(f"{item.id}-{code}", (turn,), (words.response,), reasoning=chain, language=code))
+    return rows
+
+
+@pytest.mark.parametrize("arm", ["implicit", "fully-implicit", "k1", "tokens"])
+def test_every_bundled_answer_is_byte_identical_at_every_stage(arm: str) -> None:
+    model, rows = tiny(), bundled()
+    stage = load_recipe(compress.RECIPE, profile="cpu-delay", arm=arm).stages[-1]
+    plan = stage_of.plan(stage.model_copy(update={"smoothing": None}), rows, 60, seed=1)
+    growths = range(0, int(stage.every_steps * (plan.cutover + 1)), stage.every_steps)
+    assert [plan.progress(step) for step in growths] == list(range(int(plan.cutover) + 1))
+    assert len(rows) == 90
+    for row in rows:
+        head, chain, tail = stage_of.parts(row, "xs-cot")
+        chains = [plan.chain(row, chain, step, model) for step in growths]
+        said = [model.detokenize([*model.tokenize(head), *ids, *model.tokenize(tail)]) for ids in chains]
+        assert said[0] == target_text(row, "xs-cot")
+        assert all(text.endswith(f"[{row.language}-response] {row.answer[0]}") for text in said), row.id
+        sizes = [len(ids) for ids in chains]
+        assert all(later <= earlier for earlier, later in itertools.pairwise(sizes)) and sizes[-1] < sizes[0], row.id
+
+
+def test_the_loss_on_answers_is_the_engines_and_counts_no_chain(base: Path) -> None:
+    row = replace(bundled()[0], turns=(Turn("user", (Audio("dog.ogg"),)),), root=base)
+    model = tiny()
+    recipe = load_recipe(compress.RECIPE, profile="cpu-delay", arm="direct")
+    assert compress.spoken_before(row, recipe, model) == ""
+    found = compress.answer_loss(model, recipe, [row])
+    wave = decode(base / "dog.ogg", model.spec.sample_rate)
+    score = LocalEngine(model).score([Prompt(prompt_turns(row, "spoken"), (wave,), "a")], [row.answer])[0][0]
+    assert found["tokens"] == len(model.tokenize(row.answer[0])) + 1
+    assert found["nats_a_token"] == pytest.approx(-score / found["tokens"], abs=1e-3)
+
+    chain = load_recipe(compress.RECIPE, profile="cpu-delay", arm="chain")
+    whole = compress.spoken_before(row, chain, model)
+    assert whole + row.answer[0] == target_text(row, "xs-cot")
+    ids = compress.answer_loss(model, chain, [row])
+    texts = [whole + row.answer[0]]
+    both = LocalEngine(model).score([Prompt(prompt_turns(row, "xs-cot"), (wave,), "a")], [texts])[0]
+    assert ids["tokens"] == found["tokens"], "the chain is not counted"
+    assert ids["nats_a_token"] * ids["tokens"] < -both[0], "but it is said before the answer"
+    assert math.isfinite(ids["nats_a_token"])
+    short = compress.spoken_before(row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="implicit"), model)
+    none = compress.spoken_before(row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="fully-implicit"), model)
+    assert len(whole) > len(short) > len(none)
+    assert all(text.endswith(f"[{row.language}-response] ") for text in (whole, short, none))

@@ -1,0 +1,135 @@
+"""Recipes: what overrides what, what is refused and how it is said."""
+
+from pathlib import Path
+
+import pytest
+
+from earwise.config.recipe import check_recipe, load_recipe
+from earwise.config.stages import GrpoStage, SftStage
+from earwise.errors import ConfigError
+
+RECIPE = """
+recipe: small
+stages:
+  - kind: sft
+    data: {mixture: [{manifest: a.jsonl}], styles: {open: 1.0}}
+    max_steps: 10
+  - kind: grpo
+    data: {mixture: [{manifest: b.jsonl}]}
+    max_steps: 20
+    optimizer: {lr: 1.0e-5, grad_clip: 0.5}
+profiles:
+  cpu:
+    stages.*.max_steps: 2
+    stages.1: {group_size: 4, optimizer: {lr: 3e-4}}
+arms:
+  think: {stages.0.data.styles: {open: null, think: 1.0}, stages.1.group_size: 2}
+  one: {stages.1: null}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_defaults_below_file_below_profile_below_command_line(recipe: Path) -> None:
+    plain = load_recipe(recipe)
+    assert [stage.max_steps for stage in plain.stages] == [10, 20]
+    assert plain.model.name == "embedded"
+    cpu = load_recipe(recipe, profile="cpu")
+    assert [stage.max_steps for stage in cpu.stages] == [2, 2]
+    given = load_recipe(recipe, profile="cpu", overrides=["stages.1.max_steps=7", "seed=3"])
+    assert [stage.max_steps for stage in given.stages] == [2, 7]
+    assert given.seed == 3
+
+
+def test_a_mapping_in_a_profile_is_merged_not_replaced(recipe: Path) -> None:
+    stage = load_recipe(recipe, profile="cpu").stages[1]
+    assert isinstance(stage, GrpoStage)
+    assert stage.group_size == 4
+    assert stage.optimizer.lr == 3e-4  # YAML reads 3e-4 as text; the schema makes it a number
+    assert stage.optimizer.grad_clip == 0.5
+
+
+def test_numbers_without_a_point_are_numbers(recipe: Path) -> None:
+    stage = load_recipe(recipe, overrides=["stages.0.optimizer.lr=2e-6"]).stages[0]
+    assert isinstance(stage, SftStage)
+    assert stage.optimizer.lr == 2e-6
+
+
+def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
+    resolved = load_recipe(recipe, profile="cpu")
+    assert check_recipe(resolved.model_dump(mode="json"), "again") == resolved
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["stages.1.group_sise=4"], "unknown key 'stages.1.group_sise'; did you mean 'group_size'"),
+        (["stages.0.data.stiles={}"], "unknown key 'stages.0.data.stiles'"),
+        (["stages.1.group_size=1"], "group_size"),
+        (["stages.1.group_size=many"], "many"),
+        (["stages.5.max_steps=1"], "index from 0"),
+        (["stages.0.max_steps"], "key=value"),
+        (["seed.sub=1"], "seed"),
+        (["stages.0.kind=dance"], "dance"),
+        (["stages.0.optimizer.lr=-1"], "greater than 0"),
+        (["stages.0.optimizer.lr=.nan"], "lr"),
+        (["stages=[]"], "stages"),
+        (["stages.1.loss_type=ppo"], "loss_type"),
+        (["stages.0.data.mixture=[]"], "mixture"),
+        (["stages.0.data.mixture.0.weight=0"], "weight"),
+    ],
+)
+def test_what_is_wrong_is_named(recipe: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, overrides=overrides)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "recipe: [unclosed", "recipe: x\n\tstages: y", "just words"])
+def test_what_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_recipe(path)
+
+
+def test_unknown_profile_lists_the_known(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match="none of cpu"):
+        load_recipe(recipe, profile="gpu")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        load_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_cispo_wants_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "recipe: r\nstages: [{kind: grpo, data: {mixture: [{manifest: a.jsonl}]}, max_steps: 1, loss_type: cispo}]\n"
+    )
+    with pytest.raises(ConfigError, match=r"stages\.0: loss_type cispo needs epsilon_high"):
+        load_recipe(path)
+    assert load_recipe(path, overrides=["stages.0.epsilon_high=5"]).stages[0].epsilon_high == 5  # type: ignore[union-attr]
+
+
+def test_an_arm_lies_over_the_profile_and_takes_out_what_is_null(recipe: Path) -> None:
+    plain, think = load_recipe(recipe, profile="cpu"), load_recipe(recipe, profile="cpu", arm="think")
+    assert plain.stages[0].data.styles == {"open": 1.0}
+    assert think.stages[0].data.styles == {"think": 1.0}
+    assert isinstance(think.stages[1], GrpoStage) and think.stages[1].group_size == 2
+    assert think.stages[1].optimizer.lr == 3e-4
+    assert load_recipe(recipe, arm="think", overrides=["stages.1.group_size=5"]).stages[1].group_size == 5  # type: ignore[union-attr]
+    assert len(load_recipe(recipe, arm="one").stages) == 1
+    named = ["stages.0.name=first", "stages.first.max_steps=4"]
+    assert load_recipe(recipe, overrides=named).stages[0].max_steps == 4
+    with pytest.raises(ConfigError, match="a stage's name"):
+        load_recipe(recipe, overrides=["stages.second.max_steps=4"])
+    with pytest.raises(ConfigError, match="arm 'thnk' is none of think, one"):
+        load_recipe(recipe, arm="thnk")

@@ -1,0 +1,185 @@
+"""The index of a manifest says what reading all of it says, row for row and error for error, and is kept while it
+holds."""
+
+import json
+import os
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earwise.data import manifest
+from earwise.data.index import Rows, kept_at, open_index, open_rows
+from earwise.data.manifest_path import STARTER
+from earwise.data.mixture import Mixture
+from earwise.errors import DataError
+from earwise.types import Example
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def row(number: int, clip: str, **more: object) -> dict:
+    content = [{"type": "audio", "audio": clip}] if clip else []
+    messages = [{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}]
+    return {"id": f"r{number}", "messages": messages, "answer": "dog", **more}
+
+
+def put(path: Path, rows: list[object]) -> Path:
+    lines = (line if isinstance(line, str) else json.dumps(line) for line in rows)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def chosen(examples: list[Example], where: dict[str, str]) -> list[Example]:
+    return [row for row in examples if row.answer and all(getattr(row, key) == value for key, value in where.items())]
+
+
+def grouped(examples: list[Example]) -> list[tuple[Example, ...]]:
+    groups: dict[tuple[Path, ...], list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.audio_paths, []).append(example)
+    return [tuple(group) for group in groups.values()]
+
+
+def in_parts(path: Path, size: int = 2000, workers: int = 1) -> Rows:
+    index = open_index(path, part_bytes=size, workers=workers)
+    return Rows(index, np.arange(len(index.offsets)))
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_rows_are_those_of_the_manifest_and_so_are_choice_and_units(name: str) -> None:
+    path = STARTER / f"{name}.jsonl"
+    rows, read = open_rows(path), manifest.read(path)
+    assert list(rows) == read
+    assert list(in_parts(path)) == read
+    for where in ({}, {"task": "recognition"}, {"category": "speech", "task": "yes_no"}, {"language": "tlh"}):
+        found = rows.select(where, answered=True)
+        assert list(found) == chosen(read, where)
+        assert list(found.units()) == grouped(chosen(read, where))
+    assert [example.id for example in rows[3:5]] == [example.id for example in read[3:5]]
+    assert rows[-1] == read[-1]
+    with pytest.raises(IndexError):
+        rows[len(read)]
+
+
+def test_order_and_position_of_a_mixture_are_the_same_with_and_without_index() -> None:
+    read, rows = manifest.read(STARTER / "val.jsonl"), in_parts(STARTER / "val.jsonl")
+    plain = Mixture([(grouped(read), 1.0), (grouped(chosen(read, {"task": "yes_no"})), 2.0)], 7)
+    indexed = Mixture([(rows.units(), 1.0), (rows.select({"task": "yes_no"}).units(), 2.0)], 7)
+    count = 3 * len(grouped(read))
+    assert list(islice(plain, count)) == list(islice(indexed, count))
+    assert plain.state_dict() == indexed.state_dict()
+
+
+def test_training_takes_rows_and_lists_alike() -> None:
+    from earwise.data.manifest import select
+    from earwise.train.stages.sft import units
+
+    read, rows = manifest.read(STARTER / "val.jsonl"), open_rows(STARTER / "val.jsonl")
+    where = {"category": "music"}
+    wanted = [row for row in select(read, where) if row.answer]  # as before there was an index
+    assert list(units(rows.select(where, answered=True))) == units(wanted)
+    assert len(units(wanted)) > 10
+
+
+def test_parts_cut_lines_anywhere_and_lose_none(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    rows = [row(number, "a.wav", task=f"task {number % 3}", group="g" * (number % 2)) for number in range(40)]
+    path = put(tmp_path / "m.jsonl", [*rows[:20], "", "   ", *rows[20:]])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    whole = open_index(path)
+    for size in (1, 7, 150, 1000):
+        parted = open_index(path, part_bytes=size, workers=1)
+        kept_at(path).unlink()
+        assert parted.names == whole.names
+        for name in ("offsets", "sounds", "groups", "codes", "answered", "reasoned"):
+            assert np.array_equal(getattr(parted, name), getattr(whole, name)), (size, name)
+    assert list(in_parts(path)) == manifest.read(path)
+    assert len(set(whole.groups.tolist())) == 2
+    assert len(set(whole.sounds.tolist())) == 1
+
+
+def test_several_processes_read_what_one_reads(tmp_path: Path) -> None:
+    path = STARTER / "train.jsonl"
+    assert list(in_parts(path, 100_000, workers=2)) == manifest.read(path)
+
+
+def test_answer_and_reasoning_are_told_without_parsing(tmp_path: Path) -> None:
+    rows = [row(0, ""), row(1, "", answer=None), row(2, "", reasoning="since"), row(3, "", reasoning="")]
+    found = open_rows(put(tmp_path / "m.jsonl", rows))
+    assert [example.id for example in found.select({}, answered=True)] == ["r0", "r2", "r3"]
+    assert [example.id for example in found.select({}, answered=True).without_reasoning()] == ["r0", "r3"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [""],
+        [row(0, ""), "", "{"],
+        [row(0, ""), "[1]"],
+        [row(0, ""), "", row(1, "gone.wav")],
+        [row(0, ""), row(1, ""), "", row(0, ""), row(1, "")],
+        [row(0, ""), row(1, "", choices=["cat", "cow"])],
+        [row(0, ""), {"anwser" if key == "answer" else key: value for key, value in row(1, "").items()}],
+        [row(0, ""), {"id": "x"}],
+    ],
+)
+@pytest.mark.parametrize("size", [60, 1 << 20])
+def test_what_is_wrong_is_said_as_without_index(tmp_path: Path, rows: list, size: int) -> None:
+    path = put(tmp_path / "m.jsonl", rows)
+    with pytest.raises(DataError) as plain:
+        manifest.read(path)
+    with pytest.raises(DataError) as indexed:
+        open_index(path, part_bytes=size, workers=1)
+    assert str(indexed.value) == str(plain.value)
+    assert not kept_at(path).exists()
+
+
+def test_what_cannot_be_read_is_said_as_without_index(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(row(0, "")).encode() + b'\n{"id": "\xe9"}\n')
+    for path in (tmp_path / "none.jsonl", tmp_path, tmp_path / "latin.jsonl"):
+        with pytest.raises(DataError) as plain:
+            manifest.read(path)
+        with pytest.raises(DataError) as indexed:
+            open_rows(path)
+        assert str(indexed.value) == str(plain.value)
+
+
+def test_a_kept_index_is_used_while_size_and_time_hold_and_a_changed_row_is_noticed(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.wav").write_bytes(b"x")
+    path = put(tmp_path / "m.jsonl", [row(number, "a.wav") for number in range(30)])
+    first = in_parts(path)
+    assert kept_at(path).exists()
+    stat = path.stat()
+    path.write_text(path.read_text().replace("a.wav", "b.wav"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    kept = in_parts(path)
+    assert kept.select({"task": "open"})._chosen.tolist() == list(range(30))
+    for rows in (first, kept):
+        with pytest.raises(DataError, match=r"m\.jsonl.*no longer what was read"):
+            rows[3]
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert in_parts(path)[3].audio_paths == (tmp_path / "b.wav",)
+
+
+def test_a_damaged_or_unwritable_cache_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path / "m.jsonl", [row(number, "") for number in range(30)])
+    wanted = list(in_parts(path))
+    data = kept_at(path).read_bytes()
+    for damaged in (b"", b"PK no zip", data[: len(data) // 2]):
+        kept_at(path).write_bytes(damaged)
+        assert list(in_parts(path)) == wanted
+    assert kept_at(path).read_bytes() == data
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "file" / "below"))
+    said: list[str] = []
+    assert len(open_index(path, part_bytes=500, workers=1, say=said.append).offsets) == 30
+    assert any("not kept" in line for line in said)

@@ -1,0 +1,276 @@
+"""The report is one file that needs nothing else, says what the runs say, and escapes everything a model says."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from earwise import cli
+from earwise.engine.base import Prompt
+from earwise.errors import DataError
+from earwise.evaluate.results import read_run
+from earwise.evaluate.run import evaluate, evaluate_with_controls
+from earwise.files import write_json, write_jsonl
+from earwise.report import write_report
+from earwise.report.cards import chosen, outcome
+from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
+from scripted_engine import ScriptedEngine, deaf, listener, tone_task
+
+VOID = {"meta", "input", "br", "circle", "line", "polyline"}
+
+
+class Balanced(HTMLParser):
+    """Checks that tags close in order; keeps attributes that fetch something, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in VOID or self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def parsed(path: Path) -> Balanced:
+    page = Balanced()
+    page.feed(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    return page
+
+
+def half(prompt: Prompt) -> str:
+    """Hears every other item, says the rest without tags or not at all."""
+    number = int(prompt.key[-3:])
+    return listener(prompt) if number % 2 else ("" if number % 4 else deaf(prompt)[8:-9])
+
+
+def write_log(path: Path, steps: int = 40) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "step": step,
+            "grpo/reward": step / steps,
+            "grpo/kl": 1e-5 * step,
+            "train/lr": 1e-6,
+            "note": "x",
+            "grpo/length": None,
+        }
+        for step in range(1, steps + 1)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    task = tone_task(tmp_path, 24)
+    evaluate_with_controls(ScriptedEngine(half), task, tmp_path / "before")
+    evaluate_with_controls(ScriptedEngine(listener), task, tmp_path / "after")
+    return [tmp_path / "before", tmp_path / "after"]
+
+
+def test_before_and_after_in_one_file(tmp_path: Path, runs: list[Path]) -> None:
+    log = write_log(tmp_path / "grpo" / "metrics.jsonl")
+    out = write_report(tmp_path / "report.html", runs, [log], title="Tones <now>")
+    page = parsed(out)
+    text = " ".join(page.words)
+    assert "Tones <now>" in text and "100.0 %" in text
+    after = read_run(runs[1]).metrics
+    silent = after["blind"]["silence"]["accuracy"]["official"]["accuracy"]
+    assert f"{100 * silent:.1f} %" in text and "n = 24" in text
+    for section in (
+        "Result",
+        "Does it hear?",
+        "Format and accuracy, apart",
+        "By task",
+        "Training",
+        "Confusions",
+        "Listen",
+    ):
+        assert section in text
+    assert "Reward" in text and "KL to the reference" in text and "Completion length" not in text
+    assert page.tags.count("audio") == 24
+    assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
+
+
+def test_nothing_is_fetched(tmp_path: Path, runs: list[Path]) -> None:
+    out = write_report(tmp_path / "report.html", runs)
+    page = parsed(out)
+    assert page.fetched and all(value.startswith("data:audio/wav;base64,") for value in page.fetched)
+    assert not re.search(r"https?://|@import|url\(", out.read_text())
+
+
+def test_one_run_without_controls(tmp_path: Path) -> None:
+    evaluate(ScriptedEngine(half), tone_task(tmp_path, 8), tmp_path / "run")
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
+    assert "No blind control was run" in text and "apart" not in text and "Training" not in text
+
+
+def test_chance_stands_beside_the_items_it_is_of(tmp_path: Path) -> None:
+    task = tone_task(tmp_path, 8)
+    evaluate(ScriptedEngine(half), task, tmp_path / "options")
+    text = " ".join(parsed(write_report(tmp_path / "o.html", [tmp_path / "options"])).words)
+    assert "Dashed line: chance, 25.0 %" in text and "By kind of question" not in text
+    mixed = [*task[:4], *(replace(one, choices=()) for one in task[4:])]
+    evaluate(ScriptedEngine(lambda prompt: "<answer>hiss</answer>"), mixed, tmp_path / "mixed")
+    text = " ".join(parsed(write_report(tmp_path / "m.html", [tmp_path / "mixed"])).words)
+    assert "Dashed line" not in text and "of the 4 of 8 with options" in text and "By kind of question" in text
+
+
+def test_three_runs_and_a_run_on_other_items(tmp_path: Path, runs: list[Path]) -> None:
+    evaluate(ScriptedEngine(deaf), tone_task(tmp_path / "other", 6), tmp_path / "elsewhere")
+    parsed(write_report(tmp_path / "r.html", [*runs, runs[0]]))
+    other = tone_task(tmp_path / "more", 4)
+    other = [replace(example, id=f"new-{number}") for number, example in enumerate(other)]
+    evaluate(ScriptedEngine(deaf), other, tmp_path / "new")
+    parsed(write_report(tmp_path / "r.html", [runs[0], tmp_path / "new"]))
+
+
+def test_what_models_and_data_say_is_escaped(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\"'&"
+    task = [replace(example, id=f"{evil}{example.id}", task=evil, category=evil) for example in tone_task(tmp_path, 4)]
+    task = [replace(example, choices=(*example.choices, evil), answer=(evil,)) for example in task]
+    engine = ScriptedEngine(lambda prompt: f"<think>{evil}</think><answer>{evil}</answer>", name=evil)
+    evaluate(engine, task, tmp_path / "run", style="think")
+    out = write_report(tmp_path / "r.html", [replace(read_run(tmp_path / "run"), name=evil)], title=evil)
+    page = parsed(out)
+    assert "script" not in page.tags and "<script" not in out.read_text()
+    assert evil in " ".join(page.words)
+
+
+def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:
+    def aloud(prompt: Prompt) -> str:
+        return f"<think>not a hiss, not a low tone, maybe a high tone or middle tone</think>{listener(prompt)}"
+
+    metrics = evaluate(ScriptedEngine(aloud), tone_task(tmp_path, 8), tmp_path / "run", style="think")
+    assert metrics["headline"] == "lenient"
+    assert metrics["accuracy"]["lenient"]["accuracy"] == 1 and metrics["accuracy"]["official"]["accuracy"] == 0
+    assert "100.0 %" in " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
+
+
+def test_clips_stay_within_the_budget_and_missing_ones_are_named(tmp_path: Path, runs: list[Path]) -> None:
+    (tmp_path / "clips" / "3.wav").unlink()
+    page = parsed(write_report(tmp_path / "r.html", runs, audio_budget=60_000))
+    assert 0 < sum(map(len, page.fetched)) <= 60_000
+    text = " ".join(page.words)
+    assert "3.wav cannot be read here" in text and "left out to keep the page small" in text
+    assert str(tmp_path) not in text
+
+
+def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:
+    read = [read_run(run) for run in runs]
+    first = chosen(read, "official", 0, 8)
+    assert first == chosen(read, "official", 0, 8) != chosen(read, "official", 1, 8)
+    assert {name for _, name in first} == {"gained", "right"}
+    assert all(outcome(item, read, "official") == name for item, name in first)
+    assert {name for _, name in chosen(read[::-1], "official", 0)} == {"lost", "right"}
+
+
+def test_an_unfinished_run_and_a_wrong_log_are_refused(tmp_path: Path, runs: list[Path]) -> None:
+    with pytest.raises(DataError, match="at least one run"):
+        write_report(tmp_path / "r.html", [])
+    with pytest.raises(DataError, match="no such training log"):
+        write_report(tmp_path / "r.html", runs, [tmp_path / "none.jsonl"])
+    (tmp_path / "empty.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(DataError, match="no row with a step"):
+        write_report(tmp_path / "r.html", runs, [tmp_path / "empty.jsonl"])
+    (runs[1] / "metrics.json").unlink()
+    with pytest.raises(DataError, match="not finished"):
+        write_report(tmp_path / "r.html", runs)
+    assert not (tmp_path / "r.html").exists()
+
+
+def trained(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", "stage-1-grpo")) -> Path:
+    """A training run's folder: twenty steps a stage, prompts sampled at every second step of the last."""
+    rows, said = [], []
+    for stage in stages:
+        kind = stage.rpartition("-")[2]
+        for step in range(1, 21):
+            value = {"grpo/reward": step / 20} if kind == "grpo" else {"sft/loss": 2 - step / 10, "sft/hearing": 0.25}
+            rows.append({"step": step, "stage": stage, "lr": 1e-4, "seconds": 3.0, "ids": ["a"], **value})
+            if kind == "grpo" and step % 2:
+                said.append(
+                    {
+                        "stage": stage, "step": step, "id": f"<q{step}>", "audio": [os.path.relpath(clip, folder)],
+                        "question": "Which <sound>?", "choices": ["dog", "cat"], "answer": ["dog"],
+                        "completions": ["<answer>dog</answer>"] * 3 + ["a </div> cat"], "rewards": [1.0] * 3 + [0.0],
+                    }
+                )  # fmt: skip
+    write_jsonl(folder / "metrics.jsonl", rows)
+    write_jsonl(folder / "rollouts.jsonl", said)
+    recipe = {"recipe": "mine", "seed": 7, "stages": [{"kind": "sft", "optimizer": {"lr": 0.5}}]}
+    write_json(folder / "recipe.json", {"recipe": recipe, "earwise": "0.1.0", "torch": "2"})
+    return folder
+
+
+def test_a_training_run_alone_shows_curves_samples_and_recipe(tmp_path: Path, runs: list[Path]) -> None:
+    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    assert cli.run(["report", str(folder)]) == 0
+    page = parsed(folder / "report.html")
+    text = " ".join(" ".join(page.words).split())
+    assert "stage-0-sft : 20 steps in 1.0 minutes, loss 1.85 → 0.05" in text
+    assert "stage-1-grpo : 20 steps in 1.0 minutes, reward 0.075 → 0.975" in text
+    assert "optimizer/lr" in text and "speed/seconds" in text and "stages.0.optimizer.lr" in text
+    assert page.tags.count("audio") == 10 and "×3" in text and "a </div> cat" in text and "Which <sound>?" in text
+    assert "step 1" in text and "step 19" in text
+
+
+def test_a_training_run_with_what_it_measured(tmp_path: Path, runs: list[Path]) -> None:
+    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    for run in runs:
+        shutil.copytree(run, folder / "eval" / f"{run.name}-0")
+    assert cli.run(["report", str(folder), "--out", str(tmp_path / "both.html")]) == 0
+    text = " ".join(parsed(tmp_path / "both.html").words)
+    assert "Does it hear?" in text and "Sampled on the way" in text and "before" in text and "after" in text
+    other = trained(tmp_path / "other", tmp_path / "clips" / "3.wav", ("stage-0-grpo",))
+    shutil.copytree(runs[0], other / "eval" / "after-0")
+    assert cli.run(["report", str(other), str(folder), "--out", str(tmp_path / "two.html")]) == 0
+    text = " ".join(parsed(tmp_path / "two.html").words)
+    assert "other, mine" in text and "mine · stage-1-grpo" in text
+
+
+def test_rows_of_older_runs_have_no_cards(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "old" / "metrics.jsonl")
+    (tmp_path / "old" / "rollouts.jsonl").write_text('{"step": 1, "id": "a", "completions": ["x"], "rewards": [1.0]}\n')
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [], [log])).words)
+    assert "Reward" in text and "Sampled on the way" not in text
+
+
+def test_curves_lie_where_their_values_are() -> None:
+    svg = curves([Series("a", ((0, 0.0), (10, 1.0)), 1)], "T")
+    assert 'points="44.0,164.0 310.0,12.0"' in svg
+    assert "<circle" in curves([Series("a", ((5, 0.5),), 1)], "T")
+    assert "raw" in curves([Series("a", tuple((x, float(x)) for x in range(30)), 1)], "T")
+
+
+def test_smoothing_keeps_constants_and_lengths() -> None:
+    dots = [(float(x), 2.0) for x in range(50)]
+    assert smoothed(dots) == dots
+    assert smoothed([(0, 0.0), (1, 3.0), (2, 0.0)]) == [(0, 1.5), (1, 1.0), (2, 1.5)]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 7), (1e-6, 2e-6), (5, 5), (0.49, 0.51)])
+def test_ticks_cover_the_values(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low + 1e-12 and ticks[-1] >= high - 1e-12 and 2 <= len(ticks) <= 8
+
+
+def test_heat_map_marks_the_diagonal() -> None:
+    table = heat_map([[3, 1], [0, 0]], ["a", "b"], ["a", "b"])
+    assert '--s:75%;--h:var(--good)" title="3 of 4">3' in table and '--s:25%;--h:var(--bad)" title="1 of 4">1' in table

@@ -1,0 +1,313 @@
+"""DPO on a tiny random Qwen2-Audio: the pairs that are meant, one tree a sound, TRL's numbers, an exact resume."""
+
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from builders import ask, sound, tiny_qwen2_audio
+from earwise import cli
+from earwise.algorithms.losses import dpo_loss
+from earwise.audio import encode_ogg
+from earwise.config.recipe import Recipe, check_recipe
+from earwise.config.stages import DpoStage
+from earwise.data import manifest
+from earwise.data.index import open_rows
+from earwise.errors import ConfigError, DataError
+from earwise.models.encoder_cache import Ears
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.train import run
+from earwise.train.batches import Sounds
+from earwise.train.policy import Policy
+from earwise.train.profiler import Clock
+from earwise.train.stages import dpo
+from earwise.train.trainable import prepare
+from earwise.types import Example
+from resumed import log, stopped_and_whole
+
+CHOICES = ("low", "mid", "high")
+
+
+def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """Named in recipes below as `test_dpo:load`."""
+    assert device == "cpu"
+    return tiny_qwen2_audio(3)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four clips; of each a question with options, and one with whole replies to compare."""
+    monkeypatch.setitem(sys.modules, "test_dpo", sys.modules[__name__])
+    examples = []
+    for number in range(4):
+        (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(sound(0.5 + 0.1 * number, 200 * (number + 1)), 16000))
+        turns = [(turn,) for question in ("pitch?", "say more") for turn in ask(question)]
+        turns = [tuple(_at(turn, number) for turn in one) for one in turns]
+        examples.append(Example(f"{number}a", turns[0], ("low",), CHOICES, rejected=("mid", "high"), root=tmp_path))
+        examples.append(
+            Example(f"{number}b", turns[1], chosen=("A low tone.",), rejected=("No.", "I cannot hear."), root=tmp_path)
+        )
+    manifest.write(tmp_path / "rows.jsonl", examples)
+    return tmp_path / "rows.jsonl"
+
+
+def _at(turn: Any, number: int) -> Any:
+    from dataclasses import replace
+
+    from earwise.types import Audio
+
+    return replace(turn, parts=tuple(Audio(f"{number}.ogg") if isinstance(p, Audio) else p for p in turn.parts))
+
+
+STAGE = {
+    "kind": "dpo",
+    "max_steps": 6,
+    "clips_per_step": 2,
+    "questions_per_clip": 2,
+    "save_every": 2,
+    "pack_tokens": 400,
+    "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
+    "optimizer": {"lr": 3e-3, "schedule": "constant"},
+    "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"answer": 1.0}},
+}
+
+
+def recipe(**stage: object) -> Recipe:
+    return check_recipe({"recipe": "t", "model": {"name": "test_dpo:load"}, "seed": 5, "stages": [STAGE | stage]}, "t")
+
+
+def test_pairs() -> None:
+    rng = random.Random(0)
+    short = Example("a", (), ("low",), CHOICES, rejected=("high",))
+    assert dpo.pair(short, "answer", "rows", rng) == ("<answer>low</answer>", "<answer>high</answer>")
+    assert dpo.pair(short, "plain", "rows", rng) == ("low", "high")
+    found = {dpo.pair(short, "answer", "options", rng)[1] for _ in range(30)}
+    assert found == {"<answer>mid</answer>", "<answer>high</answer>"}
+    whole = Example("b", (), ("low",), CHOICES, chosen=("It is low.",), rejected=("It is ",))
+    assert dpo.pair(whole, "answer", "rows", rng) == ("It is low.", "It is ")
+    with pytest.raises(DataError, match="'c' holds no preference"):
+        dpo.pair(Example("c", (), ("low",), CHOICES), "answer", "rows", rng)
+    with pytest.raises(DataError, match="'d' has no wrong option"):
+        dpo.pair(Example("d", (), ("low",)), "answer", "options", rng)
+
+
+def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
+    """The step's loss equals TRL's formula on sums that each path gives when it is run by itself."""
+    model = load()
+    stage = recipe(clips_per_step=3).stages[0]
+    assert isinstance(stage, DpoStage)
+    prepare(model, stage.trainable)
+    examples = manifest.read(rows)
+    sounds = Sounds(model, long_audio="error", on_bad_row="stop")
+    work = dpo.work(model, stage, [(examples, 1.0)], Ears(model, batch=1), sounds, 7, Clock())
+    micros, metrics = work.batches(0)
+    assert sum(len(micro.paths) for micro in micros) == 3, "a tree a clip"
+    assert metrics["pairs"] == 6
+    assert metrics["distinct_share"] < 0.6, "the sound is there once for four replies"
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    policy = Policy(model)
+    total = sum(float(work.loss(policy(m.forest, m.heard, m.waves), m).loss.detach()) for m in micros)
+
+    start = load()
+    margins = []
+    for micro in micros:
+        paths = [path for tree in micro.paths for path in tree]
+        sums = [[_alone(each, path, micro.waves) for path in paths] for each in (model, start)]
+        ratios = [mine - theirs for mine, theirs in zip(*sums, strict=True)]
+        margins += [ratios[i] - ratios[i + 1] for i in range(0, len(ratios), 2)]
+    expected = -torch.nn.functional.logsigmoid(0.1 * torch.tensor(margins)).mean()
+    assert total == pytest.approx(float(expected), abs=1e-5)
+    assert abs(total - 0.6931) > 1e-3, "or the weights did not move, and the test says nothing"
+
+
+def _alone(model: Qwen2Audio, path: Any, waves: Any) -> float:
+    from earwise.forest import pack, plant
+
+    heard = {clip: model.listen([wave])[0] for clip, wave in waves.items() if clip in path.clips}
+    with torch.no_grad():
+        return float(Policy(model)(pack([plant([path])]), heard, waves).sum())
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "robust", "ipo"])
+def test_training_prefers_what_was_chosen(rows: Path, loss_type: str) -> None:
+    out = rows.parent / "run"
+    run.start(recipe(loss_type=loss_type, label_smoothing=0.1 if loss_type == "robust" else 0.0), out, rows.parent)
+    logged = log(out)
+    assert logged[0]["dpo/margin"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    assert logged[-1]["dpo/margin"] > 0.1
+    assert logged[-1]["dpo/accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("decoder", ["full", "lora"])
+def test_an_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, decoder: str) -> None:
+    settings = {"trainable": {"decoder": decoder}, "negatives": "options", "data": STAGE["data"] | {
+        "mixture": [{"manifest": "rows.jsonl", "where": {"task": "choice"}}]}}  # fmt: skip
+    examples = [e for e in manifest.read(rows) if e.choices]
+    from dataclasses import replace
+
+    manifest.write(rows, [replace(e, task="choice", rejected=()) for e in examples])
+    stopped_and_whole(recipe(**settings), rows.parent, after=3)
+
+
+def test_rows_without_a_preference_are_left_out_or_refused(rows: Path) -> None:
+    examples = manifest.read(rows)
+    from dataclasses import replace
+
+    manifest.write(rows, [replace(one, chosen=(), rejected=()) for one in examples])
+    with pytest.raises(DataError, match=r"none of 8 rows has `rejected`; build some: earwise build preferences"):
+        run.start(recipe(), rows.parent / "run", rows.parent)
+
+
+@pytest.mark.parametrize(("smoothing", "kind"), [(0.5, "sigmoid"), (0.1, "ipo"), (-0.1, "robust")])
+def test_label_smoothing_that_makes_no_sense_is_refused(smoothing: float, kind: str) -> None:
+    one, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        dpo_loss(one, one, one, one, mask, mask, kind=kind, label_smoothing=smoothing)
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        recipe(loss_type=kind, label_smoothing=smoothing)
+
+
+def test_label_smoothing_by_hand() -> None:
+    """Margin 2, beta 0.5: -log sigmoid(1) is 0.313262, -log sigmoid(-1) is 1.313262."""
+    chosen, other, mask = torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.ones(1, 1, dtype=torch.bool)
+    zero = torch.tensor([[-1.0]])
+    arguments = (chosen, other, zero, zero, mask, mask)
+    values = [
+        float(dpo_loss(*arguments, beta=0.5, kind=kind, label_smoothing=0.1).loss) for kind in ("sigmoid", "robust")
+    ]
+    assert values == pytest.approx([0.9 * 0.313262 + 0.1 * 1.313262, (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "robust", "ipo"])
+def test_losses_are_trls(loss_type: str) -> None:
+    pytest.importorskip("trl")
+    from accelerate import Accelerator
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.tensor([3, 5, 1, 2])  # two chosen, two rejected
+    mask = torch.arange(5) < lengths[:, None]
+    logprobs = ((torch.randn(4, 5, generator=generator) - 2) * mask).requires_grad_(True)
+    reference = (torch.randn(4, 5, generator=generator) - 2) * mask
+    blank = torch.zeros(4, 5)
+
+    def fake_model(**_: Any) -> SimpleNamespace:
+        return SimpleNamespace(log_probs=logprobs * mask, entropy=blank, mean_logits=blank, is_top1=blank.bool())
+
+    trainer = object.__new__(DPOTrainer)
+    trainer.__dict__.update(
+        {
+            "model": SimpleNamespace(training=True), "accelerator": Accelerator(cpu=True), "aux_loss_enabled": False,
+            "ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl",
+            "loss_types": [loss_type], "loss_weights": [1.0], "beta": 0.3, "label_smoothing": 0.15,
+            "use_weighting": False, "_total_train_tokens": 0, "_tp_size": 1, "_metrics": {"train": defaultdict(list)},
+        }
+    )  # fmt: skip
+    sums = reference.sum(dim=1)
+    inputs = {
+        "input_ids": torch.zeros(4, 6, dtype=torch.long),
+        "attention_mask": torch.ones(4, 6, dtype=torch.long),
+        "completion_mask": torch.cat([torch.zeros(4, 1), mask], dim=1).long(),
+        "ref_chosen_logps": sums[:2],
+        "ref_rejected_logps": sums[2:],
+    }
+    theirs = trainer._compute_loss(fake_model, inputs, return_outputs=False)
+    kind, normalised = dpo.LOSSES[loss_type]
+    tensors = [part for both in (logprobs, reference, mask) for part in (both[:2], both[2:])]
+    output = dpo_loss(
+        *tensors, beta=0.3, kind=kind, length_normalised=normalised,
+        label_smoothing=0.15 if kind == "robust" else 0.0,
+    )  # fmt: skip
+    torch.testing.assert_close(output.loss, theirs, atol=1e-6, rtol=1e-5)
+    found, expected = (torch.autograd.grad(loss, logprobs)[0] for loss in (output.loss, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+# Where preferences come from ----------------------------------------------------------------------------------------
+
+
+def put(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluated(identifier: str, output: str, score: float, status: str = "ok") -> dict[str, Any]:
+    return {"id": identifier, "output": output, "status": status, "scores": {"lenient": score, "official": 0.0}}
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Path:
+    """Five questions, without sounds."""
+    rows = [Example(f"q{number}", ask("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)]
+    manifest.write(tmp_path / "asked.jsonl", rows)
+    return tmp_path / "asked.jsonl"
+
+
+def test_preferences_from_evaluations_and_rollouts(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = asked.parent
+    one = put(
+        folder / "one" / "samples.jsonl",
+        evaluated("q0", "<answer>low</answer>", 1), evaluated("q1", "mid", 0), evaluated("q2", "low", 1),
+        evaluated("q3", "", 0, "error"),
+    )  # fmt: skip
+    put(folder / "two" / "samples.jsonl", evaluated("q0", "high", 0), evaluated("q2", "It is low.", 1))
+    rolled = {"step": 1, "id": "q4", "completions": ["low", "lo", "high", "low"], "rewards": [2.0, 0.0, 1.5, 2.0]}
+    taught = {"step": 1, "id": "q1", "completions": ["low"], "rewards": None}  # shown by a stage that rewards nothing
+    put(folder / "run" / "rollouts.jsonl", taught, rolled)
+    out = folder / "preferences.jsonl"
+    line = ["build", "preferences", str(one.parent), str(folder / "two"), str(folder / "run"), "--rows", str(asked)]
+    assert cli.run([*line, "--out", str(out), "--gold", "answer", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["counts"] == {"written": 3, "true answer chosen": 1, "all as good": 1, "not asked": 1}
+    found = {row.id: (row.chosen, row.rejected) for row in manifest.read(out)}
+    assert found == {
+        "q0": (("<answer>low</answer>",), ("high",)),
+        "q1": (("<answer>low</answer>",), ("mid",)),
+        "q4": (("low",), ("lo",)),
+    }
+    assert cli.run([*line, "--out", str(out), "--margin", "0.5", "--each", "1"]) == 0
+    assert {row.id: row.rejected for row in manifest.read(out)} == {"q0": ("high",), "q4": ("lo",)}
+    capsys.readouterr()
+    assert cli.run(["build", "preferences", str(folder / "two"), "--rows", str(asked), "--out", str(out)]) == 2
+    assert "no row has a better and a worse reply" in capsys.readouterr().err
+    assert cli.run(["build", "preferences", str(folder), "--rows", str(asked), "--out", str(out)]) == 2
+    assert "holds neither samples.jsonl nor rollouts.jsonl" in capsys.readouterr().err
+
+
+def test_the_manifest_keeps_preferences(tmp_path: Path) -> None:
+    rows = [
+        Example("a", ask("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), root=tmp_path),
+        Example("b", ask("?", clips=0), ("low",), CHOICES, rejected=("mid",), root=tmp_path),
+        Example("c", ask("?", clips=0), ("low",), root=tmp_path),
+    ]
+    manifest.write(tmp_path / "m.jsonl", rows)
+    assert manifest.read(tmp_path / "m.jsonl") == rows
+    assert "rejected" not in (tmp_path / "m.jsonl").read_text().splitlines()[2]
+    assert [row.id for row in open_rows(tmp_path / "m.jsonl").select({}, preferred=True)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"chosen": "Yes."}, "chosen without rejected"),
+        ({"answer": "low", "rejected": "low"}, "rejected 'low' is the answer too"),
+        ({"chosen": ["x"], "rejected": ["y", "x"]}, "rejected 'x' is chosen too"),
+        ({"answer": "low", "choices": ["low", "mid"], "rejected": ["hihg"]}, "'hihg' is none of the choices"),
+        ({"rejected": [3]}, "rejected is 3"),
+        ({"answer": "low", "rejectd": ["mid"]}, "did you mean 'rejected'"),
+    ],
+)
+def test_preferences_that_make_no_sense_are_refused(fields: dict[str, Any], said: str) -> None:
+    row = {"id": "a", "messages": [{"role": "user", "content": "?"}]}
+    with pytest.raises(DataError, match=said):
+        manifest.from_row(row | fields)

@@ -1,0 +1,131 @@
+"""The step's stopwatch: by hand on a made-up time, and through a whole run."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+from builders import sound, tiny_qwen2_audio
+from earwise.commands.train import command
+from earwise.data import manifest
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.train.profiler import Clock, describe
+from earwise.types import Audio, Example, Text, Turn
+
+
+def hours(*readings: float) -> Iterator[float]:
+    yield from readings
+
+
+def test_inner_phases_are_taken_off_the_outer_one() -> None:
+    # made at 0; rollout 1..8 with hear 2..5 inside it; forward 9..11; read at 11.5
+    time = hours(0, 1, 2, 5, 8, 9, 11, 11.5)
+    clock = Clock(now=lambda: next(time))
+    with clock("rollout"), clock("hear"):
+        pass
+    with clock("forward"):
+        pass
+    split = clock.split()
+    assert split == {"hear": 3, "rollout": 4, "forward": 2, "rest": 1 + 1 + 0.5}
+    assert list(split) == ["hear", "rollout", "forward", "rest"]
+    assert sum(split.values()) == 11.5
+
+
+def test_split_starts_anew_and_counts_a_phase_that_ends_in_an_error() -> None:
+    time = hours(0, 0, 4, 4, 5)
+    clock = Clock(now=lambda: next(time))
+    with pytest.raises(ValueError), clock("backward"):
+        raise ValueError
+    assert clock.split() == {"backward": 4, "rest": 0}
+    assert clock.split() == {"rest": 1}
+
+
+def test_every_reading_waits_for_the_device_first() -> None:
+    calls: list[str] = []
+
+    def now() -> float:
+        calls.append("now")
+        return 0.0
+
+    clock = Clock(now=now, settle=lambda: calls.append("settle"))
+    with clock.phase("hear")():
+        pass
+    assert calls == ["now", *["settle", "now"] * 2]
+
+
+def test_describe_gives_seconds_a_step_and_shares() -> None:
+    line = describe({"hear": 1.0, "forward": 3.0, "rest": 0.0}, 4)
+    assert line == "1.00 s a step: forward 0.75 s (75 %), hear 0.25 s (25 %)"
+
+
+def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """Named in the recipe below as `test_clock:load`."""
+    assert device == "cpu"
+    return tiny_qwen2_audio(3)
+
+
+def any_letter(_: Example, completion: str) -> float:
+    """A reward that differs within a group."""
+    return float(len(set(completion)))
+
+
+STAGES = """
+recipe: t
+model: {name: "test_clock:load"}
+stages:
+  - {kind: sft, data: &data {mixture: [{manifest: rows.jsonl}]}, max_steps: 3, clips_per_step: 2,
+     trainable: &all {decoder: full}, optimizer: {lr: 1.0e-3}}
+  - {kind: grpo, data: *data, max_steps: 2, prompts_per_step: 2, group_size: 3, max_new_tokens: 4, num_iterations: 2,
+     trainable: *all, optimizer: {lr: 1.0e-3}, rewards: {"test_clock:any_letter": 1.0}}
+"""
+SECONDS = (0.5, 0.75)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two clips with one question each, all of them in every step."""
+    monkeypatch.setitem(sys.modules, "test_clock", sys.modules[__name__])
+    rows = []
+    for number, seconds in enumerate(SECONDS):
+        soundfile.write(tmp_path / f"{number}.wav", sound(seconds), 16000)
+        turns = (Turn("user", (Audio(f"{number}.wav"), Text("?"))),)
+        rows.append(Example(str(number), turns, ("yes",), ("yes", "no"), root=tmp_path, group=str(number)))
+    manifest.write(tmp_path / "rows.jsonl", rows)
+    (tmp_path / "t.yaml").write_text(STAGES)
+    return tmp_path / "t.yaml"
+
+
+def train(recipe: Path, *options: str) -> tuple[str, list[dict[str, Any]]]:
+    out = recipe.parent / "run"
+    done = CliRunner().invoke(command, [str(recipe), "--no-eval", "--out", str(out), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_profile_step_prints_the_split_and_logs_seconds_that_add_up(recipe: Path) -> None:
+    said, rows = train(recipe, "--profile-step")
+    assert "sft profile of steps 1-3: " in said
+    assert "grpo profile of steps 1-2: " in said
+    for row in rows:
+        phases = {key.removeprefix("phase/"): value for key, value in row.items() if key.startswith("phase/")}
+        assert sum(phases.values()) == pytest.approx(row["seconds"], rel=0.05, abs=0.01)
+        assert all(phases[name] > 0 for name in ("forward", "backward", "optimizer"))
+        assert ("checks" in phases) == (row["step"] == 1)
+    sft, grpo = rows[0], rows[3]
+    assert sft["phase/hear"] > 0 and sft["phase/decode"] > 0 and "phase/rollout" not in sft
+    assert grpo["phase/rollout"] > 0 and grpo["phase/reference"] > 0
+    assert "phase/rollout" not in rows[4]  # the second update from one rollout
+
+
+def test_every_row_of_the_log_tells_the_pace(recipe: Path) -> None:
+    said, rows = train(recipe)
+    assert "profile" not in said
+    assert not any(key.startswith("phase/") for row in rows for key in row)
+    for row in rows:
+        assert row["audio_s_per_s"] * row["seconds"] == pytest.approx(sum(SECONDS))
+        assert row["tokens_per_s"] * row["seconds"] == pytest.approx(row[f"{row['stage'].split('-')[-1]}/tokens"])

@@ -1,0 +1,229 @@
+"""Stages on a tiny random Qwen2-Audio: the loss falls, the policy moves, an interrupted run ends bit for bit where
+the other one ends."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from builders import tiny_qwen2_audio
+from earwise.config.recipe import Recipe, check_recipe
+from earwise.config.stages import TrainableConfig
+from earwise.data import manifest
+from earwise.errors import ConfigError, DataError, ModelError
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.train import checkpoints, run
+from earwise.train.stages.sft import units
+from earwise.train.trainable import Reference, encoder_trains, prepare
+from earwise.types import Audio, Example, Text, Turn
+from resumed import log, same, stopped_and_whole, weights
+
+
+def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """Named in recipes below as `test_train:load`."""
+    assert device == "cpu"
+    return tiny_qwen2_audio(3)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six clips of three pitches, two questions each."""
+    monkeypatch.setitem(sys.modules, "test_train", sys.modules[__name__])
+    examples = []
+    for number in range(6):
+        hertz, name = [(200, "low"), (800, "mid"), (3000, "high")][number % 3]
+        t = np.arange(8000 + 800 * number) / 16000
+        soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(2 * np.pi * hertz * t), 16000)
+        for question in ("pitch?", "how high?"):
+            turns = (Turn("user", (Audio(f"{number}.wav"), Text(question))),)
+            examples.append(
+                Example(
+                    f"{number}{question}",
+                    turns,
+                    (name,),
+                    ("low", "mid", "high"),
+                    root=tmp_path,
+                    category="tone",
+                    group=str(number),
+                )
+            )
+    manifest.write(tmp_path / "rows.jsonl", examples)
+    return tmp_path / "rows.jsonl"
+
+
+def recipe(stage: dict, **top: object) -> Recipe:
+    data = {"mixture": [{"manifest": "rows.jsonl"}]}
+    common = {
+        "data": data,
+        "save_every": 2,
+        "pack_tokens": 400,
+        "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
+    }
+    return check_recipe(
+        {"recipe": "t", "model": {"name": "test_train:load"}, "seed": 5, "stages": [common | stage], **top}, "test"
+    )
+
+
+SFT = {
+    "kind": "sft",
+    "max_steps": 6,
+    "clips_per_step": 3,
+    "questions_per_clip": 2,
+    "optimizer": {"lr": 1e-2, "schedule": "constant"},
+}
+GRPO = {"kind": "grpo", "max_steps": 5, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5,
+        "rewards": {"test_train:likes_e": 1.0},
+        "optimizer": {"lr": 3e-3, "schedule": "linear"}}  # fmt: skip
+
+
+def likes_e(_: Example, completion: str) -> float:
+    """A reward that a byte model can earn."""
+    return float(sum(c in "etaoinshrdlu" for c in completion))
+
+
+def test_sft_lowers_the_loss_and_logs_every_step(rows: Path) -> None:
+    out = rows.parent / "run"
+    run.start(recipe(SFT), out, rows.parent)
+    losses = [row["sft/loss"] for row in log(out)]
+    assert [row["step"] for row in log(out)] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1] < 0.7 * losses[0]
+    assert log(out)[0]["sft/distinct_share"] < 0.9  # two questions share a clip
+
+
+@pytest.mark.parametrize(
+    "stage", [SFT, GRPO, GRPO | {"num_iterations": 2, "max_steps": 6}, SFT | {"trainable": {"decoder": "lora"}}]
+)
+def test_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, stage: dict) -> None:
+    if stage.get("trainable"):
+        pytest.importorskip("peft")
+    stopped_and_whole(recipe(stage), rows.parent, after=3)
+
+
+@pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 6, "log_samples_every": 1}])
+def test_ctrl_c_finishes_the_step_and_saves_it(rows: Path, stage: dict) -> None:
+    whole, stopped = rows.parent / "whole", rows.parent / "stopped"
+    before = signal.getsignal(signal.SIGINT)
+    rare = {"save_every": 100}
+    run.start(recipe(stage | rare), whole, rows.parent)
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        said.append(line)
+        if "step 3/" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run.start(recipe(stage | rare), stopped, rows.parent, say=interrupt)
+    assert len(log(stopped)) == (3 if stage is SFT else 4), "a rollout's updates are finished first"
+    assert said[-1].endswith(f"stopped after step {len(log(stopped))}, saved; continue with --resume")
+    if stage is not SFT:  # what a kill in the middle of the next step had logged already
+        with (stopped / "rollouts.jsonl").open("a") as handle:
+            handle.write(json.dumps({"stage": "stage-0-grpo", "step": 5, "id": "lost"}) + "\n")
+    run.resume(stopped)
+    same(stopped, whole)
+    if stage is not SFT:
+        assert (stopped / "rollouts.jsonl").read_text() == (whole / "rollouts.jsonl").read_text()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def never(_: Example, completion: str) -> float:
+    """A reward that nobody earns."""
+    return 0.0
+
+
+def test_flat_groups_are_left_out_where_that_is_exact(rows: Path) -> None:
+    """Without a KL a flat group has no gradient; bnpo counts its tokens all the same. A first step without any signal
+    checks nothing, the next one does."""
+    said: list[str] = []
+    flat = GRPO | {"rewards": {"test_train:never": 1.0}, "beta": 0.0, "max_steps": 2}
+    run.start(recipe(flat), rows.parent / "flat", rows.parent, say=said.append)
+    assert [row["grpo/tokens"] for row in log(rows.parent / "flat")] == [0, 0]
+    assert not any(line.startswith("checks:") for line in said)
+    run.start(recipe(flat | {"loss_type": "bnpo"}), rows.parent / "bnpo", rows.parent, say=said.append)
+    assert all(row["grpo/tokens"] > 0 for row in log(rows.parent / "bnpo"))
+    assert sum(line.startswith("checks:") for line in said) == 1
+
+
+def test_grpo_moves_the_policy_away_from_a_reference_that_stays(rows: Path) -> None:
+    out = rows.parent / "run"
+    run.start(recipe(GRPO | {"max_steps": 8}), out, rows.parent)
+    rows_ = log(out)
+    assert rows_[0]["grpo/kl"] == pytest.approx(0, abs=1e-9)
+    assert rows_[-1]["grpo/kl"] > 1e-5
+    assert rows_[0]["grpo/flat_groups"] < 1
+    start, end = dict(load().module.named_parameters()), weights(out)
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    sampled = (out / "rollouts.jsonl").read_text().splitlines()
+    assert len(json.loads(sampled[0])["completions"]) == 4
+
+
+def test_a_second_start_in_the_same_folder_is_refused_and_a_finished_run_resumes_to_itself(rows: Path) -> None:
+    out = rows.parent / "run"
+    run.start(recipe(SFT | {"max_steps": 1}), out, rows.parent)
+    with pytest.raises(ConfigError, match="--resume"):
+        run.start(recipe(SFT), out, rows.parent)
+    before = (out / "metrics.jsonl").read_bytes()
+    assert run.resume(out) == out / "final"
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows: Path) -> None:
+    out = rows.parent / "run"
+    wild = SFT | {"optimizer": {"lr": 1e30, "schedule": "constant"}, "save_every": 1}
+    with pytest.raises(ModelError, match="step"):
+        run.start(recipe(wild), out, rows.parent)
+    assert checkpoints.checkpoints(out / "stage-0-sft")
+
+
+def test_bad_clip_stops_or_is_skipped_as_the_recipe_says(rows: Path) -> None:
+    (rows.parent / "1.wav").write_bytes(b"RIFF no sound")
+    with pytest.raises(Exception, match=r"1\.wav"):
+        run.start(recipe(SFT), rows.parent / "stop", rows.parent)
+    lenient = recipe(SFT).model_dump(mode="json")
+    lenient["stages"][0]["data"]["on_bad_row"] = "skip"
+    said: list[str] = []
+    run.start(check_recipe(lenient, "t"), rows.parent / "skip", rows.parent, say=said.append)
+    assert any(line.startswith("skipped") and "1.wav" in line for line in said)
+    assert sum(row["sft/skipped"] for row in log(rows.parent / "skip")) >= 1
+
+
+def test_where_that_matches_nothing_names_the_manifest(rows: Path) -> None:
+    bad = recipe(SFT).model_dump(mode="json")
+    bad["stages"][0]["data"]["mixture"][0]["where"] = {"category": "music"}
+    with pytest.raises(DataError, match=r"rows\.jsonl.*music"):
+        run.start(check_recipe(bad, "t"), rows.parent / "x", rows.parent)
+
+
+def test_reference_is_the_start_whatever_is_trained() -> None:
+    model = tiny_qwen2_audio(1)
+    prepare(model, TrainableConfig(connector="full", decoder="lora"))
+    ids, reference = torch.tensor([1, 2, 3]), Reference(model.module)
+    clip = model.listen([np.ones(4000, np.float32)])
+    start = model.connect(clip)[0].clone()
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+    moved = model.connect(clip)[0]
+    with reference.active():
+        assert torch.equal(model.connect(clip)[0], start)
+    assert torch.equal(model.connect(clip)[0], moved)
+    assert not torch.equal(start, moved)
+    assert model.embed(ids).shape[0] == 3
+    assert not encoder_trains(model)
+
+
+def test_units_group_rows_of_one_clip() -> None:
+    def row(name: str, audio: str) -> Example:
+        return Example(name, (Turn("user", (Audio(audio), Text("?"))),))
+
+    assert [[e.id for e in unit] for unit in units([row("a", "x"), row("b", "y"), row("c", "x")])] == [
+        ["a", "c"],
+        ["b"],
+    ]
