@@ -22,7 +22,7 @@ from recipes import RECIPES, bring, score, stage_row
 from ways.timing import machine
 
 from earwise.algorithms import chain_compression
-from earwise.apps.recipe_eval import measure, spread
+from earwise.apps.recipe_eval import evaluate_entry, evenly_spaced
 from earwise.audio import decode
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.config.stages import CompressStage
@@ -31,9 +31,9 @@ from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.evaluate.results import read_run
 from earwise.files import read_log, write_json
-from earwise.forest import Path as Tokens
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM, load
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
@@ -99,19 +99,19 @@ def spoken_before(example: Example, recipe: Recipe, model: AudioLM) -> str:
 @torch.inference_mode()
 def answer_loss(model: AudioLM, recipe: Recipe, rows: Sequence[Example]) -> dict[str, float]:
     """Mean nats a token of the rows' answers and end marks, each after its sound and the arm's own chain."""
-    policy, ears = Policy(model), Ears(model)
-    trees, waves = [], {}
+    policy, encoder_cache = Policy(model), EncoderCache(model)
+    trees, waveforms = [], {}
     for number, row in enumerate(rows):
-        waves[number] = decode(row.audio_paths[0], model.spec.sample_rate, max_s=model.spec.max_s)
+        waveforms[number] = decode(row.audio_paths[0], model.spec.sample_rate, max_s=model.spec.max_s)
         turns = prompt_turns(row, recipe.eval[0].style)
         said = model.tokenize(spoken_before(row, recipe, model))
-        before = Tokens(tuple(said), (False,) * len(said), (-1,) * len(said))
+        before = TokenPath(tuple(said), (False,) * len(said), (-1,) * len(said))
         answer = completion_path([*model.tokenize(row.answer[0]), model.eos_ids[0]])
-        trees.append([conversation_path(model, turns, [number], [len(waves[number])], generate=True) + before + answer])
+        trees.append([conversation_path(model, turns, [number], [len(waveforms[number])], generate=True) + before + answer])
     total = count = 0.0
-    for micro in assemble(model, ears, trees, waves, 1024):
+    for micro in assemble(model, encoder_cache, trees, waveforms, 1024):
         mask = micro.forest.loss_mask
-        total -= float(policy(micro.forest, micro.heard, micro.waves)[mask].sum())
+        total -= float(policy(micro.forest, micro.heard, micro.waveforms)[mask].sum())
         count += int(mask.sum())
     return {"nats_a_token": round(total / count, 4), "tokens": int(count), "rows": len(rows)}
 
@@ -137,11 +137,11 @@ def described(name: str) -> dict[str, Any]:
         if "compress/delay" in row
     ]
     model, one = load(str(folder / "final")), recipe.eval[0]
-    rows = spread(manifest.read(RECIPE.parent / one.manifest), one.limit)
+    rows = evenly_spaced(manifest.read(RECIPE.parent / one.manifest), one.limit)
     found = {"stages": stages, "delay_over_training": course, "answer_loss": answer_loss(model, recipe, rows)}
     if name != START:
         at = folder / MEASURED
-        measure(one, RECIPE.parent, LocalEngine(model), at, seed=recipe.seed, blind=("silence",), say=tell)
+        evaluate_entry(one, RECIPE.parent, LocalEngine(model), at, seed=recipe.seed, blind=("silence",), say=tell)
         after = read_run(at, name)
         found |= {"n": after.metrics["n"], "cut": after.metrics["cut"]["share"]}
         found["held_out"] = {kind: score(after, kind) for kind in ("official", "lenient")}

@@ -36,17 +36,17 @@ from ways.models import SPECIAL, word_tokenizer
 from ways.timing import high_water_mb, machine
 
 from earwise.config.stages import DataConfig, GrpoStage, LoraConfig, OptimizerConfig, Source, TrainableConfig
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.engine.static_cache import FEWEST_SLOTS, rung
 from earwise.files import write_json
 from earwise.models.base import DTYPES, AudioLM, best_device
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import from_parts
 from earwise.models.memory import config_shapes
 from earwise.models.memory import estimate as memory
 from earwise.models.parts.recompute import recompute_layers
-from earwise.prompts import INSTRUCTIONS, OPTIONS, prompt_turns
+from earwise.prompts import INSTRUCTIONS, CHOICES_PROMPT, prompt_turns
 from earwise.train.batches import Sounds
 from earwise.train.policy import Micro, Policy
 from earwise.train.profiler import describe, settled_on
@@ -93,7 +93,7 @@ def build(audio: dict[str, Any], text: dict[str, Any], device: str, dtype: torch
             module = Qwen2AudioForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    words = [QUESTION, *CHOICES, *INSTRUCTIONS.values(), OPTIONS, "system user assistant You are a helpful Audio 1"]
+    words = [QUESTION, *CHOICES, *INSTRUCTIONS.values(), CHOICES_PROMPT, "system user assistant You are a helpful Audio 1"]
     extractor = WhisperFeatureExtractor(feature_size=audio["num_mel_bins"])
     return from_parts(module, word_tokenizer(words), extractor, name="qwen2_audio-random")
 
@@ -170,11 +170,11 @@ def decoding(model: AudioLM, rows: Sequence[Example], sounds: Sounds, arguments:
     prompts = [
         Prompt(prompt_turns(row, "answer"), tuple(sounds.load(row) or ()), row.id) for row in rows[: arguments.prompts]
     ]
-    settings = Decoding(arguments.new_tokens, temperature=1.0)
-    ears, clock = Ears(model, batch=16), settled_on(torch.device(arguments.device))
+    settings = SamplingParams(arguments.new_tokens, temperature=1.0)
+    encoder_cache, clock = EncoderCache(model, batch=16), settled_on(torch.device(arguments.device))
     found: dict[str, Any] = {}
     for name, static in (("fixed_s", True), ("growing_s", False)):
-        engine = LocalEngine(model, ears=ears, trees=arguments.prompts, static=static)
+        engine = LocalEngine(model, encoder_cache=encoder_cache, trees=arguments.prompts, static=static)
         for _ in range(2):
             clock.split()
             with clock("decoding"):
@@ -196,7 +196,7 @@ def work_of(model: AudioLM, micros: Sequence[Micro], seconds: float, prompts: in
     listen = prompts * floor.listen_flops(sizes, seconds)
     reference = train = extra = 0.0
     for micro in micros:
-        positions, predicted = micro.forest.positions.tolist(), len(micro.forest.sources)
+        positions, predicted = micro.forest.positions.tolist(), len(micro.forest.source_indices)
         reference += floor.reference_flops(sizes, positions, predicted)
         train += floor.train_flops(sizes, positions, predicted)
         if not sizes.lora:  # gradients of the weights themselves
@@ -224,10 +224,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rewards={"accuracy_r1aqa": 1.0, "format_r1aqa": 1.0}, beta=0.04, pack_tokens=arguments.pack_tokens,
     )  # fmt: skip
     clock = settled_on(torch.device(device))
-    ears = Ears(model, batch=16, keep_mb=0 if encoder_trains(model) else 2048, watch=clock.phase("hear"))
+    encoder_cache = EncoderCache(model, batch=16, keep_mb=0 if encoder_trains(model) else 2048, watch=clock.phase("hear"))
     rows = questions(folder, arguments.prompts * (arguments.steps + 1), arguments.seconds)
     sounds = Sounds(model, long_audio="error", on_bad_row="stop")
-    batches = grpo.work(model, stage, [(rows, 1.0)], ears, sounds, 0, lambda _: None, folder, lambda _: None, clock)
+    batches = grpo.work(model, stage, [(rows, 1.0)], encoder_cache, sounds, 0, lambda _: None, folder, lambda _: None, clock)
     policy = Policy(model)
     groups = parameter_groups(model, OptimizerConfig(lr=1e-6))
     optimizer = torch.optim.AdamW(groups, fused=True if on_gpu else None)
@@ -239,7 +239,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         model.module.train()
         for micro in micros:
             with clock("forward"):
-                loss = batches.loss(policy(micro.forest, micro.heard, micro.waves), micro).loss
+                loss = batches.loss(policy(micro.forest, micro.heard, micro.waveforms), micro).loss
             with clock("backward"):
                 loss.backward()
         with clock("optimizer"):

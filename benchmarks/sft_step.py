@@ -43,7 +43,7 @@ from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
 from earwise.files import read_log, write_json
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
 from earwise.train import profiler as train_clock
@@ -174,13 +174,13 @@ class Bench:
             optimizer=OptimizerConfig(lr=LR, schedule="constant"),
         )  # fmt: skip
         clock = train_clock.Clock()
-        ears = Ears(self.model, batch=1, watch=clock.phase("hear"))
+        encoder_cache = EncoderCache(self.model, batch=1, watch=clock.phase("hear"))
         sounds = Sounds(self.model, long_audio="error", on_bad_row="stop")
         out = self.folder / f"earwise-{self._runs}"
-        work = sft.work(self.model, stage, [(self.asked, 1.0)], ears, sounds, SEED, lambda _: None, clock)
+        work = sft.work(self.model, stage, [(self.asked, 1.0)], encoder_cache, sounds, SEED, lambda _: None, clock)
         loop.run(
             self.model, work, optimizer_config=stage.optimizer, steps=self.steps, out=out, log=out / "metrics.jsonl",
-            ears=ears, clock=clock, profile=True,
+            encoder_cache=encoder_cache, clock=clock, profile=True,
         )  # fmt: skip
         rows = read_log(out / "metrics.jsonl")
         self.losses["earwise"] = [row["sft/loss"] for row in rows]
@@ -204,9 +204,9 @@ class Bench:
 def sft_gradient(model: AudioLM, rows: Sequence[Row]) -> Tensor:
     """The gradient of one tree of rows that share their sound."""
     policy = Policy(model)
-    (micro,) = assemble(model, Ears(model), [[row.path for row in rows]], {0: rows[0].wave}, 10**6)
+    (micro,) = assemble(model, EncoderCache(model), [[row.path for row in rows]], {0: rows[0].wave}, 10**6)
     mask = micro.forest.loss_mask
-    logprobs = policy(micro.forest, micro.heard, micro.waves)
+    logprobs = policy(micro.forest, micro.heard, micro.waveforms)
     sft_loss(logprobs, mask, denominator=float(mask.sum())).loss.backward()
     return take_gradients(model)
 

@@ -25,11 +25,11 @@ from earwise.algorithms.losses import grpo_loss, sft_loss
 from earwise.audio import decode
 from earwise.config.stages import TrainableConfig
 from earwise.data.manifest import read
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
 from earwise.models.base import AudioLM, load
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.train.batches import assemble
@@ -68,9 +68,9 @@ def listening(model: AudioLM) -> dict[str, float]:
     with torch.inference_mode():
         for seconds in (2, 5, 10, 30):
             wave = clip(seconds)
-            out[f"{seconds}s"] = timed(lambda wave=wave: model.listen([wave]))
+            out[f"{seconds}s"] = timed(lambda wave=wave: model.encode_audio([wave]))
             if seconds < 30:
-                out[f"{seconds}s_in_batch_of_8"] = timed(lambda wave=wave: model.listen([wave] * 8), 1) / 8
+                out[f"{seconds}s_in_batch_of_8"] = timed(lambda wave=wave: model.encode_audio([wave] * 8), 1) / 8
     return out
 
 
@@ -79,14 +79,14 @@ def speaking(model: AudioLM) -> dict[str, float]:
     engine = LocalEngine(model)
     example = read(STARTER / "val.jsonl")[0]
     prompt = Prompt(prompt_turns(example, "open"), (clip(10),), "a")
-    answer = timed(lambda: LocalEngine(model).generate([prompt], Decoding(12)))
+    answer = timed(lambda: LocalEngine(model).generate([prompt], SamplingParams(12)))
     out = {"answer_10s_clip_s": answer}
     for batch in (1, 8):
-        prompts = [Prompt(prompt.turns, prompt.waves, str(i)) for i in range(batch)]
-        engine.generate(prompts, Decoding(2))
-        start, before = time.perf_counter(), engine.tally.sampled
-        engine.generate(prompts, Decoding(32, 1.0, seed=3))
-        out[f"tokens_per_s_batch_{batch}"] = (engine.tally.sampled - before) / (time.perf_counter() - start)
+        prompts = [Prompt(prompt.turns, prompt.waveforms, str(i)) for i in range(batch)]
+        engine.generate(prompts, SamplingParams(2))
+        start, before = time.perf_counter(), engine.stats.sampled_tokens
+        engine.generate(prompts, SamplingParams(32, 1.0, seed=3))
+        out[f"tokens_per_s_batch_{batch}"] = (engine.stats.sampled_tokens - before) / (time.perf_counter() - start)
     return out
 
 
@@ -98,8 +98,8 @@ def step(model: AudioLM, micros: list[Micro], loss: Callable[[torch.Tensor, Micr
         heard = micro.heard
         if hear:
             with torch.no_grad():
-                heard = dict(zip(micro.waves, model.listen(list(micro.waves.values())), strict=True))
-        value = loss(policy(micro.forest, heard, micro.waves), micro)
+                heard = dict(zip(micro.waveforms, model.encode_audio(list(micro.waveforms.values())), strict=True))
+        value = loss(policy(micro.forest, heard, micro.waveforms), micro)
         value.backward()
         total += float(value.detach())
     return total
@@ -113,16 +113,16 @@ def gradients(model: AudioLM) -> torch.Tensor:
 
 
 def compare(
-    model: AudioLM, trees: list, waves: dict, loss: Callable[[torch.Tensor, Micro], torch.Tensor]
+    model: AudioLM, trees: list, waveforms: dict, loss: Callable[[torch.Tensor, Micro], torch.Tensor]
 ) -> dict[str, float]:
     """One step both ways: seconds and the relative gradient difference."""
 
     def forest() -> float:
-        return step(model, assemble(model, Ears(model), trees, waves, 1024), loss, False)
+        return step(model, assemble(model, EncoderCache(model), trees, waveforms, 1024), loss, False)
 
     def alone() -> float:
         return sum(
-            step(model, assemble(model, None, [[path]], waves, 1024), loss, True) for tree in trees for path in tree
+            step(model, assemble(model, None, [[path]], waveforms, 1024), loss, True) for tree in trees for path in tree
         )
 
     first = gradients_after(model, forest)
@@ -151,11 +151,11 @@ def grpo(model: AudioLM, prompts: int, group: int, new_tokens: int, seconds: flo
     asked = [Prompt(prompt_turns(example, "answer"), (wave,), example.id) for example in examples]
     engine = LocalEngine(model)
     start = time.perf_counter()
-    groups = engine.generate(asked, Decoding(new_tokens, 1.0, seed=1), group)
+    groups = engine.generate(asked, SamplingParams(new_tokens, 1.0, seed=1), group)
     rollout = time.perf_counter() - start
-    trees, waves = [], {}
+    trees, waveforms = [], {}
     for number, (prompt, completions) in enumerate(zip(asked, groups, strict=True)):
-        waves[number] = wave
+        waveforms[number] = wave
         trunk = conversation_path(model, prompt.turns, [number], [len(wave)], generate=True)
         trees.append([trunk + completion_path(c.token_ids) for c in completions])
 
@@ -164,8 +164,8 @@ def grpo(model: AudioLM, prompts: int, group: int, new_tokens: int, seconds: flo
             logprobs, None, None, torch.ones(len(logprobs)), micro.forest.loss_mask, num_sequences=prompts * group
         ).loss
 
-    out = {"rollout_s": rollout, "computed_per_sampled_token": engine.tally.distinct / max(1, engine.tally.sampled)}
-    return out | compare(model, trees, waves, loss)
+    out = {"rollout_s": rollout, "computed_per_sampled_token": engine.stats.computed_tokens / max(1, engine.stats.sampled_tokens)}
+    return out | compare(model, trees, waveforms, loss)
 
 
 def sft(model: AudioLM, questions: int, seconds: float) -> dict[str, float]:

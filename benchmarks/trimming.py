@@ -40,16 +40,16 @@ def asked(count: int) -> list[Example]:
 
 
 @torch.inference_mode()
-def hear(model: AudioLM, trim: bool, rows: Sequence[Example], waves: Sequence[Waveform]) -> dict[str, Any]:
+def hear(model: AudioLM, trim: bool, rows: Sequence[Example], waveforms: Sequence[Waveform]) -> dict[str, Any]:
     """States, embeddings and options' log-likelihoods with clips trimmed, or padded."""
     model.trims = trim
     engine = LocalEngine(model)  # with a memory of its own: what was heard the other way must not be found
     start = perf_counter()
-    states = [engine.ears.heard([wave])[0] for wave in waves]
-    seconds = (perf_counter() - start) / len(waves)
-    prompts = [Prompt(prompt_turns(row, "answer"), (wave,), row.id) for row, wave in zip(rows, waves, strict=True)]
+    states = [engine.encoder_cache.encoder_states([wave])[0] for wave in waveforms]
+    seconds = (perf_counter() - start) / len(waveforms)
+    prompts = [Prompt(prompt_turns(row, "answer"), (wave,), row.id) for row, wave in zip(rows, waveforms, strict=True)]
     scores = engine.score(prompts, [row.choices for row in rows])
-    return {"states": states, "connected": model.connect(states), "scores": scores, "seconds": seconds}
+    return {"states": states, "connected": model.project_audio(states), "scores": scores, "seconds": seconds}
 
 
 def compare(model: AudioLM, rows: Sequence[Example]) -> dict[str, Any]:
@@ -62,14 +62,14 @@ def compare(model: AudioLM, rows: Sequence[Example]) -> dict[str, Any]:
         Relative differences (norm of the difference over the padded norm: mean and largest over clips), and for the
         answers how many agree and how many are right each way.
     """
-    waves = [decode(row.audio_paths[0], model.spec.sample_rate, max_s=model.spec.max_s) for row in rows]
+    waveforms = [decode(row.audio_paths[0], model.spec.sample_rate, max_s=model.spec.max_s) for row in rows]
     trained = model.trims
     try:
-        ways = {name: hear(model, trim, rows, waves) for name, trim in (("trimmed", True), ("padded", False))}
+        ways = {name: hear(model, trim, rows, waveforms) for name, trim in (("trimmed", True), ("padded", False))}
     finally:
         model.trims = trained
     out: dict[str, Any] = {"model": model.name, "revision": model.revision, "trained_trimmed": trained, "n": len(rows)}
-    out["clip_s_mean"] = sum(len(wave) for wave in waves) / len(waves) / model.spec.sample_rate
+    out["clip_s_mean"] = sum(len(wave) for wave in waveforms) / len(waveforms) / model.spec.sample_rate
     for what in ("states", "connected"):
         off = [
             float((a - b).norm() / b.norm()) for a, b in zip(ways["trimmed"][what], ways["padded"][what], strict=True)

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 
 from earwise.algorithms.losses import group_advantages, grpo_loss
-from earwise.engine.base import Decoding
+from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import completion_path
 from earwise.train.batches import assemble, per_branch
 from earwise.train.policy import Policy
@@ -46,45 +46,45 @@ class Own:
 
     def rollout(self, clock: Clock, *, full: bool, seed: int) -> list[list[list[int]]]:
         """See `Way`; the trained weights count as changed since the last rollout, as after an update."""
-        self._engine.ears = Ears(self._model)
+        self._engine.encoder_cache = EncoderCache(self._model)
         with torch.no_grad():
             for weight in self._parameters:
                 weight.mul_(1)
-        before = self._engine.tally.passes
-        decoding = Decoding(self._work.shape.max_new_tokens, TEMPERATURE, seed=seed)
+        before = self._engine.stats.forward_passes
+        sampling_params = SamplingParams(self._work.shape.max_new_tokens, TEMPERATURE, seed=seed)
         with endless(self._model) if full else _as_it_is(), clock("rollout"):
-            groups = self._engine.generate(self._work.prompts, decoding, self._work.shape.group)
-        self.passes = self._engine.tally.passes - before
+            groups = self._engine.generate(self._work.prompts, sampling_params, self._work.shape.group)
+        self.passes = self._engine.stats.forward_passes - before
         return [[list(completion.token_ids) for completion in group] for group in groups]
 
     def train(self, clock: Clock, groups: Sequence[Sequence[Ids]], *, update: bool = True) -> None:
         """See `Way`."""
-        ears = Ears(self._model)
+        encoder_cache = EncoderCache(self._model)
         with clock("listen"):
-            ears.heard(list(self._work.waves.values()))
+            encoder_cache.encoder_states(list(self._work.waveforms.values()))
         with clock("loss"):
             trees = [
                 [trunk + completion_path(ids) for ids in group]
                 for trunk, group in zip(self._work.trunks, groups, strict=True)
             ]
-            micros = assemble(self._model, ears, trees, self._work.waves, PACK_TOKENS)
+            micros = assemble(self._model, encoder_cache, trees, self._work.waveforms, PACK_TOKENS)
             rewards = torch.tensor(self._work.rewards, dtype=torch.float64)
             advantages = group_advantages(rewards, self._work.shape.group).tolist()
         start = 0
         self.forest_tokens, self.sources = [], 0
         for micro in micros:
             with clock("reference"), self._reference.active():
-                ref_logprobs = self._policy(micro.forest, micro.heard, micro.waves)
+                ref_logprobs = self._policy(micro.forest, micro.heard, micro.waveforms)
             with clock("loss"):
                 loss = grpo_loss(
-                    self._policy(micro.forest, micro.heard, micro.waves), None, ref_logprobs,
+                    self._policy(micro.forest, micro.heard, micro.waveforms), None, ref_logprobs,
                     per_branch(advantages, micro, start).float(), micro.forest.loss_mask,
                     beta=BETA, num_sequences=len(advantages),
                 ).loss  # fmt: skip
                 loss.backward()
             start += len(micro.forest.branch_trees)
             self.forest_tokens += micro.forest.positions.tolist()
-            self.sources += len(micro.forest.sources)
+            self.sources += len(micro.forest.source_indices)
         self.distinct_share = len(self.forest_tokens) / sum(len(path.ids) for tree in trees for path in tree)
         if update:
             with clock("optimizer"):

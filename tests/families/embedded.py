@@ -66,18 +66,18 @@ def tiny(seed: int = 0) -> Tiny:
         with at_home(folder):
             return load(folder)
 
-    return Tiny(model, lambda ids, waves: _reference(model, ids, waves), reload)
+    return Tiny(model, lambda ids, waveforms: _reference(model, ids, waveforms), reload)
 
 
 @torch.no_grad()
-def _reference(model: Embedded, ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
+def _reference(model: Embedded, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
     module = model.module
     plain = LlamaForCausalLM(LlamaConfig(**module.decoder.config.to_dict() | {"attn_implementation": "eager"})).eval()
     plain.model.load_state_dict(module.decoder.state_dict())
     plain.tie_weights()
     embedded = plain.model.embed_tokens(torch.tensor(ids)).clone()
-    if waves:
-        clips = [_connect(module.connector, _hear(module.encoder, wave)) for wave in waves]
+    if waveforms:
+        clips = [_connect(module.connector, _hear(module.encoder, wave)) for wave in waveforms]
         embedded[torch.tensor(ids) == model.placeholder_id] = torch.cat(clips)
     logits: Tensor = plain(inputs_embeds=embedded[None]).logits[0]
     return logits

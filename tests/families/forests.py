@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path as Folder
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from earwise.audio import num_samples
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import AudioError
-from earwise.forest import Path, pack, place_audio, plant
+from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
@@ -29,7 +29,7 @@ MARKS = (
 
 
 @contextmanager
-def at_home(folder: Folder) -> Iterator[None]:
+def at_home(folder: Path) -> Iterator[None]:
     """While the block lasts, base weights that lie in a checkpoint's folder (the embedded family's) are in use."""
     before = os.environ.get("EARWISE_HOME")
     if (folder / "home").is_dir():
@@ -59,34 +59,34 @@ def turn(role: Role, text: str, *clips: int) -> Turn:
 
 
 def conversation(
-    model: AudioLM, turns: Sequence[Turn], waves: Mapping[int, Waveform], *, generate: bool = True
-) -> Path:
+    model: AudioLM, turns: Sequence[Turn], waveforms: Mapping[int, Waveform], *, generate: bool = True
+) -> TokenPath:
     """The path of a conversation whose sounds are named by their numbers."""
     clips = [int(part.path.split(".")[0]) for one in turns for part in one.parts if isinstance(part, Audio)]
-    return conversation_path(model, tuple(turns), clips, [len(waves[clip]) for clip in clips], generate=generate)
+    return conversation_path(model, tuple(turns), clips, [len(waveforms[clip]) for clip in clips], generate=generate)
 
 
-def scores(model: AudioLM, path: Path, waves: Mapping[int, Waveform]) -> Tensor:
+def scores(model: AudioLM, path: TokenPath, waveforms: Mapping[int, Waveform]) -> Tensor:
     """Logits `(seq, vocab)` of one path through the contract."""
-    forest = pack([plant([path])])
-    clips = sorted(set(forest.clips))
-    connected = dict(zip(clips, model.connect(model.listen([waves[clip] for clip in clips])), strict=True))
-    embeddings = place_audio(model.embed(forest.ids), forest, connected)
+    forest = pack([build_tree([path])])
+    clips = sorted(set(forest.audio_clips))
+    connected = dict(zip(clips, model.project_audio(model.encode_audio([waveforms[clip] for clip in clips])), strict=True))
+    embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
     return model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
 
 
-def trees(model: AudioLM, waves: Mapping[int, Waveform]) -> list[list[Path]]:
+def trees(model: AudioLM, waveforms: Mapping[int, Waveform]) -> list[list[TokenPath]]:
     """Three trees with uneven branches: two questions with three answers that share beginnings, a lone answer, and text
     without a sound.
     """
     first = [
-        conversation(model, [turn("user", question, 0)], waves) + answer_path(model, answer)
+        conversation(model, [turn("user", question, 0)], waveforms) + answer_path(model, answer)
         for question in ("What is it?", "What do you hear in it?")
         for answer in ("a dog", "a dog barks at noon", "sea")
     ]
-    second = [conversation(model, [turn("user", "And this?", 1)], waves) + answer_path(model, "a siren")]
+    second = [conversation(model, [turn("user", "And this?", 1)], waveforms) + answer_path(model, "a siren")]
     third = [
-        conversation(model, [turn("user", "No sound: what is two plus two?")], waves) + answer_path(model, answer)
+        conversation(model, [turn("user", "No sound: what is two plus two?")], waveforms) + answer_path(model, answer)
         for answer in ("four", "four, or so", "4")
     ]
     return [first, second, third]
@@ -122,10 +122,10 @@ def ready(model: AudioLM, config: TrainableConfig, *, moved: bool = True) -> Aud
     return model
 
 
-def one_by_one(model: AudioLM, paths: Sequence[Path], waves: Mapping[int, Waveform]) -> list[Tensor]:
+def one_by_one(model: AudioLM, paths: Sequence[TokenPath], waveforms: Mapping[int, Waveform]) -> list[Tensor]:
     """Log-probabilities of each path's trained tokens, every path run by itself."""
     policy = Policy(model)
-    return [policy(pack([plant([path])]), {}, waves)[0] for path in paths]
+    return [policy(pack([build_tree([path])]), {}, waveforms)[0] for path in paths]
 
 
 def heard_lengths(model: AudioLM, longest_s: float) -> list[int]:

@@ -54,7 +54,7 @@ def tiny_mellow(seed: int = 0, template: str = "repaired") -> Mellow:
     return Mellow(module, CONFIG, byte_tokenizer(), template=template, name="tiny-mellow")
 
 
-def reference_logits(model: Mellow, ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
+def reference_logits(model: Mellow, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
     """`(seq, vocab)` of one sequence alone, template `repaired`."""
     state = {name.replace(".base_layer.", "."): value for name, value in model.module.state_dict().items()}
 
@@ -71,7 +71,7 @@ def reference_logits(model: Mellow, ids: Sequence[int], waves: Sequence[Waveform
         at for at, one in enumerate(ids)
         if one == model.placeholder_id and (at == 0 or ids[at - 1] != model.placeholder_id)
     ]  # fmt: skip
-    for start, wave in zip(starts, waves, strict=True):
+    for start, wave in zip(starts, waveforms, strict=True):
         cosines, sines, mel = front_end(model.module.encoder).values()
         sound = functional.pad(torch.from_numpy(wave), (0, 64000 - len(wave)))
         framed = functional.pad(sound[None, None], (512, 512), mode="reflect")
@@ -97,8 +97,8 @@ def tiny(seed: int = 0) -> Tiny:
     model = tiny_mellow(seed)
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
-        return reference_logits(model, ids, waves)
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
+        return reference_logits(model, ids, waveforms)
 
     def reload(changed: AudioLM, folder: Folder) -> AudioLM:
         changed.save(folder)

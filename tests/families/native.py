@@ -62,11 +62,11 @@ def qwen3_omni(seed: int = 0) -> Tiny:
     model = native.from_parts(omni.ROW, copy.deepcopy(module), tokenizer, feature_extractor(), name="tiny")
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
         # Every clip by itself: in one batch the class pads a clip under a second to the longest chunk of all clips.
         whole = torch.tensor([ids])
         embedded = module.get_input_embeddings()(whole)
-        for place, sound in zip(starts(ids, model.placeholder_id), waves, strict=True):
+        for place, sound in zip(starts(ids, model.placeholder_id), waveforms, strict=True):
             heard = feature_extractor()([sound], **PADDED)
             states = module.get_audio_features(heard.input_features, heard.attention_mask).last_hidden_state
             embedded[0, place : place + len(states)] = states
@@ -110,8 +110,8 @@ def audio_flamingo3(seed: int = 0) -> Tiny:
     model = native.from_parts(flamingo.ROW, copy.deepcopy(module), marked(mark="<sound>"), features, name="tiny")
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
-        pieces = [sound[at : at + 16000] for sound in waves for at in range(0, len(sound), 16000)]
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
+        pieces = [sound[at : at + 16000] for sound in waveforms for at in range(0, len(sound), 16000)]
         inputs = {"input_ids": torch.tensor([ids])}
         if pieces:
             heard = features(pieces, **PADDED)

@@ -103,9 +103,9 @@ def tiny(
     one at a time, `scale` divides its logits, `ours` is the row's class where that is not `module`'s."""
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
-        with alone(module, waves) if len({len(wave) for wave in waves}) > 1 else nullcontext():
-            logits: Tensor = module(input_ids=torch.tensor([list(ids)]), **(inputs(waves) if waves else {})).logits[0]
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
+        with alone(module, waveforms) if len({len(wave) for wave in waveforms}) > 1 else nullcontext():
+            logits: Tensor = module(input_ids=torch.tensor([list(ids)]), **(inputs(waveforms) if waveforms else {})).logits[0]
         return logits / scale
 
     def reload(changed: AudioLM, folder: Folder) -> AudioLM:
@@ -141,9 +141,9 @@ def voxtral(seed: int = 0) -> Tiny:
     """Two layers on each side; clips of the suite take one window and two."""
     extractor = WhisperFeatureExtractor(feature_size=MELS)
 
-    def inputs(waves: Sequence[Waveform]) -> dict[str, Any]:
+    def inputs(waveforms: Sequence[Waveform]) -> dict[str, Any]:
         clips = []
-        for wave in waves:
+        for wave in waveforms:
             mel = extractor(
                 wave, sampling_rate=RATE, padding=True, truncation=False, pad_to_multiple_of=96 * 160,
                 return_tensors="pt",
@@ -207,16 +207,16 @@ def granite_speech(seed: int = 0) -> Tiny:
     """Two layers in each part."""
     extractor = granite_row.LogMel(n_mels=MELS)
 
-    def inputs(waves: Sequence[Waveform]) -> dict[str, Any]:
-        return {"input_features": nn.utils.rnn.pad_sequence([extractor(wave) for wave in waves], batch_first=True)}
+    def inputs(waveforms: Sequence[Waveform]) -> dict[str, Any]:
+        return {"input_features": nn.utils.rnn.pad_sequence([extractor(wave) for wave in waveforms], batch_first=True)}
 
-    def alone(module: Any, waves: Sequence[Waveform]) -> AbstractContextManager[Any]:
+    def alone(module: Any, waveforms: Sequence[Waveform]) -> AbstractContextManager[Any]:
         hear = module.model.get_audio_features
 
         def one_by_one(features: Tensor, **_: Any) -> SimpleNamespace:
             clips = [
                 hear(clip[None, : len(extractor(wave))], return_dict=True).pooler_output[0]
-                for clip, wave in zip(features, waves, strict=True)
+                for clip, wave in zip(features, waveforms, strict=True)
             ]
             return SimpleNamespace(pooler_output=torch.cat(clips))
 
@@ -279,20 +279,20 @@ def phi4_multimodal(seed: int = 0) -> Tiny:
     def heard(wave: Waveform) -> Any:
         return extractor(wave, sampling_rate=RATE, return_tensors="pt")
 
-    def inputs(waves: Sequence[Waveform]) -> dict[str, Any]:
-        clips = [heard(wave) for wave in waves]
+    def inputs(waveforms: Sequence[Waveform]) -> dict[str, Any]:
+        clips = [heard(wave) for wave in waveforms]
         mels = [clip.audio_input_features[0] for clip in clips]
         return {
             "audio_input_features": nn.utils.rnn.pad_sequence(mels, batch_first=True),
             "audio_embed_sizes": torch.cat([clip.audio_embed_sizes for clip in clips]),
         }
 
-    def alone(module: Any, waves: Sequence[Waveform]) -> AbstractContextManager[Any]:
+    def alone(module: Any, waveforms: Sequence[Waveform]) -> AbstractContextManager[Any]:
         encoder = module.model.embed_tokens_extend.audio_embed.encoder
         hear = encoder.forward
 
         def one_by_one(features: Tensor, mask: Tensor | None) -> Tensor:
-            lengths = [heard(wave).audio_input_features.shape[1] for wave in waves]
+            lengths = [heard(wave).audio_input_features.shape[1] for wave in waveforms]
             clips = [hear(clip[None, :length], None)[0] for clip, length in zip(features, lengths, strict=True)]
             return nn.utils.rnn.pad_sequence(clips, batch_first=True)
 
@@ -363,16 +363,16 @@ def gemma3n(seed: int = 0, **text: Any) -> Tiny:
     extractor = Gemma3nAudioFeatureExtractor(feature_size=MELS)
     heard = partial(extractor, padding="longest", return_tensors="pt")
 
-    def inputs(waves: Sequence[Waveform]) -> dict[str, Any]:
-        out = heard(list(waves))
+    def inputs(waveforms: Sequence[Waveform]) -> dict[str, Any]:
+        out = heard(list(waveforms))
         return {"input_features": out.input_features, "input_features_mask": out.input_features_mask}
 
-    def alone(module: Any, waves: Sequence[Waveform]) -> AbstractContextManager[Any]:
+    def alone(module: Any, waveforms: Sequence[Waveform]) -> AbstractContextManager[Any]:
         hear = module.model.get_audio_features
 
         def one_by_one(*_: Any, **__: Any) -> SimpleNamespace:
             embeddings, silent = [], []
-            for wave in waves:
+            for wave in waveforms:
                 one = heard([wave])
                 out = hear(one.input_features, ~one.input_features_mask, return_dict=True)
                 embeddings.append(out.pooler_output[0])

@@ -2,14 +2,14 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path as Folder
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
 from builders import MELS, SPECIAL, WINDOW_S, byte_tokenizer, feature_extractor, fill, plain_inputs
-from earwise.forest import Path
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
 from earwise.models.families import native
 from earwise.models.families.native import Native
@@ -80,12 +80,12 @@ def tiny(seed: int = 0) -> Tiny:
     model = thinker(module)
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
-        path = Path(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
-        logits: Tensor = module(**plain_inputs(path, dict(enumerate(waves)))).logits[0]
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
+        path = TokenPath(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
+        logits: Tensor = module(**plain_inputs(path, dict(enumerate(waveforms)))).logits[0]
         return logits
 
-    def reload(changed: AudioLM, folder: Folder) -> AudioLM:
+    def reload(changed: AudioLM, folder: Path) -> AudioLM:
         changed.save(folder)
         return load(folder)
 

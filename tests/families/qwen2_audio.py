@@ -1,13 +1,13 @@
 """Qwen2-Audio at test size; the reference is transformers' own class on clips padded to its window."""
 
 from collections.abc import Sequence
-from pathlib import Path as Folder
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from builders import WINDOW_S, plain_copy, plain_inputs, tiny_qwen2_audio
-from earwise.forest import Path
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
 from earwise.models.families.qwen2_audio import load
 from earwise.types import Waveform
@@ -29,12 +29,12 @@ def tiny(seed: int = 0) -> Tiny:
     model = tiny_qwen2_audio(seed)
 
     @torch.no_grad()
-    def reference(ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
-        path = Path(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
-        logits: Tensor = plain_copy(model)(**plain_inputs(path, dict(enumerate(waves)))).logits[0]
+    def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
+        path = TokenPath(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
+        logits: Tensor = plain_copy(model)(**plain_inputs(path, dict(enumerate(waveforms)))).logits[0]
         return logits
 
-    def reload(changed: AudioLM, folder: Folder) -> AudioLM:
+    def reload(changed: AudioLM, folder: Path) -> AudioLM:
         changed.save(folder)
         return load(folder)
 

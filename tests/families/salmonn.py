@@ -69,18 +69,18 @@ def tiny(seed: int = 0) -> Tiny:
         changed.save(folder)
         return load(folder)
 
-    return Tiny(model, lambda ids, waves: reference(model, ids, waves), reload, max_s=float(WINDOW_S))
+    return Tiny(model, lambda ids, waveforms: reference(model, ids, waveforms), reload, max_s=float(WINDOW_S))
 
 
 @torch.no_grad()
-def reference(model: Salmonn, ids: Sequence[int], waves: Sequence[Waveform]) -> Tensor:
+def reference(model: Salmonn, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
     """Logits `(seq, vocab)` of one sequence, by other code than the model's own."""
     module = model.module
     plain = LlamaForCausalLM(LlamaConfig(**module.config.llama, attn_implementation="eager")).eval()
     plain.load_state_dict(module.llama.state_dict())
     embedded = plain.model.embed_tokens(torch.tensor(ids)).clone()
-    if waves:
-        clips = torch.cat([_clip(module, wave) for wave in waves])
+    if waveforms:
+        clips = torch.cat([_clip(module, wave) for wave in waveforms])
         embedded[torch.tensor(ids) == model.placeholder_id] = clips
     logits: Tensor = plain(inputs_embeds=embedded[None]).logits[0]
     return logits

@@ -14,12 +14,12 @@ from torch import Tensor
 from builders import largest
 from earwise.algorithms.losses import LossOutput, group_advantages, grpo_loss, sft_loss
 from earwise.config.stages import OptimizerConfig
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
-from earwise.forest import pack, plant
+from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM, load
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.train import trainer
 from earwise.train.batches import assemble
@@ -57,14 +57,14 @@ def two(tiny: Tiny) -> dict[int, Waveform]:
 @torch.no_grad()
 def test_forward_equals_the_reference(family: Tiny) -> None:
     """Each clip alone, and both in a conversation of several turns."""
-    waves = two(family)
+    waveforms = two(family)
     asked = [turn("user", "What is it?", 0), turn("assistant", "A bell."), turn("user", "And this one, is it louder?")]
     both = [*asked[:2], turn("user", "And this one?", 1), turn("assistant", "Louder."), turn("user", "Sure?")]
     for turns, generate in (([turn("user", "Which?", 1)], True), (asked, True), (both, True), (both[:4], False)):
-        path = conversation(family.model, turns, waves, generate=generate)
-        clips = [clip for clip in waves if clip in path.clips]
-        theirs = family.reference(path.ids, [waves[clip] for clip in clips])
-        ours = scores(family.model, path, waves)
+        path = conversation(family.model, turns, waveforms, generate=generate)
+        clips = [clip for clip in waveforms if clip in path.clips]
+        theirs = family.reference(path.ids, [waveforms[clip] for clip in clips])
+        ours = scores(family.model, path, waveforms)
         assert ours.shape == theirs.shape
         assert float(ours.std()) > 1e-3, "a model that says the same everywhere tests nothing"
         assert largest([ours - theirs]) < LOGITS
@@ -73,9 +73,9 @@ def test_forward_equals_the_reference(family: Tiny) -> None:
 @pytest.mark.parametrize("trained", ["full", "lora"])
 def test_forest_equals_one_by_one(fresh: Tiny, trained: str) -> None:
     model = ready(fresh.model, FULL if trained == "full" else lora(fresh.model))
-    waves = two(fresh)
-    grown = trees(model, waves)
-    forest = pack([plant(paths) for paths in grown])
+    waveforms = two(fresh)
+    grown = trees(model, waveforms)
+    forest = pack([build_tree(paths) for paths in grown])
     paths = [path for some in grown for path in some]
     assert len(forest) < 0.8 * sum(len(path.ids) for path in paths), "nothing is shared"
     parameters = {name: value for name, value in model.module.named_parameters() if value.requires_grad}
@@ -84,10 +84,10 @@ def test_forest_equals_one_by_one(fresh: Tiny, trained: str) -> None:
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         return {name: value for name, value in zip(parameters, found, strict=True) if value is not None}
 
-    shared = Policy(model)(forest, {}, waves)
+    shared = Policy(model)(forest, {}, waveforms)
     weights = torch.randn(shared.shape, generator=torch.Generator().manual_seed(2))
     together = gradients((shared * weights).sum())
-    alone = one_by_one(model, paths, waves)
+    alone = one_by_one(model, paths, waveforms)
     assert largest([shared[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROBS
     apart = gradients(torch.stack([(one * weights[row, : len(one)]).sum() for row, one in enumerate(alone)]).sum())
     assert together.keys() == apart.keys() and len(apart) > 3
@@ -98,36 +98,36 @@ def test_forest_equals_one_by_one(fresh: Tiny, trained: str) -> None:
 
 
 def test_generate_is_batch_invariant(family: Tiny) -> None:
-    waves = two(family)
+    waveforms = two(family)
     asked = [("What is it?", (0,)), ("Is it loud?", (0,)), ("Which of them is it?", (1,)), ("No sound. What now?", ())]
     prompts = [
-        Prompt((turn("user", text, *clips),), tuple(waves[clip] for clip in clips), key=text) for text, clips in asked
+        Prompt((turn("user", text, *clips),), tuple(waveforms[clip] for clip in clips), key=text) for text, clips in asked
     ]
     engine = LocalEngine(family.model)
-    for decoding in (Decoding(6, temperature=1.0, seed=3), Decoding(6)):
-        together = engine.generate(prompts, decoding, 3)
+    for sampling_params in (SamplingParams(6, temperature=1.0, seed=3), SamplingParams(6)):
+        together = engine.generate(prompts, sampling_params, 3)
         for prompt, group in zip(prompts, together, strict=True):
-            (alone,) = engine.generate([prompt], decoding, 3)
+            (alone,) = engine.generate([prompt], sampling_params, 3)
             assert [c.token_ids for c in alone] == [c.token_ids for c in group]
             told = [torch.tensor(c.logprobs) for c in group]
             assert largest([torch.tensor(c.logprobs) - t for c, t in zip(alone, told, strict=True)]) < LOGPROBS
-            clips = range(len(prompt.waves))
+            clips = range(len(prompt.waveforms))
             trunk = conversation_path(
-                family.model, prompt.turns, clips, [len(one) for one in prompt.waves], generate=True
+                family.model, prompt.turns, clips, [len(one) for one in prompt.waveforms], generate=True
             )
             paths = [trunk + completion_path(c.token_ids) for c in group]
             with torch.no_grad():
-                scored = one_by_one(family.model, paths, dict(enumerate(prompt.waves)))
+                scored = one_by_one(family.model, paths, dict(enumerate(prompt.waveforms)))
             assert largest([one - t for one, t in zip(scored, told, strict=True)]) < LOGPROBS, "sampling is not scoring"
 
 
 @torch.no_grad()
 def test_hears(family: Tiny) -> None:
-    waves = two(family)
-    path = conversation(family.model, [turn("user", "What is it?", 0, 1)], waves)
-    heard = scores(family.model, path, waves)[-1]
-    for clip in waves:
-        silenced = scores(family.model, path, waves | {clip: waves[clip] * 0})[-1]
+    waveforms = two(family)
+    path = conversation(family.model, [turn("user", "What is it?", 0, 1)], waveforms)
+    heard = scores(family.model, path, waveforms)[-1]
+    for clip in waveforms:
+        silenced = scores(family.model, path, waveforms | {clip: waveforms[clip] * 0})[-1]
         assert largest([heard - silenced]) > 10 * LOGITS
 
 
@@ -136,40 +136,40 @@ def test_every_clip_comes_out_as_if_alone_and_as_long_as_announced(family: Tiny)
     model = family.model
     counts = heard_lengths(model, family.max_s)
     assert len(counts) >= 6
-    waves = [wave(model, 1.0 + family.max_s, 200.0 + 50 * n, n)[:count] for n, count in enumerate(counts)]
-    together = model.connect(model.listen(waves))
+    waveforms = [wave(model, 1.0 + family.max_s, 200.0 + 50 * n, n)[:count] for n, count in enumerate(counts)]
+    together = model.project_audio(model.encode_audio(waveforms))
     assert [len(rows) for rows in together] == [model.audio_tokens(count) for count in counts]
     for number in (0, len(counts) // 2, len(counts) - 1):
-        (alone,) = model.connect(model.listen([waves[number]]))
+        (alone,) = model.project_audio(model.encode_audio([waveforms[number]]))
         assert largest([alone - together[number]]) < LOGITS
-    assert model.listen([]) == [] and list(model.connect([])) == []
+    assert model.encode_audio([]) == [] and list(model.project_audio([])) == []
 
 
 @torch.no_grad()
 def test_training_mode_computes_the_same(fresh: Tiny) -> None:
     """No dropout and no running statistics: a policy in training is the policy that was sampled."""
-    waves = two(fresh)
-    path = conversation(fresh.model, [turn("user", "What is it?", 0, 1)], waves)
-    before = scores(fresh.model, path, waves)
+    waveforms = two(fresh)
+    path = conversation(fresh.model, [turn("user", "What is it?", 0, 1)], waveforms)
+    before = scores(fresh.model, path, waveforms)
     buffers = {name: value.clone() for name, value in fresh.model.module.named_buffers()}
     fresh.model.module.train()
-    assert largest([scores(fresh.model, path, waves) - before]) < LOGITS
+    assert largest([scores(fresh.model, path, waveforms) - before]) < LOGITS
     assert all(torch.equal(value, buffers[name]) for name, value in fresh.model.module.named_buffers())
 
 
 @torch.no_grad()
 def test_loaded_in_bfloat16_it_runs(family: Tiny, tmp_path: Folder) -> None:
-    waves = two(family)
-    path = conversation(family.model, [turn("user", "What is it?", 0, 1)], waves)
-    exact = scores(family.model, path, waves)
+    waveforms = two(family)
+    path = conversation(family.model, [turn("user", "What is it?", 0, 1)], waveforms)
+    exact = scores(family.model, path, waveforms)
     family.reload(family.model, tmp_path / "saved")
     with at_home(tmp_path / "saved"):
         model = load(str(tmp_path / "saved"), device="cpu", dtype="bfloat16")
     assert torch.bfloat16 in {parameter.dtype for parameter in model.module.parameters()}
-    rounded = scores(model, path, waves).float()
+    rounded = scores(model, path, waveforms).float()
     assert float((rounded - exact).norm() / exact.norm()) < 0.2
-    prompt = Prompt((turn("user", "What is it?", 0),), (waves[0],))
-    assert LocalEngine(model).generate([prompt], Decoding(3))[0][0].token_ids
+    prompt = Prompt((turn("user", "What is it?", 0),), (waveforms[0],))
+    assert LocalEngine(model).generate([prompt], SamplingParams(3))[0][0].token_ids
 
 
 def test_clips_that_it_cannot_hear(family: Tiny) -> None:
@@ -183,15 +183,15 @@ def test_clips_that_it_cannot_hear(family: Tiny) -> None:
 
 
 def test_text_and_sounds_that_do_not_fit(family: Tiny) -> None:
-    model, waves = family.model, two(family)
+    model, waveforms = family.model, two(family)
     asked = (turn("user", "What is it?", 0),)
     for clips in ((), (0, 1)):
         with pytest.raises(DataError, match=rf"1 audio parts but {len(clips)} sounds"):
-            conversation_path(model, asked, clips, [len(waves[clip]) for clip in clips], generate=True)
+            conversation_path(model, asked, clips, [len(waveforms[clip]) for clip in clips], generate=True)
     mark = next((mark for mark in MARKS if model.tokenize(mark) == [model.placeholder_id]), None)
     if mark is not None:
         with pytest.raises(DataError, match="holds"):
-            conversation(model, (turn("user", f"What is {mark}?", 0),), waves)
+            conversation(model, (turn("user", f"What is {mark}?", 0),), waveforms)
 
 
 def test_every_parameter_has_one_group(family: Tiny) -> None:
@@ -208,10 +208,10 @@ def test_save_and_load_bit_for_bit(family: Tiny, tmp_path: Folder) -> None:
     theirs = loaded.module.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) and value.dtype == theirs[name].dtype for name, value in ours.items())
-    waves = two(family)
-    path = conversation(family.model, [turn("user", "What is it?", 0)], waves)
+    waveforms = two(family)
+    path = conversation(family.model, [turn("user", "What is it?", 0)], waveforms)
     with torch.no_grad():
-        assert torch.equal(scores(loaded, path, waves), scores(family.model, path, waves))
+        assert torch.equal(scores(loaded, path, waveforms), scores(family.model, path, waveforms))
     assert (loaded.template, loaded.eos_ids, loaded.spec) == (
         family.model.template, family.model.eos_ids, family.model.spec,
     )  # fmt: skip
@@ -222,9 +222,9 @@ def test_save_and_load_bit_for_bit(family: Tiny, tmp_path: Folder) -> None:
 @pytest.mark.parametrize("part", ["decoder", "encoder", "everything in full", "decoder, then in full"])
 def test_what_was_trained_is_saved(fresh: Tiny, tmp_path: Folder, part: str) -> None:
     """LoRA merged or with the rest, weights trained in full as they are."""
-    waves = two(fresh)
-    path = conversation(fresh.model, [turn("user", "What is it?", 0)], waves)
-    plain = scores(fresh.model, path, waves)
+    waveforms = two(fresh)
+    path = conversation(fresh.model, [turn("user", "What is it?", 0)], waveforms)
+    plain = scores(fresh.model, path, waveforms)
     model = ready(fresh.model, FULL if part == "everything in full" else lora(fresh.model, part.partition(",")[0]))
     if part == "everything in full":
         for parameter in model.module.parameters():
@@ -233,11 +233,11 @@ def test_what_was_trained_is_saved(fresh: Tiny, tmp_path: Folder, part: str) -> 
         model = fresh.reload(model, tmp_path / "first")
         for parameter in ready(model, FULL).module.parameters():
             parameter.mul_(1.01)
-    changed = scores(model, path, waves)
+    changed = scores(model, path, waveforms)
     assert largest([changed - plain]) > 10 * LOGITS
     loaded = fresh.reload(model, tmp_path / "saved")
-    assert largest([scores(loaded, path, waves) - changed]) < LOGITS
-    assert torch.equal(scores(model, path, waves), changed), "saving changed the model"
+    assert largest([scores(loaded, path, waveforms) - changed]) < LOGITS
+    assert torch.equal(scores(model, path, waveforms), changed), "saving changed the model"
 
 
 def train(
@@ -248,15 +248,15 @@ def train(
     said: list[str] = []
     trainer.run(
         model, work, optimizer_config=OptimizerConfig(lr=5e-3, schedule="constant"), steps=steps, out=out,
-        log=out / "metrics.jsonl", ears=Ears(model), say=said.append,
+        log=out / "metrics.jsonl", encoder_cache=EncoderCache(model), say=said.append,
     )  # fmt: skip
     assert any(line.startswith("checks: forest equals one-by-one") for line in said)
 
 
 def test_sft_lowers_the_loss(fresh: Tiny, tmp_path: Folder) -> None:
     model = ready(fresh.model, lora(fresh.model), moved=False)
-    waves = two(fresh)
-    micros = assemble(model, Ears(model), trees(model, waves)[:2], waves, 4096)
+    waveforms = two(fresh)
+    micros = assemble(model, EncoderCache(model), trees(model, waveforms)[:2], waveforms, 4096)
     losses: list[float] = []
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
@@ -272,11 +272,11 @@ def test_sft_lowers_the_loss(fresh: Tiny, tmp_path: Folder) -> None:
 
 def test_grpo_moves_the_policy_towards_what_is_rewarded(fresh: Tiny, tmp_path: Folder) -> None:
     model = ready(fresh.model, lora(fresh.model), moved=False)
-    waves = {0: two(fresh)[0]}
-    trunk = conversation(model, [turn("user", "What is it?", 0)], waves)
+    waveforms = {0: two(fresh)[0]}
+    trunk = conversation(model, [turn("user", "What is it?", 0)], waveforms)
     answers = ("a dog", "a door", "the sea", "a dog barks")
     rewards = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    (micro,) = assemble(model, Ears(model), [[trunk + answer_path(model, text) for text in answers]], waves, 4096)
+    (micro,) = assemble(model, EncoderCache(model), [[trunk + answer_path(model, text) for text in answers]], waveforms, 4096)
     advantages = group_advantages(rewards, len(answers)).float()
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
@@ -284,7 +284,7 @@ def test_grpo_moves_the_policy_towards_what_is_rewarded(fresh: Tiny, tmp_path: F
 
     def likelihoods() -> Tensor:
         with torch.no_grad():
-            return Policy(model)(micro.forest, micro.heard, micro.waves).sum(1)
+            return Policy(model)(micro.forest, micro.heard, micro.waveforms).sum(1)
 
     before = likelihoods()
     train(model, [micro], loss, tmp_path, 2)

@@ -48,17 +48,17 @@ def counts_positions_through_the_pack(model: AudioLM) -> None:
 
 
 def is_deaf(model: AudioLM) -> None:
-    connect = model.connect
-    vars(model)["connect"] = lambda heard: [rows * 0 for rows in connect(heard)]
+    project_audio = model.project_audio
+    vars(model)["project_audio"] = lambda heard: [rows * 0 for rows in project_audio(heard)]
 
 
 def hears_by_batch(model: AudioLM) -> None:
-    listen = model.listen
+    encode_audio = model.encode_audio
 
-    def louder(waves: Sequence[Waveform]) -> list[Tensor]:
-        return [rows * (1 + 0.01 * len(waves)) for rows in listen(waves)]
+    def louder(waveforms: Sequence[Waveform]) -> list[Tensor]:
+        return [rows * (1 + 0.01 * len(waveforms)) for rows in encode_audio(waveforms)]
 
-    vars(model)["listen"] = louder
+    vars(model)["encode_audio"] = louder
 
 
 def forgets_a_weight(model: AudioLM) -> None:

@@ -15,12 +15,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ScoringError
 from earwise.evaluate.metrics import mellow as metrics
 from earwise.files import home
-from earwise.forest import pack, place_audio, plant
+from earwise.forest import build_tree, insert_audio_embeddings, pack
 from earwise.models.convert import mellow
 from earwise.models.convert.mellow import converted, front_end, official_shapes, official_state
 from earwise.models.families.mellow import END, RELEASED, Mellow, MellowModule, official_window
@@ -117,10 +117,10 @@ def test_stages(record: Record, model: Mellow) -> None:
     assert record["cases"]
     for number, case in enumerate(record["cases"]):
         for which in ("audio2", "audio1"):
-            waves = torch.from_numpy(sound(case, which))[None]
-            power = encoder.power(waves)
-            scores = encoder.class_scores(encoder.states(waves))
-            (heard,) = model.listen([sound(case, which)])
+            waveforms = torch.from_numpy(sound(case, which))[None]
+            power = encoder.power(waveforms)
+            scores = encoder.class_scores(encoder.states(waveforms))
+            (heard,) = model.encode_audio([sound(case, which)])
             latent, moments = heard[:1, : encoder.dim], heard[1:, : encoder.classes]
             features = torch.cat([latent, connector.c2l(moments.repeat_interleave(32, 0))])
             straight = connector.linear1(features)
@@ -133,7 +133,7 @@ def test_stages(record: Record, model: Mellow) -> None:
                 "latent_output": latent,
                 "embedding_1025": features[None],
                 "projected_1025": whole[None],
-                "downsampled_129": model.connect([heard])[0][None],
+                "downsampled_129": model.project_audio([heard])[0][None],
             }
             for stage, want in case[f"{which}_stages"].items():
                 check(found[stage], want, limits[stage], f"case {number} {which} {stage}")
@@ -154,14 +154,14 @@ def question(case: Record) -> tuple[Turn, ...]:
 def test_packing_and_logits(record: Record, model: Mellow) -> None:
     limit = SLACK * record["float32_vs_float64_max_abs_difference"]["lm_logits"]
     for number, case in enumerate(record["cases"]):
-        waves = [sound(case, "audio1"), sound(case, "audio2")]
-        trunk = conversation_path(model, question(case), (0, 1), [len(one) for one in waves], generate=True)
+        waveforms = [sound(case, "audio1"), sound(case, "audio2")]
+        trunk = conversation_path(model, question(case), (0, 1), [len(one) for one in waveforms], generate=True)
         assert len(trunk.ids) == 389 and trunk.ids[260:] == tuple(case["prompt_ids_padded"])
         assert (trunk.ids[129], trunk.ids[259]) == (record["separator_token_id"],) * 2
         path = trunk + completion_path(case["answer_ids"])
-        forest = pack([plant([path])])
-        connected = dict(enumerate(model.connect(model.listen(waves))))
-        embeddings = place_audio(model.embed(forest.ids), forest, connected)
+        forest = pack([build_tree([path])])
+        connected = dict(enumerate(model.project_audio(model.encode_audio(waveforms))))
+        embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
         check(embeddings[None, :389], case["prefix"], limit, f"case {number} prefix")
         scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
         check(scores[None], case["forward_logits_with_answer"], limit, f"case {number} answer")
@@ -179,7 +179,7 @@ def test_packing_and_logits(record: Record, model: Mellow) -> None:
 def test_greedy_answer(record: Record, model: Mellow) -> None:
     case = record["cases"][0]
     prompt = Prompt(question(case), (sound(case, "audio1"), sound(case, "audio2")))
-    (said,) = LocalEngine(model).generate([prompt], Decoding(6))[0]
+    (said,) = LocalEngine(model).generate([prompt], SamplingParams(6))[0]
     assert list(said.token_ids) == case["greedy_ids_6"]
 
 
@@ -201,7 +201,7 @@ def test_prompt_ids(record: Record, model: Mellow) -> None:
 def test_repaired_reads_the_same_sound_in_33_tokens(record: Record, model: Mellow) -> None:
     repaired = Mellow(model.module, RELEASED, numbered_tokenizer())
     heard = sound(record["cases"][0], "audio1")
-    (whole,), (distinct,) = (one.connect(one.listen([heard])) for one in (model, repaired))
+    (whole,), (distinct,) = (one.project_audio(one.encode_audio([heard])) for one in (model, repaired))
     assert len(distinct) == repaired.audio_tokens(len(heard)) == 33
     assert torch.equal(whole[1:], distinct[1:].repeat_interleave(4, 0)) and torch.equal(whole[0], distinct[0])
     path = conversation_path(repaired, ASKED, (0, 1), (320000, 95000), generate=True)

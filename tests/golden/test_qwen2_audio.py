@@ -17,13 +17,12 @@ from transformers import Qwen2AudioConfig
 
 from builders import byte_tokenizer
 from earwise.audio import num_samples
-from earwise.forest import Path as Sequence
-from earwise.forest import pack, place_audio, plant
+from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
 from earwise.models.families.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.prompt_encoding import conversation_path
-from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, render
+from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, render
 from earwise.types import Audio, Text, Turn
 from golden.fill import SLACK, check, filled, wave
 
@@ -94,7 +93,7 @@ def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2
     for case in cases:
         conversation = turns(case["conversation"])
         spans = render(conversation, QWEN2_AUDIO, generate=case["add_generation_prompt"])
-        assert "".join(AUDIO_MARK if span.audio else span.text for span in spans) == case["rendered"]
+        assert "".join(AUDIO_PLACEHOLDER if span.audio else span.text for span in spans) == case["rendered"]
         # Longer clips than the window are cut by the caller, knowingly: `long_audio: truncate`.
         samples = [num_samples(min(seconds, model.spec.max_s), 16000) for seconds in case["audio_seconds"]]
         assert [-(-count // HOP_SAMPLES) for count in samples] == case.get("mel_frames", [])
@@ -103,7 +102,7 @@ def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2
             model, conversation, range(len(samples)), samples, generate=case["add_generation_prompt"]
         )
         assert path.ids.count(model.placeholder_id) == case.get("audio_token_total", 0)
-        said = "".join(case["rendered"].split(AUDIO_MARK))
+        said = "".join(case["rendered"].split(AUDIO_PLACEHOLDER))
         assert [i for i in path.ids if i != model.placeholder_id] == model.tokenize(said)
 
 
@@ -134,25 +133,25 @@ def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Q
         )
     assert record["cases"]
     for number, case in enumerate(record["cases"]):
-        waves = [wave(audio, case["rate"]) for audio in case["audios"]]
+        waveforms = [wave(audio, case["rate"]) for audio in case["audios"]]
         check(
-            torch.stack([padded.features(one) for one in waves]),
+            torch.stack([padded.features(one) for one in waveforms]),
             case["input_features"],
             1e-5,
             f"case {number} features",
         )
-        heard = {model.trims: model.listen(waves) for model in (padded, trimmed)}
+        heard = {model.trims: model.encode_audio(waveforms) for model in (padded, trimmed)}
         seen["projector"] = padded.module.model.multi_modal_projector(seen["audio_tower"])
         for stage, want in case["stages"].items():
             check(seen[stage], want, limits[stage], f"case {number} {stage}")
         for model in (padded, trimmed):
-            connected = model.connect(heard[model.trims])
+            connected = model.project_audio(heard[model.trims])
             for clip, want in zip(connected, case["projector_valid"], strict=True):
                 check(clip, want, limits["projector"], f"case {number} projector, trims={model.trims}")
             for clip, ids in enumerate(rows(case, model.placeholder_id)):
                 marks = tuple(clip if i == model.placeholder_id else -1 for i in ids)
-                forest = pack([plant([Sequence(tuple(ids), (False,) * len(ids), marks)])])
-                embeddings = place_audio(model.embed(forest.ids), forest, dict(enumerate(connected)))
+                forest = pack([build_tree([TokenPath(tuple(ids), (False,) * len(ids), marks)])])
+                embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, dict(enumerate(connected)))
                 scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
                 check(
                     scores,

@@ -14,8 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from earwise.forest import Path as Sequence
-from earwise.forest import pack, place_audio, plant
+from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
 from earwise.models.convert.salmonn import BEATS_SIZES, beats_name, convert, released_names
 from earwise.models.families.salmonn import RELEASED, WHISPER_LARGE_V2, Salmonn, SalmonnConfig, empty, load
 from earwise.models.parts.attention import TreeAttention
@@ -73,12 +72,12 @@ def folded(padding: Tensor, length: int) -> Tensor:
 @torch.no_grad()
 def heard_as_batch(model: Salmonn, case: Record) -> tuple[Tensor, Tensor, Tensor]:
     """Fbank, Whisper's and BEATs' states of a batch padded to its longest clip, as the official model hears it."""
-    waves = clips(case)
-    longest = max(len(one) for one in waves)
-    pictures = torch.stack([fbank(np.pad(one, (0, longest - len(one)))) for one in waves])
-    padding = torch.stack([torch.arange(longest) >= len(one) for one in waves])
+    waveforms = clips(case)
+    longest = max(len(one) for one in waveforms)
+    pictures = torch.stack([fbank(np.pad(one, (0, longest - len(one)))) for one in waveforms])
+    padding = torch.stack([torch.arange(longest) >= len(one) for one in waveforms])
     unseen = folded(folded(padding, pictures.shape[1]), tokens(pictures.shape[1]))
-    speech = model.speech_states(waves)
+    speech = model.speech_states(waveforms)
     return pictures, speech, model.module.beats(pictures, ~unseen if bool(unseen.any()) else None)
 
 
@@ -123,7 +122,7 @@ def test_one_clip_at_a_time_is_the_official_model_on_a_batch_of_one(golden: Gold
     limit = TWICE * record["float32_vs_float64_max_abs_difference"]["speech_tokens"]
     cases = [case for case in record["cases"] if len(case["audios"]) == 1]
     sounds = [wave(case["audios"][0], case["rate"])[: 30 * case["rate"]] for case in cases]
-    for case, connected in zip(cases, model.connect(model.listen(sounds)), strict=True):
+    for case, connected in zip(cases, model.project_audio(model.encode_audio(sounds)), strict=True):
         check(connected[None], case["speech_tokens"], limit, "clips of 10, 0.5 and 30 s in one batch")
 
 
@@ -145,8 +144,8 @@ def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
             run = [model.placeholder_id] * len(connected[row])
             whole = (*ids[0], *run, *ids[1], *ids[2])
             marks = (-1,) * len(ids[0]) + (0,) * len(run) + (-1,) * len(ids[1] + ids[2])
-            forest = pack([plant([Sequence(whole, (False,) * len(whole), marks)])])
-            embeddings = place_audio(model.embed(forest.ids), forest, {0: connected[row]})
+            forest = pack([build_tree([TokenPath(whole, (False,) * len(whole), marks)])])
+            embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, {0: connected[row]})
             # The official model pads the shorter prompts of a batch before the answer: a hole in the positions.
             # Such a prompt's first answer token is then predicted from a place of padding, so the batch's loss is no
             # yardstick.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from builders import ask, largest, sound
-from earwise.forest import Path, pack, plant
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.embedded import base_weights
 from earwise.models.embedded import model as embedded
 from earwise.models.embedded.model import Embedded
@@ -44,7 +44,7 @@ def test_decoder_equals_llama(model: Embedded) -> None:
     plain.tie_weights()
     text = "<|im_start|>user\nWhich sound is this?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
     ids = torch.tensor(model.tokenize(text))
-    forest = pack([plant([Path(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
+    forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
     ours = model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
     theirs = plain(input_ids=ids[None]).logits[0]
     assert largest([ours.log_softmax(-1) - theirs.log_softmax(-1)]) < 2e-4
@@ -69,36 +69,36 @@ def test_encoder_equals_whisper_on_its_whole_window(model: Embedded) -> None:
 
 @torch.no_grad()
 def test_a_batch_hears_each_clip_as_if_alone(model: Embedded) -> None:
-    waves = [
+    waveforms = [
         sound(seconds, 300 * (number + 1), number) for number, seconds in enumerate((1.7, 0.005, 0.33, 1.0, 1.005))
     ]
-    for together, wave in zip(model.listen(waves), waves, strict=True):
-        (alone,) = model.listen([wave])
+    for together, wave in zip(model.encode_audio(waveforms), waveforms, strict=True):
+        (alone,) = model.encode_audio([wave])
         assert together.shape == alone.shape
         assert largest([together - alone]) < 1e-4 * float(alone.abs().max())
-        assert len(model.connect([alone])[0]) == model.audio_tokens(len(wave))
+        assert len(model.project_audio([alone])[0]) == model.audio_tokens(len(wave))
 
 
 @torch.no_grad()
 def test_forest_equals_one_by_one(model: Embedded) -> None:
-    waves = {0: sound(1.0), 1: sound(0.4, 900)}
-    trees: list[list[Path]] = []
+    waveforms = {0: sound(1.0), 1: sound(0.4, 900)}
+    trees: list[list[TokenPath]] = []
     for clip, answers in (
         (0, ["a dog barks", "a door", "a dog", "a dog barks"]),
         (1, ["<answer>siren</answer>", "<answer>sea</answer>"]),
     ):
         paths = []
         for question in ("What is it?", "What do you hear?"):
-            prompt = conversation_path(model, ask(question), [clip], [len(waves[clip])], generate=True)
+            prompt = conversation_path(model, ask(question), [clip], [len(waveforms[clip])], generate=True)
             paths += [prompt + answer_path(model, answer) for answer in answers]
         trees.append(paths)
-    heard = dict(enumerate(model.listen(list(waves.values()))))
+    heard = dict(enumerate(model.encode_audio(list(waveforms.values()))))
     policy = Policy(model)
-    forest = pack([plant(paths) for paths in trees])
+    forest = pack([build_tree(paths) for paths in trees])
     rows: Tensor = policy(forest, heard, {})
     assert len(forest) < sum(len(path.ids) for paths in trees for path in paths) / 2
     for row, path in zip(rows, (path for paths in trees for path in paths), strict=True):
-        alone = policy(pack([plant([path])]), heard, {})[0]
+        alone = policy(pack([build_tree([path])]), heard, {})[0]
         assert largest([row[: len(alone)] - alone]) < 1e-4
 
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from builders import largest, plain_copy, plain_logprobs, sound, tiny_qwen2_audio
 from earwise.algorithms.losses import grpo_loss
 from earwise.config.stages import LoraConfig, TrainableConfig
-from earwise.forest import Forest, Path, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import (
+    Forest,
+    TokenPath,
+    branch_logprobs,
+    build_tree,
+    insert_audio_embeddings,
+    pack,
+    target_logprobs,
+)
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.parts.attention import TreeAttention
 from earwise.train.batches import assemble
@@ -40,27 +48,27 @@ class Grower:
     def __init__(self, model: Qwen2Audio, seed: int) -> None:
         self.model = model
         self.rng = random.Random(seed)
-        self.waves: dict[int, Waveform] = {}
+        self.waveforms: dict[int, Waveform] = {}
 
-    def clip(self) -> Path:
+    def clip(self) -> TokenPath:
         """A new sound of 60 ms to 1 s as a run of placeholders."""
-        number = len(self.waves)
-        self.waves[number] = sound(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
-        run = self.model.audio_tokens(len(self.waves[number]))
-        return Path((self.model.placeholder_id,) * run, (False,) * run, (number,) * run)
+        number = len(self.waveforms)
+        self.waveforms[number] = sound(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
+        run = self.model.audio_tokens(len(self.waveforms[number]))
+        return TokenPath((self.model.placeholder_id,) * run, (False,) * run, (number,) * run)
 
-    def text(self, low: int, high: int, trained: bool) -> Path:
+    def text(self, low: int, high: int, trained: bool) -> TokenPath:
         ids = tuple(self.rng.randrange(6, 262) for _ in range(self.rng.randint(low, high)))
-        return Path(ids, (trained,) * len(ids), (-1,) * len(ids))
+        return TokenPath(ids, (trained,) * len(ids), (-1,) * len(ids))
 
-    def tree(self, depth: int) -> list[Path]:
+    def tree(self, depth: int) -> list[TokenPath]:
         """Paths of a tree whose longest branches have `depth` forks; some branches end early, a few hear a second
         sound.
         """
         trunk = self.text(1, 4, False) + self.clip() + self.text(1, 5, False)
         return self.branches(trunk, depth)
 
-    def branches(self, trunk: Path, depth: int) -> list[Path]:
+    def branches(self, trunk: TokenPath, depth: int) -> list[TokenPath]:
         paths = []
         for number in range(self.rng.randint(2, 4)):
             more = trunk
@@ -115,16 +123,16 @@ def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implement
     model = build(config, seed)
     grower = Grower(model, seed)
     trees = [grower.tree(d) for d in (depth, 1 + depth % 3, depth)]
-    forest = pack([plant(paths) for paths in trees])
+    forest = pack([build_tree(paths) for paths in trees])
     paths = [path for paths in trees for path in paths]
     assert len(forest) < sum(len(path.ids) for path in paths), "nothing is shared"
     plain = plain_copy(model, implementation)
-    ours = Policy(model)(forest, {}, grower.waves)
+    ours = Policy(model)(forest, {}, grower.waveforms)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
     (ours * weights).sum().backward()
     alone = []
     for row, path in enumerate(paths):
-        alone.append(plain_logprobs(plain, path, grower.waves))
+        alone.append(plain_logprobs(plain, path, grower.waveforms))
         assert int(forest.loss_mask[row].sum()) == len(alone[row]) == sum(path.trained)
         (alone[row] * weights[row, : len(alone[row])]).sum().backward()
     assert largest([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
@@ -137,25 +145,25 @@ def test_merged_equals_unmerged_and_packs_do_not_mix() -> None:
     grower = Grower(model, 7)
     trees = [grower.tree(2) for _ in range(4)]
     policy = Policy(model)
-    together = policy(pack([plant(paths) for paths in trees]), {}, grower.waves)
-    apart = policy(pack([plant(paths, merge=False) for paths in trees]), {}, grower.waves)
+    together = policy(pack([build_tree(paths) for paths in trees]), {}, grower.waveforms)
+    apart = policy(pack([build_tree(paths, merge=False) for paths in trees]), {}, grower.waveforms)
     assert largest([together - apart]) < LOGPROB_LIMIT
     row = 0
     for paths in trees:
-        single = policy(pack([plant(paths)]), {}, grower.waves)
+        single = policy(pack([build_tree(paths)]), {}, grower.waveforms)
         assert largest([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
         row += len(paths)
-    packs = assemble(model, None, trees, grower.waves, 150)
+    packs = assemble(model, None, trees, grower.waveforms, 150)
     assert len(packs) > 1
-    split = [policy(micro.forest, micro.heard, micro.waves) for micro in packs]
+    split = [policy(micro.forest, micro.heard, micro.waveforms) for micro in packs]
     rows = torch.cat([torch.nn.functional.pad(some, (0, together.shape[1] - some.shape[1])) for some in split])
     assert largest([together - rows]) < LOGPROB_LIMIT
 
 
-def completions(grower: Grower) -> list[Path]:
+def completions(grower: Grower) -> list[TokenPath]:
     """A group of eight: equal ones, ones that begin alike, and some that are prefixes of others."""
     one, two = grower.text(6, 6, True), grower.text(4, 4, True)
-    cut = Path(one.ids[:3], one.trained[:3], one.clips[:3])
+    cut = TokenPath(one.ids[:3], one.trained[:3], one.clips[:3])
     return [one, two, one, cut, cut + grower.text(2, 2, True), one + grower.text(3, 3, True), two, cut]
 
 
@@ -172,15 +180,15 @@ def test_grpo_on_a_trie_equals_separate_sequences(config: TrainableConfig) -> No
         groups.append([trunk + end for end in completions(grower)])
     generator = torch.Generator().manual_seed(4)
     advantages = torch.randn(16, generator=generator)
-    forest = pack([plant(group) for group in groups])
+    forest = pack([build_tree(group) for group in groups])
     assert len(forest) < sum(max(len(path.ids) for path in group) for group in groups) + 2 * 25
     plain = plain_copy(model)
-    ours = Policy(model)(forest, {}, grower.waves)
+    ours = Policy(model)(forest, {}, grower.waveforms)
     reference = ours.detach() + 0.3 * torch.randn(ours.shape, generator=generator)
     old = ours.detach() + 0.1 * torch.randn(ours.shape, generator=generator)
     mine = grpo_loss(ours, old, reference, advantages, forest.loss_mask, beta=0.04)
     mine.loss.backward()
-    rows = [plain_logprobs(plain, path, grower.waves) for group in groups for path in group]
+    rows = [plain_logprobs(plain, path, grower.waveforms) for group in groups for path in group]
     theirs = torch.stack([torch.nn.functional.pad(row, (0, ours.shape[1] - len(row))) for row in rows])
     alone = grpo_loss(theirs, old, reference, advantages, forest.loss_mask, beta=0.04)
     alone.loss.backward()
@@ -194,8 +202,8 @@ def test_equal_completions_are_one_branch_whose_advantages_add() -> None:
         grower = Grower(model, 9)
         trunk = grower.text(3, 3, False) + grower.clip() + grower.text(3, 3, False)
         ends = [grower.text(5, 5, True), grower.text(7, 7, True)]
-        forest = pack([plant([trunk + ends[number] for number in repeats])])
-        logprobs = Policy(model)(forest, {}, grower.waves)
+        forest = pack([build_tree([trunk + ends[number] for number in repeats])])
+        logprobs = Policy(model)(forest, {}, grower.waveforms)
         (logprobs.sum(1) * torch.tensor(advantages)).sum().backward()
         return gradients(model.module), len(forest)
 
@@ -205,13 +213,13 @@ def test_equal_completions_are_one_branch_whose_advantages_add() -> None:
     assert max(float((repeated[name] - added[name]).norm() / added[name].norm()) for name in added) < 1e-5
 
 
-def run(model: Qwen2Audio, forest: Forest, seen: Forest, positions: Tensor, waves: dict[int, Waveform]) -> Tensor:
+def run(model: Qwen2Audio, forest: Forest, seen: Forest, positions: Tensor, waveforms: dict[int, Waveform]) -> Tensor:
     """Log-probabilities of `forest` under the mask of `seen` and the given positions."""
     connected = dict(
-        zip(sorted(waves), model.connect(model.listen([waves[clip] for clip in sorted(waves)])), strict=True)
+        zip(sorted(waveforms), model.project_audio(model.encode_audio([waveforms[clip] for clip in sorted(waveforms)])), strict=True)
     )
-    hidden = model.decode(place_audio(model.embed(forest.ids), forest, connected), positions, TreeAttention(seen))
-    return by_branch(target_logprobs(hidden, forest, model.logits), forest)
+    hidden = model.decode(insert_audio_embeddings(model.embed(forest.ids), forest, connected), positions, TreeAttention(seen))
+    return branch_logprobs(target_logprobs(hidden, forest, model.logits), forest)
 
 
 @torch.no_grad()
@@ -219,18 +227,18 @@ def test_the_comparison_sees_a_wrong_mask() -> None:
     model = tiny_qwen2_audio(2)
     grower = Grower(model, 2)
     paths = grower.tree(2)
-    forest = pack([plant(paths)])
+    forest = pack([build_tree(paths)])
     plain = plain_copy(model)
-    alone = [plain_logprobs(plain, path, grower.waves) for path in paths]
+    alone = [plain_logprobs(plain, path, grower.waveforms) for path in paths]
 
     def error(seen: Forest, positions: Tensor) -> float:
-        ours = run(model, forest, seen, positions, grower.waves)
+        ours = run(model, forest, seen, positions, grower.waveforms)
         return largest([ours[row, : len(one)] - one for row, one in enumerate(alone)])
 
-    siblings_seen = dataclasses.replace(forest, ends=torch.full_like(forest.ends, len(forest)))
-    one_too_long = dataclasses.replace(forest, ends=(forest.ends + 1).clamp(max=len(forest)))
+    siblings_seen = dataclasses.replace(forest, subtree_ends=torch.full_like(forest.subtree_ends, len(forest)))
+    one_too_long = dataclasses.replace(forest, subtree_ends=(forest.subtree_ends + 1).clamp(max=len(forest)))
     # A subtree's last token predicts nothing, so hiding something from it alone is no error; from the last two it is.
-    two_too_short = dataclasses.replace(forest, ends=torch.maximum(forest.ends - 2, torch.arange(len(forest)) + 1))
+    two_too_short = dataclasses.replace(forest, subtree_ends=torch.maximum(forest.subtree_ends - 2, torch.arange(len(forest)) + 1))
     assert error(forest, forest.positions) < LOGPROB_LIMIT
     for mutant in (siblings_seen, one_too_long, two_too_short):
         assert error(mutant, forest.positions) > 100 * LOGPROB_LIMIT
@@ -243,9 +251,9 @@ def test_the_comparison_sees_trees_that_mix() -> None:
     model = tiny_qwen2_audio(3)
     grower = Grower(model, 3)
     trees = [grower.tree(1), grower.tree(1)]
-    forest = pack([plant(paths) for paths in trees])
+    forest = pack([build_tree(paths) for paths in trees])
     leaking = dataclasses.replace(
-        forest, ends=forest.ends.where(forest.ends != forest.bounds[1], len(forest)), bounds=(0, len(forest))
+        forest, subtree_ends=forest.subtree_ends.where(forest.subtree_ends != forest.tree_offsets[1], len(forest)), tree_offsets=(0, len(forest))
     )
-    good = run(model, forest, forest, forest.positions, grower.waves)
-    assert largest([run(model, forest, leaking, forest.positions, grower.waves) - good]) > 100 * LOGPROB_LIMIT
+    good = run(model, forest, forest, forest.positions, grower.waveforms)
+    assert largest([run(model, forest, leaking, forest.positions, grower.waveforms) - good]) > 100 * LOGPROB_LIMIT

@@ -36,12 +36,12 @@ from builders import largest, sound
 from earwise.audio import decode
 from earwise.data.manifest_path import STARTER
 from earwise.errors import AudioError, ModelError
-from earwise.forest import Path as Branch
+from earwise.forest import TokenPath
 from earwise.models import base, lora_checkpoint
 from earwise.models.families import gemma3n, granite_speech, native, phi4_multimodal, voxtral
 from earwise.models.families.native import Native, Row
 from earwise.models.parts.recompute import recompute_layers
-from earwise.prompts import Template, render
+from earwise.prompts import ChatTemplate, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families import native_more
 from families.forests import conversation, scores, turn
@@ -61,7 +61,7 @@ def build(name: str) -> Tiny:
     return getattr(native_more, name)()  # type: ignore[no-any-return]
 
 
-def written(template: Template, turns: tuple[Turn, ...] = TALK) -> str:
+def written(template: ChatTemplate, turns: tuple[Turn, ...] = TALK) -> str:
     return "".join("@" if span.audio else span.text for span in render(turns, template, generate=True))
 
 
@@ -127,9 +127,9 @@ def test_counts_at_released_size(row: Row, per_s: float, longest_s: float, token
 @pytest.mark.parametrize("name", NAMES)
 def test_two_clips_of_one_length_in_the_class_s_own_batch(name: str) -> None:
     """Nothing is padded then, so the class itself is the reference, unchanged."""
-    family, waves = build(name), {0: sound(0.9), 1: sound(0.9, 700.0, 1)}
-    path = conversation(family.model, [turn("user", "Which is louder?", 0, 1)], waves)
-    assert largest([scores(family.model, path, waves) - family.reference(path.ids, list(waves.values()))]) < 1e-4
+    family, waveforms = build(name), {0: sound(0.9), 1: sound(0.9, 700.0, 1)}
+    path = conversation(family.model, [turn("user", "Which is louder?", 0, 1)], waveforms)
+    assert largest([scores(family.model, path, waveforms) - family.reference(path.ids, list(waveforms.values()))]) < 1e-4
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def test_transformers_reads_what_is_saved(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_of_recomputed_layers(name: str) -> None:
     """Also where layers share keys and values through a dictionary that they fill as they run."""
-    waves = {0: sound(0.6)}
+    waveforms = {0: sound(0.6)}
     found: list[dict[str, torch.Tensor]] = []
     for recompute in (False, True):
         model = build(name).model
@@ -164,17 +164,17 @@ def test_gradients_of_recomputed_layers(name: str) -> None:
         model.module.train()
         trained = {key: value for key, value in model.module.named_parameters() if ".self_attn." in key}
         trained = {key: value.requires_grad_() for key, value in trained.items() if key.startswith(DECODERS)}
-        path = conversation(model, [turn("user", "What is it?", 0)], waves)
-        scores(model, path, waves).logsumexp(1).sum().backward()
+        path = conversation(model, [turn("user", "What is it?", 0)], waveforms)
+        scores(model, path, waveforms).logsumexp(1).sum().backward()
         found.append({key: value.grad for key, value in trained.items() if value.grad is not None})
     plain, recomputed = found
     assert plain.keys() == recomputed.keys() and len(plain) >= 4
     assert largest([plain[key] - recomputed[key] for key in plain]) < 1e-4
 
 
-def conversation_of(ids: list[int]) -> Branch:
+def conversation_of(ids: list[int]) -> TokenPath:
     """Bare tokens as a path."""
-    return Branch(tuple(ids), (False,) * len(ids), (-1,) * len(ids))
+    return TokenPath(tuple(ids), (False,) * len(ids), (-1,) * len(ids))
 
 
 # Granite Speech
@@ -220,11 +220,11 @@ def test_granite_scores_are_those_of_its_text_model() -> None:
 def test_granite_hears_the_same_while_it_is_trained() -> None:
     """Batch normalisation keeps its statistics and nothing is dropped."""
     model = build("granite_speech").model
-    waves = [sound(0.7)]
-    still = model.connect(model.listen(waves))
+    waveforms = [sound(0.7)]
+    still = model.project_audio(model.encode_audio(waveforms))
     before = copy.deepcopy(model.module.state_dict())
     model.module.train()
-    moving = model.connect(model.listen(waves))
+    moving = model.project_audio(model.encode_audio(waveforms))
     assert torch.equal(still[0], moving[0])
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())
 
@@ -394,12 +394,12 @@ def test_gemma_carries_images_and_skips_keys_of_sharing_layers(tmp_path: Path) -
 def test_gemma_fills_short_clips_up() -> None:
     """A clip of 0.32 s gives two states of its own; the other rows are the padding token's, the same in every clip."""
     model = build("gemma3n").model
-    waves: list[Waveform] = [sound(0.32), sound(1.9, 900.0)]
-    heard = model.listen(waves)
+    waveforms: list[Waveform] = [sound(0.32), sound(1.9, 900.0)]
+    heard = model.encode_audio(waveforms)
     assert [len(states) for states in heard] == [2, 12]
-    short, long = model.connect(heard)
+    short, long = model.project_audio(heard)
     assert short.shape == long.shape == (13, 32 + 4 * 8)
     assert torch.equal(short[2:], long[12:].expand(11, -1))
     assert torch.equal(short[:, 32:], long[:, 32:])
     with pytest.raises(AudioError, match=r"2\.10 s is longer than the 2 s"):
-        model.listen([sound(2.1)])
+        model.encode_audio([sound(2.1)])

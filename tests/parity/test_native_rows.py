@@ -12,7 +12,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import _get_feat
 
 from builders import ask, feature_extractor, largest, sound
 from earwise.errors import AudioError, ModelError
-from earwise.forest import pack, plant
+from earwise.forest import build_tree, pack
 from earwise.models import base
 from earwise.models.families import audio_flamingo3, native, qwen3_omni
 from earwise.models.families.native import Native
@@ -46,10 +46,10 @@ def test_qwen3_omni_hears_what_the_class_hears(samples: tuple[int, ...]) -> None
     """One clip of any length; several if each has a whole second (else the class pads the short one further)."""
     module = plain_qwen3_omni(4)
     model = omni(module)
-    waves = [sound(2.0, 300 + 70 * number)[:count] for number, count in enumerate(samples)]
-    heard = feature_extractor()(waves, **PADDED)
+    waveforms = [sound(2.0, 300 + 70 * number)[:count] for number, count in enumerate(samples)]
+    heard = feature_extractor()(waveforms, **PADDED)
     own = module.get_audio_features(heard.input_features, heard.attention_mask).last_hidden_state
-    ours = model.connect(model.listen(waves))
+    ours = model.project_audio(model.encode_audio(waveforms))
     assert [len(clip) for clip in ours] == [model.audio_tokens(count) for count in samples]
     assert largest([torch.cat(ours) - own]) < 1e-5
 
@@ -63,13 +63,13 @@ def test_qwen3_omni_attends_within_eight_seconds() -> None:
     heard = feature_extractor(window_s=20)([wave], **PADDED)
     own = module.get_audio_features(heard.input_features, heard.attention_mask).last_hidden_state
     model = omni(module, window_s=20)
-    (ours,) = model.connect(model.listen([wave]))
+    (ours,) = model.project_audio(model.encode_audio([wave]))
     assert len(ours) == 13 * 17 + 4
     assert largest([ours - own]) < 1e-5
     # What lies 8 s on changes nothing before it but through the second that holds both.
     later = wave.copy()
     later[9 * 16000 :] *= -0.5
-    (changed,) = model.connect(model.listen([later]))
+    (changed,) = model.project_audio(model.encode_audio([later]))
     assert largest([changed[:104] - ours[:104]]) < 1e-5 < 1e-3 < largest([changed[104:208] - ours[104:208]])
 
 
@@ -84,7 +84,7 @@ def test_qwen3_omni_positions_are_the_depths() -> None:
     frames = torch.tensor([mel.frame_count(count) for count in samples])
     nothing = torch.zeros(0, 3, dtype=torch.long)  # an empty list of images leads into the multimodal branch
     theirs, _ = module.get_rope_index(ids, nothing, None, torch.ones_like(ids), audio_seqlens=frames)
-    assert torch.equal(theirs, pack([plant([path])]).positions.expand(3, 1, -1).to(theirs))
+    assert torch.equal(theirs, pack([build_tree([path])]).positions.expand(3, 1, -1).to(theirs))
 
 
 def test_qwen3_omni_checkpoints_name_every_expert(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_audio_flamingo3_lays_windows_end_to_end(batch: tuple[int, ...]) -> None
     """Windows of one second, the last one trimmed, equal the class on windows padded to one second; the count is that
     of the processor: over the real frames of all windows."""
     module, model = plain_audio_flamingo3(7), flamingo(7)
-    waves = [sound(4.0, 300 + 70 * number)[:count] for number, count in enumerate(batch)]
-    ours = model.connect(model.listen(waves))
-    for wave, clip in zip(waves, ours, strict=True):
+    waveforms = [sound(4.0, 300 + 70 * number)[:count] for number, count in enumerate(batch)]
+    ours = model.project_audio(model.encode_audio(waveforms))
+    for wave, clip in zip(waveforms, ours, strict=True):
         pieces = [wave[at : at + 16000] for at in range(0, len(wave), 16000)]
         heard = feature_extractor(window_s=1)(pieces, **PADDED)
         own = module.get_audio_features(heard.input_features, heard.attention_mask).pooler_output

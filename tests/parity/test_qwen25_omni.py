@@ -16,8 +16,7 @@ from transformers import (
 from builders import ask, byte_tokenizer, feature_extractor, largest, sound
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
-from earwise.forest import Path as Tokens
-from earwise.forest import pack, plant
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models import base, lora_checkpoint
 from earwise.models.families import native
 from earwise.models.families.native import Native
@@ -41,14 +40,14 @@ def clips(*samples: int) -> list:
 @pytest.mark.parametrize("batch", [LENGTHS, LENGTHS[::5], *((samples,) for samples in LENGTHS)])
 def test_hears_what_the_class_hears(batch: tuple[int, ...]) -> None:
     """Real frames in one batch of blocks equal the class on features padded to its window, clip by clip."""
-    waves, module = clips(*batch), plain(3)
+    waveforms, module = clips(*batch), plain(3)
     model = thinker(module)
     heard = feature_extractor()(
-        waves, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+        waveforms, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
     _, counts = module.model.audio_tower._get_feat_extract_output_lengths(heard.attention_mask.sum(-1))
     own = module.get_audio_features(heard.input_features, heard.attention_mask).last_hidden_state.split(counts.tolist())
-    ours = model.connect(model.listen(waves))
+    ours = model.project_audio(model.encode_audio(waveforms))
     assert [model.audio_tokens(samples) for samples in batch] == counts.tolist() == [len(clip) for clip in ours]
     assert largest([one - other for one, other in zip(ours, own, strict=True)]) < 1e-5
 
@@ -59,7 +58,7 @@ def test_blocks_do_not_see_each_other() -> None:
     model, wave = thinker(plain()), sound(1.0)
     changed = wave.copy()
     changed[9600 + 400 :] *= -0.5  # the features' windows reach 200 samples back
-    before, after = model.listen([wave, changed])
+    before, after = model.encode_audio([wave, changed])
     assert largest([before[:15] - after[:15]]) < 1e-5 < 1e-2 < largest([before[15:16] - after[15:16]])
 
 
@@ -86,9 +85,9 @@ def test_positions_are_the_depths_on_all_three_axes() -> None:
     samples = [9999, 24000]
     trunk = conversation_path(model, ask("Which is louder?", 2), [0, 1], samples, generate=True)
     paths = [trunk + answer_path(model, text) for text in ("the second", "the first", "neither of them")]
-    forest = pack([plant(paths)])
+    forest = pack([build_tree(paths)])
     frames = torch.tensor([mel.frame_count(count) for count in samples])
-    for path, branch in zip(paths, plant(paths).branches, strict=True):
+    for path, branch in zip(paths, build_tree(paths).branches, strict=True):
         ids = torch.tensor([path.ids])
         # An empty list of images takes the class through its multimodal branch, which sound alone does not.
         nothing = torch.zeros(0, 3, dtype=torch.long)
@@ -102,7 +101,7 @@ def test_three_axes_matter() -> None:
     """Other positions on one axis give other states: the rows are really read."""
     model = thinker(plain())
     spoken = conversation_path(model, ask("No sound: what is two plus two?", 0), [], [], generate=True)
-    forest = pack([plant([spoken])])
+    forest = pack([build_tree([spoken])])
     text = model.module.model.language_model
     embedded = model.embed(forest.ids)
     same = model.decode(embedded, forest.positions, TreeAttention(forest))
@@ -190,7 +189,7 @@ def test_what_is_saved_is_a_whole_thinker(tmp_path: Path) -> None:
     assert isinstance(again, Native) and same_state(again, thinker(module))
     half = base.load(str(tmp_path / "saved"), device="cpu", dtype="bfloat16")
     assert {value.dtype for value in half.module.parameters()} == {torch.bfloat16}
-    heard = half.connect(half.listen([sound(0.5)]))[0]
+    heard = half.project_audio(half.encode_audio([sound(0.5)]))[0]
     assert heard.dtype == torch.bfloat16 and bool(heard.isfinite().all())
 
 
@@ -263,11 +262,11 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
         if "lora_B" in name:
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))
     ids = torch.arange(6, 30)
-    forest = pack([plant([Tokens(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
+    forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
 
     def outcome(one: Native) -> tuple[Tensor, Tensor]:
         said = one.logits(one.decode(one.embed(ids), forest.positions, TreeAttention(forest)))
-        return one.connect(one.listen([wave]))[0], said
+        return one.project_audio(one.encode_audio([wave]))[0], said
 
     changed, start = outcome(model), outcome(thinker(plain(4)))
     assert all(largest([one - other]) > 1e-2 for one, other in zip(changed, start, strict=True))
@@ -310,7 +309,7 @@ def test_a_sliding_window_is_honoured_or_refused() -> None:
 
     def ours(ids: Tensor) -> Tensor:
         length = len(ids)
-        forest = pack([plant([Tokens(tuple(ids.tolist()), (False,) * length, (-1,) * length)])])
+        forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * length, (-1,) * length)])])
         return model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
 
     fits, too_long = torch.arange(6, 46), torch.arange(6, 47)

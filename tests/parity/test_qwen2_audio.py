@@ -21,12 +21,12 @@ from builders import (
 )
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import AudioError, ModelError
-from earwise.forest import pack, plant
+from earwise.forest import build_tree, pack
 from earwise.models import base
 from earwise.models.families import qwen2_audio
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
+from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, ChatTemplate
 from earwise.train.policy import Policy
 from earwise.train.trainable import prepare
 
@@ -42,17 +42,17 @@ def clips(*samples: int) -> list:
     "batch", [LENGTHS[:4], LENGTHS[4:8], LENGTHS[7:12], LENGTHS[11:], LENGTHS, *((n,) for n in LENGTHS)]
 )
 def test_trimmed_equals_padded_equals_the_class(batch: tuple[int, ...]) -> None:
-    waves = clips(*batch)
+    waveforms = clips(*batch)
     trimmed, padded = tiny_qwen2_audio(seed=3), tiny_qwen2_audio(seed=3, trim=False)
     module = plain_copy(trimmed)
     inputs = feature_extractor()(
-        waves, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
+        waveforms, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
     states, tokens = module.model.audio_tower._get_feat_extract_output_lengths(inputs.attention_mask.sum(-1))
     mask = (torch.arange(100)[None] < states[:, None])[:, None, None].expand(-1, 1, 100, -1)
     bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     own = module.model.audio_tower(inputs.input_features, attention_mask=bias).last_hidden_state
-    short, full = trimmed.listen(waves), padded.listen(waves)
+    short, full = trimmed.encode_audio(waveforms), padded.encode_audio(waveforms)
     for number, count in enumerate(tokens.tolist()):
         assert trimmed.audio_tokens(batch[number]) == count == len(short[number])
         assert largest([short[number] - own[number, :count], full[number] - own[number, :count]]) < 1e-5
@@ -69,7 +69,7 @@ def test_trimming_needs_the_margin() -> None:
     assert mel.shape[1] == 51
     assert largest([mel - padded.features(wave)[:, :51]]) < 1e-6
     cut = trimmed._encode(mel[None, :, :50], 25, None)
-    assert largest([cut[0] - padded.listen([wave])[0]]) > 1e-3
+    assert largest([cut[0] - padded.encode_audio([wave])[0]]) > 1e-3
 
 
 @torch.no_grad()
@@ -78,17 +78,17 @@ def test_conversation_equals_the_class(implementation: str) -> None:
     """Two clips in one conversation, one of odd length, through the class' own forward with padded features."""
     for trim in (True, False):
         model = tiny_qwen2_audio(seed=5, trim=trim)
-        waves = dict(enumerate(clips(9999, 24000)))
+        waveforms = dict(enumerate(clips(9999, 24000)))
         prompt = conversation_path(model, ask("Which is louder?", 2), [0, 1], [9999, 24000], generate=True)
         path = prompt + answer_path(model, "the second")
-        forest = pack([plant([path])])
-        ours = Policy(model)(forest, dict(enumerate(model.listen(list(waves.values())))), {})[0]
-        assert largest([ours - plain_logprobs(plain_copy(model, implementation), path, waves)]) < 1e-5
+        forest = pack([build_tree([path])])
+        ours = Policy(model)(forest, dict(enumerate(model.encode_audio(list(waveforms.values())))), {})[0]
+        assert largest([ours - plain_logprobs(plain_copy(model, implementation), path, waveforms)]) < 1e-5
 
 
 def test_clips_it_cannot_hear() -> None:
     model = tiny_qwen2_audio()
-    for call in (lambda n: model.audio_tokens(n), lambda n: model.listen([sound(3.0)[:n]])):
+    for call in (lambda n: model.audio_tokens(n), lambda n: model.encode_audio([sound(3.0)[:n]])):
         with pytest.raises(AudioError, match=r"2\.00 s is longer than the 2 s .* truncate"):
             call(32001)
         for samples in (0, 1, 320):
@@ -123,7 +123,7 @@ def test_save_and_load_bit_for_bit(tmp_path: Path, tied: bool, dtype: torch.dtyp
     assert torch.equal(plain.lm_head.weight, model.module.lm_head.weight)
     if dtype == torch.float32:
         wave = sound(0.4)
-        assert torch.equal(loaded.listen([wave])[0], model.listen([wave])[0])
+        assert torch.equal(loaded.encode_audio([wave])[0], model.encode_audio([wave])[0])
 
 
 def test_tied_head_left_out_of_the_file(tmp_path: Path) -> None:
@@ -150,17 +150,17 @@ def test_save_merges_lora(tmp_path: Path) -> None:
     for name, parameter in model.module.named_parameters():
         if "lora_B" in name:
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
-    waves = {0: sound(0.5)}
-    path = conversation_path(model, ask("What?"), [0], [len(waves[0])], generate=True) + answer_path(model, "dog")
-    before = Policy(model)(pack([plant([path])]), {}, waves)
+    waveforms = {0: sound(0.5)}
+    path = conversation_path(model, ask("What?"), [0], [len(waveforms[0])], generate=True) + answer_path(model, "dog")
+    before = Policy(model)(pack([build_tree([path])]), {}, waveforms)
     model.save(tmp_path)
     loaded = qwen2_audio.load(tmp_path)
     assert set(loaded.module.state_dict()) == plain_names
-    after = Policy(loaded)(pack([plant([path])]), {}, waves)
+    after = Policy(loaded)(pack([build_tree([path])]), {}, waveforms)
     assert largest([after - before]) < 1e-5
-    with_lora_off = plain_logprobs(plain_copy(tiny_qwen2_audio()), path, waves)
+    with_lora_off = plain_logprobs(plain_copy(tiny_qwen2_audio()), path, waveforms)
     assert largest([with_lora_off - before[0]]) > 1e-2
-    assert torch.equal(before, Policy(model)(pack([plant([path])]), {}, waves)), "saving changed the model"
+    assert torch.equal(before, Policy(model)(pack([build_tree([path])]), {}, waveforms)), "saving changed the model"
 
 
 def test_published_key_names(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_published_key_names(tmp_path: Path) -> None:
     [(0, QWEN2_AUDIO_BASE), ([0], QWEN2_AUDIO_BASE), ([2, 0], QWEN2_AUDIO), (None, QWEN2_AUDIO)],
 )
 def test_base_or_instruct_by_the_tokens_that_end_an_answer(
-    tmp_path: Path, ends: int | list[int] | None, template: Template
+    tmp_path: Path, ends: int | list[int] | None, template: ChatTemplate
 ) -> None:
     """Ids 0 and 2 are `<|endoftext|>` and `<|im_end|>`; what `save` wrote comes first."""
     tiny_qwen2_audio().save(tmp_path)

@@ -24,13 +24,13 @@ from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.errors import ConfigError, DataError, EarwiseError
 from earwise.evaluate.controls import Control
 from earwise.evaluate.metrics import stats
-from earwise.evaluate.results import METRICS, Run, read_run
+from earwise.evaluate.results import METRICS, EvalRun, read_run
 from earwise.files import read_log, write_json, write_text
 from earwise.report import tables, training_curves
 from earwise.report.ablation import as_markdown, as_page
 
 if TYPE_CHECKING:
-    from earwise.models.encoder_cache import Ears
+    from earwise.models.encoder_cache import EncoderCache
 
 Say = Callable[[str], None]
 INTERRUPTED = 130
@@ -124,7 +124,7 @@ def run(all_jobs: Sequence[Job], say: Say = lambda _: None) -> dict[Path, str]:
         KeyboardInterrupt: if a run was stopped; what it had done is kept.
     """
     failed: dict[Path, str] = {}
-    heard: dict[str, Ears] = {}
+    heard: dict[str, EncoderCache] = {}
     for number, job in enumerate(all_jobs, 1):
         say(f"[{number}/{len(all_jobs)}] {job.arm}, seed {job.seed}")
         reason = None if job.final.exists() else train(job, say)
@@ -179,22 +179,22 @@ def _measure(job: Job, blind: Sequence[Control], heard: dict[str, "Ears"], say: 
     waiting = [entry for entry in range(len(job.recipe.eval)) if not _is_measured(job.measured_in(entry), blind)]
     if not waiting:
         return
-    from earwise.apps.recipe_eval import measure
+    from earwise.apps.recipe_eval import evaluate_entry
     from earwise.engine.local import LocalEngine
     from earwise.models import detect as folder
     from earwise.models.base import load
-    from earwise.models.encoder_cache import Ears
+    from earwise.models.encoder_cache import EncoderCache
 
     model = load(str(job.final), dtype=job.recipe.model.dtype, trim=job.recipe.model.trim)
-    ears = Ears(model, keep_mb=HEARD_MB)
+    encoder_cache = EncoderCache(model, keep_mb=HEARD_MB)
     if all(stage.trainable.encoder == "frozen" for stage in job.recipe.stages):
-        ears = heard.setdefault(job.recipe.model.model_dump_json(), ears)
-    engine = LocalEngine(model, ears=ears)
+        encoder_cache = heard.setdefault(job.recipe.model.model_dump_json(), encoder_cache)
+    engine = LocalEngine(model, encoder_cache=encoder_cache)
     engine.name = folder.named(engine.name, job.final)
     for entry in waiting:
         one = job.recipe.eval[entry]
         say(f"  measuring {one.manifest}")
-        measure(one, job.base, engine, job.measured_in(entry), seed=job.recipe.seed, blind=blind, say=say)
+        evaluate_entry(one, job.base, engine, job.measured_in(entry), seed=job.recipe.seed, blind=blind, say=say)
 
 
 def _is_measured(folder: Path, blind: Sequence[Control]) -> bool:
@@ -205,7 +205,7 @@ def _is_measured(folder: Path, blind: Sequence[Control]) -> bool:
 # The table -----------------------------------------------------------------------------------------------------------
 
 
-def compared(arms: Mapping[str, Mapping[int, Run]], *, seed: int = 0) -> dict[str, Any]:
+def compared(arms: Mapping[str, Mapping[int, EvalRun]], *, seed: int = 0) -> dict[str, Any]:
     """Arms on the same items: accuracy of each over items and seeds, and the rest tested against the first.
 
     Args:
@@ -222,7 +222,7 @@ def compared(arms: Mapping[str, Mapping[int, Run]], *, seed: int = 0) -> dict[st
     everything = [one for members in arms.values() for one in members.values()]
     if not everything:
         raise DataError("no run of the ablation is finished; see what they said, and start it again")
-    kind = tables.kind_of(everything)
+    kind = tables.shared_headline(everything)
     items = _items(everything[0])
     rows: list[dict[str, Any]] = []
     verdicts = {
@@ -321,11 +321,11 @@ def _nearly_all_alike(values: NDArray[np.float64]) -> bool:
     return len(values) - int(counts.max()) < stats.FEW
 
 
-def _items(one: Run) -> list[str]:
+def _items(one: EvalRun) -> list[str]:
     return sorted(name for name, row in one.first.items() if row["scores"] is not None)
 
 
-def _verdicts(one: Run, items: list[str], kind: str) -> NDArray[np.float64]:
+def _verdicts(one: EvalRun, items: list[str], kind: str) -> NDArray[np.float64]:
     if _items(one) != items:
         raise DataError(f"{one.path}: is on other items than the first run; give all arms the same eval: entries")
     return np.array([float(one.first[name]["scores"][kind] >= 1) for name in items])
@@ -350,7 +350,7 @@ def write(out: Path, all_jobs: Sequence[Job], failed: Mapping[Path, str], title:
     done = [job for job in all_jobs if job.folder not in failed]
     evals = []
     for entry, one in enumerate(all_jobs[0].recipe.eval):
-        arms: dict[str, dict[int, Run]] = {job.arm: {} for job in all_jobs}
+        arms: dict[str, dict[int, EvalRun]] = {job.arm: {} for job in all_jobs}
         for job in done:
             arms[job.arm][job.seed] = read_run(job.measured_in(entry), job.arm)
         evals.append({"manifest": one.manifest} | compared(arms))

@@ -14,7 +14,7 @@ import torch
 from earwise.audio import decode
 from earwise.data.manifest_path import STARTER
 from earwise.doctor.check import Check, judged
-from earwise.engine.base import Decoding, Engine, Prompt
+from earwise.engine.base import Engine, Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ModelError
 from earwise.models.base import AudioLM
@@ -32,7 +32,7 @@ OPTIONS = ("a dog", "a dog barking", "music", "a person speaking", "<answer>musi
 QUESTION = "What do you hear?"
 
 
-def waves(engine: Engine) -> list[Waveform]:
+def waveforms(engine: Engine) -> list[Waveform]:
     """Eight clips of different lengths: bundled ones, or tones where there are none."""
     found = sorted(STARTER.rglob("*.ogg"))
     chosen = [found[number * len(found) // 8] for number in range(8)] if len(found) >= 8 else []
@@ -52,7 +52,7 @@ def questions(clips: list[Waveform]) -> list[Prompt]:
 
 def silenced(prompts: list[Prompt]) -> list[Prompt]:
     """The same prompts about silence of the same length."""
-    return [replace(prompt, waves=tuple(wave * 0 for wave in prompt.waves)) for prompt in prompts]
+    return [replace(prompt, waveforms=tuple(wave * 0 for wave in prompt.waveforms)) for prompt in prompts]
 
 
 def hears(engine: Engine, clips: list[Waveform]) -> Check:
@@ -66,9 +66,9 @@ def hears(engine: Engine, clips: list[Waveform]) -> Check:
 
 def batch_invariance(engine: Engine, clips: list[Waveform]) -> Check:
     """Answers of a clip alone and among eight are the same."""
-    prompts, decoding, limit = questions(clips), Decoding(max_new_tokens=8), _limit(engine, TOLERANCE)
-    together = engine.generate(prompts, decoding)
-    alone = [engine.generate([prompt], decoding)[0] for prompt in prompts]
+    prompts, sampling_params, limit = questions(clips), SamplingParams(max_new_tokens=8), _limit(engine, TOLERANCE)
+    together = engine.generate(prompts, sampling_params)
+    alone = [engine.generate([prompt], sampling_params)[0] for prompt in prompts]
     differ = sum(a[0].text != b[0].text for a, b in zip(together, alone, strict=True))
     options = [OPTIONS] * len(prompts)
     off = _furthest(engine.score(prompts, options), [engine.score([prompt], [OPTIONS])[0] for prompt in prompts])
@@ -94,10 +94,10 @@ def branches(engine: Engine, clips: list[Waveform]) -> Check:
 def draws(engine: Engine, clips: list[Waveform]) -> Check:
     """Sampled answers depend on seed and prompt alone: not on the size of the batch, nor on who shares it."""
     prompts, limit = questions(clips[:4]), _limit(engine, DRAWN)
-    decoding = Decoding(max_new_tokens=8, temperature=1.0, seed=1)
-    alone = [engine.generate([prompt], decoding, 4)[0] for prompt in prompts]
-    together = engine.generate(prompts, decoding, 4)
-    pairs = [engine.generate([prompts[one], prompts[other]], decoding, 4) for one, other in ((3, 0), (1, 2))]
+    sampling_params = SamplingParams(max_new_tokens=8, temperature=1.0, seed=1)
+    alone = [engine.generate([prompt], sampling_params, 4)[0] for prompt in prompts]
+    together = engine.generate(prompts, sampling_params, 4)
+    pairs = [engine.generate([prompts[one], prompts[other]], sampling_params, 4) for one, other in ((3, 0), (1, 2))]
     paired = [pairs[0][1], pairs[1][0], pairs[1][1], pairs[0][0]]
     differ, off = 0, 0.0
     for other in (together, paired):
@@ -129,7 +129,7 @@ def trimming(engine: Engine, clips: list[Waveform]) -> Check | None:
     try:
         for trim in (True, False):
             model.trims = trim
-            heard[trim] = [states.float() for states in model.listen(some)]
+            heard[trim] = [states.float() for states in model.encode_audio(some)]
             scores[trim] = LocalEngine(model).score(questions(some), [OPTIONS] * len(some))
     finally:
         model.trims = chosen
@@ -169,16 +169,16 @@ def needs(engine: Engine, clips: list[Waveform]) -> Check | None:
 
 def speed(engine: Engine, clips: list[Waveform]) -> Check:
     """Tokens a second of answers, and seconds of sound a second of the encoder."""
-    prompts, decoding = questions(clips), Decoding(max_new_tokens=16, temperature=1.0)
+    prompts, sampling_params = questions(clips), SamplingParams(max_new_tokens=16, temperature=1.0)
     model, heard = _inside(engine), ""
     if model is not None:
         started = perf_counter()
         with torch.no_grad():
-            model.listen(clips)
+            model.encode_audio(clips)
         seconds = sum(len(clip) for clip in clips) / engine.sample_rate
         heard = f"; hears {seconds / (perf_counter() - started):.0f} s of sound a second"
     started = perf_counter()
-    said = engine.generate(prompts, decoding, 4)
+    said = engine.generate(prompts, sampling_params, 4)
     rate = sum(len(one.token_ids) for group in said for one in group) / (perf_counter() - started)
     detail = f"answers {rate:.0f} tokens a second, {len(prompts)} prompts x 4 together (at least {SLOW:g}){heard}"
     return judged("speed", rate >= SLOW, detail, "use a GPU, or a smaller model", otherwise="warn")

@@ -10,24 +10,32 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from os import PathLike
-from pathlib import Path as FilePath
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from earwise.answers import parse
 from earwise.audio import decode
-from earwise.engine.base import Decoding, Engine, Prompt
-from earwise.engine.decode_loop import Growth, Said, State, Tally, Watch
+from earwise.engine.base import Engine, Prompt, SamplingParams
+from earwise.engine.decode_loop import Growth, PartialCompletion, State, DecodeStats, StepCallback
 from earwise.engine.kv_cache import Step, TreeCache
 from earwise.engine.rng import Draws
 from earwise.engine.static_cache import StaticCache, rung
 from earwise.engine.token_delay import token_delay
 from earwise.errors import AudioError
-from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import (
+    TokenPath,
+    assign_bins,
+    branch_logprobs,
+    build_tree,
+    insert_audio_embeddings,
+    pack,
+    target_logprobs,
+)
 from earwise.models.base import AudioLM
 from earwise.models.cpu_decode.prepacked import CHEAP, FEWEST, Packed
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns
@@ -50,34 +58,34 @@ class LocalEngine:
     """
 
     def __init__(
-        self, model: AudioLM, *, ears: Ears | None = None, trees: int = 32, static: bool | None = None
+        self, model: AudioLM, *, encoder_cache: EncoderCache | None = None, trees: int = 32, static: bool | None = None
     ) -> None:
         self.model = model
         self.name = model.name
         self.revision = model.revision
         self.sample_rate = model.spec.sample_rate
         self.max_audio_s = model.spec.max_s
-        self.ears = ears or Ears(model)
+        self.encoder_cache = encoder_cache or EncoderCache(model)
         self.trees = trees
         self._packed = Packed(model.module, model.groups["decoder"])
         on_cuda = self._device.type == "cuda"
         self._static = StaticCache(model, capture=on_cuda) if (on_cuda if static is None else static) else None
-        self.tally = Tally()
+        self.stats = DecodeStats()
         """What sampling has come to since the start."""
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1) -> list[list[Completion]]:
         """Answer every prompt `n` times; see `Engine`."""
         out: list[list[Completion]] = []
         for start in range(0, len(prompts), self.trees):
-            out += self._group(prompts[start : start + self.trees], decoding, n, None)
+            out += self._group(prompts[start : start + self.trees], sampling_params, n, None)
         return out
 
-    def follow(self, prompts: Sequence[Prompt], decoding: Decoding, n: int, watch: Watch) -> None:
+    def generate_with_callback(self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, watch: StepCallback) -> None:
         """`generate` as one group, looked at while it grows: for a server, whose answers are told piece by piece and
         may end before the model ends them. Nobody's draws change when another sample is ended."""
-        self._group(prompts, decoding, n, watch)
+        self._group(prompts, sampling_params, n, watch)
 
-    def stream(self, prompt: Prompt, decoding: Decoding) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Iterator[str]:
         """Answer one prompt, piece by piece as it is said."""
         import queue
         import threading
@@ -85,9 +93,9 @@ class LocalEngine:
         pieces: queue.Queue[str | BaseException | None] = queue.Queue()
         told = ""
 
-        def tell(said: Sequence[Sequence[Said]]) -> tuple[()]:
+        def tell(said: Sequence[Sequence[PartialCompletion]]) -> tuple[()]:
             nonlocal told
-            text = self.model.detokenize([i for i in said[0][0].ids if i not in self.model.eos_ids])
+            text = self.model.detokenize([i for i in said[0][0].token_ids if i not in self.model.eos_ids])
             if not text.endswith("\ufffd"):
                 pieces.put(text[len(told) :])
                 told = text
@@ -95,7 +103,7 @@ class LocalEngine:
 
         def work() -> None:
             try:
-                self._group([prompt], decoding, 1, tell)
+                self._group([prompt], sampling_params, 1, tell)
                 pieces.put(None)
             except BaseException as error:  # handed over to the reader, who raises it
                 pieces.put(error)
@@ -114,7 +122,7 @@ class LocalEngine:
         trunks, connected = self._trunks(prompts)
         groves = _groves(trunks)
         trees = [
-            plant(
+            build_tree(
                 [
                     trunks[number] + answer_path(self.model, option)
                     for number in members
@@ -124,11 +132,11 @@ class LocalEngine:
             for members in groves
         ]
         values: list[list[float]] = [[] for _ in groves]
-        for members in bins([len(tree) for tree in trees], 2048):
+        for members in assign_bins([len(tree) for tree in trees], 2048):
             forest = pack([trees[i] for i in members], self._device)
-            embeddings = place_audio(self.model.embed(forest.ids), forest, connected)
+            embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, connected)
             hidden = self.model.decode(embeddings, forest.positions, TreeAttention(forest))
-            sums = by_branch(target_logprobs(hidden, forest, self.model.logits), forest).sum(1)
+            sums = branch_logprobs(target_logprobs(hidden, forest, self.model.logits), forest).sum(1)
             for tree, value in zip(forest.branch_trees.tolist(), sums.tolist(), strict=True):
                 values[members[tree]].append(value)
         out: list[list[float]] = [[] for _ in prompts]
@@ -143,7 +151,7 @@ class LocalEngine:
         return next(self.model.module.parameters()).device
 
     def _check(self, prompt: Prompt) -> None:
-        for wave in prompt.waves:
+        for wave in prompt.waveforms:
             if len(wave) > self.max_audio_s * self.sample_rate:
                 raise AudioError(
                     f"clip of {len(wave) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s "
@@ -153,70 +161,70 @@ class LocalEngine:
 
     @torch.inference_mode()
     def _group(
-        self, prompts: Sequence[Prompt], decoding: Decoding, n: int, watch: Watch | None
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, watch: StepCallback | None
     ) -> list[list[Completion]]:
         for prompt in prompts:
             self._check(prompt)
-        said = [[Said() for _ in range(n)] for _ in prompts]
-        draws = [Draws(decoding.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)]
+        said = [[PartialCompletion() for _ in range(n)] for _ in prompts]
+        draws = [Draws(sampling_params.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)]
         trunks, connected = self._trunks(prompts)
         cache = TreeCache()
         states, scores, slots = self._prefill(trunks, connected, cache, n)
         grow = partial(
             Growth, self.model, slots=slots, prompts=[trunk.ids for trunk in trunks], said=said, draws=draws,
-            decoding=decoding, tally=self.tally, watch=watch,
+            sampling_params=sampling_params, stats=self.stats, watch=watch,
         )  # fmt: skip
         if self._static is not None:
             with self._static.holding(cache):
                 grow(self._static, room=lambda states: rung(max(states, FEWEST_TOKENS))).run(states, scores)
         else:
-            beginnings, passes = len(prompts) * (n if decoding.temperature else 1), decoding.max_new_tokens - 1
+            beginnings, passes = len(prompts) * (n if sampling_params.temperature else 1), sampling_params.max_new_tokens - 1
             with self._packed.decoding(_with_guesses(beginnings, passes), passes=passes) as rows:
                 grow(cache, room=lambda _: rows).run(states, scores)
-        return [[self._completion(sample, decoding) for sample in samples] for samples in said]
+        return [[self._completion(sample, sampling_params) for sample in samples] for samples in said]
 
-    def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[Path], dict[int, Tensor]]:
+    def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[TokenPath], dict[int, Tensor]]:
         """The path of every prompt, and the embeddings of every distinct clip under the number that the paths give
         it."""
-        trunks: list[Path] = []
+        trunks: list[TokenPath] = []
         numbers: dict[bytes, int] = {}
-        waves: list[Waveform] = []
+        waveforms: list[Waveform] = []
         for prompt in prompts:
             clips = []
-            for wave in prompt.waves:
+            for wave in prompt.waveforms:
                 number = numbers.setdefault(hashlib.blake2b(wave.tobytes(), digest_size=16).digest(), len(numbers))
-                if number == len(waves):
-                    waves.append(wave)
+                if number == len(waveforms):
+                    waveforms.append(wave)
                 clips.append(number)
-            lengths = [len(wave) for wave in prompt.waves]
+            lengths = [len(wave) for wave in prompt.waveforms]
             trunks.append(conversation_path(self.model, prompt.turns, clips, lengths, generate=True))
-        return trunks, dict(enumerate(self.model.connect(self.ears.heard(waves))))
+        return trunks, dict(enumerate(self.model.project_audio(self.encoder_cache.encoder_states(waveforms))))
 
     def _prefill(
-        self, trunks: Sequence[Path], connected: dict[int, Tensor], cache: TreeCache, n: int
+        self, trunks: Sequence[TokenPath], connected: dict[int, Tensor], cache: TreeCache, n: int
     ) -> tuple[list[State], Tensor, list[int]]:
         """Compute all trunks in one pass; returns one state per prompt, its next-token scores, and the next free slot
         of each tree."""
         device = self._device
         groves = _groves(trunks)
         # The last token of each trunk is marked, so that the tree says where it stands.
-        trees = [plant([_marked(trunks[number]) for number in members]) for members in groves]
+        trees = [build_tree([_marked(trunks[number]) for number in members]) for members in groves]
         forest = pack(trees, device)
         slots = [len(tree) for tree in trees]
         width = max(slots)
-        starts = torch.tensor(forest.bounds[:-1], device=device)
+        starts = torch.tensor(forest.tree_offsets[:-1], device=device)
         lengths = torch.tensor(slots, device=device)
         rows = torch.repeat_interleave(torch.arange(len(trees), device=device), lengths, output_size=len(forest))
         index = torch.arange(len(forest), device=device) - starts[rows]
         ends = torch.zeros(len(trees), width, dtype=torch.long, device=device)
-        ends[rows, index] = forest.ends - starts[rows]
+        ends[rows, index] = forest.subtree_ends - starts[rows]
         place = torch.arange(width, device=device)
         mask = (place[None, None, :] <= place[None, :, None]) & (place[None, :, None] < ends[:, None, :])
         mask |= torch.eye(width, dtype=torch.bool, device=device)  # a row of padding must see something
         cache.begin(Step(rows=rows, columns=index, slots=index, mask=mask[:, None]))
-        embeddings = place_audio(self.model.embed(forest.ids), forest, connected)
+        embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, connected)
         hidden = self.model.decode(embeddings, forest.positions, cache)
-        self.tally.distinct += len(forest)
+        self.stats.computed_tokens += len(forest)
         found = {
             number: (tree, branch[0])
             for tree, members in enumerate(groves)
@@ -226,17 +234,17 @@ class LocalEngine:
         for number, trunk in enumerate(trunks):
             tree, at = found[number]
             states.append(State(number, tree, list(range(n)), at, -1, len(trunk.ids)))
-            last.append(forest.bounds[tree] + at)
+            last.append(forest.tree_offsets[tree] + at)
         return states, self.model.logits(hidden[torch.tensor(last, device=device)]), slots
 
-    def _completion(self, sample: Said, decoding: Decoding) -> Completion:
-        ids = sample.ids[:-1] if sample.done else sample.ids
+    def _completion(self, sample: PartialCompletion, sampling_params: SamplingParams) -> Completion:
+        ids = sample.token_ids[:-1] if sample.finished else sample.token_ids
         text = self.model.detokenize(ids)
         delay = token_delay(text, ids, self.model.detokenize)
-        return Completion(text, tuple(sample.ids), tuple(sample.logprobs), "stop" if sample.done else "length", delay)
+        return Completion(text, tuple(sample.token_ids), tuple(sample.logprobs), "stop" if sample.finished else "length", delay)
 
 
-def _groves(trunks: Sequence[Path]) -> list[list[int]]:
+def _groves(trunks: Sequence[TokenPath]) -> list[list[int]]:
     """Numbers of the trunks that share a tree: those whose first clip is the same; a trunk without sound stands
     alone."""
     groves: dict[int, list[int]] = {}
@@ -254,9 +262,9 @@ def _with_guesses(beginnings: int, passes: int) -> int:
     return max(beginnings, min(2 * beginnings, CHEAP))
 
 
-def _marked(trunk: Path) -> Path:
+def _marked(trunk: TokenPath) -> TokenPath:
     """The same path with its last token, and no other, wanted."""
-    return Path(trunk.ids, (False,) * (len(trunk.ids) - 1) + (True,), trunk.clips)
+    return TokenPath(trunk.ids, (False,) * (len(trunk.ids) - 1) + (True,), trunk.clips)
 
 
 def ask(engine: Engine, sound: str | PathLike[str] | Waveform, question: str, choices: Sequence[str] = ()) -> str:
@@ -273,11 +281,11 @@ def ask(engine: Engine, sound: str | PathLike[str] | Waveform, question: str, ch
         AudioError: if the file cannot be read or is longer than the engine hears.
     """
     wave = (
-        decode(FilePath(sound), engine.sample_rate, max_s=engine.max_audio_s)
+        decode(Path(sound), engine.sample_rate, max_s=engine.max_audio_s)
         if isinstance(sound, str | PathLike)
         else sound
     )
     example = Example("ask", (Turn("user", (Audio("sound"), Text(question))),), choices=tuple(choices))
     prompt = Prompt(prompt_turns(example, "answer" if choices else "open"), (wave,))
-    (said,) = engine.generate([prompt], Decoding())[0]
+    (said,) = engine.generate([prompt], SamplingParams())[0]
     return parse(said.text, example.choices).answer or parse(said.text, ()).answer or said.text.strip()

@@ -19,7 +19,7 @@ from earwise.config.resolve import entry
 from earwise.errors import ConfigError, ModelError
 from earwise.models.detect import ADAPTER, checkpoint
 from earwise.models.parts.attention import Attend
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
 
@@ -44,7 +44,7 @@ class AudioLM(Protocol):
     revision: str
     module: nn.Module
     spec: AudioSpec
-    template: Template
+    template: ChatTemplate
     placeholder_id: int
     eos_ids: tuple[int, ...]
     groups: Mapping[str, tuple[str, ...]]
@@ -63,11 +63,11 @@ class AudioLM(Protocol):
         """Number of audio tokens of a clip of `samples` samples."""
         ...
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """The encoder's part, once per clip; may be kept while the encoder is frozen."""
         ...
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Float[Tensor, "audio_seq dim"]]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Float[Tensor, "audio_seq dim"]]:
         """The connector's part: embeddings for the decoder, `audio_tokens` rows per clip."""
         ...
 

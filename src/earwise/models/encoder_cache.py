@@ -16,7 +16,7 @@ from earwise.models.base import AudioLM
 from earwise.types import Waveform
 
 
-class Ears:
+class EncoderCache:
     """Remembers `listen` per waveform, least recently used first out.
 
     Args:
@@ -41,16 +41,16 @@ class Ears:
 
     @torch.inference_mode(False)  # the engine listens in inference mode, but a connector is trained on what is kept
     @torch.no_grad()
-    def heard(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encoder_states(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """The encoder's output of each waveform, computed at most once per distinct sound."""
-        keys = [hashlib.blake2b(wave.tobytes(), digest_size=16).hexdigest() for wave in waves]
-        new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in self._kept}
+        keys = [hashlib.blake2b(wave.tobytes(), digest_size=16).hexdigest() for wave in waveforms]
+        new = {key: wave for key, wave in zip(keys, waveforms, strict=True) if key not in self._kept}
         found = {key: self._kept[key] for key in set(keys) - set(new)}
         order = sorted(new, key=lambda key: len(new[key]))
         for start in range(0, len(order), self._batch):
             some = order[start : start + self._batch]
             with self._watch():
-                outputs = self._model.listen([new[key] for key in some])
+                outputs = self._model.encode_audio([new[key] for key in some])
             for key, tensor in zip(some, outputs, strict=True):
                 found[key] = tensor.clone()  # its own memory: a slice would keep the whole batch alive
                 self._keep(key, found[key])

@@ -15,7 +15,7 @@ from earwise.errors import ModelError
 from earwise.models import base, lora_checkpoint
 from earwise.models.checkpoint import one_line
 from earwise.models.detect import ADAPTER, checkpoint
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 
 
 class Weights:
@@ -56,7 +56,7 @@ class Weights:
                 self._replace(folder)
         finally:
             self._engine.revision = model.revision
-            self._engine.ears = Ears(model)  # what was heard was heard by other weights
+            self._engine.encoder_cache = EncoderCache(model)  # what was heard was heard by other weights
         return model.revision
 
     def _restore(self) -> None:

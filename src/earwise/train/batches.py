@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,10 +12,10 @@ from earwise.audio import LongAudio, chunks, decode, num_samples, probe
 from earwise.config.stages import Stage
 from earwise.data.mixture import Mixture
 from earwise.errors import AudioError
-from earwise.forest import Path, bins, pack, plant
+from earwise.forest import TokenPath, assign_bins, build_tree, pack
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
-from earwise.prompts import spread
+from earwise.models.encoder_cache import EncoderCache
+from earwise.prompts import repeat_audio_parts
 from earwise.train.distributed import parallel
 from earwise.train.policy import Micro
 from earwise.train.profiler import Clock
@@ -35,8 +35,8 @@ class Sounds:
         self._long_audio = long_audio
         self._skip = on_bad_row == "skip"
         self._in_a_row = 0
-        self.skipped: dict[FilePath, str] = {}
-        self.long: set[FilePath] = set()
+        self.skipped: dict[Path, str] = {}
+        self.long: set[Path] = set()
         """Clips that were longer than the model hears, and truncated or cut into pieces."""
 
     def fit(self, rows: tuple[Example, ...]) -> tuple[tuple[Example, ...], list[Waveform]] | None:
@@ -47,7 +47,7 @@ class Sounds:
             return None
         counts = [len(some) for some in pieces]
         if max(counts, default=1) > 1:
-            rows = tuple(replace(row, turns=spread(row.turns, counts)) for row in rows)
+            rows = tuple(replace(row, turns=repeat_audio_parts(row.turns, counts)) for row in rows)
         return rows, [piece for some in pieces for piece in some]
 
     def load(self, example: Example) -> list[Waveform] | None:
@@ -61,7 +61,7 @@ class Sounds:
 
     def _pieces(self, example: Example) -> list[list[Waveform]] | None:
         """What is heard of each clip: one waveform, under `chunk` perhaps several."""
-        waves = []
+        waveforms = []
         rate, longest = self._spec.sample_rate, self._spec.max_s
         for path in example.audio_paths:
             try:
@@ -69,7 +69,7 @@ class Sounds:
                 full = len(wave) >= num_samples(longest, rate)  # of a truncated clip only its header says more
                 if full and path not in self.long and probe(path).duration_s > longest:
                     self.long.add(path)
-                waves.append(chunks(wave, rate, longest) if self._long_audio == "chunk" else [wave])
+                waveforms.append(chunks(wave, rate, longest) if self._long_audio == "chunk" else [wave])
             except AudioError as error:
                 if not self._skip:
                     raise AudioError(f"example {example.id!r}: {error}") from error
@@ -82,7 +82,7 @@ class Sounds:
                     ) from error
                 return None
         self._in_a_row = 0
-        return waves
+        return waveforms
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ def draw(
         The units, clip number -> waveform, and how many units were skipped.
     """
     drawn: list[Drawn] = []
-    waves: dict[int, Waveform] = {}
+    waveforms: dict[int, Waveform] = {}
     skipped = 0
     while len(drawn) < count:
         rows = next(units)
@@ -143,37 +143,37 @@ def draw(
             skipped += 1
             continue
         rows, clips = fitted
-        numbers = range(len(waves), len(waves) + len(clips))
-        waves |= dict(zip(numbers, clips, strict=True))
+        numbers = range(len(waveforms), len(waveforms) + len(clips))
+        waveforms |= dict(zip(numbers, clips, strict=True))
         drawn.append(Drawn(rows, numbers, tuple(len(clip) for clip in clips)))
-    return drawn, waves, skipped
+    return drawn, waveforms, skipped
 
 
 def work_shared(
-    micros: Sequence[Micro], trees: Sequence[Sequence[Path]], waves: Mapping[int, Waveform], sample_rate: int
+    micros: Sequence[Micro], trees: Sequence[Sequence[TokenPath]], waveforms: Mapping[int, Waveform], sample_rate: int
 ) -> dict[str, float]:
     """For the log: distinct tokens of all processes by all tokens of the paths, and seconds of sound."""
     distinct = parallel.total({"tokens": sum(len(micro.forest) for micro in micros)})["tokens"]
     whole = sum(len(path.ids) for paths in trees for path in paths)
-    return {"distinct_share": distinct / whole, "audio_s": sum(len(wave) for wave in waves.values()) / sample_rate}
+    return {"distinct_share": distinct / whole, "audio_s": sum(len(wave) for wave in waveforms.values()) / sample_rate}
 
 
-def mine(trees: Sequence[list[Path]]) -> list[list[Path]]:
+def mine(trees: Sequence[list[TokenPath]]) -> list[list[TokenPath]]:
     """This process's share of a step's trees, balanced by about how many distinct tokens they have."""
     sizes = [max(len(path.ids) for path in paths) + sum(sum(path.trained) for path in paths) for paths in trees]
     return [trees[number] for number in parallel.share(sizes)]
 
 
-def targets(trees: Sequence[Sequence[Path]]) -> float:
+def targets(trees: Sequence[Sequence[TokenPath]]) -> float:
     """Trained tokens of all branches of all trees: the denominator of a mean over a step."""
     return float(sum(sum(path.trained) for paths in trees for path in paths))
 
 
 def assemble(
     model: AudioLM,
-    ears: Ears | None,
-    trees: Sequence[list[Path]],
-    waves: Mapping[int, Waveform],
+    encoder_cache: EncoderCache | None,
+    trees: Sequence[list[TokenPath]],
+    waveforms: Mapping[int, Waveform],
     pack_tokens: int,
     *,
     merge: bool = True,
@@ -184,24 +184,24 @@ def assemble(
         model: Says where tensors live.
         ears: Gives what was heard; None while the encoder is trained.
         trees: Paths of each tree.
-        waves: Clip number -> waveform.
+        waveforms: Clip number -> waveform.
         pack_tokens: Distinct tokens of one forward pass.
         merge: False runs every path by itself (benchmarks and checks only).
     """
     device = next(model.module.parameters()).device
-    planted = [plant(paths, merge=merge) for paths in trees]
+    planted = [build_tree(paths, merge=merge) for paths in trees]
     asked = sorted({clip for tree in planted for clip in tree.clips if clip >= 0})
-    heard = dict(zip(asked, ears.heard([waves[clip] for clip in asked]), strict=True)) if ears is not None else {}
+    heard = dict(zip(asked, encoder_cache.encoder_states([waveforms[clip] for clip in asked]), strict=True)) if encoder_cache is not None else {}
     micros = []
-    for members in bins([len(tree) for tree in planted], pack_tokens):
+    for members in assign_bins([len(tree) for tree in planted], pack_tokens):
         forest = pack([planted[i] for i in members], device)
-        clips = set(forest.clips)
+        clips = set(forest.audio_clips)
         micros.append(
             Micro(
                 [trees[i] for i in members],
                 forest,
                 {c: heard[c] for c in clips} if heard else {},
-                {c: waves[c] for c in clips},
+                {c: waveforms[c] for c in clips},
             )
         )
     return micros

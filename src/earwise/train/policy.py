@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from earwise.errors import ModelError
-from earwise.forest import Forest, Path, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import (
+    Forest,
+    TokenPath,
+    branch_logprobs,
+    build_tree,
+    insert_audio_embeddings,
+    pack,
+    target_logprobs,
+)
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
 from earwise.types import Waveform
@@ -23,15 +31,15 @@ class Micro:
     Attributes:
         paths: The paths of each tree, for the one-by-one check.
         forest: The trees, packed.
-        heard: Clip number -> output of `model.listen`; empty while the encoder is trained.
-        waves: Clip number -> waveform.
+        heard: Clip number -> output of `model.encode_audio`; empty while the encoder is trained.
+        waveforms: Clip number -> waveform.
         extra: Named tensors for the loss, one row per branch or one value per branch token.
     """
 
-    paths: list[list[Path]]
+    paths: list[list[TokenPath]]
     forest: Forest
     heard: dict[int, Tensor]
-    waves: dict[int, Waveform]
+    waveforms: dict[int, Waveform]
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -44,18 +52,18 @@ class Policy(nn.Module):
         self._model = model
 
     def forward(
-        self, forest: Forest, heard: Mapping[int, Tensor], waves: Mapping[int, Waveform]
+        self, forest: Forest, heard: Mapping[int, Tensor], waveforms: Mapping[int, Waveform]
     ) -> Float[Tensor, "branches tokens"]:
         """Log-probabilities (nats) of the trained tokens of every branch, 0 at padding."""
-        clips = sorted(set(forest.clips))
+        clips = sorted(set(forest.audio_clips))
         if heard:
             outputs = [heard[clip] for clip in clips]
         else:
-            outputs = self._model.listen([waves[clip] for clip in clips]) if clips else []
-        connected = dict(zip(clips, self._model.connect(outputs), strict=True)) if clips else {}
-        embeddings = place_audio(self._model.embed(forest.ids), forest, connected)
+            outputs = self._model.encode_audio([waveforms[clip] for clip in clips]) if clips else []
+        connected = dict(zip(clips, self._model.project_audio(outputs), strict=True)) if clips else {}
+        embeddings = insert_audio_embeddings(self._model.embed(forest.ids), forest, connected)
         hidden = self._model.decode(embeddings, forest.positions, TreeAttention(forest))
-        return by_branch(target_logprobs(hidden, forest, self._model.logits), forest)
+        return branch_logprobs(target_logprobs(hidden, forest, self._model.logits), forest)
 
 
 FOREST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
@@ -72,11 +80,11 @@ def check_forest(policy: Policy, micro: Micro, *, tolerance: float) -> float:
     Raises:
         ModelError: if it is over `tolerance`: then this model or its attention does not honour the forest.
     """
-    shared = policy(micro.forest, micro.heard, micro.waves)
+    shared = policy(micro.forest, micro.heard, micro.waveforms)
     worst = 0.0
     for row, path in enumerate(micro.paths[0]):
-        alone = pack([plant([path])], micro.forest.ids.device)
-        single = policy(alone, micro.heard, micro.waves)[0]
+        alone = pack([build_tree([path])], micro.forest.ids.device)
+        single = policy(alone, micro.heard, micro.waveforms)[0]
         worst = max(worst, float((shared[row, : len(single)] - single).abs().max()) if len(single) else 0.0)
     if not worst <= tolerance:
         raise ModelError(
@@ -93,10 +101,10 @@ def check_hearing(policy: Policy, micro: Micro, silent: Mapping[int, Tensor]) ->
     Raises:
         ModelError: if nothing at all changes: then audio does not reach the loss.
     """
-    if not micro.forest.clips:
+    if not micro.forest.audio_clips:
         return 0.0
-    real = policy(micro.forest, micro.heard, micro.waves)
-    quiet = {clip: wave * 0 for clip, wave in micro.waves.items()}
+    real = policy(micro.forest, micro.heard, micro.waveforms)
+    quiet = {clip: wave * 0 for clip, wave in micro.waveforms.items()}
     blind = policy(micro.forest, silent, quiet)
     if torch.equal(real, blind):
         raise ModelError(

@@ -20,7 +20,7 @@ from earwise.files import alone, append_jsonl, building, seen_from, write_json
 from earwise.models import lora_checkpoint
 from earwise.models.base import AudioLM, load
 from earwise.models.embedded.model import Embedded
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.recompute import recompute_layers
 from earwise.train import checkpoints, trainer
 from earwise.train.batches import Sounds
@@ -153,7 +153,7 @@ def _stage(
     clock = settled_on(next(model.module.parameters()).device) if profile else Clock()
     # Alone, so that a resumed run hears each clip bit for bit as before.
     # Nothing is kept where the encoder trains: a clip that comes back must be heard anew.
-    ears = Ears(model, keep_mb=0 if encoder_trains(model) else 2048, batch=1, watch=clock.phase("hear"))
+    encoder_cache = EncoderCache(model, keep_mb=0 if encoder_trains(model) else 2048, batch=1, watch=clock.phase("hear"))
     sounds = Sounds(model, long_audio=stage.data.long_audio, on_bad_row=stage.data.on_bad_row)
 
     def keep(row: dict[str, Any]) -> None:
@@ -164,17 +164,17 @@ def _stage(
 
     if isinstance(stage, SftStage):
         chosen = stage.model_copy(update={"start": "none"}) if checkpoints.checkpoints(folder) else stage
-        work = sft.work(model, chosen, sources, ears, sounds, seed, say, clock)
+        work = sft.work(model, chosen, sources, encoder_cache, sounds, seed, say, clock)
     elif isinstance(stage, DpoStage):
-        work = dpo.work(model, stage, sources, ears, sounds, seed, clock)
+        work = dpo.work(model, stage, sources, encoder_cache, sounds, seed, clock)
     elif isinstance(stage, CompressStage):
         held_out = _examples(stage.held_out, base, opened, say) if stage.held_out else []
         some = sample_log.evenly(held_out, stage.held_out_limit)
-        work = compress.work(model, stage, sources, some, ears, sounds, seed, keep, say, clock)
+        work = compress.work(model, stage, sources, some, encoder_cache, sounds, seed, keep, say, clock)
     else:
-        work = grpo.work(model, stage, sources, ears, sounds, seed, keep, folder / "sampler", say, clock)
+        work = grpo.work(model, stage, sources, encoder_cache, sounds, seed, keep, folder / "sampler", say, clock)
     if not isinstance(stage, GrpoStage) and not (isinstance(stage, CompressStage) and stage.held_out):
-        work = sample_log.shown(work, model, stage, sources, ears, sounds, keep, clock, say)
+        work = sample_log.shown(work, model, stage, sources, encoder_cache, sounds, keep, clock, say)
     trainer.run(
         model,
         work,
@@ -182,7 +182,7 @@ def _stage(
         steps=stage.max_steps,
         out=folder,
         log=out / "metrics.jsonl",
-        ears=ears,
+        encoder_cache=encoder_cache,
         samples=out / SAMPLES,
         watch=mirror.step,
         max_minutes=stage.max_minutes,

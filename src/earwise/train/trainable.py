@@ -111,7 +111,7 @@ class Reference:
     def logprobs(self, policy: Policy, micro: Micro) -> Float[Tensor, "branches tokens"]:
         """Log-probabilities (nats) of a micro batch under the reference."""
         with self.active():
-            found: Tensor = policy(micro.forest, micro.heard, micro.waves)
+            found: Tensor = policy(micro.forest, micro.heard, micro.waveforms)
         return found
 
     def state_dict(self) -> dict[str, Tensor]:

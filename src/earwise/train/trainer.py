@@ -22,7 +22,7 @@ from earwise.config.stages import OptimizerConfig
 from earwise.errors import DataError, ModelError
 from earwise.files import append_jsonl, read_log, write_jsonl
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.train import checkpoints as state
 from earwise.train.distributed import parallel, sharding
 from earwise.train.logging.skip_report import told
@@ -86,7 +86,7 @@ def run(
     steps: int,
     out: Path,
     log: Path,
-    ears: Ears,
+    encoder_cache: EncoderCache,
     samples: Path | None = None,
     watch: Callable[[dict[str, Any]], None] = lambda _: None,
     max_minutes: float | None = None,
@@ -188,7 +188,7 @@ def run(
                 made = time.monotonic()
                 if micros and not checked:  # a first step whose groups are all flat has nothing to check
                     with clock("checks"):
-                        _checks(policy, micros[0], ears, tolerance, metrics, say)
+                        _checks(policy, micros[0], encoder_cache, tolerance, metrics, say)
             passes = parallel.gather(len(micros))
             checked = checked or any(passes)
             factor = learning_rate(step, steps, optimizer_config)
@@ -198,7 +198,7 @@ def run(
             sums: dict[str, float] = {}
             for micro in micros:
                 with clock("forward"):
-                    output = work.loss(wrapped(micro.forest, micro.heard, micro.waves), micro)
+                    output = work.loss(wrapped(micro.forest, micro.heard, micro.waveforms), micro)
                 if output.loss.requires_grad:  # text alone reaches no connector: nothing to learn where that is trained
                     with clock("backward"):
                         accelerator.backward(output.loss)
@@ -206,7 +206,7 @@ def run(
                     sums[name] = sums.get(name, 0.0) + float(value) * (1 if name == "loss" else 1 / sum(passes))
             for _ in range(len(micros), max(passes) if layers else 0):
                 empty = sharding.filler(model)
-                accelerator.backward(0.0 * wrapped(empty.forest, empty.heard, empty.waves).sum())
+                accelerator.backward(0.0 * wrapped(empty.forest, empty.heard, empty.waveforms).sum())
             with clock("optimizer"):
                 parallel.add_gradients(sharding.uncut(trained))
                 norm = sharding.clip(trained, optimizer_config.grad_clip) if any(passes) else 0.0
@@ -289,11 +289,11 @@ def _tell(kind: str, step: int, spent: list[dict[str, float]], say: Say) -> None
     spent.clear()
 
 
-def _checks(policy: Policy, micro: Micro, ears: Ears, tolerance: float, metrics: dict[str, float], say: Say) -> None:
+def _checks(policy: Policy, micro: Micro, encoder_cache: EncoderCache, tolerance: float, metrics: dict[str, float], say: Say) -> None:
     """Before the first step: is the forest exact here, and does the model hear?"""
     off = check_forest(policy, micro, tolerance=tolerance)
-    clips = sorted(set(micro.forest.clips))
-    silent = dict(zip(clips, ears.heard([micro.waves[clip] * 0 for clip in clips]), strict=True)) if micro.heard else {}
+    clips = sorted(set(micro.forest.audio_clips))
+    silent = dict(zip(clips, encoder_cache.encoder_states([micro.waveforms[clip] * 0 for clip in clips]), strict=True)) if micro.heard else {}
     gain = check_hearing(policy, micro, silent)
     metrics["hearing"] = gain
     say(

@@ -18,15 +18,15 @@ from torch.utils._pytree import tree_leaves
 
 from builders import ask, sound, tiny_qwen2_audio
 from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import Growth
 from earwise.engine.draft import Guess
 from earwise.engine.kv_cache import TreeCache
 from earwise.engine.local import LocalEngine
 from earwise.engine.static_cache import StaticCache
-from earwise.forest import pack, plant
+from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.flex import BlockSparse
 from earwise.models.parts.recompute import recompute_layers
 from earwise.models.prompt_encoding import completion_path, conversation_path
@@ -79,14 +79,14 @@ def prompts(seconds: float = 0.2) -> list[Prompt]:
     return [Prompt(ask("What" + "?" * n), (sound(seconds + 0.1 * n, 300, n),), str(n)) for n in range(3)]
 
 
-def micro_of(model: AudioLM, ears: Ears | None) -> Micro:
+def micro_of(model: AudioLM, encoder_cache: EncoderCache | None) -> Micro:
     """Three prompts with two completions each, packed where the model stands."""
-    trees, waves = [], {}
+    trees, waveforms = [], {}
     for number, prompt in enumerate(prompts()):
-        waves[number] = prompt.waves[0]
-        trunk = conversation_path(model, prompt.turns, [number], [len(prompt.waves[0])], generate=True)
+        waveforms[number] = prompt.waveforms[0]
+        trunk = conversation_path(model, prompt.turns, [number], [len(prompt.waveforms[0])], generate=True)
         trees.append([trunk + completion_path(ids) for ids in ((7, 8, 9), (7, 9, 8, 7))])
-    (micro,) = assemble(model, ears, trees, waves, 10_000)
+    (micro,) = assemble(model, encoder_cache, trees, waveforms, 10_000)
     assert micro.forest.ids.is_meta
     return micro
 
@@ -97,7 +97,7 @@ def trained_step(model: AudioLM, micro: Micro) -> None:
     policy, reference = Policy(model), Reference(model.module)
     before = reference.logprobs(policy, micro)
     model.module.train()
-    values = policy(micro.forest, micro.heard, micro.waves)
+    values = policy(micro.forest, micro.heard, micro.waveforms)
     loss = ((values - before).square() * micro.forest.loss_mask).sum()
     loss.backward()
     optimizer = torch.optim.AdamW(parameter_groups(model, OptimizerConfig(lr=1e-6)))
@@ -108,9 +108,9 @@ def trained_step(model: AudioLM, micro: Micro) -> None:
     model.module.eval()
 
 
-def decoded(model: AudioLM, ears: Ears) -> StaticCache:
+def decoded(model: AudioLM, encoder_cache: EncoderCache) -> StaticCache:
     """Trunks, then two steps of decoding as on CUDA, the second of fewer trees; tokens are put in by hand."""
-    engine = LocalEngine(model, ears=ears, static=True)
+    engine = LocalEngine(model, encoder_cache=encoder_cache, static=True)
     static = engine._static
     assert static is not None
     static.capture = True
@@ -121,8 +121,8 @@ def decoded(model: AudioLM, ears: Ears) -> StaticCache:
         assert scores.is_meta
         with static.holding(cache):
             growth = Growth(
-                model, static, slots, [trunk.ids for trunk in trunks], [], [], Decoding(),
-                room=lambda _: 8, tally=engine.tally, watch=None,
+                model, static, slots, [trunk.ids for trunk in trunks], [], [], SamplingParams(),
+                room=lambda _: 8, stats=engine.stats, watch=None,
             )  # fmt: skip
             for state in states:
                 state.token = 7
@@ -156,12 +156,12 @@ def test_a_qwen2_audio_trains_and_decodes(trainable: TrainableConfig, dtype: tor
     prepare(model, trainable)
     moved(model.module)
     recompute_layers(model.module)
-    ears = Ears(model)
+    encoder_cache = EncoderCache(model)
     whole = trainable is FULL
-    micro = micro_of(model, None if whole else ears)
+    micro = micro_of(model, None if whole else encoder_cache)
     assert bool(micro.heard) != whole
     trained_step(model, micro)
-    static = decoded(model, ears)
+    static = decoded(model, encoder_cache)
     assert [(shape.tokens, shape.trees) for shape in static.shapes] == [(8, 4), (2, 2)]
     assert {buffer.dtype for buffer in static._keys} == {dtype} and all(buffer.is_meta for buffer in static._keys)
 
@@ -174,18 +174,18 @@ def test_an_embedded_model_trains_and_decodes(dtype: torch.dtype, one_device: No
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     prepare(model, LORA)
-    ears = Ears(model)
-    ears.heard([prompt.waves[0] for prompt in prompts()])
+    encoder_cache = EncoderCache(model)
+    encoder_cache.encoder_states([prompt.waveforms[0] for prompt in prompts()])
     moved(model.module)
     assert model.module.head.weight is model.module.decoder.embed_tokens.weight
-    trained_step(model, micro_of(model, ears))
-    decoded(model, ears)
+    trained_step(model, micro_of(model, encoder_cache))
+    decoded(model, encoder_cache)
 
 
 def test_block_masks_are_made_where_the_forest_is(one_device: None) -> None:
     model = tiny_qwen2_audio(1)
     trunk = conversation_path(model, prompts()[0].turns, [0], [3200], generate=True)
-    forest = pack([plant([trunk + completion_path((5, 6)), trunk + completion_path((5, 7))])], torch.device("meta"))
+    forest = pack([build_tree([trunk + completion_path((5, 6)), trunk + completion_path((5, 7))])], torch.device("meta"))
     mask = BlockSparse(forest, compiled=False)._mask
     parts = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_indices, mask.q_indices, mask.full_q_indices)
     assert all(part is not None and part.is_meta for part in parts)
@@ -198,4 +198,4 @@ def test_the_benchmark_at_the_real_width(one_device: None) -> None:
     prepare(model, FULL)
     recompute_layers(model.module)
     trained_step(model, micro_of(model, None))
-    decoded(model, Ears(model))
+    decoded(model, EncoderCache(model))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from builders import ask, largest, sound, tiny_qwen2_audio
-from earwise.engine.base import Decoding, Prompt
-from earwise.engine.decode_loop import Growth, Said
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.decode_loop import Growth, PartialCompletion
 from earwise.engine.draft import Drafts, Guess
 from earwise.engine.local import LocalEngine
 from earwise.engine.rng import Draws, drawn
@@ -59,8 +59,8 @@ def test_numbers_belong_to_a_sample_and_a_place() -> None:
 def test_inversion_by_hand() -> None:
     logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log()
     numbers = torch.tensor([[0.0, 0.49, 0.51, 0.74, 0.76, 0.999]], dtype=torch.float64)
-    assert drawn(logprobs, numbers, Decoding(temperature=1.0)).tolist() == [[0, 0, 1, 1, 2, 2]]
-    assert drawn(logprobs, numbers, Decoding(temperature=1.0, top_k=1)).tolist() == [[0] * 6]
+    assert drawn(logprobs, numbers, SamplingParams(temperature=1.0)).tolist() == [[0, 0, 1, 1, 2, 2]]
+    assert drawn(logprobs, numbers, SamplingParams(temperature=1.0, top_k=1)).tolist() == [[0] * 6]
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
@@ -70,10 +70,10 @@ def test_the_same_is_said_in_fewer_passes(static: bool, temperature: float, monk
     model = tiny_qwen2_audio(seed=31)
     turns = ask("Which of these? one two one two")
     prompts = [Prompt(turns, (sound(0.2 + number / 5, 300, number),), f"d{number}") for number in range(3)]
-    decoding, n = Decoding(max_new_tokens=40, temperature=temperature, seed=2), 1 if temperature == 0 else 4
+    sampling_params, n = SamplingParams(max_new_tokens=40, temperature=temperature, seed=2), 1 if temperature == 0 else 4
     engine = LocalEngine(model, static=static)
-    found = engine.generate(prompts, decoding, n)
-    tally = engine.tally
+    found = engine.generate(prompts, sampling_params, n)
+    stats = engine.stats
     made = Growth.__init__
 
     def without(self: Growth, *args: object, **settings: object) -> None:
@@ -81,10 +81,10 @@ def test_the_same_is_said_in_fewer_passes(static: bool, temperature: float, monk
 
     monkeypatch.setattr(Growth, "__init__", without)
     plain = LocalEngine(model, static=static)
-    expected = plain.generate(prompts, decoding, n)
-    assert plain.tally.guessed == 0 and plain.tally.passes == 39
-    assert tally.passes < (33 if temperature == 0 else 39)
-    assert (tally.distinct, tally.sampled) == (plain.tally.distinct, plain.tally.sampled), "a guess is no token"
+    expected = plain.generate(prompts, sampling_params, n)
+    assert plain.stats.draft_tokens == 0 and plain.stats.forward_passes == 39
+    assert stats.forward_passes < (33 if temperature == 0 else 39)
+    assert (stats.computed_tokens, stats.sampled_tokens) == (plain.stats.computed_tokens, plain.stats.sampled_tokens), "a guess is no token"
     for group, others in zip(found, expected, strict=True):
         for one, other in zip(group, others, strict=True):
             assert one.token_ids == other.token_ids
@@ -95,18 +95,18 @@ def test_who_watches_sees_every_token() -> None:
     """However many a pass computes; and who is sent away stops there, in the middle of a pass too."""
     model = tiny_qwen2_audio(seed=31)
     prompt = Prompt(ask("Which?"), (sound(0.4),), "w")
-    decoding = Decoding(max_new_tokens=40, temperature=0.02, seed=2)
+    sampling_params = SamplingParams(max_new_tokens=40, temperature=0.02, seed=2)
     engine = LocalEngine(model, static=True)
-    (free,) = engine.generate([prompt], decoding, 3)
-    assert engine.tally.passes < 39 and all(len(one.token_ids) == 40 for one in free)
+    (free,) = engine.generate([prompt], sampling_params, 3)
+    assert engine.stats.forward_passes < 39 and all(len(one.token_ids) == 40 for one in free)
     for cut in range(18, 34):
         seen: list[list[int]] = [[], [], []]
 
-        def watch(said: Sequence[Sequence[Said]], seen: list[list[int]] = seen, cut: int = cut) -> set[tuple[int, int]]:
+        def watch(said: Sequence[Sequence[PartialCompletion]], seen: list[list[int]] = seen, cut: int = cut) -> set[tuple[int, int]]:
             for one, lengths in zip(said[0], seen, strict=True):
                 if not lengths or len(one.ids) > lengths[-1]:
                     lengths.append(len(one.ids))
             return {(0, 1)} if len(said[0][1].ids) >= cut else set()
 
-        engine.follow([prompt], decoding, 3, watch)
+        engine.generate_with_callback([prompt], sampling_params, 3, watch)
         assert seen == [list(range(1, 41)), list(range(1, cut + 1)), list(range(1, 41))]

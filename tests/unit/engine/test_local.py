@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from builders import ask, largest, plain_copy, plain_inputs, plain_logprobs, sound, tiny_qwen2_audio
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.kv_cache import Step, TreeCache
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError
-from earwise.forest import pack, plant
+from earwise.forest import build_tree, pack
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.train.batches import assemble
@@ -29,14 +29,14 @@ def prompts(count: int) -> list[Prompt]:
     out = []
     for number in range(count):
         clips = 2 if number % 3 == 2 else 1
-        waves = tuple(sound(0.1 + 0.13 * number, 200 + 90 * (number + clip), number) for clip in range(clips))
-        out.append(Prompt((SHORT[0], *ask("What" + "?" * number, clips)), waves, f"p{number}"))
+        waveforms = tuple(sound(0.1 + 0.13 * number, 200 + 90 * (number + clip), number) for clip in range(clips))
+        out.append(Prompt((SHORT[0], *ask("What" + "?" * number, clips)), waveforms, f"p{number}"))
     return out
 
 
 def trunk(model: Qwen2Audio, prompt: Prompt):
     return conversation_path(
-        model, prompt.turns, range(len(prompt.waves)), [len(wave) for wave in prompt.waves], generate=True
+        model, prompt.turns, range(len(prompt.waveforms)), [len(wave) for wave in prompt.waveforms], generate=True
     )
 
 
@@ -58,11 +58,11 @@ def without(model: Qwen2Audio, tokens: list[int]) -> Qwen2Audio:
 def test_greedy_equals_generate(trim: bool) -> None:
     model = with_ends(tiny_qwen2_audio(seed=11, trim=trim), 40)
     some = prompts(4)
-    answers = LocalEngine(model).generate(some, Decoding(max_new_tokens=12))
+    answers = LocalEngine(model).generate(some, SamplingParams(max_new_tokens=12))
     module = plain_copy(model)
     lengths = set()
     for prompt, (answer,) in zip(some, answers, strict=True):
-        inputs = plain_inputs(trunk(model, prompt), dict(enumerate(prompt.waves)))
+        inputs = plain_inputs(trunk(model, prompt), dict(enumerate(prompt.waveforms)))
         said = module.generate(
             **inputs, max_new_tokens=12, do_sample=False, eos_token_id=list(model.eos_ids), pad_token_id=0
         )
@@ -77,10 +77,10 @@ def test_samples_equal_the_plain_forward_whatever_the_batch() -> None:
     # transformers' class takes a placeholder that was sampled for a sound; ours does not, so it must not be said here.
     model = with_ends(without(tiny_qwen2_audio(seed=12), [3]), 25)
     some = prompts(5)
-    decoding = Decoding(max_new_tokens=30, temperature=1.3, seed=5)
-    together = LocalEngine(model, trees=16).generate(some, decoding, 6)
-    apart = LocalEngine(model, trees=2).generate(some, decoding, 6)
-    alone = [LocalEngine(model).generate([prompt], decoding, 6)[0] for prompt in some]
+    sampling_params = SamplingParams(max_new_tokens=30, temperature=1.3, seed=5)
+    together = LocalEngine(model, trees=16).generate(some, sampling_params, 6)
+    apart = LocalEngine(model, trees=2).generate(some, sampling_params, 6)
+    alone = [LocalEngine(model).generate([prompt], sampling_params, 6)[0] for prompt in some]
     lengths = Counter(len(one.token_ids) for group in together for one in group)
     assert len(lengths) > 8 and min(lengths) < 6 and max(lengths) > 20
     for groups in (apart, alone):
@@ -101,7 +101,7 @@ def test_samples_equal_the_plain_forward_whatever_the_batch() -> None:
             for one in group:
                 path = trunk(model, prompt) + completion_path(one.token_ids)
                 assert (
-                    largest([plain_logprobs(plain, path, dict(enumerate(prompt.waves))) - torch.tensor(one.logprobs)])
+                    largest([plain_logprobs(plain, path, dict(enumerate(prompt.waveforms))) - torch.tensor(one.logprobs)])
                     < 1e-5
                 )
                 ended = one.token_ids[-1] in model.eos_ids
@@ -117,16 +117,16 @@ def test_a_trainer_reads_the_same_log_probabilities() -> None:
     model = tiny_qwen2_audio(seed=13)
     some = prompts(3)
     engine = LocalEngine(model)
-    groups = engine.generate(some, Decoding(max_new_tokens=6, temperature=0.7, seed=1), 8)
-    waves, trees = {}, []
+    groups = engine.generate(some, SamplingParams(max_new_tokens=6, temperature=0.7, seed=1), 8)
+    waveforms, trees = {}, []
     for prompt, group in zip(some, groups, strict=True):
-        numbers = range(len(waves), len(waves) + len(prompt.waves))
-        waves |= dict(zip(numbers, prompt.waves, strict=True))
-        start = conversation_path(model, prompt.turns, numbers, [len(wave) for wave in prompt.waves], generate=True)
+        numbers = range(len(waveforms), len(waveforms) + len(prompt.waveforms))
+        waveforms |= dict(zip(numbers, prompt.waveforms, strict=True))
+        start = conversation_path(model, prompt.turns, numbers, [len(wave) for wave in prompt.waveforms], generate=True)
         trees.append([start + completion_path(one.token_ids) for one in group])
-    (micro,) = assemble(model, engine.ears, trees, waves, 10**6)
+    (micro,) = assemble(model, engine.encoder_cache, trees, waveforms, 10**6)
     model.module.model.multi_modal_projector.requires_grad_(True)
-    logprobs = Policy(model)(micro.forest, micro.heard, micro.waves)
+    logprobs = Policy(model)(micro.forest, micro.heard, micro.waveforms)
     sampled = [one.logprobs for group in groups for one in group]
     assert largest([logprobs[row, : len(one)] - torch.tensor(one) for row, one in enumerate(sampled)]) < 1e-5
     # Heard under inference mode by the engine, and yet a connector can be trained on it.
@@ -155,12 +155,12 @@ def exact(model: Qwen2Audio, prompt: Prompt, length: int, temperature: float) ->
     """Probability of every completion of at most `length` tokens, by the plain forward of one path at a time."""
     ends = set(model.eos_ids)
     start = trunk(model, prompt)
-    heard = dict(enumerate(model.listen(prompt.waves)))
+    heard = dict(enumerate(model.encode_audio(prompt.waveforms)))
     nexts: dict[tuple[int, ...], dict[int, float]] = {}
 
     def following(said: tuple[int, ...]) -> dict[int, float]:
         if said not in nexts:
-            forest = pack([plant([start + completion_path((*said, token)) for token in SAYABLE])])
+            forest = pack([build_tree([start + completion_path((*said, token)) for token in SAYABLE])])
             last = Policy(model)(forest, heard, {})[:, len(said)]
             nexts[said] = dict(zip(SAYABLE, (last / temperature).softmax(0).tolist(), strict=True))
         return nexts[said]
@@ -184,8 +184,8 @@ def test_the_sampler_is_exact() -> None:
     model, n = small_vocabulary(21), 30_000
     prompt = Prompt(SHORT, (sound(0.3),), "exact")
     engine = LocalEngine(model)
-    (samples,) = engine.generate([prompt], Decoding(max_new_tokens=3, temperature=0.8, seed=3), n)
-    assert engine.tally.distinct < len(trunk(model, prompt).ids) + 1 + 4 + 16 + 1
+    (samples,) = engine.generate([prompt], SamplingParams(max_new_tokens=3, temperature=0.8, seed=3), n)
+    assert engine.stats.computed_tokens < len(trunk(model, prompt).ids) + 1 + 4 + 16 + 1
     expected = exact(model, prompt, 3, 0.8)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5) and len(expected) == 1 + 4 + 16 * 5
     counts = Counter(one.token_ids for one in samples)
@@ -213,13 +213,13 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     shares = exact(model, prompt, 1, 1.0)
     ranked = sorted(shares, key=shares.get, reverse=True)
     reach = shares[ranked[0]] + shares[ranked[1]]
-    for decoding, kept in (
-        (Decoding(max_new_tokens=1, temperature=1.0, top_k=2), 2),
-        (Decoding(max_new_tokens=1, temperature=1.0, top_p=reach - 1e-3), 2),
-        (Decoding(max_new_tokens=1, temperature=1.0, top_p=reach + 1e-3), 3),
-        (Decoding(max_new_tokens=1, temperature=1.0, top_p=1e-6), 1),
+    for sampling_params, kept in (
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_k=2), 2),
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=reach - 1e-3), 2),
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=reach + 1e-3), 3),
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=1e-6), 1),
     ):
-        (samples,) = LocalEngine(model).generate([prompt], decoding, 3000)
+        (samples,) = LocalEngine(model).generate([prompt], sampling_params, 3000)
         counts = Counter(one.token_ids for one in samples)
         assert set(counts) == set(ranked[:kept])
         total = sum(shares[said] for said in ranked[:kept])
@@ -239,12 +239,12 @@ def test_seeds_and_keys() -> None:
     def said(prompt: Prompt, seed: int) -> list[tuple[int, ...]]:
         return [
             sample.token_ids
-            for sample in engine.generate([prompt], Decoding(max_new_tokens=4, temperature=1.0, seed=seed), 4)[0]
+            for sample in engine.generate([prompt], SamplingParams(max_new_tokens=4, temperature=1.0, seed=seed), 4)[0]
         ]
 
     assert said(one, 0) == said(one, 0)
     assert said(one, 0) != said(one, 1)
-    assert said(one, 0) != said(Prompt(one.turns, one.waves, "two"), 0)
+    assert said(one, 0) != said(Prompt(one.turns, one.waveforms, "two"), 0)
 
 
 def test_score_equals_the_sum_of_log_probabilities() -> None:
@@ -261,7 +261,7 @@ def test_score_equals_the_sum_of_log_probabilities() -> None:
         for text, score in zip(texts, row, strict=True):
             with torch.no_grad():
                 want = plain_logprobs(
-                    plain, trunk(model, prompt) + answer_path(model, text), dict(enumerate(prompt.waves))
+                    plain, trunk(model, prompt) + answer_path(model, text), dict(enumerate(prompt.waveforms))
                 )
             assert (
                 len(want) == len(text) + 1
@@ -273,18 +273,18 @@ def test_score_equals_the_sum_of_log_probabilities() -> None:
 def test_questions_about_one_sound_share_it() -> None:
     """One tree for all of them: the same tokens and log-probabilities as alone, and the sound computed once."""
     model = with_ends(without(tiny_qwen2_audio(seed=19), [3]), 25)
-    waves, other = (sound(0.9, 300, 1),), (sound(0.4, 700, 2),)
-    some = [Prompt((SHORT[0], *ask("Who" + "?" * i)), waves, f"a{i}") for i in range(3)]
-    some += [Prompt((SHORT[0], *ask("Who")), other, "b"), Prompt((SHORT[0], *ask("Both", 2)), waves + other, "c")]
-    some.append(Prompt(some[0].turns, (waves[0].copy(),), "twin"))  # an equal prompt with draws of its own
-    decoding = Decoding(max_new_tokens=12, temperature=1.2, seed=4)
+    waveforms, other = (sound(0.9, 300, 1),), (sound(0.4, 700, 2),)
+    some = [Prompt((SHORT[0], *ask("Who" + "?" * i)), waveforms, f"a{i}") for i in range(3)]
+    some += [Prompt((SHORT[0], *ask("Who")), other, "b"), Prompt((SHORT[0], *ask("Both", 2)), waveforms + other, "c")]
+    some.append(Prompt(some[0].turns, (waveforms[0].copy(),), "twin"))  # an equal prompt with draws of its own
+    sampling_params = SamplingParams(max_new_tokens=12, temperature=1.2, seed=4)
     engine = LocalEngine(model)
-    together = engine.generate(some, decoding, 4)
+    together = engine.generate(some, sampling_params, 4)
     trunks = [trunk(model, prompt) for prompt in some]
-    saved = sum(tokens_alone(model, prompt, decoding) for prompt in some) - engine.tally.distinct
+    saved = sum(tokens_alone(model, prompt, sampling_params) for prompt in some) - engine.stats.computed_tokens
     assert saved > 4 * sum(clip >= 0 for clip in trunks[0].clips), "the sound was computed more than once"
     for prompt, group in zip(some, together, strict=True):
-        (alone,) = LocalEngine(model).generate([prompt], decoding, 4)
+        (alone,) = LocalEngine(model).generate([prompt], sampling_params, 4)
         for one, two in zip(group, alone, strict=True):
             assert one.token_ids == two.token_ids
             assert largest([torch.tensor(one.logprobs) - torch.tensor(two.logprobs)]) < 1e-5
@@ -293,32 +293,32 @@ def test_questions_about_one_sound_share_it() -> None:
     assert np.allclose(engine.score(some, options), alone_scores, atol=2e-5)
 
 
-def tokens_alone(model: Qwen2Audio, prompt: Prompt, decoding: Decoding) -> int:
+def tokens_alone(model: Qwen2Audio, prompt: Prompt, sampling_params: SamplingParams) -> int:
     """Tokens computed for one prompt by itself."""
     engine = LocalEngine(model)
-    engine.generate([prompt], decoding, 4)
-    return engine.tally.distinct
+    engine.generate([prompt], sampling_params, 4)
+    return engine.stats.computed_tokens
 
 
 def test_stream_says_what_generate_says() -> None:
     engine = LocalEngine(tiny_qwen2_audio(seed=16))
     prompt = prompts(1)[0]
-    decoding = Decoding(max_new_tokens=10)
-    pieces = list(engine.stream(prompt, decoding))
-    said = engine.generate([prompt], decoding)[0][0].text
+    sampling_params = SamplingParams(max_new_tokens=10)
+    pieces = list(engine.stream(prompt, sampling_params))
+    said = engine.generate([prompt], sampling_params)[0][0].text
     assert said.startswith("".join(pieces)) and len(pieces) > 1
 
 
 def test_prompts_it_refuses() -> None:
     engine = LocalEngine(tiny_qwen2_audio())
     for call in (
-        lambda p: engine.generate([p], Decoding()),
+        lambda p: engine.generate([p], SamplingParams()),
         lambda p: engine.score([p], [["a"]]),
-        lambda p: list(engine.stream(p, Decoding())),
+        lambda p: list(engine.stream(p, SamplingParams())),
     ):
         with pytest.raises(AudioError, match=r"clip of 2\.5 s is longer than the 2 s that tiny hears"):
             call(Prompt(SHORT, (sound(2.5),)))
-    assert engine.generate([], Decoding()) == []
+    assert engine.generate([], SamplingParams()) == []
 
 
 def test_cache_keeps_rows_and_grows() -> None:

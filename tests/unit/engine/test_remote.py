@@ -15,17 +15,17 @@ from builders import ask, sound
 from chat_server import Chat, Say, chooser, counted, deaf, listener, serving, sounds, texts
 from earwise import cli
 from earwise.data.manifest_path import STARTER
-from earwise.engine.base import Decoding, Prompt
-from earwise.engine.remote.address import Address, parse, slug
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.remote.address import ServerAddress, parse_address, slug
 from earwise.engine.remote.client import RemoteEngine
-from earwise.engine.remote.openai_http import Limits
-from earwise.engine.remote.probe import Heard, bursts, chirp, connect, deafness
+from earwise.engine.remote.openai_http import RequestLimits
+from earwise.engine.remote.probe import Heard, bursts, chirp, open_remote_engine, deafness
 from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.types import Audio, Text, Turn
 
 pytestmark = pytest.mark.usefixtures("own_home")
 CLIPS = sorted(STARTER.rglob("*.ogg"))
-PATIENT = Limits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
+PATIENT = RequestLimits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
 
 
 def prompts(count: int, seconds: float = 0.5) -> list[Prompt]:
@@ -35,7 +35,7 @@ def prompts(count: int, seconds: float = 0.5) -> list[Prompt]:
 def engine_on(chat: Chat, **more: Any) -> RemoteEngine:
     kind = more.pop("kind", "")
     log = more.pop("log", None)
-    return RemoteEngine(Address(chat.url, "m", limits=more.pop("limits", PATIENT), **more), kind=kind, log=log)
+    return RemoteEngine(ServerAddress(chat.url, "m", limits=more.pop("limits", PATIENT), **more), kind=kind, log=log)
 
 
 # --- what is sent
@@ -52,7 +52,7 @@ def test_a_sound_arrives_as_it_was(part: str) -> None:
     )
     with serving(listener) as chat:
         engine = engine_on(chat, part=part)
-        said = engine.generate([Prompt(turns, (wave, wave[:4000]))], Decoding(max_new_tokens=7))[0][0]
+        said = engine.generate([Prompt(turns, (wave, wave[:4000]))], SamplingParams(max_new_tokens=7))[0][0]
     assert said.text.startswith("0.70s at") and said.text.count("at") == 2
     (body,) = chat.bodies
     (first, rate), (second, _) = sounds(body)
@@ -69,12 +69,12 @@ def test_draws_depend_on_seed_and_key_and_on_nothing_else() -> None:
     def echo(body: dict[str, Any], count: int) -> Say:
         return Say(choices=[{"message": {"content": f"{body['seed'] + k}"}} for k in range(body.get("n", 1))])
 
-    drawn = Decoding(temperature=1.0, seed=3)
+    drawn = SamplingParams(temperature=1.0, seed=3)
     with serving(echo) as chat:
         engine = engine_on(chat)
         together = engine.generate(prompts(5), drawn, 3)
         alone = [engine.generate([prompt], drawn, 3)[0] for prompt in prompts(5)]
-        other = engine.generate(prompts(1), Decoding(temperature=1.0, seed=4), 3)
+        other = engine.generate(prompts(1), SamplingParams(temperature=1.0, seed=4), 3)
     assert together == alone and other[0] != alone[0]
     assert len({one.text for group in together for one in group}) == 15
     assert chat.bodies[0]["n"] == 3
@@ -85,14 +85,14 @@ def test_a_server_that_gives_fewer_samples_is_asked_for_the_rest() -> None:
         return Say(f"{body['seed']}", usage=(10, 1))
 
     with serving(one_each) as chat:
-        said = engine_on(chat).generate(prompts(1), Decoding(temperature=1.0), 4)[0]
+        said = engine_on(chat).generate(prompts(1), SamplingParams(temperature=1.0), 4)[0]
     assert len(chat.bodies) == 4 and len({one.text for one in said}) == 4
     assert [body.get("n", 1) for body in chat.bodies] == [4, 3, 2, 1]
 
 
 def test_greedy_answers_are_asked_for_once() -> None:
     with serving(listener) as chat:
-        said = engine_on(chat).generate(prompts(2), Decoding(), 3)
+        said = engine_on(chat).generate(prompts(2), SamplingParams(), 3)
     assert len(chat.bodies) == 2 and [len(group) for group in said] == [3, 3] and said[0][0] == said[0][2]
 
 
@@ -100,9 +100,9 @@ def test_a_known_server_is_given_settings_of_ours_not_of_the_checkpoint() -> Non
     content = [{"token": "a", "logprob": -0.5}, {"token": "<end>", "logprob": -0.25}]
     choice = {"message": {"content": "a"}, "logprobs": {"content": content}, "token_ids": [7, 2]}
     with serving(lambda body, count: Say(choices=[choice | {"finish_reason": "length"}])) as chat:
-        said = engine_on(chat, kind="vllm").generate(prompts(1), Decoding(temperature=1.0, top_k=5))[0][0]
-        engine_on(chat, kind="vllm").generate(prompts(1), Decoding())
-        engine_on(chat, kind="sglang", logprobs=False).generate(prompts(1), Decoding())
+        said = engine_on(chat, kind="vllm").generate(prompts(1), SamplingParams(temperature=1.0, top_k=5))[0][0]
+        engine_on(chat, kind="vllm").generate(prompts(1), SamplingParams())
+        engine_on(chat, kind="sglang", logprobs=False).generate(prompts(1), SamplingParams())
     assert (said.token_ids, said.logprobs, said.finish_reason) == ((7, 2), (-0.5, -0.25), "length")
     first, second, third = chat.bodies
     assert (first["top_k"], first["repetition_penalty"], first["min_p"], first["logprobs"]) == (5, 1.0, 0.0, True)
@@ -113,14 +113,14 @@ def test_a_known_server_is_given_settings_of_ours_not_of_the_checkpoint() -> Non
 def test_reasoning_that_a_server_took_out_is_put_back() -> None:
     choice = {"message": {"content": "<answer>dog</answer>", "reasoning_content": "It barks."}}
     with serving(lambda body, count: Say(choices=[choice])) as chat:
-        said = engine_on(chat).generate(prompts(1), Decoding())[0][0]
+        said = engine_on(chat).generate(prompts(1), SamplingParams())[0][0]
     assert said.text == "<think>It barks.</think>\n<answer>dog</answer>"
 
 
 def test_every_exchange_is_logged_without_key_and_sound(tmp_path: Path) -> None:
     log = tmp_path / "log" / "m.jsonl"
     with serving(lambda body, count: Say(status=500) if count == 1 else listener(body, count)) as chat:
-        engine_on(chat, api_key="secret", log=log).generate(prompts(2), Decoding())
+        engine_on(chat, api_key="secret", log=log).generate(prompts(2), SamplingParams())
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert chat.headers[0]["authorization"] == "Bearer secret" and "secret" not in log.read_text()
     assert len(rows) == 2 and len(log.read_text()) < 3000
@@ -140,7 +140,7 @@ def test_busy_servers_are_waited_for() -> None:
         return trouble[count - 1] if count <= 3 and texts(body) == ["question 1"] else listener(body, count)
 
     with serving(moody) as chat:
-        said = engine_on(chat).generate(prompts(3), Decoding())
+        said = engine_on(chat).generate(prompts(3), SamplingParams())
         late = [at for at, body in zip(chat.times, chat.bodies, strict=True) if texts(body) == ["question 1"]]
     assert [group[0].text[:5] for group in said] == ["0.50s"] * 3
     assert len(late) == 4 and late[1] - late[0] >= 0.3 and chat.most <= 4
@@ -151,7 +151,7 @@ def test_a_slow_answer_is_asked_for_again() -> None:
         return Say("late", wait_s=1.0) if count == 1 else Say("fine")
 
     with serving(slow) as chat:
-        said = engine_on(chat, timeout_s=0.3).generate(prompts(1), Decoding())
+        said = engine_on(chat, timeout_s=0.3).generate(prompts(1), SamplingParams())
     assert said[0][0].text == "fine"
 
 
@@ -162,11 +162,11 @@ def test_one_bad_prompt_costs_no_other_a_second_request() -> None:
     with serving(strict) as chat:
         engine = engine_on(chat)
         with pytest.raises(EngineError, match="rejects this request: status 400: too long"):
-            engine.generate(prompts(4), Decoding())
+            engine.generate(prompts(4), SamplingParams())
         assert len(chat.bodies) == 4
-        again = [engine.generate([prompt], Decoding())[0][0].text for prompt in prompts(4) if prompt.key != "key 2"]
+        again = [engine.generate([prompt], SamplingParams())[0][0].text for prompt in prompts(4) if prompt.key != "key 2"]
         assert len(chat.bodies) == 4 and all(again)
-        engine.generate(prompts(1), Decoding())  # given out once only: a canary is really asked
+        engine.generate(prompts(1), SamplingParams())  # given out once only: a canary is really asked
         assert len(chat.bodies) == 5
 
 
@@ -176,17 +176,17 @@ def test_a_server_that_is_gone_gets_one_try_a_request_until_it_is_back() -> None
     def dead(body: dict[str, Any], count: int) -> Say:
         return listener(body, count) if up.is_set() else Say(status=502)
 
-    patience = Limits(concurrency=1, tries=3, backoff_s=0.001)
+    patience = RequestLimits(concurrency=1, tries=3, backoff_s=0.001)
     with serving(dead) as chat:
         engine = engine_on(chat, limits=patience)
         with pytest.raises(EngineError, match=r"does not answer: status 502 \(4 of 4 prompts\)"):
-            engine.generate(prompts(4), Decoding())
+            engine.generate(prompts(4), SamplingParams())
         assert len(chat.bodies) == 3 + 1 + 1 + 1
         up.set()
-        assert len(engine.generate(prompts(4), Decoding())) == 4
+        assert len(engine.generate(prompts(4), SamplingParams())) == 4
         up.clear()
         with pytest.raises(EngineError):
-            engine.generate(prompts(1), Decoding(max_new_tokens=3))
+            engine.generate(prompts(1), SamplingParams(max_new_tokens=3))
         assert len(chat.bodies) == 6 + 4 + 3
 
 
@@ -195,28 +195,28 @@ def test_a_wrong_key_ends_it_at_once() -> None:
         serving(lambda body, count: Say(status=401, raw=b"who are you")) as chat,
         pytest.raises(EngineError, match=r"401 \(who are you\); check the address, the model and the key"),
     ):
-        engine_on(chat).generate(prompts(1), Decoding())
+        engine_on(chat).generate(prompts(1), SamplingParams())
 
 
 def test_too_long_and_too_few_sounds_are_refused_here() -> None:
-    engine = RemoteEngine(Address("http://127.0.0.1:9/v1", "m"))
+    engine = RemoteEngine(ServerAddress("http://127.0.0.1:9/v1", "m"))
     with pytest.raises(AudioError, match=r"31\.0 s is longer than the 30 s.*max_s="):
-        engine.generate([Prompt(ask("?"), (np.zeros(31 * 16000, np.float32),))], Decoding())
+        engine.generate([Prompt(ask("?"), (np.zeros(31 * 16000, np.float32),))], SamplingParams())
     with pytest.raises(EngineError, match="2 audio parts but 1 sounds"):
-        engine.generate([Prompt(ask("?", 2), (sound(1.0),))], Decoding())
+        engine.generate([Prompt(ask("?", 2), (sound(1.0),))], SamplingParams())
 
 
 def test_the_pace_is_kept() -> None:
     with serving(listener) as chat:
-        engine = engine_on(chat, limits=Limits(concurrency=8, requests_per_minute=1200))
-        engine.generate(prompts(3), Decoding())
-        engine.generate(prompts(5)[3:], Decoding())
+        engine = engine_on(chat, limits=RequestLimits(concurrency=8, requests_per_minute=1200))
+        engine.generate(prompts(3), SamplingParams())
+        engine.generate(prompts(5)[3:], SamplingParams())
     assert chat.times[-1] - chat.times[0] >= 4 * 0.05 - 0.03
 
 
 def test_it_works_inside_a_running_loop() -> None:
     async def notebook(engine: RemoteEngine) -> str:
-        return engine.generate(prompts(1), Decoding())[0][0].text
+        return engine.generate(prompts(1), SamplingParams())[0][0].text
 
     with serving(listener) as chat:
         assert asyncio.run(notebook(engine_on(chat))).startswith("0.50s")
@@ -269,7 +269,7 @@ def test_a_server_that_hears_is_opened_and_says_who_it_is() -> None:
     said: list[str] = []
     with serving(listener) as chat:
         chat.models = [{"id": "m", "owned_by": "vllm", "root": "org/m-7b"}]
-        engine = connect(chat.url, say=said.append)
+        engine = open_remote_engine(chat.url, notify=said.append)
     assert (engine.name, engine.kind, engine.revision) == ("m", "vllm", "vllm:org/m-7b")
     assert engine.tokens_per_s == 25.0 and "25 tokens a second" in said[0]
     assert len(chat.bodies) == 3 and len({tuple(texts(body)) for body in chat.bodies}) == 1
@@ -290,7 +290,7 @@ def test_a_server_that_hears_is_opened_and_says_who_it_is() -> None:
 )
 def test_a_server_that_is_not_shown_to_hear_is_refused(say: Callable[[dict[str, Any], int], Say], message: str) -> None:
     with serving(say) as chat, pytest.raises(EngineError, match=message):
-        connect(chat.url)
+        open_remote_engine(chat.url)
 
 
 def test_sound_that_is_dropped_later_is_noticed() -> None:
@@ -299,10 +299,10 @@ def test_sound_that_is_dropped_later_is_noticed() -> None:
         return Say("a tone", usage=(9 + round(sum(25 * len(wave) / rate for wave, rate in heard)), 2))
 
     with serving(first_clip_only) as chat:
-        engine = connect(f"{chat.url}#m")
-        assert engine.generate(prompts(1, 4.0), Decoding())[0][0].text == "a tone"
+        engine = open_remote_engine(f"{chat.url}#m")
+        assert engine.generate(prompts(1, 4.0), SamplingParams())[0][0].text == "a tone"
         with pytest.raises(EngineError, match=r"16\.0 s of sound took 109 tokens, about 400 were due"):
-            engine.generate([Prompt(ask("?", 4), (sound(4.0),) * 4)], Decoding())
+            engine.generate([Prompt(ask("?", 4), (sound(4.0),) * 4)], SamplingParams())
 
 
 def test_what_counts_as_hearing() -> None:
@@ -316,23 +316,23 @@ def test_what_counts_as_hearing() -> None:
 
 def test_servers_that_are_not_there_or_have_other_models() -> None:
     with pytest.raises(EngineError, match="nothing answers"):
-        connect("http://127.0.0.1:9/v1#m")
+        open_remote_engine("http://127.0.0.1:9/v1#m")
     with serving(listener) as chat:
         chat.models = [{"id": "one"}, {"id": "two"}]
         with pytest.raises(ConfigError, match=r"has one, two; name one: .*#NAME"):
-            connect(chat.url)
+            open_remote_engine(chat.url)
         with pytest.raises(ConfigError, match=r"no model 'three', it has one, two"):
-            connect(f"{chat.url}#three")
-        assert connect(f"{chat.url}#two").name == "two"
+            open_remote_engine(f"{chat.url}#three")
+        assert open_remote_engine(f"{chat.url}#two").name == "two"
 
 
 def test_addresses() -> None:
     key = {"EARWISE_API_KEY": "k", "OPENAI_API_KEY": "o", "OPENAI_BASE_URL": "https://api/v1/"}
-    one = parse("http://h:1/v1/?part=audio_url&max_s=60&rate=24000&concurrency=3&logprobs=1#org/name", key)
+    one = parse_address("http://h:1/v1/?part=audio_url&max_s=60&rate=24000&concurrency=3&logprobs=1#org/name", key)
     assert (one.url, one.model, one.api_key, one.part) == ("http://h:1/v1", "org/name", "k", "audio_url")
     assert (one.max_audio_s, one.sample_rate, one.limits.concurrency, one.logprobs) == (60.0, 24000, 3, True)
-    assert parse("http://h:1/v1#n?max_s=60", key).max_audio_s == 60.0
-    two = parse("remote:gpt-audio?requests_per_minute=60", key)
+    assert parse_address("http://h:1/v1#n?max_s=60", key).max_audio_s == 60.0
+    two = parse_address("remote:gpt-audio?requests_per_minute=60", key)
     assert (two.url, two.model, two.api_key, two.limits.requests_per_minute) == ("https://api/v1", "gpt-audio", "o", 60)
     assert "'k'" not in repr(one) and slug("http://h:1/v1#org/name") == "h-1-org-name"
     for name, message in (
@@ -345,9 +345,9 @@ def test_addresses() -> None:
         ("http://h:x/v1#m", "no address"),
     ):
         with pytest.raises(ConfigError, match=message):
-            parse(name, {})
+            parse_address(name, {})
     with pytest.raises(ConfigError, match="OPENAI_BASE_URL is ''"):
-        parse("remote:x", {})
+        parse_address("remote:x", {})
 
 
 # --- the command line, on real clips

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from builders import ask, largest, sound, tiny_qwen2_audio
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.engine.static_cache import Shape, StaticCache, Watch, rung
 from earwise.models.base import AudioLM
@@ -28,10 +28,10 @@ def tiny(family: str) -> Tiny:
 
 def prompts_for(tiny: Tiny) -> list[Prompt]:
     """Two questions about one sound, one about another, one without a sound."""
-    waves = [wave(tiny.model, seconds, 300.0 * (1 + at), at) for at, seconds in enumerate(lengths(tiny))]
+    waveforms = [wave(tiny.model, seconds, 300.0 * (1 + at), at) for at, seconds in enumerate(lengths(tiny))]
     asked = [("What is it?", (0,)), ("Is it loud? Say", (0,)), ("Which of them?", (1,)), ("No sound. What now?", ())]
     return [
-        Prompt((turn("user", text, *clips),), tuple(waves[clip] for clip in clips), key=text) for text, clips in asked
+        Prompt((turn("user", text, *clips),), tuple(waveforms[clip] for clip in clips), key=text) for text, clips in asked
     ]
 
 
@@ -49,10 +49,10 @@ def test_every_family_says_the_same(family: str) -> None:
     prompts = prompts_for(one)
     growing, fixed = LocalEngine(one.model, static=False), LocalEngine(one.model, static=True)
     alone = LocalEngine(one.model, static=True, trees=1)
-    for decoding in (Decoding(7, temperature=1.2, seed=3), Decoding(5)):
-        expected = growing.generate(prompts, decoding, 5)
-        assert off(fixed.generate(prompts, decoding, 5), expected) < 1e-5
-        assert off(alone.generate(prompts, decoding, 5), expected) < 1e-5
+    for sampling_params in (SamplingParams(7, temperature=1.2, seed=3), SamplingParams(5)):
+        expected = growing.generate(prompts, sampling_params, 5)
+        assert off(fixed.generate(prompts, sampling_params, 5), expected) < 1e-5
+        assert off(alone.generate(prompts, sampling_params, 5), expected) < 1e-5
 
 
 def uneven(seed: int, kv_heads: int) -> AudioLM:
@@ -78,21 +78,21 @@ def test_many_branches_uneven_ends_trees_that_are_dropped_buffers_that_grow(kv_h
         for number in range(5)
     ]
     prompts.append(Prompt(asked, (sound(0.5, 900, 9),), "long"))
-    decoding = Decoding(max_new_tokens=30, temperature=1.3, seed=5)
-    expected = LocalEngine(model, static=False).generate(prompts, decoding, 6)
+    sampling_params = SamplingParams(max_new_tokens=30, temperature=1.3, seed=5)
+    expected = LocalEngine(model, static=False).generate(prompts, sampling_params, 6)
     ends = {len(one.token_ids) for group in expected for one in group}
     assert len(ends) > 8 and max(ends) > 20
     engine = LocalEngine(model, static=True)
-    assert off(engine.generate(prompts, decoding, 6), expected) < 1e-5
+    assert off(engine.generate(prompts, sampling_params, 6), expected) < 1e-5
     static = engine._static
     assert static is not None
     assert max(shape.slots for shape in static.shapes) > 128, "the buffers never grew"
     # Again in buffers that hold what was said before: other prompts, the first ones once more, one sample of each.
     kept, size = static.shapes, static.nbytes
-    assert off(engine.generate(prompts[3:], decoding, 6), expected[3:]) < 1e-5
-    assert off(engine.generate(prompts, decoding, 6), expected) < 1e-5
-    once = LocalEngine(model, static=False).generate(prompts, decoding, 1)
-    assert off(engine.generate(prompts, decoding, 1), once) < 1e-5
+    assert off(engine.generate(prompts[3:], sampling_params, 6), expected[3:]) < 1e-5
+    assert off(engine.generate(prompts, sampling_params, 6), expected) < 1e-5
+    once = LocalEngine(model, static=False).generate(prompts, sampling_params, 1)
+    assert off(engine.generate(prompts, sampling_params, 1), once) < 1e-5
     assert static.nbytes == size and set(kept) <= set(static.shapes), (
         "the buffers moved, and with them what was recorded"
     )
@@ -180,16 +180,16 @@ def test_reads_of_the_device_are_noticed(reads: bool, call: Callable) -> None:
 def test_decoders_that_read_are_never_recorded(family: str) -> None:
     """Without a CUDA device recording fails, which is said once and costs nothing but speed."""
     one = tiny(family)
-    prompts, decoding = prompts_for(one)[:2], Decoding(9, temperature=1.2, seed=3)
+    prompts, sampling_params = prompts_for(one)[:2], SamplingParams(9, temperature=1.2, seed=3)
     engine = LocalEngine(one.model, static=True)
     assert engine._static is not None
     engine._static.capture = True
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = engine.generate(prompts, decoding, 3)
+        found = engine.generate(prompts, sampling_params, 3)
     assert any("without CUDA graphs" in str(one.message) for one in said) == (family not in READS)
     assert not engine._static.capture
-    assert off(found, LocalEngine(one.model, static=False).generate(prompts, decoding, 3)) < 1e-5
+    assert off(found, LocalEngine(one.model, static=False).generate(prompts, sampling_params, 3)) < 1e-5
 
 
 @pytest.mark.gpu
@@ -201,19 +201,19 @@ def test_graphs_on_cuda_say_what_the_cpu_says(kv_heads: int) -> None:
         Prompt(ask("What" + "?" * number), (sound(0.2 + 0.1 * number, 300, number),), str(number))
         for number in range(5)
     ]
-    decoding = Decoding(max_new_tokens=40)
+    sampling_params = SamplingParams(max_new_tokens=40)
     for change in (1.0, 0.8):
         model.module.cpu()
         model.module.lm_head.weight.mul_(change)
-        expected = LocalEngine(model).generate(prompts, decoding, 1)
+        expected = LocalEngine(model).generate(prompts, sampling_params, 1)
         model.module.cuda()
         engine = LocalEngine(model)
         assert engine._static is not None and engine._static.capture
         for _ in range(3):
-            assert off(engine.generate(prompts, decoding, 1), expected) < 1e-3
+            assert off(engine.generate(prompts, sampling_params, 1), expected) < 1e-3
         assert engine._static.recorded > 3
         model.module.model.language_model.norm.weight.mul_(0.5)
-        halved = engine.generate(prompts, decoding, 1)
+        halved = engine.generate(prompts, sampling_params, 1)
         model.module.cpu()
-        assert off(halved, LocalEngine(model).generate(prompts, decoding, 1)) < 1e-3
+        assert off(halved, LocalEngine(model).generate(prompts, sampling_params, 1)) < 1e-3
         model.module.model.language_model.norm.weight.mul_(2.0)

@@ -91,11 +91,11 @@ def by_formula(model: Embedded, seconds: float) -> Tensor:
 def test_what_a_connector_says_is_its_formula(choice: dict[str, Any]) -> None:
     model = shaken(blank(choice))
     clips = [sound(seconds) for seconds in (0.02, 1.0, 0.33)]
-    together = model.connect(model.listen(clips))
+    together = model.project_audio(model.encode_audio(clips))
     assert [len(one) for one in together] == [model.audio_tokens(len(clip)) for clip in clips]
     torch.testing.assert_close(together[1], by_formula(model, 1.0), atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(together[2], by_formula(model, 0.33), atol=2e-5, rtol=1e-4)
-    assert model.connect([]) == []
+    assert model.project_audio([]) == []
 
 
 def test_tokens_by_hand() -> None:
@@ -119,15 +119,15 @@ def test_residual_by_hand() -> None:
 def test_the_forest_is_exact_and_the_gradient_reaches_every_part(kind: str) -> None:
     model = shaken(blank({"kind": kind, "token_ms": 100}))
     model.module.connector.requires_grad_(True)
-    waves = {0: sound(1.0), 1: sound(0.5, 700.0)}
+    waveforms = {0: sound(1.0), 1: sound(0.5, 700.0)}
     trees = []
-    for clip, wave in waves.items():
+    for clip, wave in waveforms.items():
         trunk = conversation_path(model, ask("What?"), [clip], [len(wave)], generate=True)
         trees.append([trunk + answer_path(model, text) for text in ("a dog", "a door", "rain")])
-    (micro,) = assemble(model, None, trees, waves, 10_000)
+    (micro,) = assemble(model, None, trees, waveforms, 10_000)
     policy = Policy(model)
     assert check_forest(policy, micro, tolerance=1e-4) < 1e-4
-    policy(micro.forest, {}, micro.waves).sum().backward()
+    policy(micro.forest, {}, micro.waveforms).sum().backward()
     # A lone query attends to itself whatever it asks, and a bias that all keys share changes no attention.
     idle = ("layer.0.attention.attention.", "layer.1.attention.attention.", "crossattention.attention.key.bias")
     for name, parameter in model.module.connector.named_parameters():
@@ -143,7 +143,7 @@ def test_a_checkpoint_keeps_its_connector(choice: dict[str, Any], tmp_path: Path
     assert isinstance(again, Embedded)
     assert again.choice == model.choice == Choice(**choice)
     clip = [sound(0.7)]
-    assert torch.equal(again.connect(again.listen(clip))[0], model.connect(model.listen(clip))[0])
+    assert torch.equal(again.project_audio(again.encode_audio(clip))[0], model.project_audio(model.encode_audio(clip))[0])
     assert config_shapes.of_folder(tmp_path / "saved").tokens_per_s == model.spec.tokens_per_s
     again.save(tmp_path / "twice")
     for name in ("trained.safetensors", "earwise.json"):

@@ -9,7 +9,15 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 
 from builders import ask, largest, sound, tiny_qwen2_audio
-from earwise.forest import Forest, Path, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import (
+    Forest,
+    TokenPath,
+    branch_logprobs,
+    build_tree,
+    insert_audio_embeddings,
+    pack,
+    target_logprobs,
+)
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.flex import BlockSparse, block_mask, filled
 from earwise.models.prompt_encoding import answer_path, conversation_path
@@ -30,8 +38,8 @@ def grown(seed: int, trees: int = 3) -> Forest:
         paths = []
         for _ in range(rng.randrange(1, 7)):
             ids = (*trunk, *(rng.randrange(3) for _ in range(rng.randrange(1, 50))))
-            paths.append(Path(ids, (False, *[True] * (len(ids) - 1)), (-1,) * len(ids)))
-        planted.append(plant(paths))
+            paths.append(TokenPath(ids, (False, *[True] * (len(ids) - 1)), (-1,) * len(ids)))
+        planted.append(build_tree(paths))
     return pack(planted)
 
 
@@ -48,9 +56,9 @@ def shown(listed: tuple[Tensor, Tensor], count: int) -> Tensor:
 def test_blocks_are_those_of_the_dense_mask(seed: int) -> None:
     block = (8, 16)[seed % 2]
     forest = grown(seed)
-    ends = torch.cat([forest.ends, torch.arange(len(forest), filled(len(forest), block)) + 1])
+    ends = torch.cat([forest.subtree_ends, torch.arange(len(forest), filled(len(forest), block)) + 1])
     dense = torch.eye(len(ends), dtype=torch.bool)
-    dense[: len(forest), : len(forest)] = forest.mask()
+    dense[: len(forest), : len(forest)] = forest.attention_mask()
     count = len(ends) // block
     tiles = dense.view(count, block, count, block).transpose(1, 2).flatten(2)
     mask = block_mask(ends, block)
@@ -67,9 +75,9 @@ def test_blocks_are_those_of_the_dense_mask(seed: int) -> None:
 def test_a_trunk_is_whole_blocks_and_siblings_are_none() -> None:
     """By hand: a trunk of 8, branches of 4 and 4, blocks of 4. The branches see the trunk whole, not each other."""
     trunk = (0,) * 8
-    forest = pack([plant([Path(trunk + (n,) * 4, (False,) * 12, (-1,) * 12) for n in (1, 2)])])
-    assert forest.ends.tolist() == [16] * 8 + [12] * 4 + [16] * 4
-    mask = block_mask(forest.ends, 4)
+    forest = pack([build_tree([TokenPath(trunk + (n,) * 4, (False,) * 12, (-1,) * 12) for n in (1, 2)])])
+    assert forest.subtree_ends.tolist() == [16] * 8 + [12] * 4 + [16] * 4
+    mask = block_mask(forest.subtree_ends, 4)
     assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
     assert shown((mask.kv_num_blocks, mask.kv_indices), 4).int().tolist() == torch.eye(4).int().tolist()
     whole = shown((mask.full_kv_num_blocks, mask.full_kv_indices), 4).int().tolist()
@@ -117,13 +125,13 @@ def test_a_model_says_the_same_through_both_kernels() -> None:
     model = tiny_qwen2_audio(4)
     wave = sound(0.5)
     trunk = conversation_path(model, ask("Which?"), [0], [len(wave)], generate=True)
-    forest = pack([plant([trunk + answer_path(model, text) for text in ("a dog", "a door", "a dog")])] * 2)
-    connected = dict(enumerate(model.connect(model.listen([wave]))))
-    embeddings = place_audio(model.embed(forest.ids), forest, connected)
+    forest = pack([build_tree([trunk + answer_path(model, text) for text in ("a dog", "a door", "a dog")])] * 2)
+    connected = dict(enumerate(model.project_audio(model.encode_audio([wave]))))
+    embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
     said = []
     for attention in (TreeAttention(forest, "dense"), BlockSparse(forest, compiled=False, shortest=128)):
         hidden = model.decode(embeddings, forest.positions, attention)
-        said.append(by_branch(target_logprobs(hidden, forest, model.logits), forest))
+        said.append(branch_logprobs(target_logprobs(hidden, forest, model.logits), forest))
     assert largest([said[0] - said[1]]) < 1e-5
     assert largest([said[0]]) > 0.1
 
@@ -171,7 +179,7 @@ def test_compiled_once_for_all_packs_of_a_length() -> None:
 def test_on_cuda_gradients_equal_dense_masks() -> None:
     for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
         forest = grown(3, trees=8)
-        ends = forest.ends.cuda()
+        ends = forest.subtree_ends.cuda()
         on_gpu = Forest(
             **{name: getattr(forest, name) for name in Forest.__slots__} | {"ids": forest.ids.cuda(), "ends": ends}
         )

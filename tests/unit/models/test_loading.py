@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from builders import ask, largest, sound, tiny_qwen2_audio
 from earwise.config.recipe import check_recipe
 from earwise.config.stages import TrainableConfig
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, ModelError
 from earwise.models import base
@@ -55,7 +55,7 @@ def test_a_checkpoint_in_half_precision(tmp_path: Path) -> None:
     trained = {p.dtype for p in half.module.parameters() if p.requires_grad}
     frozen = {p.dtype for p in half.module.parameters() if not p.requires_grad}
     assert (trained, frozen) == ({torch.float32}, {torch.bfloat16})
-    said = LocalEngine(half).generate([prompt], Decoding(max_new_tokens=3))[0][0]
+    said = LocalEngine(half).generate([prompt], SamplingParams(max_new_tokens=3))[0][0]
     assert len(said.token_ids) <= 3
 
 
@@ -95,10 +95,10 @@ class TestEmbedded:
         assert mel.shape[-1] == 3000
         theirs = encoder(mel, output_hidden_states=True)
         states = torch.stack([*theirs.hidden_states[:-1], theirs.last_hidden_state])[:, 0, : whisper.states(len(wave))]
-        (padded,) = model.listen([wave])
+        (padded,) = model.encode_audio([wave])
         assert largest([padded - pool_states(states, embedded.POOL)]) < 1e-3
         model.trims = True
-        (trimmed,) = model.listen([wave])
+        (trimmed,) = model.encode_audio([wave])
         assert trimmed.shape == padded.shape
         assert largest([trimmed - padded]) > 1e-2, "trimming changes what an encoder without a mask says"
 

@@ -216,12 +216,12 @@ def test_repaired_hears_only_what_exists() -> None:
     """Silence behind the end changes the number of tokens, never those before (but for the mean over time)."""
     model = tiny_mellow()
     short, padded = tone(0.5), np.pad(tone(0.5), (0, RATE))
-    one, other = model.connect(model.listen([short, padded]))
+    one, other = model.project_audio(model.encode_audio([short, padded]))
     assert (len(one), len(other)) == (9, 25)
     assert torch.allclose(one[1:], other[1:9], atol=1e-5)
     assert not torch.allclose(one[0], other[0], atol=1e-2)
     states = model.module.encoder.states(torch.from_numpy(np.pad(short, (0, 48000)))[None])
-    (heard,) = model.listen([short])
+    (heard,) = model.encode_audio([short])
     assert torch.allclose(heard[0, :16], states[0, :, :, :8].mean((1, 2)), atol=1e-6)
 
 
@@ -263,9 +263,9 @@ def test_compat_refuses_what_the_released_packing_cannot_hold(turns: tuple[Turn,
 @torch.no_grad()
 def test_compat_repeats_a_short_clip() -> None:
     model = tiny_mellow(template="compat")
-    short, tiled = model.listen([tone(0.5), np.tile(tone(0.5), 4)])
+    short, tiled = model.encode_audio([tone(0.5), np.tile(tone(0.5), 4)])
     assert torch.equal(short, tiled) and len(short) == 33
-    (embedded,) = model.connect([short])
+    (embedded,) = model.project_audio([short])
     assert len(embedded) == model.audio_tokens(16000) == 129
     assert torch.equal(embedded[1::4], embedded[4::4])
     for samples in (0, 2 * RATE + 1):
@@ -278,7 +278,7 @@ def test_batch_norm_never_drifts() -> None:
     norm = model.module.encoder.clap.batch_norm
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     model.module.train()
-    model.listen([tone(0.5)])
+    model.encode_audio([tone(0.5)])
     assert model.module.decoder.training and not norm.training
     assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
 

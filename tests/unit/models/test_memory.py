@@ -204,16 +204,16 @@ def test_windows_are_heard_whole() -> None:
 
 
 def packed(model: Any) -> Iterator[tuple[Policy, Any]]:
-    from earwise.models.encoder_cache import Ears
+    from earwise.models.encoder_cache import EncoderCache
 
-    waves = {k: sound(1.5, 200.0 + 50 * k, k) for k in range(3)}
+    waveforms = {k: sound(1.5, 200.0 + 50 * k, k) for k in range(3)}
     trees = []
-    for k in waves:
+    for k in waveforms:
         prompt = conversation_path(
             model, ask("Which sound is this, and where was it recorded?"), [k], [24000], generate=True
         )
         trees.append([prompt + answer_path(model, text) for text in ("a dog", "a cat in a house", "rain")])
-    (micro,) = assemble(model, Ears(model), trees, waves, 100_000)
+    (micro,) = assemble(model, EncoderCache(model), trees, waveforms, 100_000)
     yield Policy(model), micro
 
 
@@ -237,13 +237,13 @@ def test_what_autograd_keeps_is_what_the_planner_says(mode: Any, dtype: torch.dt
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        policy(micro.forest, micro.heard, micro.waves)
+        policy(micro.forest, micro.heard, micro.waveforms)
     forest: Forest = micro.forest
     shape = config_shapes.of_model(model).says
     size = 2 if dtype == torch.bfloat16 else 4
     tokens = len(forest)
-    told = tokens * estimate._kept(shape, size, trainable, False) + 4 * len(forest.sources) * shape.vocab
-    trees = [stop - start for start, stop in zip(forest.bounds, forest.bounds[1:], strict=False)]
+    told = tokens * estimate._kept(shape, size, trainable, False) + 4 * len(forest.source_indices) * shape.vocab
+    trees = [stop - start for start, stop in zip(forest.tree_offsets, forest.tree_offsets[1:], strict=False)]
     masks = shape.layers * size * sum(n * n for n in trees)  # left out by the planner, large in a tiny model
     found = sum(storage.nbytes() for storage in seen.values())
     assert found == pytest.approx(told + masks, rel=0.1)

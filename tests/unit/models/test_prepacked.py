@@ -6,7 +6,7 @@ from torch import nn
 
 from builders import tiny_qwen2_audio
 from earwise.config.stages import LoraConfig, TrainableConfig
-from earwise.forest import Path, pack, plant
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.cpu_decode.prepacked import PAYS, Packed
 from earwise.models.parts.attention import TreeAttention
 from earwise.train.trainable import prepare
@@ -79,8 +79,8 @@ def test_whole_decoder_layers_with_and_without_lora(tokens: int, adapted: bool) 
         for name, parameter in model.module.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.2)
-    path = Path(tuple(range(10, 10 + tokens)), (False,) * (tokens - 1) + (True,), (-1,) * tokens)
-    forest = pack([plant([path])])
+    path = TokenPath(tuple(range(10, 10 + tokens)), (False,) * (tokens - 1) + (True,), (-1,) * tokens)
+    forest = pack([build_tree([path])])
 
     def scores() -> torch.Tensor:
         return model.logits(model.decode(model.embed(forest.ids), forest.positions, TreeAttention(forest)))

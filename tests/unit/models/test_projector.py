@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from builders import sound, tiny_qwen2_audio
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.projector import LayerMix, pool_states, ridge_start
 
 
@@ -60,24 +60,24 @@ def test_ridge_start_points_summary_tokens_at_the_label_embeddings() -> None:
 def test_ears_hear_every_sound_once_and_forget_the_oldest() -> None:
     model = tiny_qwen2_audio()
     calls: list[int] = []
-    listen = model.listen
+    encode_audio = model.encode_audio
 
     class Counting:
         def __init__(self) -> None:
             self.module = model.module
 
-        def listen(self, waves: list[np.ndarray]) -> list[torch.Tensor]:
-            calls.append(len(waves))
-            return listen(waves)
+        def encode_audio(self, waveforms: list[np.ndarray]) -> list[torch.Tensor]:
+            calls.append(len(waveforms))
+            return encode_audio(waveforms)
 
-    ears = Ears(Counting(), batch=2, keep_mb=1)  # type: ignore[arg-type]
-    waves = [sound(0.5, 300), sound(0.9, 500), sound(0.5, 300)]
-    first = ears.heard(waves)
+    encoder_cache = EncoderCache(Counting(), batch=2, keep_mb=1)  # type: ignore[arg-type]
+    waveforms = [sound(0.5, 300), sound(0.9, 500), sound(0.5, 300)]
+    first = encoder_cache.encoder_states(waveforms)
     assert sum(calls) == 2
     assert first[0] is first[2]
-    assert torch.equal(ears.heard(waves[:1])[0], first[0])
+    assert torch.equal(encoder_cache.encoder_states(waveforms[:1])[0], first[0])
     assert sum(calls) == 2
-    small = Ears(Counting(), batch=1, keep_mb=0)  # type: ignore[arg-type]
-    small.heard(waves[:1])
-    small.heard(waves[:1])
+    small = EncoderCache(Counting(), batch=1, keep_mb=0)  # type: ignore[arg-type]
+    small.encoder_states(waveforms[:1])
+    small.encoder_states(waveforms[:1])
     assert sum(calls) == 4

@@ -112,11 +112,11 @@ def test_converted_weights_are_the_originals(folder: Path) -> None:
 
 def test_greedy_words_are_the_originals(folder: Path) -> None:
     recogniser = whisper_asr.load(folder)
-    waves = [sound(1.0, 300.0), sound(2.0, 700.0, seed=1)]
-    together = recogniser.transcribe(waves, "de", max_new_tokens=8)
-    assert together == [recogniser.transcribe([wave], "de", max_new_tokens=8)[0] for wave in waves]
+    waveforms = [sound(1.0, 300.0), sound(2.0, 700.0, seed=1)]
+    together = recogniser.transcribe(waveforms, "de", max_new_tokens=8)
+    assert together == [recogniser.transcribe([wave], "de", max_new_tokens=8)[0] for wave in waveforms]
     model, extractor = original(), WhisperFeatureExtractor(feature_size=8)
-    for wave, said in zip(waves, together, strict=True):
+    for wave, said in zip(waveforms, together, strict=True):
         features = extractor(wave, sampling_rate=16000, return_tensors="pt").input_features
         ids = [1, 2, 3, 4]
         for step in range(8):

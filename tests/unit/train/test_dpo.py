@@ -20,7 +20,7 @@ from earwise.config.stages import DpoStage
 from earwise.data import manifest
 from earwise.data.index import open_rows
 from earwise.errors import ConfigError, DataError
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import run
 from earwise.train.batches import Sounds
@@ -105,7 +105,7 @@ def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
     prepare(model, stage.trainable)
     examples = manifest.read(rows)
     sounds = Sounds(model, long_audio="error", on_bad_row="stop")
-    work = dpo.work(model, stage, [(examples, 1.0)], Ears(model, batch=1), sounds, 7, Clock())
+    work = dpo.work(model, stage, [(examples, 1.0)], EncoderCache(model, batch=1), sounds, 7, Clock())
     micros, metrics = work.batches(0)
     assert sum(len(micro.paths) for micro in micros) == 3, "a tree a clip"
     assert metrics["pairs"] == 6
@@ -115,13 +115,13 @@ def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     policy = Policy(model)
-    total = sum(float(work.loss(policy(m.forest, m.heard, m.waves), m).loss.detach()) for m in micros)
+    total = sum(float(work.loss(policy(m.forest, m.heard, m.waveforms), m).loss.detach()) for m in micros)
 
     start = load()
     margins = []
     for micro in micros:
         paths = [path for tree in micro.paths for path in tree]
-        sums = [[_alone(each, path, micro.waves) for path in paths] for each in (model, start)]
+        sums = [[_alone(each, path, micro.waveforms) for path in paths] for each in (model, start)]
         ratios = [mine - theirs for mine, theirs in zip(*sums, strict=True)]
         margins += [ratios[i] - ratios[i + 1] for i in range(0, len(ratios), 2)]
     expected = -torch.nn.functional.logsigmoid(0.1 * torch.tensor(margins)).mean()
@@ -129,12 +129,12 @@ def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
     assert abs(total - 0.6931) > 1e-3, "or the weights did not move, and the test says nothing"
 
 
-def _alone(model: Qwen2Audio, path: Any, waves: Any) -> float:
-    from earwise.forest import pack, plant
+def _alone(model: Qwen2Audio, path: Any, waveforms: Any) -> float:
+    from earwise.forest import build_tree, pack
 
-    heard = {clip: model.listen([wave])[0] for clip, wave in waves.items() if clip in path.clips}
+    heard = {clip: model.encode_audio([wave])[0] for clip, wave in waveforms.items() if clip in path.clips}
     with torch.no_grad():
-        return float(Policy(model)(pack([plant([path])]), heard, waves).sum())
+        return float(Policy(model)(pack([build_tree([path])]), heard, waveforms).sum())
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "robust", "ipo"])

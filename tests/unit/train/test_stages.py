@@ -204,16 +204,16 @@ def test_reference_is_the_start_whatever_is_trained() -> None:
     model = tiny_qwen2_audio(1)
     prepare(model, TrainableConfig(connector="full", decoder="lora"))
     ids, reference = torch.tensor([1, 2, 3]), Reference(model.module)
-    clip = model.listen([np.ones(4000, np.float32)])
-    start = model.connect(clip)[0].clone()
+    clip = model.encode_audio([np.ones(4000, np.float32)])
+    start = model.project_audio(clip)[0].clone()
     with torch.no_grad():
         for parameter in model.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.5)
-    moved = model.connect(clip)[0]
+    moved = model.project_audio(clip)[0]
     with reference.active():
-        assert torch.equal(model.connect(clip)[0], start)
-    assert torch.equal(model.connect(clip)[0], moved)
+        assert torch.equal(model.project_audio(clip)[0], start)
+    assert torch.equal(model.project_audio(clip)[0], moved)
     assert not torch.equal(start, moved)
     assert model.embed(ids).shape[0] == 3
     assert not encoder_trains(model)

@@ -111,18 +111,18 @@ class Embedded:
             )
         return self._connector.tokens(whisper.states(samples))
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """What the connector reads of each clip; of the shipped one `(layers, 2 + windows, dim)`, see
         `projector.pool_states`."""
-        if not waves:
+        if not waveforms:
             return []
         window_s = None if self.trims else self.spec.max_s
-        mels = [whisper.log_mel(wave, self._extractor, window_s=window_s) for wave in waves]
+        mels = [whisper.log_mel(wave, self._extractor, window_s=window_s) for wave in waveforms]
         heard = whisper.layer_states(self.module.encoder, mels)
-        real = [whisper.states(len(wave)) for wave in waves]
+        real = [whisper.states(len(wave)) for wave in waveforms]
         return [self._connector.kept(layers[:, :n].float()) for layers, n in zip(heard, real, strict=True)]
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
         device = next(self.module.connector.parameters()).device
         connected: list[Tensor] = self.module.connector([clip.to(device) for clip in heard])

@@ -22,13 +22,13 @@ from earwise.models.families.native import Row, forest_attention, sliding_window
 from earwise.models.families.qwen2_audio import encoder_states, token_count
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import HOP_SAMPLES
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
 WINDOWS = 20
 """Windows of 30 s that the released processor takes of one clip; what lies behind them it cuts off."""
 
-TEMPLATE = Template(
+TEMPLATE = ChatTemplate(
     "audio-flamingo-3", "<|im_start|>{role}\n", "<|im_end|>", "", "", "You are a helpful assistant."
 )  # fmt: skip
 
@@ -65,11 +65,11 @@ def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
     return token_count(mel.frame_count(samples))
 
 
-def listen(module: Any, features: WhisperFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Pooled, normed encoder states of each clip, `(audio_seq, encoder dim)`: the class's own for real frames."""
     window = window_frames(module.config)
     step = window * HOP_SAMPLES
-    cut = [[wave[at : at + step] for at in range(0, len(wave), step)] for wave in waves]
+    cut = [[wave[at : at + step] for at in range(0, len(wave), step)] for wave in waveforms]
     states = iter(_windows(module.model.audio_tower, features, [piece for pieces in cut for piece in pieces], window))
     return [torch.cat([next(states) for _ in pieces]) for pieces in cut]
 
@@ -94,7 +94,7 @@ def _windows(tower: Any, features: WhisperFeatureExtractor, pieces: list[Wavefor
     return [row[: token_count(count)] for row, count in zip(normed, frames, strict=True)]
 
 
-def connect(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
+def project_audio(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
     """The projector, `(audio_seq, dim)` a clip."""
     projector = module.model.multi_modal_projector
     return [projector(clip.to(projector.linear_1.weight)) for clip in heard]
@@ -123,8 +123,8 @@ ROW = Row(
     extractor=extractor,
     spec=spec,
     tokens=tokens,
-    listen=listen,
-    connect=connect,
+    encode_audio=encode_audio,
+    project_audio=project_audio,
     trims=True,
     masks=True,
     attend=attend,

@@ -31,12 +31,12 @@ from transformers.models.gemma3n.modeling_gemma3n import (
 from earwise.audio import AudioSpec
 from earwise.models.families.native import Row, embed_text, head_logits, sliding_window
 from earwise.models.parts.attention import Attend
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
-TEMPLATE = Template(
+TEMPLATE = ChatTemplate(
     "gemma3n", "<start_of_turn>{role}\n", "<end_of_turn>", "\n\n<start_of_audio>", "<end_of_audio>\n\n",
-    opening="<bos>", roles={"assistant": ("<start_of_turn>model\n", "<end_of_turn>")}, system_in_user=True,
+    conversation_start="<bos>", role_markers={"assistant": ("<start_of_turn>model\n", "<end_of_turn>")}, system_in_user=True,
 )  # fmt: skip
 WINDOW_S = 30.0
 ROUNDED_SAMPLES = 128
@@ -88,12 +88,12 @@ def _tokens(config: Any, extractor: Gemma3nAudioFeatureExtractor, samples: int) 
     return config.audio_soft_tokens_per_image if filled > extractor.frame_length else 0
 
 
-def _listen(module: Any, extractor: Gemma3nAudioFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def _listen(module: Any, extractor: Gemma3nAudioFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Encoder states of the frames that hold sound; fewer than there are soft tokens."""
     tower = module.model.audio_tower
     weight = tower.subsample_conv_projection.input_proj_linear.weight
     heard = []
-    for wave in waves:
+    for wave in waveforms:
         out = extractor(wave, truncation=False, pad_to_multiple_of=ROUNDED_SAMPLES, return_tensors="pt")
         silent = ~out.input_features_mask.to(weight.device)
         states = tower(out.input_features.to(weight), silent)
@@ -163,8 +163,8 @@ ROW = Row(
     extractor=_extractor,
     spec=_spec,
     tokens=_tokens,
-    listen=_listen,
-    connect=_connect,
+    encode_audio=_listen,
+    project_audio=_connect,
     trims=True,
     masks=False,
     left_out=IMAGES,

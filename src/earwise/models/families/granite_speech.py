@@ -27,14 +27,14 @@ from earwise.audio import AudioSpec
 from earwise.errors import ModelError
 from earwise.models import lora_checkpoint
 from earwise.models.families.native import Row, embed_text, head_logits
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
 SYSTEM = (
     "Knowledge Cutoff Date: April 2024.\nToday's Date: April 9, 2025.\n"
     "You are Granite, developed by IBM. You are a helpful AI assistant"
 )
-TEMPLATE = Template(
+TEMPLATE = ChatTemplate(
     "granite-speech", "<|start_of_role|>{role}<|end_of_role|>", "<|end_of_text|>", "", "", system=SYSTEM
 )
 PREPROCESSOR = "preprocessor_config.json"
@@ -120,10 +120,10 @@ def _tokens(config: Any, extractor: LogMel, samples: int) -> int:
     return -(-extractor.frames(samples) // config.window_size) * _window_tokens(config)
 
 
-def _listen(module: Any, extractor: LogMel, waves: Sequence[Waveform]) -> list[Tensor]:
+def _listen(module: Any, extractor: LogMel, waveforms: Sequence[Waveform]) -> list[Tensor]:
     encoder = module.model.encoder.eval()
     weight = encoder.input_linear.weight
-    return [encoder(extractor(wave)[None].to(weight)).last_hidden_state[0] for wave in waves]
+    return [encoder(extractor(wave)[None].to(weight)).last_hidden_state[0] for wave in waveforms]
 
 
 def _connect(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
@@ -164,8 +164,8 @@ ROW = Row(
     extractor=_extractor,
     spec=_spec,
     tokens=_tokens,
-    listen=_listen,
-    connect=_connect,
+    encode_audio=_listen,
+    project_audio=_connect,
     trims=True,
     masks=False,
     embed=_embed,

@@ -175,14 +175,14 @@ class Mellow:
         moments = self._moments(samples)
         return 1 + (moments * REPEATS if self._compat else moments)
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """What the encoder says of each clip, `(1 + moments, width)`: the latent, then the class probabilities of each
         moment, in as many columns as the wider of the two needs (zeros behind the narrower)."""
-        if not waves:
+        if not waveforms:
             return []
-        moments = [self._moments(len(wave)) for wave in waves]
+        moments = [self._moments(len(wave)) for wave in waveforms]
         encoder = self.module.encoder
-        windows = np.stack([self._window(np.asarray(wave, np.float32)) for wave in waves])
+        windows = np.stack([self._window(np.asarray(wave, np.float32)) for wave in waveforms])
         states = encoder.states(torch.from_numpy(windows).to(encoder.mel.device))
         posteriors = encoder.class_scores(states).sigmoid()
         width = max(encoder.dim, encoder.classes)
@@ -193,7 +193,7 @@ class Mellow:
             heard.append(torch.cat([nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]))
         return heard
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
         connector = self.module.connector
         embedded = [connector(clip.to(connector.c2l.weight)) for clip in heard]

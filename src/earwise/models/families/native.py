@@ -27,7 +27,7 @@ from earwise.audio import AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.parts import attention
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
 ROWS = {
@@ -116,7 +116,7 @@ class Row:
     types: Mapping[str, str]
     mark: str
     end_marks: tuple[str, ...]
-    template: Template
+    template: ChatTemplate
     encoder: tuple[str, ...]
     connector: tuple[str, ...]
     decoder: tuple[str, ...]
@@ -125,8 +125,8 @@ class Row:
     extractor: Callable[[Path | None, Any], Any]
     spec: Callable[[Any, Any], AudioSpec]
     tokens: Callable[[Any, Any, int], int]
-    listen: Callable[[Any, Any, Sequence[Waveform]], list[Tensor]]
-    connect: Callable[[Any, Sequence[Tensor]], list[Tensor]]
+    encode_audio: Callable[[Any, Any, Sequence[Waveform]], list[Tensor]]
+    project_audio: Callable[[Any, Sequence[Tensor]], list[Tensor]]
     trims: bool
     masks: bool
     unread: tuple[str, ...] = ()
@@ -199,15 +199,15 @@ class Native:
             )
         return count
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """The encoder's states of each clip, real frames only."""
-        for wave in waves:
+        for wave in waveforms:
             self.audio_tokens(len(wave))
-        return self.row.listen(self.module, self._extractor, waves) if waves else []
+        return self.row.encode_audio(self.module, self._extractor, waveforms) if waveforms else []
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
-        return self.row.connect(self.module, heard)
+        return self.row.project_audio(self.module, heard)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Text embeddings `(seq, dim)`."""

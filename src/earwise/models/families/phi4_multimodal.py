@@ -24,10 +24,10 @@ from transformers import Phi4MultimodalFeatureExtractor
 from earwise.audio import AudioSpec
 from earwise.models import lora_checkpoint
 from earwise.models.families.native import Row, forest_attention
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
-TEMPLATE = Template("phi4-multimodal", "<|{role}|>", "<|end|>", "", "", between="")
+TEMPLATE = ChatTemplate("phi4-multimodal", "<|{role}|>", "<|end|>", "", "", turn_separator="")
 SPEECH_LORA = "speech-lora"
 AUDIO = "model.embed_tokens_extend.audio_embed."
 
@@ -56,11 +56,11 @@ def _tokens(config: Any, extractor: Phi4MultimodalFeatureExtractor, samples: int
     return max(0, -(-frames // config.audio_config.time_reduction))
 
 
-def _listen(module: Any, extractor: Phi4MultimodalFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def _listen(module: Any, extractor: Phi4MultimodalFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     encoder = module.model.embed_tokens_extend.audio_embed.encoder.eval()
     weight = encoder.embed.out.weight
     heard = []
-    for wave in waves:
+    for wave in waveforms:
         mel = extractor(wave, sampling_rate=extractor.sampling_rate, return_tensors="pt").audio_input_features
         heard.append(encoder(mel.to(weight), None)[0])
     return heard
@@ -102,8 +102,8 @@ ROW = Row(
     extractor=_extractor,
     spec=_spec,
     tokens=_tokens,
-    listen=_listen,
-    connect=_connect,
+    encode_audio=_listen,
+    project_audio=_connect,
     trims=True,
     masks=False,
     left_out=(

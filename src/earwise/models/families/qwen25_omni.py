@@ -26,7 +26,7 @@ from earwise.models.families import native
 from earwise.models.families.qwen2_audio import encoder_states, token_count
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import encoder_layer
-from earwise.prompts import AUDIO_MARK, Template
+from earwise.prompts import AUDIO_PLACEHOLDER, ChatTemplate
 from earwise.types import Waveform
 
 WINDOW_S = 300
@@ -34,7 +34,7 @@ WINDOW_S = 300
 
 # No "Audio k:" as in Qwen2-Audio; the system line is the chat template's own, the longer one about a virtual human is
 # needed for speech output only (section 3).
-TEMPLATE = Template(
+TEMPLATE = ChatTemplate(
     "qwen2.5-omni",
     "<|im_start|>{role}\n",
     "<|im_end|>",
@@ -63,10 +63,10 @@ def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
     return token_count(mel.frame_count(samples))
 
 
-def listen(module: Any, features: WhisperFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Pooled, normed encoder states of each clip, `(audio_seq, encoder dim)`, before the projection."""
     tower = module.model.audio_tower
-    clips = [mel.real_mel(wave, features).T.split(2 * tower.n_window) for wave in waves]  # (frames, mels) a block
+    clips = [mel.real_mel(wave, features).T.split(2 * tower.n_window) for wave in waveforms]  # (frames, mels) a block
     blocks = [block for clip in clips for block in clip]
     weight = tower.conv1.weight
     frames = torch.tensor([len(block) for block in blocks], device=weight.device)
@@ -90,7 +90,7 @@ def listen(module: Any, features: WhisperFeatureExtractor, waves: Sequence[Wavef
     return out
 
 
-def connect(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
+def project_audio(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
     """The projection at the encoder's end, `(audio_seq, dim)` a clip."""
     projection = module.model.audio_tower.proj
     return [projection(clip.to(projection.weight)) for clip in heard]
@@ -102,7 +102,7 @@ ROW = native.Row(
     hub="Qwen/Qwen2.5-Omni-7B",
     model_class="Qwen2_5OmniThinkerForConditionalGeneration",
     types={"qwen2_5_omni": "thinker", "qwen2_5_omni_thinker": ""},
-    mark=AUDIO_MARK,
+    mark=AUDIO_PLACEHOLDER,
     end_marks=("<|im_end|>", "<|endoftext|>"),
     template=TEMPLATE,
     encoder=tuple(f"model.audio_tower.{part}." for part in ("layers", "conv1", "conv2", "ln_post")),
@@ -113,8 +113,8 @@ ROW = native.Row(
     extractor=extractor,
     spec=spec,
     tokens=tokens,
-    listen=listen,
-    connect=connect,
+    encode_audio=encode_audio,
+    project_audio=project_audio,
     trims=True,
     masks=True,
     unread=("talker.", "token2wav."),

@@ -28,7 +28,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.parts import attention, mel
 from earwise.models.parts.whisper import HOP_SAMPLES
-from earwise.prompts import AUDIO_MARK, QWEN2_AUDIO, QWEN2_AUDIO_BASE, Template
+from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, QWEN2_AUDIO_BASE, ChatTemplate
 from earwise.types import Waveform
 
 HUB = "Qwen/Qwen2-Audio-7B-Instruct"
@@ -65,7 +65,7 @@ class Qwen2Audio:
 
     def __init__(
         self, module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
-        name: str, revision: str, trim: bool, template: Template, beside: Mapping[str, bytes],
+        name: str, revision: str, trim: bool, template: ChatTemplate, beside: Mapping[str, bytes],
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
@@ -105,12 +105,12 @@ class Qwen2Audio:
         """
         return token_count(self._frames(samples))
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """Pooled, normed encoder states of each clip, `(audio_seq, encoder dim)`: the class's own for real frames."""
-        if not waves:
+        if not waveforms:
             return []
-        frames = [self._frames(len(wave)) for wave in waves]
-        mels = [self.features(wave) for wave in waves]
+        frames = [self._frames(len(wave)) for wave in waveforms]
+        mels = [self.features(wave) for wave in waveforms]
         states = [encoder_states(count) for count in frames]
         batch = nn.utils.rnn.pad_sequence([clip.T for clip in mels], batch_first=True).mT.to(self._tower.conv1.weight)
         longest = max(states) if self.trims else self._window // 2
@@ -129,7 +129,7 @@ class Qwen2Audio:
         kept = min(self._window, 2 * encoder_states(frames) + 1) if self.trims else self._window
         return mel.real_mel(wave, self._extractor, kept, window=self._window)
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
         projector = self.module.model.multi_modal_projector
         return [projector(clip.to(projector.linear.weight)) for clip in heard]
@@ -191,7 +191,7 @@ class Qwen2Audio:
 
 def from_parts(
     module: Qwen2AudioForConditionalGeneration, tokenizer: Tokenizer, extractor: WhisperFeatureExtractor, *,
-    name: str = "qwen2_audio", revision: str = "unsaved", trim: bool = True, template: Template = QWEN2_AUDIO,
+    name: str = "qwen2_audio", revision: str = "unsaved", trim: bool = True, template: ChatTemplate = QWEN2_AUDIO,
     beside: Mapping[str, bytes] | None = None,
 ) -> Qwen2Audio:  # fmt: skip
     """Put a model together from a transformers model, changed in place: the forest's attention, frozen parameters.
@@ -209,10 +209,10 @@ def from_parts(
         ModelError: if the parts do not fit each other, or the decoder needs sliding-window attention.
     """
     config = module.config
-    mark = tokenizer.token_to_id(AUDIO_MARK)
+    mark = tokenizer.token_to_id(AUDIO_PLACEHOLDER)
     if mark != config.audio_token_index:
         raise ModelError(
-            f"{name}: the tokenizer gives {AUDIO_MARK} the id {mark}, the config {config.audio_token_index}; "
+            f"{name}: the tokenizer gives {AUDIO_PLACEHOLDER} the id {mark}, the config {config.audio_token_index}; "
             "take both from one checkpoint"
         )
     end = END_MARKS[template.name][0]
@@ -273,14 +273,14 @@ def load(
         folder, missing, report["unexpected_keys"], checkpoint.misshapen(report["mismatched_keys"]), WHAT
     )
     extractor = mel.extractor(folder, module.config.audio_config.num_mel_bins)
-    tokenizer = checkpoint.tokenizer(folder, AUDIO_MARK)
+    tokenizer = checkpoint.tokenizer(folder, AUDIO_PLACEHOLDER)
     return from_parts(
         module.to(device), tokenizer, extractor, revision=checkpoint.digest(shards), trim=trim,
         template=_template(folder, tokenizer), beside=checkpoint.side_files(folder),
     )  # fmt: skip
 
 
-def _template(folder: Path, tokenizer: Tokenizer) -> Template:
+def _template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate:
     """The chat format that a checkpoint was trained with: as `save` wrote it, or by the tokens that end its answers."""
     marker, ends = folder / "earwise.json", folder / "generation_config.json"
     if marker.exists():

@@ -24,7 +24,7 @@ from earwise.models.families.native import Row
 from earwise.models.families.qwen25_omni import extractor
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import encoder_layer
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
 CHUNK_TOKENS = 13
@@ -32,7 +32,7 @@ CHUNK_FRAMES = 100
 """The class counts 13 tokens a chunk whatever its configuration says, which is right for chunks of 100 frames only."""
 
 # The released chat template puts no system line in front.
-TEMPLATE = Template("qwen3-omni", "<|im_start|>{role}\n", "<|im_end|>", "<|audio_start|>", "<|audio_end|>")
+TEMPLATE = ChatTemplate("qwen3-omni", "<|im_start|>{role}\n", "<|im_end|>", "<|audio_start|>", "<|audio_end|>")
 
 
 def token_count(frames: int) -> int:
@@ -61,10 +61,10 @@ def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
     return token_count(mel.frame_count(samples))
 
 
-def listen(module: Any, features: WhisperFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Normed encoder states of each clip, `(audio_seq, encoder dim)`: what the class gives to its two projections."""
     tower = module.model.audio_tower
-    clips = [_convolved(tower, mel.real_mel(wave, features)) for wave in waves]
+    clips = [_convolved(tower, mel.real_mel(wave, features)) for wave in waveforms]
     windows = [window for clip in clips for window in clip.split(tower.n_window_infer // CHUNK_FRAMES * CHUNK_TOKENS)]
     lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
     hidden = nn.utils.rnn.pad_sequence(windows, batch_first=True)
@@ -90,7 +90,7 @@ def _convolved(tower: Any, log_mel: Tensor) -> Tensor:
     return states.flatten(0, 1)[: token_count(frames)]
 
 
-def connect(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
+def project_audio(module: Any, heard: Sequence[Tensor]) -> list[Tensor]:
     """The two projections at the encoder's end, `(audio_seq, dim)` a clip."""
     tower = module.model.audio_tower
     return [tower.proj2(tower.act(tower.proj1(clip.to(tower.proj1.weight)))) for clip in heard]
@@ -115,8 +115,8 @@ ROW = Row(
     extractor=extractor,
     spec=spec,
     tokens=tokens,
-    listen=listen,
-    connect=connect,
+    encode_audio=encode_audio,
+    project_audio=project_audio,
     trims=True,
     masks=True,
     unread=("talker.", "code2wav."),

@@ -171,27 +171,27 @@ class Salmonn:
             )
         return self._tokens
 
-    def listen(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """Both encoders' states of each clip in one row: Whisper's whole window, then BEATs' real tokens, flattened."""
-        for wave in waves:
+        for wave in waveforms:
             self.audio_tokens(len(wave))
-        if not waves:
+        if not waveforms:
             return []
-        some = [np.pad(np.asarray(wave, np.float32), (0, max(0, SHORTEST_SAMPLES - len(wave)))) for wave in waves]
+        some = [np.pad(np.asarray(wave, np.float32), (0, max(0, SHORTEST_SAMPLES - len(wave)))) for wave in waveforms]
         both = zip(self.speech_states(some), self.audio_states(some), strict=True)
         return [torch.cat([speech.flatten(), audio.flatten().to(speech)]) for speech, audio in both]
 
-    def speech_states(self, waves: Sequence[Waveform]) -> Tensor:
+    def speech_states(self, waveforms: Sequence[Waveform]) -> Tensor:
         """Whisper's states `(clips, states, dim)` of the padded window."""
         encoder = self.module.speech_encoder
-        mels = self._extractor(list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        mels = self._extractor(list(waveforms), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         states: Tensor = encoder(mels.to(encoder.conv1.weight)).last_hidden_state
         return states
 
-    def audio_states(self, waves: Sequence[Waveform]) -> list[Tensor]:
+    def audio_states(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """BEATs' states `(tokens, dim)` of each clip, heard alone."""
         ear = self.module.beats
-        pictures = [fbank(wave) for wave in waves]
+        pictures = [fbank(wave) for wave in waveforms]
         counts = [tokens(len(picture)) for picture in pictures]
         batch = nn.utils.rnn.pad_sequence(pictures, batch_first=True).to(ear.widen.weight)
         index = torch.arange(tokens(batch.shape[1]), device=batch.device)
@@ -199,7 +199,7 @@ class Salmonn:
         states = ear(batch, None if bool(seen.all()) else seen)
         return [clip[:count] for clip, count in zip(states, counts, strict=True)]
 
-    def connect(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
         if not heard:
             return []

@@ -21,12 +21,12 @@ from earwise.audio import AudioSpec
 from earwise.models.families.native import Row
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import HOP_SAMPLES
-from earwise.prompts import Template
+from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
-TEMPLATE = Template(
-    "voxtral", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "", between="", opening="<s>",
-    roles={"system": ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), "assistant": ("", "</s>")},
+TEMPLATE = ChatTemplate(
+    "voxtral", "[INST]", "[/INST]", "[BEGIN_AUDIO]", "", turn_separator="", conversation_start="<s>",
+    role_markers={"system": ("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"), "assistant": ("", "</s>")},
 )  # fmt: skip
 LONGEST_S = 40 * 60.0
 """What the model card gives for questions about a recording."""
@@ -65,9 +65,9 @@ def _tokens(config: Any, extractor: WhisperFeatureExtractor, samples: int) -> in
     return -(-samples // window_samples(config)) * window_tokens(config)
 
 
-def _listen(module: Any, extractor: WhisperFeatureExtractor, waves: Sequence[Waveform]) -> list[Tensor]:
+def _listen(module: Any, extractor: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     config = module.config
-    clips = [features(extractor, wave, window_samples(config)) for wave in waves]
+    clips = [features(extractor, wave, window_samples(config)) for wave in waveforms]
     states = module.model.audio_tower(torch.cat(clips)).last_hidden_state
     joined = states.reshape(len(states), window_tokens(config), -1)
     return [part.flatten(0, 1) for part in joined.split([len(clip) for clip in clips])]
@@ -95,8 +95,8 @@ ROW = Row(
     extractor=_extractor,
     spec=_spec,
     tokens=_tokens,
-    listen=_listen,
-    connect=_connect,
+    encode_audio=_listen,
+    project_audio=_connect,
     trims=False,
     masks=False,
 )

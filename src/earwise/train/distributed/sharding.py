@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from earwise.errors import ConfigError, ModelError
-from earwise.forest import Path, pack, plant
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.base import AudioLM
 from earwise.train.distributed import parallel
 from earwise.train.policy import Micro, Policy
@@ -48,7 +48,7 @@ def shard(model: AudioLM) -> list[Any]:
         layer.set_force_sum_reduction_for_comms(True)
     with torch.no_grad():  # FSDP2 takes the first module that computes for the root
         empty = filler(model)
-        Policy(model)(empty.forest, empty.heard, empty.waves)
+        Policy(model)(empty.forest, empty.heard, empty.waveforms)
     for layer in cut:
         layer.reshard()  # where layers stay whole after a forward pass: the optimizer wants what is cut
     return cut
@@ -157,8 +157,8 @@ def clip(parameters: Sequence[Tensor], limit: float) -> float:
 def filler(model: AudioLM) -> Micro:
     """A micro batch of two tokens, for a process that has fewer than others: layers are gathered by all or by none."""
     end, device = model.eos_ids[0], next(model.module.parameters()).device
-    path = Path((end, end), (False, True), (-1, -1))
-    return Micro([[path]], pack([plant([path])], device), {}, {})
+    path = TokenPath((end, end), (False, True), (-1, -1))
+    return Micro([[path]], pack([build_tree([path])], device), {}, {})
 
 
 def _cut(parameter: object) -> bool:

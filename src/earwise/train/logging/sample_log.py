@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from earwise.config.stages import CompressStage, DpoStage, SftStage
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.prompts import prompt_turns
 from earwise.train.batches import Sounds
 from earwise.train.distributed import parallel, sharding
@@ -46,7 +46,7 @@ def evenly(rows: Sequence[T], count: int) -> list[T]:
 def asked(rows: Sequence[Example], style: str, sounds: Sounds) -> list[tuple[Example, Prompt]]:
     """Rows with what is asked of each; without those whose sounds cannot be read, where they may be skipped."""
     fitted = [some for row in rows if (some := sounds.fit((row,))) is not None]
-    return [(row, Prompt(prompt_turns(row, style), tuple(waves), row.id)) for (row,), waves in fitted]
+    return [(row, Prompt(prompt_turns(row, style), tuple(waveforms), row.id)) for (row,), waveforms in fitted]
 
 
 def sample(step: int, example: Example, said: Sequence[Completion], rewards: Sequence[float] | None) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def shown(
     model: AudioLM,
     stage: SftStage | DpoStage | CompressStage,
     sources: Sequence[tuple[Sequence[Example], float]],
-    ears: Ears,
+    encoder_cache: EncoderCache,
     sounds: Sounds,
     keep: Keep,
     clock: Clock,
@@ -109,8 +109,8 @@ def shown(
     def batches(step: int) -> Any:
         if step and step % stage.show_every == 0 and questions and parallel.main():
             with clock("rollout"):
-                engine = LocalEngine(model, ears=ears, static=False)  # no buffers that stay on a device
-                groups = engine.generate([prompt for _, prompt in questions], Decoding(TOKENS))
+                engine = LocalEngine(model, encoder_cache=encoder_cache, static=False)  # no buffers that stay on a device
+                groups = engine.generate([prompt for _, prompt in questions], SamplingParams(TOKENS))
             for (example, _), said in zip(questions, groups, strict=True):
                 keep(sample(step + 1, example, said, None))
         return work.batches(step)

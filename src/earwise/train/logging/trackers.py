@@ -62,7 +62,7 @@ class Sample:
     """A prompt with what was sampled for it: a row of `rollouts.jsonl`, and its clips as mono `LISTEN_RATE` Hz."""
 
     row: Row
-    waves: Sequence[Waveform]
+    waveforms: Sequence[Waveform]
 
     @property
     def said(self) -> list[tuple[float | None, str, int]]:
@@ -138,8 +138,8 @@ def _indented(text: str) -> str:
 
 def clips(number: int, sample: Sample) -> dict[str, Waveform]:
     """The sounds of a step's sample number `number` (from 1) under names that trackers show."""
-    several = len(sample.waves) > 1
-    return {f"samples/{number}/clip{place if several else ''}": wave for place, wave in enumerate(sample.waves, 1)}
+    several = len(sample.waveforms) > 1
+    return {f"samples/{number}/clip{place if several else ''}": wave for place, wave in enumerate(sample.waveforms, 1)}
 
 
 def table(samples: Sequence[Sample]) -> list[list[Any]]:

@@ -94,13 +94,13 @@ class Mirror:
 
     def _waves(self, row: Row) -> list[Waveform]:
         """The beginning of each clip that can be read."""
-        waves = []
+        waveforms = []
         for clip in row["audio"]:
             try:
-                waves.append(decode(self._run / clip, LISTEN_RATE, long_audio="truncate", max_s=LISTEN_S))
+                waveforms.append(decode(self._run / clip, LISTEN_RATE, long_audio="truncate", max_s=LISTEN_S))
             except AudioError:  # training says so, where it matters
                 continue
-        return waves
+        return waveforms
 
 
 @dataclass(slots=True)

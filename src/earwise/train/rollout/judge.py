@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 from earwise.answers import parse
 from earwise.config.stages import JudgeConfig
 from earwise.engine.remote import openai_http
-from earwise.engine.remote.address import parse as parse_address
-from earwise.engine.remote.openai_http import Body, Busy, Rejected
+from earwise.engine.remote.address import parse_address
+from earwise.engine.remote.openai_http import JsonObject, TemporaryFailure, RejectedRequest
 from earwise.errors import EngineError, ScoringError
 from earwise.train.rollout.reward_runner import Worth
 from earwise.types import Example
@@ -37,7 +37,7 @@ def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awai
         ConfigError: if the server's address is wrong.
     """
     address = parse_address(config.server)
-    line = openai_http.Line[Body](address.limits, lambda answer: sum(openai_http.usage(answer) or (0, 0)))
+    line = openai_http.RateLimitedSender[JsonObject](address.limits, lambda answer: sum(openai_http.token_usage(answer) or (0, 0)))
 
     async def judge(example: Example, completion: str) -> float | Worth:
         parsed = parse(completion, example.choices)
@@ -47,16 +47,16 @@ def reward(config: JudgeConfig, limit_s: float) -> Callable[[Example, str], Awai
         async with openai_http.connection(address.url, address.api_key, limit_s) as client:
             reply = await line.send(
                 lambda asked: openai_http.post(client, address.url, asked), body,
-                openai_http.tokens_in(body["messages"]) + MAX_TOKENS, random.Random(example.id),
+                openai_http.estimate_tokens(body["messages"]) + MAX_TOKENS, random.Random(example.id),
             )  # fmt: skip
-        if isinstance(reply, Busy | Rejected):
+        if isinstance(reply, TemporaryFailure | RejectedRequest):
             raise EngineError(f"the judge at {address.url}: {reply.reason}")
         return points(str(reply["choices"][0]["message"].get("content") or ""), config.points)
 
     return judge
 
 
-def request(config: JudgeConfig, model: str, example: Example, reasoning: str, answer: str | None) -> Body:
+def request(config: JudgeConfig, model: str, example: Example, reasoning: str, answer: str | None) -> JsonObject:
     """What the judge is asked: temperature 0, one number as JSON."""
     lines = [
         config.rubric,

@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any, Literal, cast
 
 from earwise.algorithms.rewards import REWARDS, load_reward
-from earwise.engine.remote.client import wait_for
+from earwise.engine.remote.client import run_coroutine
 from earwise.errors import ScoringError
 from earwise.train.distributed import parallel
 from earwise.types import Completion, Example
@@ -164,7 +164,7 @@ class Bench:
     def _all(self, name: str, items: Sequence[tuple[Example, str]]) -> list[Value]:
         function = self._functions[name]
         if inspect.iscoroutinefunction(function):
-            return wait_for(_together(function, items, self._limit_s))
+            return run_coroutine(_together(function, items, self._limit_s))
         limit = None if name in REWARDS else self._limit_s
         return [_number(_limited(function, example, text, limit)) for example, text in items]
 

@@ -16,12 +16,12 @@ from earwise.engine.base import Engine
 from earwise.engine.local import LocalEngine
 from earwise.errors import EngineError
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.train.policy import Micro
 from earwise.types import Completion
 
 
-def sampler(address: str | None, model: AudioLM, ears: Ears, *, trees: int, log: Path | None = None) -> Engine:
+def sampler(address: str | None, model: AudioLM, encoder_cache: EncoderCache, *, trees: int, log: Path | None = None) -> Engine:
     """An engine for rollouts.
 
     Args:
@@ -34,10 +34,10 @@ def sampler(address: str | None, model: AudioLM, ears: Ears, *, trees: int, log:
         EngineError: if the server does not answer, or was not shown to hear.
     """
     if address is None:
-        return LocalEngine(model, ears=ears, trees=trees)
-    from earwise.engine.remote.probe import connect  # brings the HTTP client
+        return LocalEngine(model, encoder_cache=encoder_cache, trees=trees)
+    from earwise.engine.remote.probe import open_remote_engine  # brings the HTTP client
 
-    return connect(address, log=log)
+    return open_remote_engine(address, log=log)
 
 
 def check_drawn(model: AudioLM, groups: Sequence[Sequence[Completion]], server: str) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from earwise.engine.base import Engine
 from earwise.engine.remote import openai_http
-from earwise.engine.remote.client import RemoteEngine, wait_for
+from earwise.engine.remote.client import RemoteEngine, run_coroutine
 from earwise.errors import ConfigError, EngineError, ServerAway
 from earwise.files import building
 from earwise.models import lora_checkpoint
@@ -159,7 +159,7 @@ class Refresh:
         import httpx
 
         try:
-            return wait_for(ask())
+            return run_coroutine(ask())
         except httpx.TransportError as error:
             said = error or type(error).__name__
             raise ServerAway(f"{self._engine.address.url}: nothing answers ({said})") from error

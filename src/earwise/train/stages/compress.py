@@ -24,11 +24,11 @@ from earwise.algorithms import chain_compression
 from earwise.algorithms.chain_compression import Stepwise, Stubs
 from earwise.algorithms.losses import LossOutput, sft_loss
 from earwise.config.stages import CompressStage
-from earwise.engine.base import Decoding
+from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine
-from earwise.forest import Path
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
 from earwise.train.batches import Sounds, assemble, draw, mine, stream, targets, work_shared
@@ -133,7 +133,7 @@ def work(
     stage: CompressStage,
     sources: Sequence[tuple[Sequence[Example], float]],
     held_out: Sequence[Example],
-    ears: Ears,
+    encoder_cache: EncoderCache,
     sounds: Sounds,
     seed: int,
     keep: Keep,
@@ -161,16 +161,16 @@ def work(
     schedule = plan(stage, everything, sum(len(clips) for clips, _ in grouped), seed)
     styles, weights = list(stage.data.styles), list(stage.data.styles.values())
     say(f"compress: an epoch is {schedule.steps_per_epoch:.1f} steps; all taken out from progress {schedule.cutover}")
-    listen = _delay_meter(model, stage, styles[0], held_out, ears, sounds, keep)
+    listen = _delay_meter(model, stage, styles[0], held_out, encoder_cache, sounds, keep)
 
     def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
         rng = random.Random(f"{seed} compress {step}")
-        drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
-        trees: list[list[Path]] = []
+        drawn, waveforms, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
+        trees: list[list[TokenPath]] = []
         left = whole = 0
         rows_seen.clear()
         for unit in drawn:
-            paths: list[Path] = []
+            paths: list[TokenPath] = []
             for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
                 rows_seen.append(example.id)
@@ -181,7 +181,7 @@ def work(
                 paths.append(trunk + completion_path(ids))
                 left, whole = left + len(short), whole + len(model.tokenize(chain))
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
+        micros = assemble(model, None if encoder_trains(model) else encoder_cache, mine(trees), waveforms, stage.pack_tokens)
         for micro in micros:
             micro.extra["denominator"] = torch.tensor(targets(trees))
         count = sum(len(paths) for paths in trees)
@@ -190,7 +190,7 @@ def work(
         if step % stage.measure_every == 0 or step == stage.max_steps - 1:
             with clock("delay"):
                 metrics |= listen(step)
-        return micros, metrics | work_shared(micros, trees, waves, model.spec.sample_rate)
+        return micros, metrics | work_shared(micros, trees, waveforms, model.spec.sample_rate)
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
         return sft_loss(logprobs, micro.forest.loss_mask, denominator=float(micro.extra["denominator"]))
@@ -211,19 +211,19 @@ def work(
 
 
 def _delay_meter(
-    model: AudioLM, stage: CompressStage, style: str, rows: Sequence[Example], ears: Ears, sounds: Sounds, keep: Keep
+    model: AudioLM, stage: CompressStage, style: str, rows: Sequence[Example], encoder_cache: EncoderCache, sounds: Sounds, keep: Keep
 ) -> Callable[[int], dict[str, float]]:
     """Asks the model the held-out rows before a step, greedily: mean tokens before the answer, share of replies that
     come to one. A reply without the mark before the answer never does: all its tokens are delay."""
-    engine = LocalEngine(model, ears=ears)
+    engine = LocalEngine(model, encoder_cache=encoder_cache)
     questions = asked(rows, style, sounds)
     marks = [answer_mark(row, style) for row, _ in questions]
-    decoding = Decoding(stage.max_new_tokens)
+    sampling_params = SamplingParams(stage.max_new_tokens)
 
     def listen(step: int) -> dict[str, float]:
         if not questions:
             return {}
-        said = [group[0] for group in engine.generate([prompt for _, prompt in questions], decoding)]
+        said = [group[0] for group in engine.generate([prompt for _, prompt in questions], sampling_params)]
         for (row, _), one in zip(questions[:SHOWN], said[:SHOWN], strict=True):
             keep(sample(step + 1, row, [one], None))
         reached = [mark in one.text for one, mark in zip(said, marks, strict=True)]

@@ -19,9 +19,9 @@ from torch import Tensor
 from earwise.algorithms.losses import LossOutput, PreferenceKind, dpo_loss
 from earwise.config.stages import DpoStage
 from earwise.errors import DataError
-from earwise.forest import Path
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
 from earwise.train.batches import Sounds, assemble, draw, mine, stream, work_shared
@@ -72,7 +72,7 @@ def work(
     model: AudioLM,
     stage: DpoStage,
     sources: Sequence[tuple[Sequence[Example], float]],
-    ears: Ears,
+    encoder_cache: EncoderCache,
     sounds: Sounds,
     seed: int,
     clock: Clock,
@@ -96,25 +96,25 @@ def work(
 
     def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
         rng = random.Random(f"{seed} dpo {step}")
-        drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
-        trees: list[list[Path]] = []
+        drawn, waveforms, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
+        trees: list[list[TokenPath]] = []
         ids.clear()
         for unit in drawn:
-            paths: list[Path] = []
+            paths: list[TokenPath] = []
             for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
                 style = rng.choices(styles, weights)[0]
                 ids.append(example.id)
                 trunk = conversation_path(model, prompt_turns(example, style), unit.clips, unit.samples, generate=True)
                 paths += [trunk + answer_path(model, reply) for reply in pair(example, style, stage.negatives, rng)]
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
+        micros = assemble(model, None if encoder_trains(model) else encoder_cache, mine(trees), waveforms, stage.pack_tokens)
         pairs = sum(len(paths) for paths in trees) // 2
         for micro in micros:
             micro.extra["pairs"] = torch.tensor(pairs)
             with clock("reference"):
                 micro.extra["ref_logprobs"] = reference.logprobs(policy, micro)
         counts = {"clips": float(len(trees)), "pairs": float(pairs), "skipped": float(skipped)}
-        return micros, counts | work_shared(micros, trees, waves, model.spec.sample_rate)
+        return micros, counts | work_shared(micros, trees, waveforms, model.spec.sample_rate)
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
         mask, ref = micro.forest.loss_mask, micro.extra["ref_logprobs"]

@@ -21,9 +21,9 @@ from earwise.algorithms.curriculum import Band, Online
 from earwise.algorithms.losses import LossOutput, group_advantages, grpo_loss
 from earwise.algorithms.rewards import load_reward
 from earwise.config.stages import GrpoStage
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.train.batches import Sounds, assemble, per_branch, stream
@@ -58,7 +58,7 @@ def work(
     model: AudioLM,
     stage: GrpoStage,
     sources: Sequence[tuple[Sequence[Example], float]],
-    ears: Ears,
+    encoder_cache: EncoderCache,
     sounds: Sounds,
     seed: int,
     keep: Keep,
@@ -85,7 +85,7 @@ def work(
     band = Band(**curriculum.band.model_dump())
     online = Online(band, curriculum.explore, seed) if curriculum.order == "online" else None
     passes = load_reward(curriculum.reward)
-    engine = sampler(stage.sampler, model, ears, trees=stage.prompts_per_step)
+    engine = sampler(stage.sampler, model, encoder_cache, trees=stage.prompts_per_step)
     refresh = None
     if (wanted := stage.sampler_refresh) is not None:
         refresh = Refresh(engine, model, wanted.how, wanted.every, Path(wanted.folder) if wanted.folder else folder)
@@ -97,7 +97,7 @@ def work(
     ids: list[str] = []
 
     wait_minutes = stage.sampler_wait_minutes if stage.on_sampler_error == "wait" else 0.0
-    decoding = Decoding(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
+    sampling_params = SamplingParams(stage.max_new_tokens, stage.temperature, stage.top_p, stage.top_k, seed)
     balance = Balance(stage.max_steps) if stage.balance_thinking else None
     own: dict[str, Function] = {"judge": judge.reward(stage.judge, stage.reward_timeout_s)} if stage.judge else {}
     own |= balance.rewards() if balance is not None else {}
@@ -108,7 +108,7 @@ def work(
             return made, dict(heard)
         rollouts, metrics = _rollouts(step)
         ids[:] = [one.id for one in rollouts]
-        heard["audio_s"] = sum(len(w) for one in rollouts for w in one.prompt.waves) / model.spec.sample_rate
+        heard["audio_s"] = sum(len(w) for one in rollouts for w in one.prompt.waveforms) / model.spec.sample_rate
         prompts, groups = [one.prompt for one in rollouts], [one.group for one in rollouts]
         sequences = float(len(groups) * stage.group_size)
         advantages = group_advantages(
@@ -126,8 +126,8 @@ def work(
         prompts, groups = [prompts[i] for i in signal], [groups[i] for i in signal]
         advantages = [value for i in signal for value in rows[i]]
         said = [one for group in groups for one in group]
-        trees, waves = _trees(prompts, groups)
-        micros = assemble(model, None if encoder_trains(model) else ears, trees, waves, stage.pack_tokens)
+        trees, waveforms = _trees(prompts, groups)
+        micros = assemble(model, None if encoder_trains(model) else encoder_cache, trees, waveforms, stage.pack_tokens)
         for micro in micros:
             counts = {"items": torch.tensor(items), "sequences": torch.tensor(sequences)}
             micro.extra = counts | {"advantages": per_branch(advantages, micro, start)}
@@ -160,7 +160,7 @@ def work(
                 with clock("refresh"):
                     patiently(partial(refresh.before, step), wait_minutes, say)
             with clock("rollout"):
-                asking = partial(engine.generate, [prompts[i] for i in own], decoding, stage.group_size)
+                asking = partial(engine.generate, [prompts[i] for i in own], sampling_params, stage.group_size)
                 groups, failed = patiently(asking, wait_minutes, say)
                 away += failed
                 if stage.sampler:
@@ -204,27 +204,27 @@ def work(
             if fitted is None:
                 unread += 1
                 continue
-            (example,), waves = fitted
+            (example,), waveforms = fitted
             style = rng.choices(styles, weights)[0]
             examples.append(example)
             prompts.append(
-                Prompt(prompt_turns(example, style), tuple(waves), f"{step} {asked + len(prompts)} {example.id}")
+                Prompt(prompt_turns(example, style), tuple(waveforms), f"{step} {asked + len(prompts)} {example.id}")
             )
         return examples, prompts, unread
 
     def _trunk(prompt: Prompt) -> int:
         """About how many tokens a prompt has; sounds have most."""
-        return TEXT_TOKENS + sum(model.audio_tokens(len(wave)) for wave in prompt.waves)
+        return TEXT_TOKENS + sum(model.audio_tokens(len(wave)) for wave in prompt.waveforms)
 
     def _trees(prompts: list[Prompt], groups: list[list[Completion]]) -> tuple[list[list[Any]], dict[int, Waveform]]:
         trees: list[list[Any]] = []
-        waves: dict[int, Waveform] = {}
+        waveforms: dict[int, Waveform] = {}
         for prompt, group in zip(prompts, groups, strict=True):
-            numbers = range(len(waves), len(waves) + len(prompt.waves))
-            waves |= dict(zip(numbers, prompt.waves, strict=True))
-            trunk = conversation_path(model, prompt.turns, numbers, [len(w) for w in prompt.waves], generate=True)
+            numbers = range(len(waveforms), len(waveforms) + len(prompt.waveforms))
+            waveforms |= dict(zip(numbers, prompt.waveforms, strict=True))
+            trunk = conversation_path(model, prompt.turns, numbers, [len(w) for w in prompt.waveforms], generate=True)
             trees.append([trunk + completion_path(completion.token_ids) for completion in group])
-        return trees, waves
+        return trees, waveforms
 
     def _remember(micro: Micro, said: list[Completion], start: int) -> None:
         """Log-probabilities under the reference, and at sampling time if there will be several updates or another
@@ -236,7 +236,7 @@ def work(
             micro.extra["old_logprobs"] = drawn_logprobs(said, micro, start)
         elif stage.num_iterations > 1:
             with clock("reference"), torch.no_grad():
-                micro.extra["old_logprobs"] = policy(micro.forest, micro.heard, micro.waves)
+                micro.extra["old_logprobs"] = policy(micro.forest, micro.heard, micro.waveforms)
 
     def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
         return grpo_loss(

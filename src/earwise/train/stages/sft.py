@@ -19,7 +19,7 @@ from earwise.data.index import Rows
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM
 from earwise.models.embedded.model import Embedded
-from earwise.models.encoder_cache import Ears
+from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.projector import ridge_start
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
@@ -46,7 +46,7 @@ def work(
     model: AudioLM,
     stage: SftStage,
     sources: Sequence[tuple[Sequence[Example], float]],
-    ears: Ears,
+    encoder_cache: EncoderCache,
     sounds: Sounds,
     seed: int,
     say: Say,
@@ -70,7 +70,7 @@ def work(
 
     def batches(step: int) -> tuple[list[Any], dict[str, float]]:
         rng = random.Random(f"{seed} sft {step}")
-        drawn, waves, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
+        drawn, waveforms, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
         trees: list[list[Any]] = []
         ids.clear()
         for unit in drawn:
@@ -86,11 +86,11 @@ def work(
                     )
                 )
             trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else ears, mine(trees), waves, stage.pack_tokens)
+        micros = assemble(model, None if encoder_trains(model) else encoder_cache, mine(trees), waveforms, stage.pack_tokens)
         for micro in micros:
             micro.extra["denominator"] = torch.tensor(targets(trees))
         counts = {"clips": float(len(trees)), "skipped": float(skipped)}
-        return micros, counts | work_shared(micros, trees, waves, model.spec.sample_rate)
+        return micros, counts | work_shared(micros, trees, waveforms, model.spec.sample_rate)
 
     def loss(logprobs: Tensor, micro: Any) -> LossOutput:
         return sft_loss(logprobs, micro.forest.loss_mask, denominator=float(micro.extra["denominator"]))
@@ -99,7 +99,7 @@ def work(
         mixture.load_state_dict(state["mixture"])
 
     if stage.start == "ridge":
-        _ridge(model, sources, ears, sounds, say)
+        _ridge(model, sources, encoder_cache, sounds, say)
     return StageWork(
         "sft",
         batches,
@@ -119,7 +119,7 @@ RIDGE_LEADS = (" Sound:", " Language:", " Emotion:", " Voice:", " Audio:")
 
 
 def _ridge(
-    model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], ears: Ears, sounds: Sounds, say: Say
+    model: AudioLM, sources: Sequence[tuple[Sequence[Example], float]], encoder_cache: EncoderCache, sounds: Sounds, say: Say
 ) -> None:
     """Closed-form start of the connector: one summary token per kind of label, target the mean word embedding of the
     label's text."""
@@ -131,9 +131,9 @@ def _ridge(
     clips = units([example for examples, _ in sources for example in examples])
     heard, facts = [], []
     for number, asked in enumerate(clips):
-        waves = sounds.load(asked[0])
-        if waves is not None:
-            heard += ears.heard(waves)
+        waveforms = sounds.load(asked[0])
+        if waveforms is not None:
+            heard += encoder_cache.encoder_states(waveforms)
             facts.append({example.meta.get("field"): str(example.meta.get("label")) for example in asked})
         if number % 500 == 499:
             say(f"ridge start: heard {number + 1} of {len(clips)} clips")
