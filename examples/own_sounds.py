@@ -32,17 +32,17 @@ def main(folder: Path, out: Path, steps: int = 20) -> dict[str, object]:
                     "data": {"mixture": [{"manifest": "train.jsonl"}], "styles": {"answer": 1.0}},
                     "clips_per_step": 8,
                     "max_steps": steps,
-                    "trainable": {"decoder": "lora", "lora": {"r": 8, "alpha": 16}},
-                    "optimizer": {"lr": 3e-4, "connector_lr": 1e-5},
+                    "trainable": {"decoder": "lora", "lora": {"r": 8, "lora_alpha": 16}},
+                    "optimizer": {"learning_rate": 3e-4, "connector_learning_rate": 1e-5},
                 }
             ],
         },
         "own_sounds.py",
     )
-    final = run.start(recipe, out / "run", out, say=print)
+    final = run.start(recipe, out / "run", out, notify=print)
     engine = earwise.LocalEngine(earwise.load_model(str(final)))
     asked = EvalConfig(manifest="val.jsonl", style="answer", max_new_tokens=16)
-    return headline(measure(asked, out, engine, out / "after", seed=1, say=print))
+    return headline(measure(asked, out, engine, out / "after", seed=1, notify=print))
 
 
 if __name__ == "__main__":

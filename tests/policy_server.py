@@ -7,7 +7,7 @@ from typing import Any
 
 from chat_server import Say, counted, sounds
 from earwise.config.recipe import check_recipe
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import run
@@ -15,12 +15,12 @@ from earwise.types import Audio, Example, Text, Turn
 
 VLLM = [{"id": "m", "owned_by": "vllm"}]
 HEARS_S = 2
-LORA = {"connector": "frozen", "decoder": "lora", "lora": {"r": 2, "alpha": 4.0}}
+LORA = {"connector": "frozen", "decoder": "lora", "lora": {"r": 2, "lora_alpha": 4.0}}
 FULL = {"connector": "full", "decoder": "full"}
 STAGE = {
     "kind": "grpo", "max_steps": 4, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5, "beta": 0.0,
     "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "rewards": {f"{__name__}:sum_of": 1.0},
-    "optimizer": {"lr": 1e-2, "schedule": "constant"}, "save_every": 1,
+    "optimizer": {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}, "save_steps": 1,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def served(model: Qwen2Audio, *, tokens: bool = True) -> Any:
     engine, lock = LocalEngine(model), threading.Lock()
 
     def answer(body: dict[str, Any], count: int) -> Say:
-        waves = [wave[: HEARS_S * rate] for wave, rate in sounds(body)]
+        waveforms = [wave[: HEARS_S * rate] for wave, rate in sounds(body)]
         turns = []
         for message in body["messages"]:
             parts = message["content"]
@@ -40,9 +40,9 @@ def served(model: Qwen2Audio, *, tokens: bool = True) -> Any:
                     tuple(Text(part["text"]) if part["type"] == "text" else Audio("a") for part in parts),
                 )
             )
-        decoding = Decoding(body["max_tokens"], body["temperature"], seed=body.get("seed", 0))
+        sampling_params = SamplingParams(body["max_tokens"], body["temperature"], seed=body.get("seed", 0))
         with lock:
-            said = engine.generate([Prompt(tuple(turns), tuple(waves), "k")], decoding, body.get("n", 1))[0]
+            said = engine.generate([Prompt(tuple(turns), tuple(waveforms), "k")], sampling_params, body.get("n", 1))[0]
         choices = []
         for one in said:
             told = {"content": [{"token": "", "logprob": value} for value in one.logprobs]}
@@ -60,7 +60,7 @@ def sum_of(example: Example, text: str) -> float:
 
 def trained(folder: Path, server: str, refresh: dict[str, Any] | None, trainable: dict[str, Any]) -> list[float]:
     """`ratio_mean` of every step."""
-    stage = STAGE | {"sampler": server, "sampler_refresh": refresh, "trainable": trainable}
+    stage = STAGE | {"rollout_server": server, "weight_sync": refresh, "trainable": trainable}
     model = {"name": "qwen2_audio", "weights": str(folder / "base")}
     run.start(check_recipe({"recipe": "t", "model": model, "stages": [stage]}, "t"), folder / "run", folder)
     log = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]

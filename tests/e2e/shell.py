@@ -28,10 +28,10 @@ stages:
     clips_per_step: 2
     questions_per_clip: 1
     max_steps: 2
-    save_every: 1
+    save_steps: 1
     pack_tokens: 256
-    optimizer: {lr: 1.0e-4}
-    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4, targets: [q_proj, v_proj]}}
+    optimizer: {learning_rate: 1.0e-4}
+    trainable: {connector: full, decoder: lora, lora: {r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj]}}
   - kind: grpo
     name: grpo
     data: {mixture: [{manifest: questions.jsonl}]}
@@ -41,10 +41,10 @@ stages:
     temperature: 3.0
     rewards: {"e2e.shell:vowels": 1.0}
     max_steps: 4
-    save_every: 1
+    save_steps: 1
     pack_tokens: 256
-    optimizer: {lr: 1.0e-4}
-    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4, targets: [q_proj, v_proj]}}
+    optimizer: {learning_rate: 1.0e-4}
+    trainable: {connector: full, decoder: lora, lora: {r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj]}}
 eval:
   - {manifest: questions.jsonl, style: answer, max_new_tokens: 3, limit: 2}
 profiles:

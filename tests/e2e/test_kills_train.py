@@ -86,20 +86,20 @@ for line in sys.stdin:
         print("ended", os.waitpid(child, 0)[1], flush=True)
 """
 
-COMMON = {"save_every": 1, "pack_tokens": 300, "optimizer": {"lr": 3e-3}, "log_samples_every": 1}
+COMMON = {"save_steps": 1, "pack_tokens": 300, "optimizer": {"learning_rate": 3e-3}}
 FULL = {"trainable": {"decoder": "full"}}
-LORA = {"trainable": {"decoder": "lora", "lora": {"r": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}}}
+LORA = {"trainable": {"decoder": "lora", "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}}}
 SFT = {"kind": "sft", "max_steps": 3, "clips_per_step": 2, "questions_per_clip": 1}
 DPO = {"kind": "dpo", "max_steps": 3, "clips_per_step": 1, "questions_per_clip": 1, "negatives": "options"}
 GRPO = {"kind": "grpo", "max_steps": 4, "prompts_per_step": 2, "group_size": 3, "max_new_tokens": 4,
-        "rewards": {"e2e.shell:vowels": 1.0}}  # fmt: skip
-COMPRESS = {"kind": "compress", "max_steps": 3, "clips_per_step": 1, "questions_per_clip": 1, "every_steps": 1,
+        "rewards": {"e2e.shell:vowels": 1.0}, "log_completions_steps": 1}  # fmt: skip
+COMPRESS = {"kind": "compress", "max_steps": 3, "clips_per_step": 1, "questions_per_clip": 1, "steps_per_unit": 1,
             "reset_optimizer": True, "styles": "think"}  # fmt: skip
-ONLINE = {"curriculum": {"order": "online", "reward": "e2e.shell:vowels", "explore": 0.3}}
+ONLINE = {"curriculum": {"order": "online", "reward": "e2e.shell:vowels", "exploration": 0.3}}
 RUNS: dict[str, list[dict[str, Any]]] = {
     "sft then grpo": [SFT | FULL, GRPO | LORA],
-    "rare saves": [GRPO | FULL | ONLINE | {"num_iterations": 2, "max_steps": 8, "save_every": 4}],
-    "dpo then compress": [DPO | LORA, COMPRESS | FULL | {"keep_checkpoints": 2}],
+    "rare saves": [GRPO | FULL | ONLINE | {"num_iterations": 2, "max_steps": 8, "save_steps": 4}],
+    "dpo then compress": [DPO | LORA, COMPRESS | FULL | {"save_total_limit": 2}],
     "grpo online": [GRPO | FULL | ONLINE | {"beta": 0.0, "max_steps": 6}],
 }
 
@@ -263,7 +263,7 @@ def test_a_log_on_a_full_disk_goes_on_where_it_was(warm: Warm, data: Path, tmp_p
     path, whole, out = recipe(data, "rare saves"), tmp_path / "whole", tmp_path / "full"
     assert warm(arguments(path, whole), whole).codes == (0,)
     out.mkdir()
-    kept = (whole / "recipe.json").read_text().replace('"save_every": 4', '"save_every": 100')
+    kept = (whole / "recipe.json").read_text().replace('"save_steps": 4', '"save_steps": 100')
     (out / "recipe.json").write_text(kept)
     full = warm(arguments(path, out), out, limit=(whole / "metrics.jsonl").stat().st_size * 2 // 3)
     assert full.codes == (2,)

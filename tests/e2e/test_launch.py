@@ -21,9 +21,9 @@ ENGINES = ROOT / "recipes" / "engines"
 COMMON = """
     data: {mixture: [{manifest: rows.jsonl}]}
     pack_tokens: 120
-    optimizer: {lr: 1.0e-3}
+    optimizer: {learning_rate: 1.0e-3}
     max_steps: 2
-    trainable: {connector: full, decoder: lora, lora: {r: 2, alpha: 4}}
+    trainable: {connector: full, decoder: lora, lora: {r: 2, lora_alpha: 4}}
 """
 RECIPE = f"""
 recipe: tiny

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from earwise.config.deprecated import with_new_names
 from earwise.config.overrides import assign
 from earwise.config.stages import (
     BandConfig,
@@ -25,13 +26,13 @@ from earwise.config.stages import (
     JudgeConfig,
     LoraConfig,
     OptimizerConfig,
-    RefreshConfig,
+    RowFilter,
     SftStage,
     Source,
     Stage,
     Strict,
     TrainableConfig,
-    Where,
+    WeightSyncConfig,
 )
 from earwise.errors import ConfigError
 
@@ -60,12 +61,12 @@ class ModelConfig(Strict):
     the checkpoint's own. The same where the encoder masks padding; a choice to be trained with where it does not."""
     connector: ConnectorConfig | None = None
     """Of `embedded-blank`; None is the shipped model's kind. Drawn by the recipe's seed."""
-    decoder_start: Literal["pretrained", "random"] = "pretrained"
+    decoder_init: Literal["pretrained", "random"] = "pretrained"
     """Of `embedded-blank`: `random` draws the decoder anew, by the recipe's seed; then train it in full."""
 
     @model_validator(mode="after")
     def _only_what_is_untrained_is_chosen(self) -> "ModelConfig":
-        chosen = "connector" if self.connector else "decoder_start" if self.decoder_start == "random" else None
+        chosen = "connector" if self.connector else "decoder_init" if self.decoder_init == "random" else None
         if chosen and self.name != "embedded-blank" and ":" not in self.name:
             raise ValueError(f"{chosen} is for name: embedded-blank, {self.name} was trained with its own")
         return self
@@ -75,7 +76,7 @@ class EvalConfig(Strict):
     """What a run is measured on, before its first stage and after its last."""
 
     manifest: str
-    where: Where = Field(default_factory=dict)
+    where: RowFilter = Field(default_factory=dict)
     style: str = "answer"
     max_new_tokens: int = Field(32, gt=0)
     limit: int | None = Field(None, gt=0)
@@ -119,6 +120,7 @@ def load_recipe(
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with `recipe:` and `stages:`, this is {type(raw).__name__}")
+    raw = with_new_names(raw, str(path))
     for kind, chosen in (("profile", profile), ("arm", arm)):
         layers = raw.pop(f"{kind}s", None) or {}  # of the arms as the profile has left them
         if chosen is not None:
@@ -130,14 +132,15 @@ def load_recipe(
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} is not key=value; write for example stages.0.max_steps=10")
-        assign(raw, key, yaml.safe_load(value), "command line")
+        ((new_key, new_value),) = with_new_names({key: yaml.safe_load(value)}, "command line").items()
+        assign(raw, new_key, new_value, "command line")
     return check_recipe(raw, str(path))
 
 
 def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
     """Validate a merged recipe; see `load_recipe`."""
     try:
-        return Recipe.model_validate(raw)
+        return Recipe.model_validate(with_new_names(raw, where))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from error
 
@@ -167,6 +170,6 @@ def _field_names() -> list[str]:
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
         SftStage, GrpoStage, BandConfig, CurriculumConfig,
-        JudgeConfig, RefreshConfig, DpoStage, CompressStage, EvalConfig,
+        JudgeConfig, WeightSyncConfig, DpoStage, CompressStage, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

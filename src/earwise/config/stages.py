@@ -1,6 +1,8 @@
-"""What a stage of a recipe may say: one schema a kind of stage, a union on `kind`. No torch.
+"""Schema of the training stages of a recipe: one pydantic model per kind of stage, a union on `kind`. No torch.
 
-Config ends at the door: stages unpack it and pass plain values on.
+`config/recipe.py` reads these from YAML; `train/stages/*` take the values out and pass them on as plain arguments.
+Names of settings are those of TRL, transformers and PEFT where these have one. `config/deprecated.py` lists the names
+that earlier versions used.
 """
 
 from typing import Annotated, Literal
@@ -9,60 +11,69 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Strict(BaseModel):
+    """Base of the schema: values cannot be changed, unknown keys and numbers that are not finite are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Where = dict[Literal["task", "category", "source", "split", "language"], str]
-"""Field of a row -> the value it must have."""
+RowFilter = dict[Literal["task", "category", "source", "split", "language"], str]
+"""Field of a manifest row -> the value that the field must have."""
 
 
 class Source(Strict):
     """One manifest of a mixture."""
 
     manifest: str
-    """Path relative to the recipe, or `starter:train` / `starter:val` for the bundled clips."""
+    """Path of the manifest, relative to the recipe's folder, or `starter:train` / `starter:val` for the bundled
+    clips."""
     weight: float = Field(1.0, gt=0)
-    where: Where = {}
-    """Only rows whose fields have these values."""
+    """Relative share of this manifest in the mixture; see `DataConfig.weight_by_size`."""
+    where: RowFilter = {}
+    """Use only rows whose fields have these values."""
 
 
 class DataConfig(Strict):
-    """What a stage trains on."""
+    """The training data of a stage."""
 
     mixture: tuple[Source, ...] = Field(min_length=1)
     styles: dict[str, float] = {"answer": 1.0}
-    """Prompt wording -> weight; one is drawn per question."""
+    """Prompt style (a key of `prompts.INSTRUCTIONS`) -> weight; one style is drawn per question."""
     long_audio: Literal["error", "truncate", "chunk"] = "error"
-    """For clips longer than the model hears: refuse, hear the beginning, or hear several clips one after the other."""
+    """Clips longer than the model's audio window: stop, use the beginning only, or pass consecutive chunks."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    by_size: bool = False
-    """Weights are per item: a manifest counts as its weight times the items that it holds (clips for stages that ask
-    several questions of each, else rows)."""
-    temperature: float = Field(1.0, gt=0)
-    """T: a manifest is drawn in proportion to its weight to the power of 1/T. Above 1 evens manifests out."""
+    """A row whose audio cannot be read: stop the run, or leave the row out and report it."""
+    weight_by_size: bool = False
+    """Multiply the weight of a manifest by its number of items (clips in stages that ask several questions per clip,
+    rows otherwise)."""
+    mixture_temperature: float = Field(1.0, gt=0)
+    """T: a manifest is drawn in proportion to weight^(1/T). Values above 1 make the shares more equal."""
 
 
 class LoraConfig(Strict):
-    """Low-rank update of linear layers."""
+    """Low-rank update of linear layers; names as in PEFT."""
 
     r: int = Field(16, gt=0)
-    alpha: float = Field(32.0, gt=0)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Rank."""
+    lora_alpha: float = Field(32.0, gt=0)
+    """The update is scaled by `lora_alpha / r`."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Last parts of the names of the layers that get a LoRA."""
 
 
-Mode = Literal["frozen", "full", "lora"]
+TrainMode = Literal["frozen", "full", "lora"]
 
 
 class TrainableConfig(Strict):
-    """What of each part is trained."""
+    """How each part of the model is trained."""
 
-    encoder: Mode = "frozen"
+    encoder: TrainMode = "frozen"
     connector: Literal["frozen", "full"] = "full"
-    decoder: Mode = "lora"
+    decoder: TrainMode = "lora"
     lora: LoraConfig = LoraConfig()
+    """Used by the parts that are set to `lora`."""
 
     @model_validator(mode="after")
-    def _something_is_trained(self) -> "TrainableConfig":
+    def _check_something_is_trained(self) -> "TrainableConfig":
         if self.encoder == self.connector == self.decoder == "frozen":
             raise ValueError(
                 "nothing to train: encoder, connector and decoder are all frozen; set one of them to full or lora"
@@ -71,156 +82,172 @@ class TrainableConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule; names as in transformers' TrainingArguments."""
 
-    lr: float = Field(2e-4, gt=0)
-    encoder_lr: float | None = Field(None, gt=0)
-    """None: the same as `lr`."""
-    connector_lr: float | None = Field(None, gt=0)
-    """None: the same as `lr`."""
+    learning_rate: float = Field(2e-4, gt=0)
+    encoder_learning_rate: float | None = Field(None, gt=0)
+    """None: `learning_rate`."""
+    connector_learning_rate: float | None = Field(None, gt=0)
+    """None: `learning_rate`."""
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    grad_clip: float = Field(1.0, gt=0)
+    """Steps over which the learning rate rises linearly to its full value."""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """Course of the learning rate after the warm-up; `linear` and `cosine` reach 0 at `max_steps`."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm where theirs is larger."""
 
 
 class BandConfig(Strict):
-    """Pass counts from `low` to `high` of `of` attempts; rows tried more or less often are compared by their rate."""
+    """Pass counts from `low` to `high` out of `attempts`. Rows with another number of attempts are compared by rate."""
 
     low: int = Field(3, ge=0)
     high: int = Field(6, ge=0)
-    of: int = Field(8, gt=0)
+    attempts: int = Field(8, gt=0)
 
     @model_validator(mode="after")
-    def _in_order(self) -> "BandConfig":
-        if not self.low <= self.high <= self.of:
+    def _check_order(self) -> "BandConfig":
+        if not self.low <= self.high <= self.attempts:
             raise ValueError(
-                f"a band goes from low to high of so many attempts, not {self.low} to {self.high} of {self.of}"
+                f"band needs low <= high <= attempts, got low {self.low}, high {self.high}, attempts {self.attempts}"
             )
         return self
 
 
 class CurriculumConfig(Strict):
-    """In which order the rows of each manifest come; all but `shuffled` and `online` want rows with pass rates."""
+    """Order in which the rows of each manifest are used. All orders but `shuffled` and `online` need rows with pass
+    rates (`earwise build difficulty`)."""
 
     order: Literal["shuffled", "easy_to_hard", "banded", "online"] = "shuffled"
-    """`banded` leaves out what is not in the band, `online` what is not in it as the policy is now."""
+    """`banded` leaves out rows outside the band; `online` does so by pass rates that the policy's own groups keep up to
+    date."""
     band: BandConfig = BandConfig()
     reward: str = "accuracy"
-    """`online`: a sample has passed if this reward is 1."""
-    explore: float = Field(0.1, gt=0, le=1)
-    """`online`: chance of a row outside the band, each time it comes up."""
+    """For `online`: a completion counts as passed if this reward is 1."""
+    exploration: float = Field(0.1, gt=0, le=1)
+    """For `online`: probability of using a row that is outside the band, each time it comes up."""
 
 
 class _Stage(Strict):
+    """Settings that all kinds of stages share."""
+
     kind: str
     name: str | None = None
+    """Name in overrides (`stages.NAME.max_steps`) and folders; None: the kind."""
     data: DataConfig
     curriculum: CurriculumConfig = CurriculumConfig()
     trainable: TrainableConfig = TrainableConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     max_steps: int = Field(gt=0)
+    """Optimizer steps."""
     max_minutes: float | None = Field(None, gt=0)
-    """Stop (as finished) after so many minutes of this process; None: never."""
+    """End the stage, as finished, after this many minutes of the running process; None: no limit."""
     pack_tokens: int = Field(1024, gt=0)
-    """Tokens of one forward pass."""
-    checkpoint_activations: bool = False
-    """Keep only the input of each layer and compute the rest again in the backward pass: a third more work, and
-    memory that hardly grows with the number of layers."""
-    save_every: int = Field(50, gt=0)
-    keep_checkpoints: int = Field(1, gt=0)
-    """How many, the newest; a run continues from the last."""
-    on_bad_loss: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite: end the run, or leave this step's update out."""
-    max_bad_steps: int = Field(10, gt=0)
-    """`skip`: so many in a row are left out, one more ends the run."""
-    log_samples_every: int = Field(10, gt=0)
+    """Tokens of one forward pass (a micro-batch of packed sequences)."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer and recompute the rest in the backward pass: about a third more computation,
+    and memory that hardly grows with the number of layers."""
+    save_steps: int = Field(50, gt=0)
+    """Steps from one checkpoint to the next."""
+    save_total_limit: int = Field(1, gt=0)
+    """Number of checkpoints that are kept, the newest; a run resumes from the last."""
+    on_nonfinite_loss: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is not finite: end the run, or skip the update of this step."""
+    max_skipped_steps: int = Field(10, gt=0)
+    """With `skip`: number of consecutive skipped steps; one more ends the run."""
 
     @model_validator(mode="after")
-    def _online_wants_samples(self) -> "_Stage":
+    def _check_online_has_completions(self) -> "_Stage":
         if self.curriculum.order == "online" and self.kind != "grpo":
             raise ValueError(
-                f"curriculum.order online watches the policy's own samples, {self.kind} has none; use easy_to_hard"
+                "curriculum.order online needs completions that the policy samples in training, and a stage of kind "
+                f"{self.kind} samples none; use easy_to_hard"
             )
         return self
 
 
-class _Taught(_Stage):
-    """A stage that is told the right replies, so that it would never say anything itself."""
+class _SupervisedStage(_Stage):
+    """Settings of the stages that train on given replies and sample nothing by themselves."""
 
-    show_every: int = Field(50, ge=0)
-    """Steps between greedy answers to a few fixed rows of its data, in the log to look at; 0: none."""
+    log_completions_steps: int = Field(50, ge=0)
+    """Steps between greedy answers to a few fixed training rows, logged for a person to read; 0: none."""
 
 
-class SftStage(_Taught):
-    """Supervised training: all questions of a clip in one tree."""
+class SftStage(_SupervisedStage):
+    """Supervised fine-tuning; all questions about a clip share one tree."""
 
     kind: Literal["sft"]
     clips_per_step: int = Field(16, gt=0)
     questions_per_clip: int = Field(4, gt=0)
-    start: Literal["none", "ridge"] = "none"
-    """`ridge`: before the first step, set the connector to the ridge regression onto the decoder's word embeddings of
-    the answers."""
+    connector_init: Literal["none", "ridge"] = "none"
+    """`ridge`: before the first step, set the connector to the ridge regression from encoder states onto the decoder's
+    word embeddings of the answers; `none`: use the connector as it was loaded."""
 
 
 class JudgeConfig(Strict):
-    """A language model behind a server that judges thoughts, as reward `judge`."""
+    """A language model behind a server that scores reasoning, for the reward `judge`."""
 
     server: str
-    """Its address as in `--model`: http://127.0.0.1:8000/v1#NAME."""
+    """Address as in `--model`: http://127.0.0.1:8000/v1#NAME."""
     rubric: str = (
         "You judge a short argument about a sound that you cannot hear. Is it coherent, does each step follow, and "
         "does it lead to the answer that is given? Ignore whether the answer is right."
     )
-    points: int = Field(5, gt=1)
-    """Of the scale, from 1; the reward is 0 to 1."""
+    max_score: int = Field(5, gt=1)
+    """Best score of the scale, which begins at 1; the reward is the score mapped to [0, 1]."""
 
 
-class RefreshConfig(Strict):
-    """Newer weights for a server that samples."""
+class WeightSyncConfig(Strict):
+    """How newer weights are sent to the rollout server."""
 
-    how: Literal["lora", "weights"] = "lora"
-    """The adapter alone (vLLM, SGLang, earwise serve), or all weights with LoRA merged in (SGLang, earwise serve)."""
-    every: int = Field(1, gt=0)
-    """Steps from one version to the next; the first goes before the first rollout."""
+    method: Literal["lora", "weights"] = "lora"
+    """`lora`: the LoRA alone (vLLM, SGLang, earwise serve); `weights`: all weights with the LoRA merged (SGLang,
+    earwise serve)."""
+    steps: int = Field(1, gt=0)
+    """Steps from one version to the next; the first version is sent before the first rollout."""
     folder: str | None = None
-    """Where versions are written, as this machine and the server both see it; None: `sampler` in the stage's folder."""
+    """Folder for the versions, which this machine and the server both see; None: `sampler` in the stage's folder."""
 
 
 class GrpoStage(_Stage):
-    """Group relative policy optimisation; names as in TRL."""
+    """Group relative policy optimisation; names as in TRL's GRPOConfig."""
 
     kind: Literal["grpo"]
     prompts_per_step: int = Field(8, gt=0)
     group_size: int = Field(8, gt=1)
+    """Completions per prompt (TRL: num_generations)."""
     max_new_tokens: int = Field(32, gt=0)
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
+    """Name of a reward, or `module:function` -> weight in the sum."""
     balance_thinking: bool = False
-    """Of `adaptive_thinking` and `adaptive_consistent`: the more often a step's completions think, the less thinking
-    is worth, and the same of answering at once; fades away towards `max_steps`."""
-    sampler: str | None = None
-    """A server that samples, `http://127.0.0.1:8000/v1#NAME`, with the weights that it was started with; None: the
-    policy itself, here."""
-    sampler_refresh: RefreshConfig | None = None
-    """None: the server keeps the weights that it was started with."""
-    on_sampler_error: Literal["stop", "wait"] = "stop"
-    """A server that samples and does not answer (any more): end the run, or ask it again and again."""
-    sampler_wait_minutes: float = Field(30.0, gt=0)
-    """`wait`: so long, then the run ends."""
+    """For `adaptive_thinking` and `adaptive_consistent`: the larger the share of a step's completions that think, the
+    lower the reward of thinking, and likewise for answering at once; the effect fades towards `max_steps`."""
+    log_completions_steps: int = Field(10, ge=0)
+    """Steps between rollouts that are logged in full; 0: none."""
+    rollout_server: str | None = None
+    """Server that samples the completions, `http://127.0.0.1:8000/v1#NAME`; None: the policy in this process."""
+    weight_sync: WeightSyncConfig | None = None
+    """None: the rollout server keeps the weights it was started with."""
+    on_rollout_error: Literal["stop", "retry"] = "stop"
+    """A rollout server that does not answer: end the run, or send the request again until it does."""
+    rollout_retry_minutes: float = Field(30.0, gt=0)
+    """With `retry`: minutes without an answer after which the run ends."""
     judge: JudgeConfig | None = None
-    """Who answers for the reward `judge`."""
+    """The model behind the reward `judge`."""
     reward_timeout_s: float = Field(60.0, gt=0)
-    """Time for one call of a reward that is not built in."""
+    """Seconds for one call of a reward that is not built in."""
     on_reward_error: Literal["stop", "zero", "skip_group"] = "stop"
-    """A reward that throws, gives no number or takes too long: end the run, count as 0, or leave its prompt out."""
+    """A reward that raises an error, returns no number or exceeds its time: end the run, count it as 0, or leave its
+    prompt out."""
     dynamic_sampling: int | None = Field(None, gt=1)
-    """Rounds of sampling at most, in which prompts whose samples all earned the same are replaced; None: no more than
-    one, and nothing is replaced."""
+    """Largest number of sampling rounds in which prompts whose completions all have the same reward are replaced; None:
+    one round, nothing is replaced."""
     beta: float = Field(0.04, ge=0)
+    """Weight of the KL divergence from the reference."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"] = "grpo"
     importance_sampling_level: Literal["token", "sequence"] = "token"
     epsilon: float = Field(0.2, gt=0)
@@ -231,86 +258,93 @@ class GrpoStage(_Stage):
     """Updates per rollout."""
 
     @model_validator(mode="after")
-    def _cispo_knows_its_limit(self) -> "GrpoStage":
+    def _check_cispo_limit(self) -> "GrpoStage":
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo needs epsilon_high, the largest ratio it keeps (5.0 is usual)")
         return self
 
     @model_validator(mode="after")
-    def _something_is_balanced(self) -> "GrpoStage":
+    def _check_balanced_reward(self) -> "GrpoStage":
         if self.balance_thinking and not {"adaptive_thinking", "adaptive_consistent"} & set(self.rewards):
             raise ValueError("balance_thinking is for the rewards adaptive_thinking and adaptive_consistent; add one")
         return self
 
     @model_validator(mode="after")
-    def _someone_is_refreshed(self) -> "GrpoStage":
-        if self.sampler_refresh is not None and self.sampler is None:
-            raise ValueError("sampler_refresh is for a server that samples; set sampler, or leave it out")
+    def _check_synced_server(self) -> "GrpoStage":
+        if self.weight_sync is not None and self.rollout_server is None:
+            raise ValueError("weight_sync is for a server that samples; set rollout_server, or leave it out")
         return self
 
     @model_validator(mode="after")
-    def _judge_is_known(self) -> "GrpoStage":
+    def _check_judge(self) -> "GrpoStage":
         if ("judge" in self.rewards) != (self.judge is not None):
             raise ValueError("the reward `judge` and the setting `judge: {server: ...}` need each other")
         return self
 
 
-class DpoStage(_Taught):
-    """Preferences: chosen and rejected replies to one sound as branches of one tree."""
+class DpoStage(_SupervisedStage):
+    """Direct preference optimisation: chosen and rejected replies to one clip are branches of one tree."""
 
     kind: Literal["dpo"]
     clips_per_step: int = Field(8, gt=0)
     questions_per_clip: int = Field(4, gt=0)
     negatives: Literal["rows", "options"] = "rows"
-    """What is rejected: the row's own `rejected`, or a wrong option, worded like the right one."""
+    """Rejected replies: those in the row's `rejected`, or a wrong option in the wording of the right one."""
     beta: float = Field(0.1, gt=0)
+    """Weight of the margin."""
     loss_type: Literal["sigmoid", "sigmoid_norm", "robust", "ipo"] = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
     @model_validator(mode="after")
-    def _ipo_is_not_smoothed(self) -> "DpoStage":
+    def _check_ipo_smoothing(self) -> "DpoStage":
         if self.loss_type == "ipo" and self.label_smoothing:
             raise ValueError(f"label_smoothing {self.label_smoothing} does nothing in ipo; set it to 0")
         return self
 
 
-class CompressStage(_Taught):
-    """Semi-implicit reasoning: supervised training on chains that get shorter as training goes on."""
+class CompressStage(_SupervisedStage):
+    """Semi-implicit reasoning: supervised training on chains of reasoning that get shorter as training goes on."""
 
     kind: Literal["compress"]
     clips_per_step: int = Field(8, gt=0)
     questions_per_clip: int = Field(4, gt=0)
-    pieces: Literal["sentences", "tokens"] = "sentences"
-    """What is taken out: sentences, of which a stub stays, or tokens, of which nothing stays."""
-    k: int = Field(3, ge=0)
-    group: int = Field(1, gt=0)
+    unit: Literal["sentences", "tokens"] = "sentences"
+    """What is removed from a chain: sentences, each leaving a stub, or tokens, leaving nothing."""
+    stub_groups: int = Field(3, ge=0)
+    words_per_group: int = Field(1, gt=0)
     ellipsis: str = "..."
-    """A stub is the first `k` groups of `group` words, and the ellipsis."""
+    """A stub is the first `stub_groups` groups of `words_per_group` words, followed by the ellipsis."""
     order: Literal["left", "right", "random"] = "left"
-    rate: float = Field(1.0, gt=0)
-    """Pieces more an epoch."""
-    every_steps: int | None = Field(None, gt=0)
-    """A piece more every so many steps, in place of `rate`."""
+    """Which units are removed first."""
+    units_per_epoch: float = Field(1.0, gt=0)
+    """Additional units removed per epoch."""
+    steps_per_unit: int | None = Field(None, gt=0)
+    """Remove one more unit every this many steps, in place of `units_per_epoch`."""
     cutover: int | None = Field(None, ge=0)
-    """Progress from which everything is taken out; None: the 95th percentile of pieces a chain (sentences), or never
-    (tokens)."""
+    """Number of removed units from which the whole chain is removed; None: the 95th percentile of sentences per chain,
+    or never where the unit is tokens."""
     smoothing: float | None = Field(None, gt=0)
-    """Take out some pieces more, at random: so many with a probability that falls by exp(-smoothing); None: none."""
+    """Remove n extra units at random, with P(n) proportional to exp(-smoothing * n); None: no extra units."""
     reset_optimizer: bool = False
-    """Forget the optimizer's state whenever more is taken out."""
+    """Clear the optimizer's state each time one more unit is removed."""
     held_out: Source | None = None
-    """Rows that token delay is measured on; none: it is not. Their answers are shown in place of `show_every`'s."""
+    """Rows on which token delay is measured, and whose answers are logged in place of those of
+    `log_completions_steps`; None: token delay is not measured."""
     held_out_limit: int = Field(8, gt=0)
-    measure_every: int = Field(25, gt=0)
+    """Number of held-out rows that are used."""
+    eval_steps: int = Field(25, gt=0)
+    """Steps between measurements of token delay."""
     max_new_tokens: int = Field(256, gt=0)
-    """Of a held-out answer."""
+    """Longest answer to a held-out row, in tokens."""
 
     @model_validator(mode="after")
-    def _chains_only(self) -> "CompressStage":
-        if strange := set(self.data.styles) - {"think", "short-think", "xs-cot"}:
-            raise ValueError(f"data.styles {sorted(strange)[0]!r} has no chain to shorten; think, short-think, xs-cot")
-        if self.pieces == "tokens" and self.order == "random":
-            raise ValueError("order random takes sentences out; with pieces tokens it is left or right")
+    def _check_chains(self) -> "CompressStage":
+        if without_chain := set(self.data.styles) - {"think", "short-think", "xs-cot"}:
+            raise ValueError(
+                f"data.styles: {min(without_chain)!r} has no chain to shorten; use think, short-think or xs-cot"
+            )
+        if self.unit == "tokens" and self.order == "random":
+            raise ValueError("order random removes sentences; with unit tokens the order is left or right")
         return self
 
 

@@ -17,11 +17,11 @@ stages:
   - kind: grpo
     data: {mixture: [{manifest: b.jsonl}]}
     max_steps: 20
-    optimizer: {lr: 1.0e-5, grad_clip: 0.5}
+    optimizer: {learning_rate: 1.0e-5, max_grad_norm: 0.5}
 profiles:
   cpu:
     stages.*.max_steps: 2
-    stages.1: {group_size: 4, optimizer: {lr: 3e-4}}
+    stages.1: {group_size: 4, optimizer: {learning_rate: 3e-4}}
 arms:
   think: {stages.0.data.styles: {open: null, think: 1.0}, stages.1.group_size: 2}
   one: {stages.1: null}
@@ -50,14 +50,14 @@ def test_a_mapping_in_a_profile_is_merged_not_replaced(recipe: Path) -> None:
     stage = load_recipe(recipe, profile="cpu").stages[1]
     assert isinstance(stage, GrpoStage)
     assert stage.group_size == 4
-    assert stage.optimizer.lr == 3e-4  # YAML reads 3e-4 as text; the schema makes it a number
-    assert stage.optimizer.grad_clip == 0.5
+    assert stage.optimizer.learning_rate == 3e-4  # YAML reads 3e-4 as text; the schema makes it a number
+    assert stage.optimizer.max_grad_norm == 0.5
 
 
 def test_numbers_without_a_point_are_numbers(recipe: Path) -> None:
-    stage = load_recipe(recipe, overrides=["stages.0.optimizer.lr=2e-6"]).stages[0]
+    stage = load_recipe(recipe, overrides=["stages.0.optimizer.learning_rate=2e-6"]).stages[0]
     assert isinstance(stage, SftStage)
-    assert stage.optimizer.lr == 2e-6
+    assert stage.optimizer.learning_rate == 2e-6
 
 
 def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
@@ -76,8 +76,8 @@ def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
         (["stages.0.max_steps"], "key=value"),
         (["seed.sub=1"], "seed"),
         (["stages.0.kind=dance"], "dance"),
-        (["stages.0.optimizer.lr=-1"], "greater than 0"),
-        (["stages.0.optimizer.lr=.nan"], "lr"),
+        (["stages.0.optimizer.learning_rate=-1"], "greater than 0"),
+        (["stages.0.optimizer.learning_rate=.nan"], "learning_rate"),
         (["stages=[]"], "stages"),
         (["stages.1.loss_type=ppo"], "loss_type"),
         (["stages.0.data.mixture=[]"], "mixture"),
@@ -124,7 +124,7 @@ def test_an_arm_lies_over_the_profile_and_takes_out_what_is_null(recipe: Path) -
     assert plain.stages[0].data.styles == {"open": 1.0}
     assert think.stages[0].data.styles == {"think": 1.0}
     assert isinstance(think.stages[1], GrpoStage) and think.stages[1].group_size == 2
-    assert think.stages[1].optimizer.lr == 3e-4
+    assert think.stages[1].optimizer.learning_rate == 3e-4
     assert load_recipe(recipe, arm="think", overrides=["stages.1.group_size=5"]).stages[1].group_size == 5  # type: ignore[union-attr]
     assert len(load_recipe(recipe, arm="one").stages) == 1
     named = ["stages.0.name=first", "stages.first.max_steps=4"]
