@@ -155,7 +155,7 @@ def answer_blocks(text: str) -> tuple[str, ...]:
     return tuple(block[2].strip() for block in _BLOCK.finditer(split_reasoning(text)[1]))
 
 
-def said(text: str) -> str | None:
+def extract_answer(text: str) -> str | None:
     """What a completion gives as its answer, word for word: answer block, else last `ANSWER:` line, else all the rest.
 
     Returns:

@@ -1,6 +1,6 @@
 """Turns into text with spans that say where audio goes and what is trained; the papers' question templates.
 
-No torch. A `Template` is the chat format of one model family; a `style` is the wording of one paper. `render` gives
+No torch. A `ChatTemplate` is the chat format of one model family; a `style` is the wording of one paper. `render` gives
 spans, the forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is
 what is sampled.
 """
@@ -11,23 +11,23 @@ from dataclasses import dataclass, field, replace
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example, Role, Text, Turn
 
-AUDIO_MARK = "<|AUDIO|>"
+AUDIO_PLACEHOLDER = "<|AUDIO|>"
 
 
 @dataclass(frozen=True, slots=True)
-class Slots:
+class FixedLayout:
     """A prompt of fixed length: so many clips, then so many tokens of text (Mellow as released)."""
 
     clips: int
     """Every prompt has as many; a missing one repeats the first."""
     text_tokens: int
     """What stands behind the last clip is cut or filled up to as many."""
-    fill: str
+    pad_token: str
     """The token that fills up; the model sees it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class ChatTemplate:
     """A chat format. `{role}` and `{k}` (the clip's number in the whole conversation, from 1) are filled in."""
 
     name: str
@@ -37,25 +37,25 @@ class Template:
     audio_end: str
     system: str | None = None
     """System line put in front when the conversation has none."""
-    between: str = "\n"
+    turn_separator: str = "\n"
     """What stands behind every turn's end; never trained."""
-    opening: str = ""
+    conversation_start: str = ""
     """What stands before the first turn."""
-    roles: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
+    role_markers: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
     """Start and end of the turns of a role that has its own."""
     system_in_user: bool = False
     """True for a format without system turns: what stands there begins the first user turn."""
-    slots: Slots | None = None
+    fixed_layout: FixedLayout | None = None
     """Of prompts of fixed length; see `models.sequence`."""
 
     def turn(self, role: Role) -> tuple[str, str]:
         """Start and end of a turn of this role."""
-        return self.roles.get(role, (self.turn_start.format(role=role), self.turn_end))
+        return self.role_markers.get(role, (self.turn_start.format(role=role), self.turn_end))
 
 
 # Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md,
 # section 3).
-QWEN2_AUDIO = Template(
+QWEN2_AUDIO = ChatTemplate(
     "qwen2-audio",
     "<|im_start|>{role}\n",
     "<|im_end|>",
@@ -64,23 +64,29 @@ QWEN2_AUDIO = Template(
     "You are a helpful assistant.",
 )
 # Qwen2-Audio before its instruction tuning: the sound, then the bare task, then the answer (same section).
-QWEN2_AUDIO_BASE = Template(
-    "qwen2-audio-base", "", "", "<|audio_bos|>", "<|audio_eos|>", between="",
-    roles={"assistant": ("", "<|endoftext|>")},
+QWEN2_AUDIO_BASE = ChatTemplate(
+    "qwen2-audio-base", "", "", "<|audio_bos|>", "<|audio_eos|>", turn_separator="",
+    role_markers={"assistant": ("", "<|endoftext|>")},
 )  # fmt: skip
 # Mellow (papers/mellow.md section 2): clips, each before a separator, then the bare question and the end mark, as its
 # trainer writes it; and its inference code's packing, two clips and 129 tokens of question, no end mark.
-MELLOW = Template(
-    "mellow", "", " <|endoftext|>", "", "<|endoftext|>", between="", roles={"assistant": ("", "<|endoftext|>")}
+MELLOW = ChatTemplate(
+    "mellow",
+    "",
+    " <|endoftext|>",
+    "",
+    "<|endoftext|>",
+    turn_separator="",
+    role_markers={"assistant": ("", "<|endoftext|>")},
 )
-MELLOW_COMPAT = replace(MELLOW, name="mellow-compat", turn_end="", slots=Slots(2, 1 + 129, "!"))
+MELLOW_COMPAT = replace(MELLOW, name="mellow-compat", turn_end="", fixed_layout=FixedLayout(2, 1 + 129, "!"))
 # SALMONN: Vicuna's turns, the sound between tags that are plain text (papers/salmonn.md, section 2).
-SALMONN = Template(
-    "salmonn", "", "", "<Speech>", "</Speech> ", between="", opening="<s>",
-    roles={"system": ("", " "), "user": ("USER: ", "\n"), "assistant": ("ASSISTANT:", "</s>")},
+SALMONN = ChatTemplate(
+    "salmonn", "", "", "<Speech>", "</Speech> ", turn_separator="", conversation_start="<s>",
+    role_markers={"system": ("", " "), "user": ("USER: ", "\n"), "assistant": ("ASSISTANT:", "</s>")},
 )  # fmt: skip
 # The embedded model: ChatML without a system line, so that the prompt of a short clip stays short.
-EMBEDDED = Template("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
+EMBEDDED = ChatTemplate("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ class Span:
     audio: bool = False
 
 
-def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tuple[Span, ...]:
+def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -> tuple[Span, ...]:
     """Render a conversation.
 
     Args:
@@ -119,7 +125,7 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
         elif text:
             spans.append(Span(text, trained))
 
-    say(template.opening)
+    say(template.conversation_start)
     clips = 0
     for turn in turns:
         start, end = template.turn(turn.role)
@@ -132,14 +138,14 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
                 spans.append(Span("", audio=True))
                 say(template.audio_end)
             else:
-                if AUDIO_MARK in part.text:
+                if AUDIO_PLACEHOLDER in part.text:
                     raise DataError(
-                        f"text holds the audio placeholder {AUDIO_MARK!r}: {part.text[:60]!r}; "
+                        f"text holds the audio placeholder {AUDIO_PLACEHOLDER!r}: {part.text[:60]!r}; "
                         "put the clip in a part of its own"
                     )
                 say(part.text, trained)
         say(end, trained)
-        say(template.between)
+        say(template.turn_separator)
     if generate:
         say(template.turn("assistant")[0])
     return tuple(spans)
@@ -147,7 +153,7 @@ def render(turns: tuple[Turn, ...], template: Template, *, generate: bool) -> tu
 
 # R1-AQA's wordings (papers/r1-aqa.md, section 3): <1> is "plain" (exact text unpublished; ours), <2> "answer", <3>
 # "think".
-OPTIONS = " Please choose the answer from the following options: {choices}."
+CHOICES_PROMPT = " Please choose the answer from the following options: {choices}."
 INSTRUCTIONS = {
     "open": "",
     "plain": "",
@@ -168,8 +174,8 @@ INSTRUCTIONS = {
     "xs-cot": " Write down what is said, translate it into English, answer it in English, "
     "then answer it in the language that was spoken.",
 }
-TAGGED = ("answer", "think", "short-think", "adaptive", "structured")
-THINKING = ("think", "short-think", "structured")
+TAGGED_STYLES = ("answer", "think", "short-think", "adaptive", "structured")
+THINKING_STYLES = ("think", "short-think", "structured")
 
 
 def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
@@ -181,7 +187,7 @@ def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
     """
     if style not in INSTRUCTIONS:
         raise ConfigError(f"prompt style {style!r} is none of {', '.join(INSTRUCTIONS)}")
-    options = OPTIONS.format(choices=list(choices)) if choices else ""
+    options = CHOICES_PROMPT.format(choices=list(choices)) if choices else ""
     text = question + options + INSTRUCTIONS[style]
     return text if question else text.lstrip()
 
@@ -238,7 +244,7 @@ def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
     return (*turns, Turn("user", (*audio, Text(text)) if text else audio))
 
 
-def spread(turns: tuple[Turn, ...], pieces: Sequence[int]) -> tuple[Turn, ...]:
+def repeat_audio_parts(turns: tuple[Turn, ...], pieces: Sequence[int]) -> tuple[Turn, ...]:
     """The conversation with every audio part as often as its sound was cut into `pieces` (`long_audio: chunk`)."""
     counts = iter(pieces)
     return tuple(
@@ -265,10 +271,10 @@ def target_text(example: Example, style: str, answer: str | None = None) -> str:
         if not example.reasoning:
             raise ConfigError(f"example {example.id!r} has no reasoning for style 'xs-cot'; make it by build xs-cot")
         return f"{example.reasoning}\n{part_marker(example.language, response=True)}{answer}"
-    if style not in TAGGED:
+    if style not in TAGGED_STYLES:
         return answer
     tagged = f"<answer>{answer}</answer>"
-    if style not in THINKING and not (style == "adaptive" and example.reasoning):
+    if style not in THINKING_STYLES and not (style == "adaptive" and example.reasoning):
         return tagged
     if not example.reasoning:
         raise ConfigError(

@@ -27,7 +27,7 @@ PARENT = """
 import os, sys
 from pathlib import Path
 from earwise.datasets.teachers.request_runner import run
-from earwise.datasets.teachers.teacher import Remote, Request
+from earwise.datasets.teachers.teacher import RemoteTeacher, Request
 from earwise.engine.remote.openai_http import Limits
 import httpx  # here, so that children have it
 url, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -35,7 +35,7 @@ requests = [Request(str(i), "test", ({"role": "user", "content": f"question {i}"
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        run(requests, Remote(url, "m"), folder, limits=Limits(concurrency=8, backoff_s=0.01))
+        run(requests, RemoteTeacher(url, "m"), folder, limits=Limits(concurrency=8, backoff_s=0.01))
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)

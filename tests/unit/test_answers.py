@@ -11,7 +11,7 @@ from earwise.answers import (
     option_index,
     parse,
     r1aqa_extract,
-    said,
+    extract_answer,
     sections,
     split_reasoning,
 )
@@ -151,7 +151,7 @@ def test_small_parts() -> None:
     assert normalise(" ‘A  Dog!’ ") == "a dog"
     assert normalise("$100") == "$100" and normalise("(C#)") == "c#"
     assert answer_blocks("<think><answer>x</answer></think><answer> y </answer>z<answer>w</answer>") == ("y", "w")
-    assert said("so <answer> Cat. </answer>") == "Cat." and said("<answer>a</answer><answer>b</answer>") is None
+    assert extract_answer("so <answer> Cat. </answer>") == "Cat." and extract_answer("<answer>a</answer><answer>b</answer>") is None
     assert (
         option_index(" cat ", ANIMALS) == 1
         and option_index("", ("", "x")) == 0

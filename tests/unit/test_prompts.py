@@ -77,16 +77,16 @@ def test_what_is_trained_is_what_is_sampled() -> None:
     whole = conversation_path(model, CHAT, [0, 1], samples, generate=False)
     prompt = conversation_path(model, CHAT[:3], [0, 1], samples, generate=True)
     asked = prompt + answer_path(model, "A cat.")
-    assert whole.ids == (*asked.ids, *model.tokenize("\n")) and whole.clips == (*asked.clips, -1)
+    assert whole.ids == (*asked.ids, *model.tokenizer.encode("\n")) and whole.clips == (*asked.clips, -1)
     said = [i for i, trained in zip(whole.ids, whole.trained, strict=True) if trained]
-    assert model.tokenize("A dog.<|im_end|>A cat.<|im_end|>") == said
+    assert model.tokenizer.encode("A dog.<|im_end|>A cat.<|im_end|>") == said
     # In a prompt nothing is trained, earlier answers included: only what is sampled counts.
     assert not any(prompt.trained)
     assert [i for i, trained in zip(asked.ids, asked.trained, strict=True) if trained] == [
-        *model.tokenize("A cat."),
+        *model.tokenizer.encode("A cat."),
         model.eos_ids[0],
     ]
-    assert answer_path(model, "A cat.") == completion_path([*model.tokenize("A cat."), model.eos_ids[0]])
+    assert answer_path(model, "A cat.") == completion_path([*model.tokenizer.encode("A cat."), model.eos_ids[0]])
     assert [prompt.clips.count(clip) for clip in (0, 1)] == [model.audio_tokens(count) for count in samples]
 
 

@@ -34,7 +34,7 @@ def items(tmp_path, count, name="clotho_captions_development.csv"):
 
 def answered(tasks):
     """Every task answered by the template, validated as the runner does, without a log."""
-    teacher = teachers.Template(reasonaqa_tasks.FILLERS)
+    teacher = teachers.TemplateTeacher(reasonaqa_tasks.FILLERS)
     for task in tasks:
         request = task.request
         value = request.schema.model_validate(teacher.fillers[request.kind](request.facts))
@@ -128,7 +128,7 @@ def test_tasks_are_the_same_again_and_differ_by_seed(tmp_path):
     clips = items(tmp_path, 6)
 
     def keys(seed):
-        teacher = teachers.Template(reasonaqa_tasks.FILLERS)
+        teacher = teachers.TemplateTeacher(reasonaqa_tasks.FILLERS)
         return [request_runner.request_key(teacher, task.request) for task in reasonaqa.tasks(clips, seed=seed)]
 
     assert keys(1) == keys(1) and keys(1) != keys(2)

@@ -15,12 +15,12 @@ from chat_server import Say, serving
 from earwise.datasets.teachers import request_runner
 from earwise.datasets.teachers.keyed_log import KeyedLog, in_shard, parse_shard
 from earwise.datasets.teachers.request_runner import request_key, run
-from earwise.datasets.teachers.teacher import Remote, Reply, Request, Template
+from earwise.datasets.teachers.teacher import RemoteTeacher, Reply, Request, TemplateTeacher
 from earwise.datasets.teachers.validate_reply import judge, wrong_language
-from earwise.engine.remote.openai_http import Limits, Pace, retry_after_s
+from earwise.engine.remote.openai_http import RequestLimits, RateLimiter, retry_after_s
 from earwise.errors import ConfigError, DataError, EngineError
 
-QUICK = Limits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
+QUICK = RequestLimits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
 
 
 class Colour(BaseModel):
@@ -53,7 +53,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_are_kept_and_the_same_run_again_asks_nothing(tmp_path: Path) -> None:
     requests = [asking(f"question {number}") for number in range(20)]
     with serving(lambda body, count: Say(f"answer to {body['messages'][0]['content']}", wait_s=0.01)) as chat:
-        teacher = Remote(chat.url, "m", api_key="secret", price=(1.0, 10.0))
+        teacher = RemoteTeacher(chat.url, "m", api_key="secret", price=(1.0, 10.0))
         first = run([*requests, requests[3]], teacher, tmp_path, limits=QUICK)
         again = run(requests, teacher, tmp_path, limits=QUICK)
     assert (first.requests, first.asked, first.ok, first.repeated, first.already) == (21, 20, 20, 1, 0)
@@ -68,17 +68,17 @@ def test_answers_are_kept_and_the_same_run_again_asks_nothing(tmp_path: Path) ->
 
 
 def test_the_key_is_what_is_sent() -> None:
-    one, teacher = asking("a"), Remote("http://x/v1", "m")
+    one, teacher = asking("a"), RemoteTeacher("http://x/v1", "m")
     key = request_key(teacher, one)
-    assert key == request_key(Remote("http://elsewhere/v1", "m", api_key="k", timeout_s=1.0, price=(1, 1)), one)
+    assert key == request_key(RemoteTeacher("http://elsewhere/v1", "m", api_key="k", timeout_s=1.0, price=(1, 1)), one)
     assert key == request_key(teacher, Request(id="other", kind="test", messages=one.messages, facts={"x": 1}))
     others = [
-        request_key(Remote("http://x/v1", "n"), one),
-        request_key(Remote("http://x/v1", "m", temperature=0.0), one),
+        request_key(RemoteTeacher("http://x/v1", "n"), one),
+        request_key(RemoteTeacher("http://x/v1", "m", temperature=0.0), one),
         request_key(teacher, asking("b")),
         request_key(teacher, asking("a", Colour)),
         request_key(teacher, asking("a", draw=1)),
-        request_key(Remote("http://x/v1", "m", seed=None), asking("a", draw=1)),
+        request_key(RemoteTeacher("http://x/v1", "m", seed=None), asking("a", draw=1)),
         request_key(teacher, asking("a", language="de")),
     ]
     assert len({key, *others}) == len(others) + 1
@@ -95,7 +95,7 @@ def test_busy_servers_are_tried_again(tmp_path: Path) -> None:
 
     requests = [asking(what) for what in ("late", "flaky", "easy")]
     with serving(say) as chat:
-        summary = run(requests, Remote(chat.url, "m"), tmp_path, limits=QUICK)
+        summary = run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
         late = [
             at for at, body in zip(chat.times, chat.bodies, strict=True) if body["messages"][0]["content"] == "late"
         ]
@@ -115,7 +115,7 @@ def test_a_slow_answer_is_not_waited_for(tmp_path: Path) -> None:
         return Say("too late", wait_s=1.5) if count == 1 else Say("fine")
 
     with serving(say) as chat:
-        summary = run([asking("slow")], Remote(chat.url, "m", timeout_s=0.5), tmp_path, limits=QUICK)
+        summary = run([asking("slow")], RemoteTeacher(chat.url, "m", timeout_s=0.5), tmp_path, limits=QUICK)
     assert summary.ok == 1 and summary.tried_again["timeout"] >= 1
     assert [row["value"] for row in rows(tmp_path)] == ["fine"]
 
@@ -136,11 +136,11 @@ def test_an_unusable_answer_is_asked_for_again_with_what_is_wrong(tmp_path: Path
     requests = [asking(what, Colour) for what in ("mends", "never", "refuses", "silent", "cut")]
     requests.append(asking("knows", Colour, facts={"allowed": ("red", "blue")}))
     with serving(say) as chat:
-        teacher = Remote(chat.url, "m")
+        teacher = RemoteTeacher(chat.url, "m")
         summary = run(requests, teacher, tmp_path, limits=QUICK)
         again = run(requests, teacher, tmp_path, limits=QUICK)
         asked = dict(chat.asked)
-        retried = run(requests[1:2], teacher, tmp_path, limits=Limits(concurrency=1, repairs=0), retry_failed=True)
+        retried = run(requests[1:2], teacher, tmp_path, limits=RequestLimits(concurrency=1, repairs=0), retry_failed=True)
     assert (summary.ok, dict(summary.failed)) == (2, {"invalid": 1, "refusal": 1, "empty": 1, "truncated": 1})
     assert dict(summary.unusable) == {"invalid": 6, "refusal": 3, "empty": 3, "truncated": 3}
     assert (summary.input_tokens, summary.output_tokens) == (170, 85)  # 17 answers, the unusable ones too
@@ -163,18 +163,18 @@ def test_a_wrong_key_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -> Non
         return Say("fine") if number < 5 else Say(status=401, raw=b'{"error": "bad key"}')
 
     with serving(say) as chat, pytest.raises(EngineError, match=r"401.*bad key.*check the address"):
-        run([asking(str(number)) for number in range(9)], Remote(chat.url, "m"), tmp_path, limits=Limits(concurrency=1))
+        run([asking(str(number)) for number in range(9)], RemoteTeacher(chat.url, "m"), tmp_path, limits=RequestLimits(concurrency=1))
     assert [row["value"] for row in rows(tmp_path)] == ["fine"] * 5
 
 
 def test_a_server_that_stays_away_ends_the_run_and_is_asked_again_next_time(tmp_path: Path) -> None:
-    patience = Limits(concurrency=2, tries=2, backoff_s=0.001, give_up_after=4)
+    patience = RequestLimits(concurrency=2, tries=2, backoff_s=0.001, give_up_after=4)
     requests = [asking(str(number)) for number in range(50)]
     with serving(lambda body, count: Say(status=500)) as chat, pytest.raises(EngineError, match="in a row went wrong"):
-        run(requests, Remote(chat.url, "m"), tmp_path, limits=patience)
+        run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=patience)
     assert 8 <= len(chat.bodies) <= 12
     with serving(lambda body, count: Say("back")) as chat:
-        summary = run(requests, Remote(chat.url, "m"), tmp_path, limits=patience)
+        summary = run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=patience)
     assert (summary.asked, summary.ok, summary.already) == (50, 50, 0)
 
 
@@ -183,19 +183,19 @@ def test_rejected_requests_are_listed_and_a_rejected_setting_ends_the_run(tmp_pa
         return Say(status=400, raw=b"too long") if body["messages"][0]["content"] == "long" else Say("fine")
 
     with serving(say) as chat:
-        summary = run([asking("long"), asking("short")], Remote(chat.url, "m"), tmp_path, limits=QUICK)
+        summary = run([asking("long"), asking("short")], RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
     assert (summary.ok, dict(summary.failed)) == (1, {"rejected": 1})
     with (
         serving(lambda body, count: Say(status=400, raw=b"no response_format here")) as chat,
         pytest.raises(EngineError, match="no response_format here"),
     ):
-        run([asking(str(n)) for n in range(99)], Remote(chat.url, "m"), tmp_path / "b", limits=Limits(give_up_after=5))
+        run([asking(str(n)) for n in range(99)], RemoteTeacher(chat.url, "m"), tmp_path / "b", limits=RequestLimits(give_up_after=5))
 
 
 def test_shards_part_the_work_and_come_together(tmp_path: Path) -> None:
     requests = [asking(str(number)) for number in range(60)]
     with serving(lambda body, count: Say("fine")) as chat:
-        teacher = Remote(chat.url, "m")
+        teacher = RemoteTeacher(chat.url, "m")
         parts = [run(requests, teacher, tmp_path, limits=QUICK, shard=(i, 3)) for i in (1, 2, 3)]
         whole = run(requests, teacher, tmp_path, limits=QUICK)
     assert [part.asked + part.other_shards for part in parts] == [60, 60, 60]
@@ -213,9 +213,9 @@ def test_shards_part_the_work_and_come_together(tmp_path: Path) -> None:
 def test_a_dry_run_counts_without_asking(tmp_path: Path) -> None:
     requests = [asking("x" * 400, expected_tokens=50, draw=draw) for draw in range(10)]
     with serving(lambda body, count: Say("fine")) as chat:
-        teacher = Remote(chat.url, "m", price=(1.0, 2.0))
+        teacher = RemoteTeacher(chat.url, "m", price=(1.0, 2.0))
         run(requests[:4], teacher, tmp_path, limits=QUICK)
-        pace = Limits(requests_per_minute=3, tokens_per_minute=1000)
+        pace = RequestLimits(requests_per_minute=3, tokens_per_minute=1000)
         found = request_runner.estimate(requests, teacher, tmp_path, limits=pace)
     assert len(chat.bodies) == 4
     assert (found.requests, found.already, found.input_tokens, found.output_tokens) == (6, 4, 600, 300)
@@ -228,26 +228,26 @@ def test_a_dry_run_counts_without_asking(tmp_path: Path) -> None:
 
 
 def test_pace_spaces_events_and_takes_back() -> None:
-    pace = Pace(60)
+    pace = RateLimiter(60)
     assert [pace.reserve(1, now) for now in (100.0, 100.0, 100.0)] == [0.0, 1.0, 2.0]
     assert pace.reserve(1, 110.0) == 0.0 and pace.reserve(1, 110.0) == 1.0
     pace.reserve(-1, 110.0)
     assert pace.reserve(1, 110.0) == 1.0
     pace.hold(130.0)
     assert pace.reserve(1, 111.0) == 19.0
-    assert Pace(None).reserve(1e9, 5.0) == 0.0
+    assert RateLimiter(None).reserve(1e9, 5.0) == 0.0
 
 
 def test_the_pace_is_kept_on_the_wire(tmp_path: Path) -> None:
     with serving(lambda body, count: Say("fine")) as chat:
-        limits = Limits(concurrency=8, requests_per_minute=1200)
-        run([asking(str(number)) for number in range(10)], Remote(chat.url, "m"), tmp_path, limits=limits)
+        limits = RequestLimits(concurrency=8, requests_per_minute=1200)
+        run([asking(str(number)) for number in range(10)], RemoteTeacher(chat.url, "m"), tmp_path, limits=limits)
     assert chat.times[-1] - chat.times[0] >= 9 * 0.05 - 0.03
 
 
 def test_a_torn_last_line_is_healed_and_a_damaged_one_asked_again(tmp_path: Path) -> None:
     requests = [asking(str(number)) for number in range(4)]
-    teacher = Template({"test": lambda facts: "fine"})
+    teacher = TemplateTeacher({"test": lambda facts: "fine"})
     run([asking(str(n), facts={"n": n}) for n in range(4)], teacher, tmp_path)
     log = tmp_path / "rows.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -290,7 +290,7 @@ except DataError as error:
 
 
 def test_a_template_says_so_and_cannot_be_asked_for_more(tmp_path: Path) -> None:
-    teacher = Template({"test": lambda facts: {"colour": facts["colour"]}})
+    teacher = TemplateTeacher({"test": lambda facts: {"colour": facts["colour"]}})
     summary = run([asking("a", Colour, facts={"colour": "red"})], teacher, tmp_path)
     assert (summary.ok, summary.input_tokens, summary.cost) == (1, 0, 0.0)
     row = rows(tmp_path)[0]
@@ -353,11 +353,11 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="neither 'template' nor the address"):
-        Remote("gpt", "m")
+        RemoteTeacher("gpt", "m")
     with pytest.raises(ConfigError, match="concurrency is 0"):
-        Limits(concurrency=0)
+        RequestLimits(concurrency=0)
     with pytest.raises(ConfigError, match="requests_per_minute is -1"):
-        Limits(requests_per_minute=-1)
+        RequestLimits(requests_per_minute=-1)
 
 
 def test_the_runner_needs_no_torch() -> None:

@@ -18,15 +18,15 @@ from earwise.datasets.sari import chains, multiple_choice, splits
 from earwise.datasets.sari.captions import given
 from earwise.datasets.sari.chains import Structured, Unstructured, chain_request, rendered, template_chain
 from earwise.datasets.sari.pool import Helpers, Settings
-from earwise.datasets.teachers.teacher import Remote, Template
-from earwise.engine.base import Decoding, Prompt
-from earwise.engine.remote.openai_http import Limits
+from earwise.datasets.teachers.teacher import RemoteTeacher, TemplateTeacher
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.remote.openai_http import RequestLimits
 from earwise.errors import ConfigError, DataError
 from earwise.prompts import target_text
 from earwise.types import Audio, Completion, Example, Text, Turn
 from scripted_engine import PITCHES, RATE, ScriptedEngine, options, pitch_name, tone_task, write_clip
 
-TEMPLATE = Template(splits.FILLERS)
+TEMPLATE = TemplateTeacher(splits.FILLERS)
 SFT = ("sft-structured.jsonl", "sft-unstructured.jsonl")
 
 
@@ -84,10 +84,10 @@ class Policy:
 
     name, revision, sample_rate, max_audio_s = "policy", "1", RATE, 30.0
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1) -> list[list[Completion]]:
         said = []
         for prompt in prompts:
-            heard = pitch_name(prompt.waves[0])
+            heard = pitch_name(prompt.waveforms[0])
             wrong = next(option for option in options(prompt) if option != heard)
             said.append([Completion(f"<answer>{wrong if heard == 'hiss' else heard}</answer>")] * n)
         return said
@@ -139,7 +139,7 @@ def test_a_captioner_describes_clips_and_given_captions_are_kept(tmp_path: Path)
     rows = tones(tmp_path, 8)
     rows[0]["caption"] = "A very low hum."
     (tmp_path / "5.wav").write_bytes(b"broken")
-    engine = ScriptedEngine(lambda prompt: f"I hear a {pitch_name(prompt.waves[0])}.", name="ears")
+    engine = ScriptedEngine(lambda prompt: f"I hear a {pitch_name(prompt.waveforms[0])}.", name="ears")
     settings = Settings(n_sft=8, n_rl=0)
     summary = splits.build(rows, tmp_path, (), tmp_path / "out", Helpers(TEMPLATE, captioner=engine), settings)
     assert summary["captions_by"] == {"given": 1, "ears": 6} and summary["failed"] == {"caption": {"error": 1}}
@@ -149,7 +149,7 @@ def test_a_captioner_describes_clips_and_given_captions_are_kept(tmp_path: Path)
     failed = [json.loads(line) for line in (tmp_path / "out" / "failed.jsonl").read_text().splitlines()]
     assert failed[0]["step"] == "caption" and failed[0]["id"].endswith("5.wav")
     with pytest.raises(ConfigError, match=r"7 clips have no caption .*--captioner"):
-        splits.build(rows, tmp_path, (), tmp_path / "other", Helpers(Remote("http://x/v1", "m")), settings)
+        splits.build(rows, tmp_path, (), tmp_path / "other", Helpers(RemoteTeacher("http://x/v1", "m")), settings)
 
 
 def test_a_language_model_writes_questions_and_chains_and_its_failures_are_made_up_for(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_a_language_model_writes_questions_and_chains_and_its_failures_are_made_
         return Say(json.dumps(dict.fromkeys(names, good)))
 
     with serving(teacher) as chat:
-        remote = Remote(chat.url, "big", price=(1.0, 1.0))
-        helpers = Helpers(remote, limits=Limits(concurrency=4, repairs=1))
+        remote = RemoteTeacher(chat.url, "big", price=(1.0, 1.0))
+        helpers = Helpers(remote, limits=RequestLimits(concurrency=4, repairs=1))
         settings = Settings(n_sft=6, n_rl=4)
         plan = splits.plan(rows, tmp_path, (), tmp_path / "out", helpers, settings)
         assert chat.bodies == [] and plan["estimates"]["questions"]["requests"] == 12

@@ -1,4 +1,4 @@
-"""Who answers: any OpenAI-compatible server (`Remote`), or sentences filled in from known facts (`Template`).
+"""Who answers: any OpenAI-compatible server (`Remote`), or sentences filled in from known facts (`TemplateTeacher`).
 
 Between the builders, which make `Request`s, and `build/llm.py`, which asks them. A teacher turns a request into a
 `body`: everything that decides the answer, and nothing else, so that its hash is the answer's key. A template is no
@@ -13,7 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from earwise.engine.remote import openai_http
-from earwise.engine.remote.openai_http import Body, Busy, Rejected
+from earwise.engine.remote.openai_http import JsonObject, TemporaryFailure, RejectedRequest
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Reply:
     """False where the server gave no token counts and they are estimates."""
 
 
-Ask = Callable[[Body], Awaitable[Reply | Busy | Rejected]]
+Ask = Callable[[JsonObject], Awaitable[Reply | TemporaryFailure | RejectedRequest]]
 
 
 class Teacher(Protocol):
@@ -82,11 +82,11 @@ class Teacher(Protocol):
         """Cost of a million input and a million output tokens; None: not told."""
         ...
 
-    def body(self, request: Request) -> Body:
+    def body(self, request: Request) -> JsonObject:
         """Everything that decides the answer, as JSON."""
         ...
 
-    def again(self, body: Body, text: str, error: str) -> Body | None:
+    def again(self, body: JsonObject, text: str, error: str) -> JsonObject | None:
         """The body that asks again after an answer that could not be used; None if that would change nothing."""
         ...
 
@@ -102,7 +102,7 @@ def schema_of(schema: "type[BaseModel]") -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class TemplateTeacher:
     """Fills sentences in from the facts of a request. Deterministic, offline, and named in every row as what it is.
 
     Attributes:
@@ -124,7 +124,7 @@ class Template:
         """Always."""
         return True
 
-    def body(self, request: Request) -> Body:
+    def body(self, request: Request) -> JsonObject:
         """The facts are all that a template reads."""
         if request.kind not in self.fillers:
             raise ConfigError(
@@ -133,7 +133,7 @@ class Template:
             )
         return {"template": self.version, "kind": request.kind, "facts": request.facts}
 
-    def again(self, body: Body, text: str, error: str) -> Body | None:
+    def again(self, body: JsonObject, text: str, error: str) -> JsonObject | None:
         """It would say the same again."""
         return None
 
@@ -141,7 +141,7 @@ class Template:
     async def session(self) -> AsyncIterator[Ask]:
         """No connection needed."""
 
-        async def ask(body: Body) -> Reply | Busy | Rejected:
+        async def ask(body: JsonObject) -> Reply | TemporaryFailure | RejectedRequest:
             said = self.fillers[body["kind"]](body["facts"])
             return Reply(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False), 0, 0)
 
@@ -149,7 +149,7 @@ class Template:
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteTeacher:
     """A server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, or an API.
 
     Attributes:
@@ -193,9 +193,9 @@ class Remote:
         """Never."""
         return False
 
-    def body(self, request: Request) -> Body:
+    def body(self, request: Request) -> JsonObject:
         """What is posted."""
-        body: Body = {
+        body: JsonObject = {
             "model": self.model,
             "messages": [dict(message) for message in request.messages],
             "temperature": self.temperature,
@@ -210,7 +210,7 @@ class Remote:
             body["response_format"] = {"type": "json_object"}
         return body
 
-    def again(self, body: Body, text: str, error: str) -> Body | None:
+    def again(self, body: JsonObject, text: str, error: str) -> JsonObject | None:
         """The same conversation with the unusable answer and what is wrong with it; another seed."""
         said = [{"role": "assistant", "content": text}] if text.strip() else []
         complaint = {"role": "user", "content": COMPLAINT.format(error=error.rstrip(".") + ".")}
@@ -222,19 +222,19 @@ class Remote:
         """A pool of connections."""
         async with openai_http.connection(self.url, self.api_key, self.timeout_s) as client:
 
-            async def ask(body: Body) -> Reply | Busy | Rejected:
+            async def ask(body: JsonObject) -> Reply | TemporaryFailure | RejectedRequest:
                 answer = await openai_http.post(client, self.url, body)
-                return answer if isinstance(answer, Busy | Rejected) else _reply(answer, body)
+                return answer if isinstance(answer, TemporaryFailure | RejectedRequest) else _reply(answer, body)
 
             yield ask
 
 
-def _reply(answer: Body, body: Body) -> Reply:
+def _reply(answer: JsonObject, body: JsonObject) -> Reply:
     """What a chat completion says."""
     choice = answer["choices"][0]
     text, refusal = choice["message"].get("content") or "", choice["message"].get("refusal")
-    counts, finish = openai_http.usage(answer), choice.get("finish_reason")
-    spent = counts or (openai_http.tokens_in(body["messages"]), openai_http.tokens_in(text))
+    counts, finish = openai_http.token_usage(answer), choice.get("finish_reason")
+    spent = counts or (openai_http.estimate_tokens(body["messages"]), openai_http.estimate_tokens(text))
     return Reply(
         text=text or refusal or "",
         input_tokens=spent[0],
