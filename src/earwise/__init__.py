@@ -10,24 +10,25 @@ if TYPE_CHECKING:
     from earwise.audio import decode
     from earwise.config.recipe import load_recipe
     from earwise.data.manifest import read as read_manifest
-    from earwise.engine.base import Decoding, Prompt
-    from earwise.engine.local import LocalEngine, ask
+    from earwise.engine.base import Prompt, SamplingParams
+    from earwise.engine.local import LocalEngine
+    from earwise.engine.question import ask
     from earwise.models.base import load as load_model
     from earwise.types import Example
 
 _FRONT = {
-    "Decoding": "earwise.engine.base:Decoding",
+    "SamplingParams": "earwise.engine.base:SamplingParams",
     "Example": "earwise.types:Example",
     "LocalEngine": "earwise.engine.local:LocalEngine",
     "Prompt": "earwise.engine.base:Prompt",
-    "ask": "earwise.engine.local:ask",
+    "ask": "earwise.engine.question:ask",
     "decode": "earwise.audio:decode",
     "load_model": "earwise.models.base:load",
     "load_recipe": "earwise.config.recipe:load_recipe",
     "read_manifest": "earwise.data.manifest:read",
 }
 __all__ = [
-    "Decoding",
+    "SamplingParams",
     "Example",
     "LocalEngine",
     "Prompt",

@@ -1,44 +1,49 @@
-"""How hard is each example for a policy? Its pass rate: right answers out of 16 attempts, judged as rewards are.
+"""How difficult is each example for a policy? Its pass rate: correct answers out of 16 attempts, judged by a reward.
 
-`earwise build difficulty`, and the filter and the order of SARI's data (arXiv 2504.15900; papers/sari.md, sections 2
-and 7). The sound is heard once for all attempts and for all questions about a clip (engine: listen once, branch many).
-Attempts are drawn at temperature 1 with the options in the row's own order. The row keeps count, number of attempts,
-policy, revision and sampler settings.
+Used by `earwise build difficulty`, and by the filter and the order of SARI's data (arXiv:2504.15900, sections 3.1 and
+3.3). The attempts of one example are sampled together, and examples about one clip follow each other, so that the
+engine encodes the clip once. Attempts are sampled at temperature 1 with the options in the order of the row. A row
+keeps the pass count, the number of attempts, the policy, its revision and the sampling parameters.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earwise.algorithms.rewards import load_reward
+from earwise.algorithms.rewards import Reward, load_reward
 from earwise.answers import parse
 from earwise.audio import LongAudio
-from earwise.datasets.teachers.audio_queries import Asked, ask_all
+from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
 from earwise.datasets.teachers.keyed_log import WHOLE, Row, Shard
-from earwise.engine.base import Decoding, Engine
+from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError
 from earwise.prompts import prompt_turns
 from earwise.types import Completion, Example
 
 BANDS = ("unsolved", "hard", "medium", "easy", "solved")
-KEPT_ANSWERS = 8  # different answers whose counts stand in a row of the log
+"""Names of the pass-rate bands, from no correct attempt to all correct; see `band`."""
+LOGGED_ANSWERS = 8
+"""Number of different answers whose counts a row of the log keeps."""
 
 
 @dataclass(frozen=True, slots=True)
-class Attempts:
-    """How a policy is tried."""
+class AttemptSettings:
+    """How a policy attempts the examples."""
 
     count: int = 16
-    """Attempts an example (SARI: 16)."""
+    """Attempts per example (SARI: 16)."""
     style: str = "answer"
     """Wording of the question, a key of `prompts.INSTRUCTIONS`."""
     reward: str = "accuracy"
-    """An attempt is right if this reward is 1."""
+    """Reward that judges the attempts; an attempt is correct if it earns 1."""
     temperature: float = 1.0
+    """Sampling temperature; 0 makes all attempts alike."""
     max_new_tokens: int = 64
+    """Longest attempt, in tokens."""
     seed: int = 0
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.temperature < 0 or self.max_new_tokens < 1:
@@ -48,19 +53,24 @@ class Attempts:
             )
 
     @property
-    def decoding(self) -> Decoding:
-        """As the engine takes it."""
-        return Decoding(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
+    def sampling_params(self) -> SamplingParams:
+        """The sampling parameters that the engine receives."""
+        return SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
 
 
 def band(pass_count: int, attempts: int) -> str:
-    """The name of a pass rate; of 16: 0, 1-4, 5-11, 12-15, 16.
+    """The name of a pass rate; of 16 attempts: 0, 1-4, 5-11, 12-15, 16.
 
     >>> [band(count, 16) for count in (0, 1, 4, 5, 11, 12, 15, 16)]
     ['unsolved', 'hard', 'hard', 'medium', 'medium', 'easy', 'easy', 'solved']
+
+    Raises:
+        ConfigError: if the pass count is not between 0 and the number of attempts.
     """
     if not 0 <= pass_count <= attempts or attempts < 1:
-        raise ConfigError(f"pass count {pass_count} of {attempts} attempts; it must be from 0 to their number")
+        raise ConfigError(
+            f"pass count {pass_count} of {attempts} attempts: it must lie between 0 and the number of attempts"
+        )
     if pass_count == 0:
         return BANDS[0]
     if pass_count == attempts:
@@ -68,101 +78,109 @@ def band(pass_count: int, attempts: int) -> str:
     return BANDS[1] if 4 * pass_count <= attempts else BANDS[2] if 4 * pass_count < 3 * attempts else BANDS[3]
 
 
-def measure(
+def measure_pass_rates(
     engine: Engine,
     examples: Sequence[Example],
     folder: Path,
-    attempts: Attempts | None = None,
+    attempts: AttemptSettings | None = None,
     *,
     batch: int = 16,
     long_audio: LongAudio = "error",
-    writer: Shard = WHOLE,
+    shard: Shard = WHOLE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Let a policy try every example.
+    """Let a policy attempt every example; attempts that the log holds already are not repeated.
 
     Args:
         engine: The policy.
-        examples: Rows with answers.
-        folder: Of the log; the same call again does only what is missing.
-        attempts: How often, and how.
-        batch: Examples at a time; changes nothing but speed.
-        long_audio: For clips longer than the engine hears.
-        writer: Whose file of the log is written.
-        on_progress: Called with the number done and the number of all.
+        examples: Examples with answers.
+        folder: Folder of the log.
+        attempts: Number of attempts, wording, reward and sampling; None takes the defaults.
+        batch: Examples handed to the engine at a time; changes nothing but speed.
+        long_audio: What to do with clips longer than the engine accepts, see `QueryOptions`.
+        shard: The part of the examples that this process attempts; it names the log's file that is written.
+        on_progress: Called after every batch with the number of finished examples and the number of all.
     Returns:
         A row for each example, in order: `status` "ok" or "error", and if ok `pass_count`, `attempts`, `unparsed` and
-        `cut` (attempts without a readable answer, or longer than the limit), and the most frequent `answers`.
+        `cut` (attempts without a readable answer, and attempts ended by the token limit), and the counts of the most
+        frequent `answers`.
     Raises:
         ConfigError: if an example has no answer, or style or reward are unknown.
-        EngineError: if the engine fails altogether; what is finished is kept.
+        EngineError: if the engine fails on everything; finished rows are kept.
     """
-    attempts = attempts or Attempts()
+    attempts = attempts or AttemptSettings()
     reward = load_reward(attempts.reward)
-    by_id: dict[str, Example] = {}
+    examples_by_id: dict[str, Example] = {}
     for example in examples:
         if not example.answer:
             raise ConfigError(f"example {example.id!r} has no answer to compare attempts with; leave it out")
-        by_id[example.id] = example
+        examples_by_id[example.id] = example
 
-    def read(asked: Asked, completions: list[Completion]) -> dict[str, Any]:
-        example = by_id[asked.id]
-        parsed = [parse(completion.text, example.choices) for completion in completions]
-        answers = Counter(one.answer for one in parsed if one.answer is not None)
-        return {
-            "pass_count": sum(reward(example, completion.text) >= 1 for completion in completions),
-            "attempts": len(completions),
-            "unparsed": sum(one.status != "ok" for one in parsed),
-            "cut": sum(completion.finish_reason == "length" for completion in completions),
-            "answers": dict(answers.most_common(KEPT_ANSWERS)),
-        }
+    def read(query: AudioQuery, completions: list[Completion]) -> dict[str, Any]:
+        return _judged(examples_by_id[query.id], completions, reward)
 
     order = sorted(range(len(examples)), key=lambda index: (examples[index].audio_paths, index))
-    asked = [_asked(examples[index], attempts) for index in order]
-    rows = ask_all(
+    rows = run_audio_queries(
         engine,
-        asked,
+        [_query(examples[index], attempts) for index in order],
         folder,
         read=read,
-        decoding=attempts.decoding,
-        n=attempts.count,
-        batch=batch,
-        long_audio=long_audio,
-        writer=writer,
+        sampling_params=attempts.sampling_params,
+        options=QueryOptions(n=attempts.count, batch=batch, long_audio=long_audio),
+        shard=shard,
         on_progress=on_progress,
     )
-    placed = dict(zip(order, rows, strict=True))
-    return [placed[index] for index in range(len(examples))]
+    rows_by_index = dict(zip(order, rows, strict=True))
+    return [rows_by_index[index] for index in range(len(examples))]
 
 
-def labelled(examples: Iterable[Example], rows: Iterable[Row], attempts: Attempts) -> Iterator[Example]:
+def with_pass_rates(examples: Iterable[Example], rows: Iterable[Row], attempts: AttemptSettings) -> Iterator[Example]:
     """The examples with `difficulty` and, in `meta`, the pass rate and how it was measured.
 
-    An example whose clip could not be heard keeps no difficulty, and says why in `difficulty_error`; one with clips
-    that are longer than the policy hears says how many in `long_clips`.
+    An example whose clip could not be read gets no difficulty, and `meta` holds the reason as `difficulty_error`. Where
+    clips are longer than the policy accepts, `meta` holds their number as `long_clips`.
+
+    Args:
+        examples: The examples that were attempted.
+        rows: The rows that `measure_pass_rates` returned for them, in the same order.
+        attempts: The settings of that call.
     """
     for example, row in zip(examples, rows, strict=True):
-        how = {
+        provenance = {
             "policy": row["model"], "policy_revision": row["revision"], "policy_style": attempts.style,
-            "policy_reward": attempts.reward, "policy_decoding": attempts.decoding.as_dict(),
+            "policy_reward": attempts.reward, "policy_decoding": attempts.sampling_params.as_dict(),
         }  # fmt: skip
         meta = {name: value for name, value in example.meta.items() if name != "difficulty_error"}
         if row["status"] != "ok":
             yield replace(example, difficulty=None, meta=meta | {"difficulty_error": row["error"]})
             continue
-        count, number = row["pass_count"], row["attempts"]
-        rate = {"pass_count": count, "attempts": number, "pass_rate": count / number}
-        if long := row.get("long_clips", 0):  # logs of earlier versions do not say
-            rate["long_clips"] = long
-        yield replace(example, difficulty=band(count, number), meta=meta | rate | how)
+        pass_count, num_attempts = row["pass_count"], row["attempts"]
+        pass_rate = {"pass_count": pass_count, "attempts": num_attempts, "pass_rate": pass_count / num_attempts}
+        if long_clips := row.get("long_clips", 0):  # logs of earlier versions lack this field
+            pass_rate["long_clips"] = long_clips
+        yield replace(example, difficulty=band(pass_count, num_attempts), meta=meta | pass_rate | provenance)
 
 
-def histogram(examples: Iterable[Example]) -> dict[str, int]:
-    """How many examples are in each band, all bands named; `unmeasured` beside."""
+def count_bands(examples: Iterable[Example]) -> dict[str, int]:
+    """Number of examples in each band, every band named, and of those without a difficulty as `unmeasured`."""
     counts = Counter(example.difficulty or "unmeasured" for example in examples)
     return {name: counts[name] for name in (*BANDS, "unmeasured")}
 
 
-def _asked(example: Example, attempts: Attempts) -> Asked:
+def _query(example: Example, attempts: AttemptSettings) -> AudioQuery:
+    """The question of an example. The names in `settings` are hashed into the log's keys and must not change."""
     settings = {"reward": attempts.reward, "answer": list(example.answer), "choices": list(example.choices)}
-    return Asked(example.id, prompt_turns(example, attempts.style), example.audio_paths, settings)
+    return AudioQuery(example.id, prompt_turns(example, attempts.style), example.audio_paths, settings)
+
+
+def _judged(example: Example, completions: Sequence[Completion], reward: Reward) -> Mapping[str, Any]:
+    """The fields of a row: how many of the completions are correct, and what the others are."""
+    parsed = [parse(completion.text, example.choices) for completion in completions]
+    answers = Counter(attempt.answer for attempt in parsed if attempt.answer is not None)
+    return {
+        "pass_count": sum(reward(example, completion.text) >= 1 for completion in completions),
+        "attempts": len(completions),
+        "unparsed": sum(attempt.status != "ok" for attempt in parsed),
+        "cut": sum(completion.finish_reason == "length" for completion in completions),
+        "answers": dict(answers.most_common(LOGGED_ANSWERS)),
+    }

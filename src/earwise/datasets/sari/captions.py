@@ -12,10 +12,10 @@ from typing import Any
 from earwise.answers import split_reasoning
 from earwise.datasets.labels import questions, wording
 from earwise.datasets.labels.collection import Row
-from earwise.datasets.teachers.audio_queries import Asked, ask_all
+from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
 from earwise.datasets.teachers.keyed_log import WHOLE, Shard
 from earwise.datasets.teachers.teacher import Request
-from earwise.engine.base import Decoding, Engine
+from earwise.engine.base import Engine, SamplingParams
 from earwise.types import Audio, Completion, Text, Turn
 
 KIND = "caption"
@@ -83,23 +83,22 @@ def by_engine(
         For each path its caption and "", or None and why there is none ("empty", or the error of the file).
     """
 
-    def read(asked: Asked, completions: list[Completion]) -> dict[str, Any]:
+    def read(asked: AudioQuery, completions: list[Completion]) -> dict[str, Any]:
         text = " ".join(split_reasoning(completions[0].text)[1].split())
         return {"value": text} if text else {"status": "empty", "error": "empty"}
 
     asked = [
-        Asked(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (path,), {}) for path in paths
+        AudioQuery(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (path,), {}) for path in paths
     ]
-    decoding = Decoding(max_new_tokens=MAX_NEW_TOKENS)
-    rows = ask_all(
+    sampling_params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
+    rows = run_audio_queries(
         engine,
         asked,
         folder,
         read=read,
-        decoding=decoding,
-        batch=batch,
-        long_audio="truncate",
-        writer=writer,
+        sampling_params=sampling_params,
+        options=QueryOptions(batch=batch, long_audio="truncate"),
+        shard=writer,
         on_progress=on_progress,
     )
     return [
