@@ -37,7 +37,7 @@ from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.prompts import prompt_turns
 from earwise.report import write_report
-from earwise.train.batches import assemble
+from earwise.train.batches import build_micro_batches
 from earwise.train.policy import Policy
 from earwise.train.stages.compress import parts
 from earwise.types import Example
@@ -88,10 +88,10 @@ def spoken_before(example: Example, recipe: Recipe, model: AudioLM) -> str:
     head, chain, tail = parts(example, "xs-cot")
     last = recipe.stages[-1]
     if isinstance(last, CompressStage):
-        stubs = chain_compression.Stubs(last.k, last.group, last.ellipsis, last.order)
+        stubs = chain_compression.Stubs(last.stub_groups, last.words_per_group, last.ellipsis, last.order)
         count = chain_compression.count_sentences(chain, example.language)
         chain = chain_compression.compress(
-            chain, count, stubs, language=example.language, count=lambda text: len(model.tokenize(text))
+            chain, count, stubs, language=example.language, count=lambda text: len(model.tokenizer.encode(text))
         )
     return head + chain + tail[: tail.index(example.answer[0])]
 
@@ -104,14 +104,14 @@ def answer_loss(model: AudioLM, recipe: Recipe, rows: Sequence[Example]) -> dict
     for number, row in enumerate(rows):
         waveforms[number] = decode(row.audio_paths[0], model.spec.sample_rate, max_s=model.spec.max_s)
         turns = prompt_turns(row, recipe.eval[0].style)
-        said = model.tokenize(spoken_before(row, recipe, model))
+        said = model.tokenizer.encode(spoken_before(row, recipe, model))
         before = TokenPath(tuple(said), (False,) * len(said), (-1,) * len(said))
-        answer = completion_path([*model.tokenize(row.answer[0]), model.eos_ids[0]])
+        answer = completion_path([*model.tokenizer.encode(row.answer[0]), model.eos_ids[0]])
         trees.append([conversation_path(model, turns, [number], [len(waveforms[number])], generate=True) + before + answer])
     total = count = 0.0
-    for micro in assemble(model, encoder_cache, trees, waveforms, 1024):
-        mask = micro.forest.loss_mask
-        total -= float(policy(micro.forest, micro.heard, micro.waveforms)[mask].sum())
+    for micro_batch in build_micro_batches(model, encoder_cache, trees, waveforms, 1024):
+        mask = micro_batch.forest.loss_mask
+        total -= float(policy(micro_batch.forest, micro_batch.heard, micro_batch.waveforms)[mask].sum())
         count += int(mask.sum())
     return {"nats_a_token": round(total / count, 4), "tokens": int(count), "rows": len(rows)}
 
@@ -141,7 +141,7 @@ def described(name: str) -> dict[str, Any]:
     found = {"stages": stages, "delay_over_training": course, "answer_loss": answer_loss(model, recipe, rows)}
     if name != START:
         at = folder / MEASURED
-        evaluate_entry(one, RECIPE.parent, LocalEngine(model), at, seed=recipe.seed, blind=("silence",), say=tell)
+        evaluate_entry(one, RECIPE.parent, LocalEngine(model), at, seed=recipe.seed, blind=("silence",), notify=tell)
         after = read_run(at, name)
         found |= {"n": after.metrics["n"], "cut": after.metrics["cut"]["share"]}
         found["held_out"] = {kind: score(after, kind) for kind in ("official", "lenient")}

@@ -36,7 +36,7 @@ from ways.timing import alternate, machine, matmul_gflops
 from ways.way import cut
 
 from earwise.algorithms.rewards import total
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
 from earwise.models.base import AudioLM, load
@@ -108,15 +108,15 @@ def batch_loop(model: AudioLM, max_new_tokens: int, samples: int, *, trimmed: bo
 
 def words(model: AudioLM, ids: Sequence[int]) -> str:
     """Text up to the first end mark."""
-    return model.detokenize([token for token in cut(ids, model.eos_ids) if token not in model.eos_ids])
+    return model.tokenizer.decode([token for token in cut(ids, model.eos_ids) if token not in model.eos_ids])
 
 
 def own(engine: LocalEngine, max_new_tokens: int, samples: int) -> Answer:
     """earwise's engine."""
-    decoding = Decoding(max_new_tokens, 0.0 if samples == 1 else 1.0, seed=SEED)
+    sampling_params = SamplingParams(max_new_tokens, 0.0 if samples == 1 else 1.0, seed=SEED)
 
     def answer(asked: Sequence[Item]) -> list[list[str]]:
-        groups = engine.generate([item.prompt for item in asked], decoding, samples)
+        groups = engine.generate([item.prompt for item in asked], sampling_params, samples)
         return [[completion.text for completion in group] for group in groups]
 
     return answer
@@ -155,7 +155,7 @@ def compete(model: AudioLM, asked: Sequence[Item], known: argparse.Namespace, ki
         }
         for name in known.ways
     }
-    lengths = [len(model.tokenize(text)) for texts in said["earwise"] for text in texts]
+    lengths = [len(model.tokenizer.encode(text)) for texts in said["earwise"] for text in texts]
     out: dict[str, Any] = {
         "items": len(asked), "paired_items": slow_items, "extrapolated": slow_items < len(asked),
         "samples_per_item": samples, "items_per_block": size, "max_new_tokens": known.max_new_tokens,
@@ -165,8 +165,8 @@ def compete(model: AudioLM, asked: Sequence[Item], known: argparse.Namespace, ki
         "seconds_in_blocks": times,
         "accuracy": {name: accuracy(asked, texts) for name, texts in said.items()},
         "answer_tokens": {"mean": statistics.mean(lengths), "largest": max(lengths)},
-        "distinct_tokens": engine.tally.distinct,
-        "sampled_tokens": engine.tally.sampled,
+        "distinct_tokens": engine.stats.computed_tokens,
+        "sampled_tokens": engine.stats.sampled_tokens,
     }  # fmt: skip
     if kind == "greedy":
         out["same_answers"] = {

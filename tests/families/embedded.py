@@ -52,7 +52,7 @@ def tiny(seed: int = 0) -> Tiny:
             if parameter.dim() > 1:
                 parameter.normal_(0, 1.0 if "embed" in name else parameter[0].numel() ** -0.5)
     module = EmbeddedModule(encoder, connector, decoder).eval().requires_grad_(False)
-    model = Embedded(module, tokenizer(), name="tiny", revision="unsaved", inherited={}, trim=True)
+    model = Embedded(module, tokenizer(), name="tiny", revision="unsaved", merged_lora={}, trim=True)
 
     untrained = {
         name: {key: value.clone() for key, value in part.state_dict().items()}

@@ -17,7 +17,7 @@ from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.train.policy import Policy
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 from earwise.types import Audio, Role, Text, Turn, Waveform
 from families.tiny import Tiny
 
@@ -104,7 +104,7 @@ def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
     }
     # A layer that has only a number for a name shares it with whole blocks (Gemma 3n), which LoRA cannot go into.
     targets = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))
-    chosen = LoraConfig(r=2, alpha=6.0, targets=targets)
+    chosen = LoraConfig(r=2, lora_alpha=6.0, target_modules=targets)
     if part == "encoder":
         return TrainableConfig(encoder="lora", connector="frozen", decoder="frozen", lora=chosen)
     return TrainableConfig(connector="full", decoder="lora", lora=chosen)
@@ -113,7 +113,7 @@ def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
 def ready(model: AudioLM, config: TrainableConfig, *, moved: bool = True) -> AudioLM:
     """Prepare for training; LoRA moved away from its zero start so that it does something."""
     torch.manual_seed(0)  # LoRA's first matrix is drawn from torch's own generator
-    prepare(model, config)
+    set_trainable(model, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():

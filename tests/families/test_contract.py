@@ -22,8 +22,8 @@ from earwise.models.base import AudioLM, load
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.train import trainer
-from earwise.train.batches import assemble
-from earwise.train.policy import Micro, Policy
+from earwise.train.batches import build_micro_batches
+from earwise.train.policy import MicroBatch, Policy
 from earwise.train.trainer import StageWork
 from earwise.types import Waveform
 from families.forests import (
@@ -188,7 +188,7 @@ def test_text_and_sounds_that_do_not_fit(family: Tiny) -> None:
     for clips in ((), (0, 1)):
         with pytest.raises(DataError, match=rf"1 audio parts but {len(clips)} sounds"):
             conversation_path(model, asked, clips, [len(waveforms[clip]) for clip in clips], generate=True)
-    mark = next((mark for mark in MARKS if model.tokenize(mark) == [model.placeholder_id]), None)
+    mark = next((mark for mark in MARKS if model.tokenizer.encode(mark) == [model.placeholder_id]), None)
     if mark is not None:
         with pytest.raises(DataError, match="holds"):
             conversation(model, (turn("user", f"What is {mark}?", 0),), waveforms)
@@ -241,14 +241,14 @@ def test_what_was_trained_is_saved(fresh: Tiny, tmp_path: Folder, part: str) -> 
 
 
 def train(
-    model: AudioLM, micros: list[Micro], loss: Callable[[Tensor, Micro], LossOutput], out: Folder, steps: int
+    model: AudioLM, micro_batches: list[MicroBatch], loss: Callable[[Tensor, MicroBatch], LossOutput], out: Folder, steps: int
 ) -> None:
     """The loop on one batch, with its checks of forest and hearing before the first step."""
-    work = StageWork("test", lambda _: (micros, {}), loss, dict, lambda _: None, save_every=100)
+    work = StageWork("test", lambda _: (micro_batches, {}), loss, dict, lambda _: None, save_steps=100)
     said: list[str] = []
     trainer.run(
-        model, work, optimizer_config=OptimizerConfig(lr=5e-3, schedule="constant"), steps=steps, out=out,
-        log=out / "metrics.jsonl", encoder_cache=EncoderCache(model), say=said.append,
+        model, work, optimizer_config=OptimizerConfig(learning_rate=5e-3, lr_scheduler_type="constant"), steps=steps, out=out,
+        log=out / "metrics.jsonl", encoder_cache=EncoderCache(model), notify=said.append,
     )  # fmt: skip
     assert any(line.startswith("checks: forest equals one-by-one") for line in said)
 
@@ -256,16 +256,16 @@ def train(
 def test_sft_lowers_the_loss(fresh: Tiny, tmp_path: Folder) -> None:
     model = ready(fresh.model, lora(fresh.model), moved=False)
     waveforms = two(fresh)
-    micros = assemble(model, EncoderCache(model), trees(model, waveforms)[:2], waveforms, 4096)
+    micro_batches = build_micro_batches(model, EncoderCache(model), trees(model, waveforms)[:2], waveforms, 4096)
     losses: list[float] = []
 
-    def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
-        output = sft_loss(logprobs, micro.forest.loss_mask)
+    def loss(logprobs: Tensor, micro_batch: MicroBatch) -> LossOutput:
+        output = sft_loss(logprobs, micro_batch.forest.loss_mask)
         losses.append(float(output.loss.detach()))
         return output
 
-    train(model, micros, loss, tmp_path, 4)
-    assert len(losses) == 4 * len(micros)
+    train(model, micro_batches, loss, tmp_path, 4)
+    assert len(losses) == 4 * len(micro_batches)
     assert losses[-1] < losses[0] - 0.05
     assert losses == sorted(losses, reverse=True)
 
@@ -276,18 +276,18 @@ def test_grpo_moves_the_policy_towards_what_is_rewarded(fresh: Tiny, tmp_path: F
     trunk = conversation(model, [turn("user", "What is it?", 0)], waveforms)
     answers = ("a dog", "a door", "the sea", "a dog barks")
     rewards = torch.tensor([0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    (micro,) = assemble(model, EncoderCache(model), [[trunk + answer_path(model, text) for text in answers]], waveforms, 4096)
+    (micro_batch,) = build_micro_batches(model, EncoderCache(model), [[trunk + answer_path(model, text) for text in answers]], waveforms, 4096)
     advantages = group_advantages(rewards, len(answers)).float()
 
-    def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
-        return grpo_loss(logprobs, None, None, advantages, micro.forest.loss_mask, beta=0.0)
+    def loss(logprobs: Tensor, micro_batch: MicroBatch) -> LossOutput:
+        return grpo_loss(logprobs, None, None, advantages, micro_batch.forest.loss_mask, beta=0.0)
 
     def likelihoods() -> Tensor:
         with torch.no_grad():
-            return Policy(model)(micro.forest, micro.heard, micro.waveforms).sum(1)
+            return Policy(model)(micro_batch.forest, micro_batch.heard, micro_batch.waveforms).sum(1)
 
     before = likelihoods()
-    train(model, [micro], loss, tmp_path, 2)
+    train(model, [micro_batch], loss, tmp_path, 2)
     moved = likelihoods() - before
     assert float(moved[1]) > 0
     assert float(moved[1]) > float(moved[[0, 2, 3]].max())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from earwise.models.base import AudioLM
-from earwise.models.parts.attention import Attend
+from earwise.models.parts.attention import AttentionFn
 from earwise.types import Waveform
 from families import qwen2_audio, test_contract
 from families.tiny import Tiny
@@ -31,7 +31,7 @@ def broken(tiny: Tiny, change: Callable[[AudioLM], None]) -> Tiny:
 def sees_all_that_came_before(model: AudioLM) -> None:
     decode = model.decode
 
-    def leaking(embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def leaking(embeddings: Tensor, positions: Tensor, attend: AttentionFn) -> Tensor:
         def causal(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
             return torch.nn.functional.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, scale=scale, enable_gqa=queries.shape[1] != keys.shape[1]

@@ -103,7 +103,7 @@ def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2
         )
         assert path.ids.count(model.placeholder_id) == case.get("audio_token_total", 0)
         said = "".join(case["rendered"].split(AUDIO_PLACEHOLDER))
-        assert [i for i in path.ids if i != model.placeholder_id] == model.tokenize(said)
+        assert [i for i in path.ids if i != model.placeholder_id] == model.tokenizer.encode(said)
 
 
 def test_lengths(golden: Callable[[str], Record]) -> None:

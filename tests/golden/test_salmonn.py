@@ -18,7 +18,7 @@ from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
 from earwise.models.convert.salmonn import BEATS_SIZES, beats_name, convert, released_names
 from earwise.models.families.salmonn import RELEASED, WHISPER_LARGE_V2, Salmonn, SalmonnConfig, empty, load
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.beats import BeatsConfig, fbank, tokens
+from earwise.models.parts.beats import BeatsConfig, fbank, token_count
 from earwise.prompts import SALMONN, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families.salmonn import letter_tokenizer, write_released
@@ -76,7 +76,7 @@ def heard_as_batch(model: Salmonn, case: Record) -> tuple[Tensor, Tensor, Tensor
     longest = max(len(one) for one in waveforms)
     pictures = torch.stack([fbank(np.pad(one, (0, longest - len(one)))) for one in waveforms])
     padding = torch.stack([torch.arange(longest) >= len(one) for one in waveforms])
-    unseen = folded(folded(padding, pictures.shape[1]), tokens(pictures.shape[1]))
+    unseen = folded(folded(padding, pictures.shape[1]), token_count(pictures.shape[1]))
     speech = model.speech_states(waveforms)
     return pictures, speech, model.module.beats(pictures, ~unseen if bool(unseen.any()) else None)
 
@@ -139,7 +139,7 @@ def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
             turns = (Turn("user", (Audio("x.wav"), Text(said))), Turn("assistant", (Text(case["text"][row]),)))
             before, sound, after, target = render(turns, SALMONN, generate=False)
             assert sound.audio and f"{before.text}<SpeechHere>{after.text}" == f"<s>{prompt}"
-            ids = [model.tokenize(span.text) for span in (before, after, target)]
+            ids = [model.tokenizer.encode(span.text) for span in (before, after, target)]
             assert ids == [[1, *case["prompt_ids_before"][row]], case["prompt_ids_after"][row], case["text_ids"][row]]
             run = [model.placeholder_id] * len(connected[row])
             whole = (*ids[0], *run, *ids[1], *ids[2])

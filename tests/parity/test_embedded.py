@@ -24,7 +24,7 @@ from earwise.train.policy import Policy
 pytestmark = [
     pytest.mark.weights,
     pytest.mark.skipif(
-        not (base_weights.home() / base_weights.BASE / "complete").exists(),
+        not (base_weights.cache_dir() / base_weights.BASE / "complete").exists(),
         reason="no base weights in EARWISE_HOME; `make test` fetches them",
     ),
 ]
@@ -33,7 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def model() -> Iterator[Embedded]:
     with torch.inference_mode(False):
-        yield embedded.blank(trim=True)
+        yield embedded.load_untrained(trim=True)
 
 
 @torch.no_grad()
@@ -43,13 +43,13 @@ def test_decoder_equals_llama(model: Embedded) -> None:
     plain.model.load_state_dict(load_file(base_weights.base_folder() / "decoder.safetensors"))
     plain.tie_weights()
     text = "<|im_start|>user\nWhich sound is this?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
-    ids = torch.tensor(model.tokenize(text))
+    ids = torch.tensor(model.tokenizer.encode(text))
     forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
     ours = model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
     theirs = plain(input_ids=ids[None]).logits[0]
     assert largest([ours.log_softmax(-1) - theirs.log_softmax(-1)]) < 2e-4
     # The weights were converted rightly: the text model knows what it knows.
-    assert model.detokenize([int(ours[-1].argmax())]).strip() == "Paris"
+    assert model.tokenizer.decode([int(ours[-1].argmax())]).strip() == "Paris"
 
 
 @torch.no_grad()

@@ -28,17 +28,17 @@ from earwise.forest import (
 )
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.parts.attention import TreeAttention
-from earwise.train.batches import assemble
+from earwise.train.batches import build_micro_batches
 from earwise.train.policy import Policy
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 from earwise.types import Waveform
 
 LOGPROB_LIMIT = 1e-5
 GRADIENT_LIMIT = 1e-4
 FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
-LORA = TrainableConfig(encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=4, alpha=8.0))
+LORA = TrainableConfig(encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=4, lora_alpha=8.0))
 LORA_ONLY = TrainableConfig(
-    encoder="frozen", connector="frozen", decoder="lora", lora=LoraConfig(r=2, alpha=4.0, targets=("q_proj", "v_proj"))
+    encoder="frozen", connector="frozen", decoder="lora", lora=LoraConfig(r=2, lora_alpha=4.0, target_modules=("q_proj", "v_proj"))
 )
 
 
@@ -86,7 +86,7 @@ def build(config: TrainableConfig, seed: int) -> Qwen2Audio:
     """A tiny model made ready for training, LoRA away from its zero start."""
     model = tiny_qwen2_audio(seed)
     torch.manual_seed(seed)  # LoRA's first matrix is drawn from torch's own generator
-    prepare(model, config)
+    set_trainable(model, config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():
@@ -119,7 +119,7 @@ def worst_gradient(ours: nn.Module, theirs: nn.Module) -> float:
 @pytest.mark.parametrize("config", [FULL, LORA, LORA_ONLY], ids=["full", "lora+connector", "lora"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implementation: str) -> None:
-    seed = 10 * depth + len(config.lora.targets)
+    seed = 10 * depth + len(config.lora.target_modules)
     model = build(config, seed)
     grower = Grower(model, seed)
     trees = [grower.tree(d) for d in (depth, 1 + depth % 3, depth)]
@@ -153,9 +153,9 @@ def test_merged_equals_unmerged_and_packs_do_not_mix() -> None:
         single = policy(pack([build_tree(paths)]), {}, grower.waveforms)
         assert largest([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
         row += len(paths)
-    packs = assemble(model, None, trees, grower.waveforms, 150)
+    packs = build_micro_batches(model, None, trees, grower.waveforms, 150)
     assert len(packs) > 1
-    split = [policy(micro.forest, micro.heard, micro.waveforms) for micro in packs]
+    split = [policy(micro_batch.forest, micro_batch.heard, micro_batch.waveforms) for micro_batch in packs]
     rows = torch.cat([torch.nn.functional.pad(some, (0, together.shape[1] - some.shape[1])) for some in split])
     assert largest([together - rows]) < LOGPROB_LIMIT
 

@@ -40,7 +40,7 @@ from earwise.forest import TokenPath
 from earwise.models import base, lora_checkpoint
 from earwise.models.families import gemma3n, granite_speech, native, phi4_multimodal, voxtral
 from earwise.models.families.native import Native, Row
-from earwise.models.parts.recompute import recompute_layers
+from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.prompts import ChatTemplate, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families import native_more
@@ -146,7 +146,7 @@ def test_transformers_reads_what_is_saved(name: str, tmp_path: Path) -> None:
         assert {key.split(".")[0] for key in load_file(tmp_path / "model.safetensors")} == {
             theirs.split(".")[0] for _, theirs in lora_checkpoint.PUBLISHED[name]
         }
-    ids = family.model.tokenize("What is it?")
+    ids = family.model.tokenizer.encode("What is it?")
     ours = scores(family.model, conversation_of(ids), {})
     factor = native_more.GRANITE_TEXT["logits_scaling"] if name == "granite_speech" else 1.0
     assert largest([read(input_ids=torch.tensor([ids])).logits[0] / factor - ours]) < 1e-4
@@ -160,7 +160,7 @@ def test_gradients_of_recomputed_layers(name: str) -> None:
     for recompute in (False, True):
         model = build(name).model
         if recompute:
-            assert recompute_layers(model.module) >= 2
+            assert enable_gradient_checkpointing(model.module) >= 2
         model.module.train()
         trained = {key: value for key, value in model.module.named_parameters() if ".self_attn." in key}
         trained = {key: value.requires_grad_() for key, value in trained.items() if key.startswith(DECODERS)}
@@ -211,7 +211,7 @@ def test_granite_scores_are_those_of_its_text_model() -> None:
     text.model.load_state_dict(module.model.language_model.state_dict())
     text.lm_head.load_state_dict(module.lm_head.state_dict())
     model = build("granite_speech").model
-    ids = model.tokenize("Two plus two?")
+    ids = model.tokenizer.encode("Two plus two?")
     ours, given = scores(model, conversation_of(ids), {}), torch.tensor([ids])
     assert largest([text(input_ids=given).logits[0] - ours]) < 1e-4
     assert largest([module(input_ids=given).logits[0] - ours]) > 0.1
@@ -267,7 +267,7 @@ def phi4_with_adapter(folder: Path) -> Any:
 )
 def test_adapter_is_merged_and_saved_merged(name: str, make: Callable[[Path], Any], tmp_path: Path) -> None:
     module = make(tmp_path / "released")
-    ids = build(name).model.tokenize("What is it?")
+    ids = build(name).model.tokenizer.encode("What is it?")
     factor = native_more.GRANITE_TEXT["logits_scaling"] if name == "granite_speech" else 1.0
     theirs = module(input_ids=torch.tensor([ids])).logits[0] / factor
     model = base.load(str(tmp_path / "released"), device="cpu")
@@ -350,7 +350,7 @@ def test_phi4_refuses_what_longrope_turns_otherwise() -> None:
 
 def refused_beyond(family: Tiny, longest: int) -> list[int]:
     """Check that `longest` tokens are decoded as the class does and one more is refused; returns those."""
-    ids = family.model.tokenize("".join(chr(97 + n * n % 26) for n in range(longest + 1)))
+    ids = family.model.tokenizer.encode("".join(chr(97 + n * n % 26) for n in range(longest + 1)))
     ours = scores(family.model, conversation_of(ids[:longest]), {})
     assert largest([ours - family.reference(ids[:longest], [])]) < 1e-4
     with pytest.raises(ModelError, match=f"{longest + 1} tokens is longer than the {longest}"):

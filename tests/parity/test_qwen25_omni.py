@@ -25,7 +25,7 @@ from earwise.models.parts import mel
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import render
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 from families.qwen25_omni import plain, thinker
 
 # Blocks are of 30 frames: shorter, whole, a frame more, odd and even tails, several blocks.
@@ -69,12 +69,12 @@ def test_features_of_real_frames_are_those_of_the_padded_window() -> None:
         wave = sound(2.0)[:samples]
         padded = released(wave, sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
         frames = int(padded.attention_mask.sum())
-        ours = mel.real_mel(wave, released)
+        ours = mel.unpadded_log_mel(wave, released)
         assert padded.input_features.shape[2] == 30000 and ours.shape == (128, frames)
         assert largest([ours - padded.input_features[0, :, :frames]]) < 1e-5
     for short in (sound(2.0), sound(2.0)[:31999]):  # a clip that fills the window sees its reflected end in both
         whole = feature_extractor()(short, sampling_rate=16000, return_tensors="pt").input_features[0]
-        assert largest([mel.real_mel(short, feature_extractor()) - whole]) < 1e-5
+        assert largest([mel.unpadded_log_mel(short, feature_extractor()) - whole]) < 1e-5
 
 
 @torch.no_grad()
@@ -256,8 +256,8 @@ def test_a_folder_with_the_thinker_alone(tmp_path: Path) -> None:
 def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
     """It comes back merged in what is saved, and as an adapter under every name that programs give the thinker."""
     model, wave = thinker(plain(4)), sound(0.7)
-    wanted = LoraConfig(r=2, alpha=6.0, targets=("q_proj", "fc1", "up_proj"))
-    prepare(model, TrainableConfig(encoder="lora", connector="frozen", decoder="lora", lora=wanted))
+    wanted = LoraConfig(r=2, lora_alpha=6.0, target_modules=("q_proj", "fc1", "up_proj"))
+    set_trainable(model, TrainableConfig(encoder="lora", connector="frozen", decoder="lora", lora=wanted))
     for name, parameter in model.module.named_parameters():
         if "lora_B" in name:
             parameter.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(name)))

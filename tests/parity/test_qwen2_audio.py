@@ -28,7 +28,7 @@ from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, ChatTemplate
 from earwise.train.policy import Policy
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 
 LENGTHS = (321, 480, 481, 7999, 8000, 8001, 12345, 20000, 31519, 31520, 31679, 31680, 31681, 31840, 31841, 32000)
 
@@ -115,7 +115,7 @@ def test_save_and_load_bit_for_bit(tmp_path: Path, tied: bool, dtype: torch.dtyp
     assert isinstance(loaded, Qwen2Audio) and same_state(model, loaded)
     table = loaded.module.model.language_model.embed_tokens.weight
     assert (loaded.module.lm_head.weight is table) == tied
-    assert loaded.tokenize("<|im_start|>hé") == model.tokenize("<|im_start|>hé")
+    assert loaded.tokenizer.encode("<|im_start|>hé") == model.tokenizer.encode("<|im_start|>hé")
     loaded.save(tmp_path / "two")
     assert loaded.revision == base.load("qwen2_audio", tmp_path / "two").revision != "unsaved"
     # transformers' own class reads the folder too, the tied head included.
@@ -141,10 +141,10 @@ def test_save_merges_lora(tmp_path: Path) -> None:
     model = tiny_qwen2_audio()
     plain_names = set(model.module.state_dict())
     targets = ("q_proj", "v_proj", "down_proj")
-    prepare(
+    set_trainable(
         model,
         TrainableConfig(
-            encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=3, alpha=7.0, targets=targets)
+            encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=3, lora_alpha=7.0, target_modules=targets)
         ),
     )
     for name, parameter in model.module.named_parameters():
@@ -195,7 +195,7 @@ def test_base_or_instruct_by_the_tokens_that_end_an_answer(
     again = base.load(str(tmp_path / "again"))
     assert (again.template, again.eos_ids) == (loaded.template, loaded.eos_ids)
     path = conversation_path(again, ask("Sing:"), [0], [5000], generate=True)
-    chat = again.tokenize("<|im_start|>")[0] in path.ids
+    chat = again.tokenizer.encode("<|im_start|>")[0] in path.ids
     assert chat == (template is QWEN2_AUDIO)
     assert answer_path(again, "la").ids[-1] == again.eos_ids[0]
 

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from earwise.audio import AudioSpec
-from earwise.config.resolve import entry
+from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ModelError
 from earwise.models.detect import ADAPTER, checkpoint
-from earwise.models.parts.attention import Attend
+from earwise.models.parts.attention import AttentionFn
+from earwise.models.tokenizer import TextTokenizer
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
@@ -32,6 +33,7 @@ class AudioLM(Protocol):
         module: All parameters; what a stage trains, saves and moves between devices.
         spec: What the encoder hears.
         template: Chat format.
+        tokenizer: Text to token ids and back.
         placeholder_id: Token id that stands for audio embeddings.
         eos_ids: Token ids that end a completion; the first is written by training.
         groups: Parameter-name prefixes of `encoder`, `connector` and `decoder`, for freezing and LoRA.
@@ -51,14 +53,6 @@ class AudioLM(Protocol):
     trims: bool
     masks: bool
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text that may hold the template's special marks; nothing is added."""
-        ...
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
-        ...
-
     def audio_tokens(self, samples: int) -> int:
         """Number of audio tokens of a clip of `samples` samples."""
         ...
@@ -76,7 +70,7 @@ class AudioLM(Protocol):
         ...
 
     def decode(
-        self, embeddings: Float[Tensor, "seq dim"], positions: Int[Tensor, "*seq"], attend: Attend
+        self, embeddings: Float[Tensor, "seq dim"], positions: Int[Tensor, "*seq"], attend: AttentionFn
     ) -> Float[Tensor, "seq dim"]:
         """Decoder states of packed tokens (final norm applied); attention is `attend`'s business."""
         ...
@@ -119,7 +113,7 @@ def best_device() -> str:
 
 def load(
     name: str, weights: Path | str | None = None, *, device: str | None = None, dtype: str | None = None,
-    trim: bool | None = None, connector: Mapping[str, Any] | None = None, decoder_start: str | None = None,
+    trim: bool | None = None, connector: Mapping[str, Any] | None = None, decoder_init: str | None = None,
     seed: int | None = None,
 ) -> AudioLM:  # fmt: skip
     """Load a model of the table, or of a user's own `module:function`.
@@ -132,7 +126,7 @@ def load(
         dtype: Key of `DTYPES` for the weights; None is the family's default (float32, or as the checkpoint is stored).
         trim: See `AudioLM.trims`; None is the family's or the checkpoint's own.
         connector: Which untrained connector to build, as `config.ConnectorConfig` says; None is the family's own.
-        decoder_start: `random` draws the decoder anew; None is as trained.
+        decoder_init: `random` draws the decoder anew; None is as trained.
         seed: Of what is drawn; None is the loader's.
             What is None does not reach the loader: a `module:function` needs to know only what is asked of it.
     Raises:
@@ -148,11 +142,11 @@ def load(
     if weights is not None and not own and (Path(weights) / ADAPTER).is_file():
         return _adapted(name, Path(weights), device, dtype, trim)
     try:
-        loader = entry(MODELS, name, "model")
+        loader = resolve_entry(MODELS, name, "model")
     except ConfigError as error:
         raise ModelError(f"{error}, or a folder with a model") from error
     asked: dict[str, Any] = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
-    asked |= {"connector": connector, "decoder_start": decoder_start, "seed": seed}
+    asked |= {"connector": connector, "decoder_init": decoder_init, "seed": seed}
     given = {key: value for key, value in asked.items() if value is not None}
     strange = given.keys() - inspect.signature(loader).parameters.keys()
     if strange:

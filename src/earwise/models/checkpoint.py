@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from earwise.errors import ModelError
-from earwise.files import replacing
+from earwise.files import atomic_write
 from earwise.models.parts import lora
 
 PICKLED = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
@@ -145,7 +145,7 @@ def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         DataError: if the disk refuses.
     """
-    with replacing(path, "wb") as handle:
+    with atomic_write(path, "wb") as handle:
         try:
             torch.save(content, handle)
         except RuntimeError as error:  # so torch reports a full disk

@@ -206,7 +206,7 @@ def test_repaired_packing() -> None:
     separator = model.eos_ids[0]
     # One second is 16 of the 32 moments of 2 s; 2001 samples start the second moment of 2000.
     assert path.clips == (4,) * 17 + (-1,) + (5,) * 3 + (-1,) * (len(path.ids) - 21)
-    text = [separator, *model.tokenize("Which? "), separator]
+    text = [separator, *model.tokenizer.encode("Which? "), separator]
     assert [path.ids[17], *path.ids[21:]] == [separator, *text]
     assert answer_path(model, "b").ids[-1] == separator
 
@@ -227,19 +227,19 @@ def test_repaired_hears_only_what_exists() -> None:
 
 def test_compat_packing() -> None:
     model = tiny_mellow(template="compat")
-    separator, fill = model.eos_ids[0], model.tokenize("!")[0]
+    separator, fill = model.eos_ids[0], model.tokenizer.encode("!")[0]
     for turns, clips in ((asked("Hi!?"), (3,)), (asked("Hi!?", 2), (3, 8))):
         path = conversation_path(model, turns, clips, [RATE] * len(clips), generate=True)
         assert len(path.ids) == 389
         assert (path.ids[129], path.ids[259]) == (separator, separator)
         assert set(path.clips[:129]) == {3} and set(path.clips[130:259]) == {clips[-1]}
-        words = [*model.tokenize("Hi"), fill, *model.tokenize("?")]
+        words = [*model.tokenizer.encode("Hi"), fill, *model.tokenizer.encode("?")]
         assert list(path.ids[260:]) == words + [fill] * (129 - len(words))
     long = conversation_path(model, asked("x" * 400), (0,), (RATE,), generate=True)
     assert len(long.ids) == 389 and fill not in long.ids[260:]
     told = (*asked("Hi?"), Turn("assistant", (Text("ok"),)))
     whole = conversation_path(model, told, (0,), (RATE,), generate=False)
-    assert [whole.ids[at] for at, trained in enumerate(whole.trained) if trained] == [*model.tokenize("ok"), separator]
+    assert [whole.ids[at] for at, trained in enumerate(whole.trained) if trained] == [*model.tokenizer.encode("ok"), separator]
     assert len(whole.ids) == 389 + 3
 
 

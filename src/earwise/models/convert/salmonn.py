@@ -41,7 +41,7 @@ from earwise.models.families.salmonn import (
     write,
 )
 from earwise.models.parts import lora
-from earwise.models.parts.beats import Beats, BeatsConfig, folded
+from earwise.models.parts.beats import Beats, BeatsConfig, fold_weight_norm
 
 LORA_RANK, LORA_ALPHA, LORA_TARGETS = 8, 32.0, ("q_proj", "v_proj")
 LLAMA_SIZES = (
@@ -137,7 +137,7 @@ def release(model: Salmonn, pth: Path) -> None:
         ModelError: if the model has no LoRA, or it is not on the decoder's query and value projections.
         DataError: if it cannot be written.
     """
-    found = lora.stacked(model.inherited, lora.collect(model.module))
+    found = lora.concatenate_ranks(model.merged_lora, lora.collect(model.module))
     names = released_names(model.module)
     strange = {name for name in names if ".lora_" in name} ^ found.keys()
     if strange:
@@ -228,7 +228,7 @@ def _beats(path: Path) -> tuple[BeatsConfig, dict[str, Tensor]]:
     weights: dict[str, Tensor] = dict(found["model"])
     gain, direction = (f"encoder.pos_conv.0.weight_{letter}" for letter in "gv")
     if {gain, direction} <= weights.keys():
-        weights["encoder.pos_conv.0.weight"] = folded(weights.pop(gain), weights.pop(direction))
+        weights["encoder.pos_conv.0.weight"] = fold_weight_norm(weights.pop(gain), weights.pop(direction))
     with torch.device("meta"):
         names = {name: beats_name(name) for name in Beats(config).state_dict()}
     extra = {name for name in weights.keys() - set(names.values()) if not name.startswith("predictor.")}

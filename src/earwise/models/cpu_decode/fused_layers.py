@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from earwise.models.parts import lora
-from earwise.models.parts.attention import Attend
+from earwise.models.parts.attention import AttentionFn
 
 KINDS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
 """transformers' layers with these names have the parts that `_Layer` reads, and nothing else."""
@@ -117,7 +117,7 @@ class _Layer:
         hidden_states: Tensor,
         *,
         position_embeddings: tuple[Tensor, Tensor],
-        attend_with: Attend,
+        attend_with: AttentionFn,
         **others: object,
     ) -> Tensor:
         count = hidden_states.shape[-2]
@@ -150,7 +150,7 @@ def _is_plain(layer: Any) -> bool:
     base = getattr(layer, "base_layer", layer)
     if type(base) is not nn.Linear or base.weight.dtype != torch.float32:
         return False
-    return base is layer or (lora.is_usual(layer) and not layer.merged and not layer.disable_adapters)
+    return base is layer or (lora.is_plain_lora(layer) and not layer.merged and not layer.disable_adapters)
 
 
 def _merged(layers: tuple[Any, ...], scratch: Scratch) -> Tensor:

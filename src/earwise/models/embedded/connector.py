@@ -35,7 +35,7 @@ class Connector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ConnectorSpec:
     """One connector.
 
     Attributes:
@@ -60,19 +60,19 @@ class Choice:
         return f"{self.kind}-{self.layers}-{self.token_ms}ms"
 
 
-def chosen(marks: Mapping[str, Any] | None) -> Choice:
+def parse_connector_spec(marks: Mapping[str, Any] | None) -> ConnectorSpec:
     """The choice that a recipe or a checkpoint wrote down; of those that say nothing, what ships.
 
     Raises:
         ModelError: if it makes no sense to this version.
     """
     try:
-        return Choice(**(marks or {}))
+        return ConnectorSpec(**(marks or {}))
     except TypeError as error:
         raise ModelError(f"connector {marks!r} is not known to this version; train the model again") from error
 
 
-def make(choice: Choice, layers: int, dim: int, out: int) -> Any:
+def build_connector(spec: ConnectorSpec, layers: int, dim: int, out: int) -> Any:
     """An untrained connector, drawn from torch's global generator.
 
     Args:
@@ -83,11 +83,11 @@ def make(choice: Choice, layers: int, dim: int, out: int) -> Any:
     Returns:
         A module that is a `Connector`.
     """
-    read, pool = layers if choice.layers == "all" else 1, choice.token_ms // STATE_MS
-    if choice.kind == "mix":
+    read, pool = layers if spec.layers == "all" else 1, spec.token_ms // STATE_MS
+    if spec.kind == "mix":
         return LayerMix(read, dim, out, SUMMARY, pool=pool)
-    if choice.kind == "qformer":
+    if spec.kind == "qformer":
         from earwise.models.parts.qformer import QFormer  # brings a second of imports that nothing else here needs
 
         return QFormer(read, dim, out, pool)
-    return Projector(read, dim, out, pool, residual=choice.kind == "residual")
+    return Projector(read, dim, out, pool, residual=spec.kind == "residual")

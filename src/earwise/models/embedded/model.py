@@ -32,13 +32,14 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.detect import MARKER
 from earwise.models.embedded import base_weights, preload
-from earwise.models.embedded.connector import STATE_MS, Choice, Connector, chosen, make
+from earwise.models.embedded.connector import STATE_MS, ConnectorSpec, Connector, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
 from earwise.models.parts import attention, lora, whisper
+from earwise.models.tokenizer import TextTokenizer
 from earwise.prompts import EMBEDDED
 from earwise.types import Waveform
 
-POOL = Choice().token_ms // STATE_MS  # encoder states per frame token of the shipped connector
+POOL = ConnectorSpec().token_ms // STATE_MS  # encoder states per frame token of the shipped connector
 PLACEHOLDER = "<file_sep>"  # a SmolLM2 code token that no conversation holds; its embedding is always replaced
 
 
@@ -60,42 +61,32 @@ class Embedded:
 
     def __init__(
         self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str,
-        inherited: Mapping[str, Tensor], trim: bool, whole: frozenset[str] = frozenset(), choice: Choice | None = None,
+        merged_lora: Mapping[str, Tensor], trim: bool, full_weights: frozenset[str] = frozenset(), connector_spec: ConnectorSpec | None = None,
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
         self.revision = revision
-        self.inherited = inherited
+        self.merged_lora = merged_lora
         """LoRA matrices already merged into the weights; written out again by `save`, beside those trained since."""
-        self.whole = whole
+        self.full_weights = full_weights
         """Weights of encoder and decoder that earlier stages trained in full, or that were drawn at random; written
         out again by `save`."""
-        self.choice = choice or Choice()
+        self.connector_spec = connector_spec or ConnectorSpec()
         """Which connector `module` has."""
-        self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.choice.token_ms)
+        self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.connector_spec.token_ms)
         self.template = EMBEDDED
         self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
         self.trims = trim
         self.masks = False
-        self._tokenizer = tokenizer
         self.placeholder_id = tokenizer.token_to_id(PLACEHOLDER)
         self.eos_ids = (tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>"))
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids)
         self._extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins, sampling_rate=16000)
 
     @property
     def _connector(self) -> Connector:
         connector: Any = self.module.connector
         return connector
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text; nothing is added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def audio_tokens(self, samples: int) -> int:
         """By the connector; the shipped one's are summary tokens and leads, and one per started 320 ms.
@@ -134,7 +125,7 @@ class Embedded:
         embedded: Tensor = table(ids.to(table.weight.device))
         return embedded
 
-    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
         return attention.decode_packed(self.module.decoder, embeddings, positions, attend)
 
@@ -152,17 +143,17 @@ class Embedded:
             for name, value in self.module.connector.state_dict().items()
         }
         trained = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
-        whole = self.whole | {name for name in trained if ".lora_" not in name and not name.startswith("connector.")}
+        full_weights = self.full_weights | {name for name in trained if ".lora_" not in name and not name.startswith("connector.")}
         state |= {
             name: value
-            for name, value in lora.stacked(self.inherited, lora.collect(self.module)).items()
-            if f"{name.rpartition('.lora_')[0]}.weight" not in whole
+            for name, value in lora.concatenate_ranks(self.merged_lora, lora.collect(self.module)).items()
+            if f"{name.rpartition('.lora_')[0]}.weight" not in full_weights
         }
-        if whole:
+        if full_weights:
             merged = checkpoint.merged_state(self.module)
-            state |= {name: merged[name].float() for name in whole}
+            state |= {name: merged[name].float() for name in full_weights}
         save_file(state, folder / "trained.safetensors")
-        marks = {"family": "embedded", "base": base_weights.BASE, "trim": self.trims, "connector": asdict(self.choice)}
+        marks = {"family": "embedded", "base": base_weights.BASE, "trim": self.trims, "connector": asdict(self.connector_spec)}
         (folder / MARKER).write_text(json.dumps(marks, indent=1) + "\n")
 
 
@@ -181,7 +172,7 @@ def load(
     """
     folder = weights or preload.ASSETS
     trimmed = bool(_marks(folder).get("trim", True)) if trim is None else trim
-    return _build(preload.take(folder), "embedded", device, dtype, trimmed, choice=choice_of(folder))
+    return _build(preload.load_weights(folder), "embedded", device, dtype, trimmed, connector_spec=read_connector_spec(folder))
 
 
 def load_aligned(
@@ -192,12 +183,12 @@ def load_aligned(
     if weights is not None:
         raise ModelError("embedded-aligned takes no weights; name embedded for a trained part")
     trimmed = bool(_marks(preload.ASSETS).get("trim", True)) if trim is None else trim
-    return _build(preload.take(preload.ASSETS, aligned=True), "embedded-aligned", device, dtype, trimmed)
+    return _build(preload.load_weights(preload.ASSETS, aligned=True), "embedded-aligned", device, dtype, trimmed)
 
 
-def blank(
+def load_untrained(
     *, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32, trim: bool = False,
-    choice: Choice | None = None, read_before: bool = True,
+    connector_spec: ConnectorSpec | None = None, pretrained_decoder: bool = True,
 ) -> Embedded:  # fmt: skip
     """Base weights with an untrained connector: where `recipes/embedded.yaml` starts.
 
@@ -206,36 +197,36 @@ def blank(
         seed: Of what is drawn at random.
         dtype: Of encoder and decoder.
         trim: Hear only frames that exist; else padded, as Whisper was trained.
-        choice: Of the connector; None is the shipped one's kind.
+        connector_spec: Of the connector; None is the shipped one's kind.
         read_before: False draws the decoder at random, as transformers starts one.
     """
-    weights = preload.take(None)
-    if choice is not None or not read_before:
-        drawn = f"{choice or Choice()}{'' if read_before else '-random'}-{seed}"
+    weights = preload.load_weights(None)
+    if connector_spec is not None or not pretrained_decoder:
+        drawn = f"{connector_spec or ConnectorSpec()}{'' if pretrained_decoder else '-random'}-{seed}"
         weights = replace(weights, revision=f"{weights.revision}-{drawn}")
-    return _build(weights, "embedded-blank", device, dtype, trim, seed, choice, read_before)
+    return _build(weights, "embedded-blank", device, dtype, trim, seed, connector_spec, pretrained_decoder)
 
 
 def load_blank(
     weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = False,
-    connector: Mapping[str, Any] | None = None, decoder_start: str = "pretrained", seed: int = 0,
+    connector: Mapping[str, Any] | None = None, decoder_init: str = "pretrained", seed: int = 0,
 ) -> Embedded:  # fmt: skip
     """`blank` for the table of models, by the words of a recipe (`config.ModelConfig`)."""
     if weights is not None:
         raise ModelError("embedded-blank takes no weights; name embedded for a trained part")
-    choice = chosen(connector) if connector is not None else None
-    return blank(
-        device=device, seed=seed, dtype=dtype, trim=trim, choice=choice, read_before=decoder_start == "pretrained"
+    connector_spec = parse_connector_spec(connector) if connector is not None else None
+    return load_untrained(
+        device=device, seed=seed, dtype=dtype, trim=trim, connector_spec=connector_spec, pretrained_decoder=decoder_init == "pretrained"
     )
 
 
-def choice_of(folder: Path) -> Choice:
+def read_connector_spec(folder: Path) -> ConnectorSpec:
     """The connector that a checkpoint was trained with.
 
     Raises:
         ModelError: if this version does not know it.
     """
-    return chosen(_marks(folder).get("connector"))
+    return parse_connector_spec(_marks(folder).get("connector"))
 
 
 def _marks(folder: Path) -> dict[str, Any]:
@@ -247,8 +238,8 @@ def _marks(folder: Path) -> dict[str, Any]:
 
 
 def _build(
-    weights: preload.Weights, name: str, device: str, dtype: torch.dtype, trim: bool, seed: int = 0,
-    choice: Choice | None = None, read_before: bool = True,
+    weights: preload.EmbeddedWeights, name: str, device: str, dtype: torch.dtype, trim: bool, seed: int = 0,
+    connector_spec: ConnectorSpec | None = None, pretrained_decoder: bool = True,
 ) -> Embedded:  # fmt: skip
     base = base_weights.base_folder()
     sizes = json.loads((base / "encoder.json").read_text())
@@ -259,10 +250,10 @@ def _build(
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    connector = make(choice or Choice(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size)
-    if not read_before:
+    connector = build_connector(connector_spec or ConnectorSpec(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size)
+    if not pretrained_decoder:
         drawn = LlamaModel(config).state_dict()
-        weights = replace(weights, decoder=drawn, whole=frozenset(f"decoder.{name}" for name in drawn))
+        weights = replace(weights, decoder=drawn, full_weights=frozenset(f"decoder.{name}" for name in drawn))
     torch.set_rng_state(generator_state)
     encoder.load_state_dict(weights.encoder, assign=True)
     decoder.load_state_dict(weights.decoder, assign=True)
@@ -279,8 +270,8 @@ def _build(
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
     tokenizer = checkpoint.tokenizer(base, PLACEHOLDER)
     return Embedded(
-        module, tokenizer, name=name, revision=weights.revision, inherited=weights.inherited, trim=trim,
-        whole=weights.whole, choice=choice,
+        module, tokenizer, name=name, revision=weights.revision, merged_lora=weights.merged_lora, trim=trim,
+        full_weights=weights.full_weights, connector_spec=connector_spec,
     )  # fmt: skip
 
 

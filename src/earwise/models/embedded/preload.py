@@ -20,40 +20,40 @@ from earwise.models.parts import lora
 
 ASSETS = Path(__file__).parents[2] / "assets" / "embedded"
 ALIGNED_RANK = "aligned_rank"  # mark in the shipped file: how many of its LoRA ranks the first stage trained
-_started: dict[tuple[Path, bool], "Future[Weights]"] = {}
+_started: dict[tuple[Path, bool], "Future[EmbeddedWeights]"] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class EmbeddedWeights:
     """Everything that is stored of the embedded model, float32.
 
     Attributes:
         encoder: Whisper base's encoder.
-        decoder: SmolLM2's. In both, `inherited` is merged, and what was trained in full is in its place.
+        decoder: SmolLM2's. In both, `merged_lora` is merged, and what was trained in full is in its place.
         connector: What was trained of it; empty for an untrained one.
-        inherited: LoRA matrices, `encoder.` or `decoder.` and the name of the weight they belong to.
-        whole: Names, of the same kind, of weights that were trained in full.
+        merged_lora: LoRA matrices, `encoder.` or `decoder.` and the name of the weight they belong to.
+        full_weights: Names, of the same kind, of weights that were trained in full.
         revision: Hash of the trained file.
     """
 
     encoder: dict[str, Tensor]
     decoder: dict[str, Tensor]
     connector: dict[str, Tensor]
-    inherited: dict[str, Tensor]
-    whole: frozenset[str]
+    merged_lora: dict[str, Tensor]
+    full_weights: frozenset[str]
     revision: str
 
 
-def start() -> None:
+def start_loading() -> None:
     """Begin to read the shipped model, if its base weights are there already."""
-    if (base_weights.home() / base_weights.BASE / "complete").exists():
+    if (base_weights.cache_dir() / base_weights.BASE / "complete").exists():
         pool = ThreadPoolExecutor(1, "earwise-weights")
-        _started[(ASSETS, False)] = pool.submit(_read, base_weights.home() / base_weights.BASE, ASSETS, False)
+        _started[(ASSETS, False)] = pool.submit(_read, base_weights.cache_dir() / base_weights.BASE, ASSETS, False)
         pool.shutdown(wait=False)
 
 
-def take(folder: Path | None, *, aligned: bool = False) -> Weights:
-    """Weights with the trained part of a folder.
+def load_weights(folder: Path | None, *, aligned: bool = False) -> EmbeddedWeights:
+    """EmbeddedWeights with the trained part of a folder.
 
     Args:
         folder: Holds `trained.safetensors`; None is the base alone.
@@ -66,10 +66,10 @@ def take(folder: Path | None, *, aligned: bool = False) -> Weights:
     return ahead.result() if ahead is not None else _read(base, folder, aligned)
 
 
-def _read(base: Path, folder: Path | None, aligned: bool) -> Weights:
+def _read(base: Path, folder: Path | None, aligned: bool) -> EmbeddedWeights:
     encoder, decoder = (tensors(base / f"{part}.safetensors")[0] for part in ("encoder", "decoder"))
     if folder is None:
-        return Weights(encoder, decoder, {}, {}, frozenset(), "blank")
+        return EmbeddedWeights(encoder, decoder, {}, {}, frozenset(), "blank")
     path = folder / "trained.safetensors"
     if not path.exists():
         raise ModelError(
@@ -78,23 +78,23 @@ def _read(base: Path, folder: Path | None, aligned: bool) -> Weights:
     state, marks = tensors(path)
     weights = {f"encoder.{name}": value for name, value in encoder.items()}
     weights |= {f"decoder.{name}": value for name, value in decoder.items()}
-    inherited = {name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B"))}
-    whole = {name for name in state if name in weights}
-    unexpected = sorted(state.keys() - inherited.keys() - whole - {n for n in state if n.startswith("connector.")})
+    merged_lora = {name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B"))}
+    full_weights = {name for name in state if name in weights}
+    unexpected = sorted(state.keys() - merged_lora.keys() - full_weights - {n for n in state if n.startswith("connector.")})
     if unexpected:
         raise ModelError(f"{path}: unexpected tensor {unexpected[0]}; give a folder made by `earwise train`")
     if aligned:
-        inherited = lora.first_ranks(inherited, int(marks[ALIGNED_RANK]))
+        merged_lora = lora.first_ranks(merged_lora, int(marks[ALIGNED_RANK]))
     try:
-        lora.merge(weights, inherited)
-        for name in whole:
+        lora.merge(weights, merged_lora)
+        for name in full_weights:
             weights[name].copy_(state[name])
     except (RuntimeError, KeyError) as error:
         raise ModelError(
             f"{path}: does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
         ) from error
     revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12] + ("-aligned" if aligned else "")
-    return Weights(encoder, decoder, _under("connector.", state), inherited, frozenset(whole), revision)
+    return EmbeddedWeights(encoder, decoder, _under("connector.", state), merged_lora, frozenset(full_weights), revision)
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -40,7 +40,7 @@ def window_frames(config: Any) -> int:
 
 def extractor(folder: Path | None, config: Any) -> WhisperFeatureExtractor:
     """The checkpoint's feature extractor; windows as long as the encoder's where it has none."""
-    return mel.extractor(folder, config.audio_config.num_mel_bins, window_frames(config) // 100)
+    return mel.load_feature_extractor(folder, config.audio_config.num_mel_bins, window_frames(config) // 100)
 
 
 def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
@@ -49,7 +49,7 @@ def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
     Raises:
         ModelError: if the features are not what the encoder was made for.
     """
-    mel.check(features, config.audio_config.num_mel_bins, "audio_flamingo3")
+    mel.check_features(features, config.audio_config.num_mel_bins, "audio_flamingo3")
     window = window_frames(config)
     if features.nb_max_frames != window:
         raise ModelError(
@@ -79,7 +79,7 @@ def _windows(tower: Any, features: WhisperFeatureExtractor, pieces: list[Wavefor
     frames = [mel.frame_count(len(piece)) for piece in pieces]
     # State s - 1 sees first-convolution outputs up to 2s - 1, and these see mel frames up to 2s.
     kept = [min(window, 2 * encoder_states(count) + 1) for count in frames]
-    mels = [mel.real_mel(piece, features, count).T for piece, count in zip(pieces, kept, strict=True)]
+    mels = [mel.unpadded_log_mel(piece, features, count).T for piece, count in zip(pieces, kept, strict=True)]
     weight = tower.conv1.weight
     states = torch.tensor([encoder_states(count) for count in frames], device=weight.device)
     longest = int(states.max())

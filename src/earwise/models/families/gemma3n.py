@@ -30,7 +30,7 @@ from transformers.models.gemma3n.modeling_gemma3n import (
 
 from earwise.audio import AudioSpec
 from earwise.models.families.native import Row, embed_text, head_logits, sliding_window
-from earwise.models.parts.attention import Attend
+from earwise.models.parts.attention import AttentionFn
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
@@ -127,7 +127,7 @@ def _embed(module: Any, ids: Tensor) -> Tensor:
     return torch.cat([plain, text.get_per_layer_inputs(ids).flatten(1)], 1)
 
 
-def _decode(decoder: Any, rows: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+def _decode(decoder: Any, rows: Tensor, positions: Tensor, attend: AttentionFn) -> Tensor:
     config = decoder.config
     plain, layers = rows.split([config.hidden_size, rows.shape[1] - config.hidden_size], 1)
     out = decoder(

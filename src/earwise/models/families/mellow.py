@@ -40,6 +40,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint
 from earwise.models.parts import attention, htsat
+from earwise.models.tokenizer import TextTokenizer
 from earwise.prompts import MELLOW, MELLOW_COMPAT
 from earwise.types import Waveform
 
@@ -129,8 +130,8 @@ class Mellow:
                 f"{name}: {tokenizer.get_vocab_size()} tokens but {rows} embeddings; take both from one checkpoint"
             )
         self._samples = num_samples(config["window_s"], htsat.SAMPLE_RATE)
-        if self._samples > module.encoder.longest_samples:
-            longest = seconds(module.encoder.longest_samples, htsat.SAMPLE_RATE)
+        if self._samples > module.encoder.max_samples:
+            longest = seconds(module.encoder.max_samples, htsat.SAMPLE_RATE)
             raise ModelError(
                 f"{name}: window_s is {config['window_s']}, the encoder sees {longest:g} s; correct config.json"
             )
@@ -150,21 +151,11 @@ class Mellow:
         self.placeholder_id: int = marks[config["placeholder"]]
         self.eos_ids: tuple[int, ...] = (marks[END],)
         self._config = dict(config)
-        self._tokenizer = tokenizer
-        self._encoding = tokenizer
+        encoding = None
         if self._compat:  # the released tokenizer takes `!` for its padding mark and cuts the text there
-            self._encoding = Tokenizer.from_str(tokenizer.to_str())
-            self._encoding.add_special_tokens(["!"])
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text; nothing is added."""
-        ids: list[int] = self._encoding.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+            encoding = Tokenizer.from_str(tokenizer.to_str())
+            encoding.add_special_tokens(["!"])
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, encoding_backend=encoding)
 
     def audio_tokens(self, samples: int) -> int:
         """One for the whole clip, then one per started 1/32 of the window (`compat`: always 4 x 32).
@@ -207,7 +198,7 @@ class Mellow:
         embedded: Tensor = table(ids.to(table.weight.device))
         return embedded
 
-    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
         return attention.decode_packed(self.module.decoder, embeddings, positions, attend)
 
@@ -220,7 +211,7 @@ class Mellow:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(checkpoint.merged_state(self.module), folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", self._config)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.save(folder)
         write_json(folder / "earwise.json", {"family": "mellow", "template": "compat" if self._compat else "repaired"})
 
     def _moments(self, samples: int) -> int:

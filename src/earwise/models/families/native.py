@@ -27,6 +27,7 @@ from earwise.audio import AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.parts import attention
+from earwise.models.tokenizer import TextTokenizer, known_ids
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
@@ -132,7 +133,7 @@ class Row:
     unread: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     embed: Callable[[Any, Tensor], Tensor] = embed_text
-    decode: Callable[[Any, Tensor, Tensor, attention.Attend], Tensor] = attention.decode_packed
+    decode: Callable[[Any, Tensor, Tensor, attention.AttentionFn], Tensor] = attention.decode_packed
     logits: Callable[[Any, Tensor], Tensor] = head_logits
     attend: Callable[[Any, str], None] = forest_attention
     longest: Callable[[Any], int | None] = no_limit
@@ -158,24 +159,14 @@ class Native:
         self.spec = row.spec(module.config, extractor)
         self.template = row.template
         self.placeholder_id = row.placeholder_id(module.config)
-        self.eos_ids = tuple(number for mark in row.end_marks if (number := tokenizer.token_to_id(mark)) is not None)
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, known_ids(tokenizer, row.end_marks))
+        self.eos_ids = self.tokenizer.eos_ids
         self.groups = {"encoder": row.encoder, "connector": row.connector, "decoder": row.decoder}
         self.trims = row.trims
         self.masks = row.masks
-        self._tokenizer = tokenizer
         self._extractor = extractor
         self._language = module.get_submodule(row.language)
         self._longest = row.longest(self._language.config)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text; nothing is added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def audio_tokens(self, samples: int) -> int:
         """Audio tokens of a clip of `samples` samples.
@@ -213,7 +204,7 @@ class Native:
         """Text embeddings `(seq, dim)`."""
         return self.row.embed(self.module, ids)
 
-    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`.
 
         Raises:
@@ -250,7 +241,7 @@ class Native:
         self._extractor.save_pretrained(folder)
         for name, content in self.beside.items():
             (folder / name).write_bytes(content)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.save(folder)
         (folder / "earwise.json").write_text(json.dumps({"family": self.row.family}, indent=1) + "\n")
 
     def _count(self, samples: int) -> int:

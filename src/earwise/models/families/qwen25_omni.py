@@ -25,7 +25,7 @@ from earwise.audio import AudioSpec
 from earwise.models.families import native
 from earwise.models.families.qwen2_audio import encoder_states, token_count
 from earwise.models.parts import mel
-from earwise.models.parts.whisper import encoder_layer
+from earwise.models.parts.whisper import run_encoder_layer
 from earwise.prompts import AUDIO_PLACEHOLDER, ChatTemplate
 from earwise.types import Waveform
 
@@ -46,7 +46,7 @@ TEMPLATE = ChatTemplate(
 
 def extractor(folder: Path | None, config: Any) -> WhisperFeatureExtractor:
     """The checkpoint's feature extractor; clips up to 300 s where it has none."""
-    return mel.extractor(folder, config.audio_config.num_mel_bins, WINDOW_S)
+    return mel.load_feature_extractor(folder, config.audio_config.num_mel_bins, WINDOW_S)
 
 
 def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
@@ -55,7 +55,7 @@ def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
     Raises:
         ModelError: if the features are not what the encoder was made for.
     """
-    return mel.spec(features, config.audio_config.num_mel_bins, "qwen25_omni", 25.0)
+    return mel.audio_spec(features, config.audio_config.num_mel_bins, "qwen25_omni", 25.0)
 
 
 def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
@@ -66,7 +66,7 @@ def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
 def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Pooled, normed encoder states of each clip, `(audio_seq, encoder dim)`, before the projection."""
     tower = module.model.audio_tower
-    clips = [mel.real_mel(wave, features).T.split(2 * tower.n_window) for wave in waveforms]  # (frames, mels) a block
+    clips = [mel.unpadded_log_mel(wave, features).T.split(2 * tower.n_window) for wave in waveforms]  # (frames, mels) a block
     blocks = [block for clip in clips for block in clip]
     weight = tower.conv1.weight
     frames = torch.tensor([len(block) for block in blocks], device=weight.device)
@@ -79,7 +79,7 @@ def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequ
     seen = (torch.arange(hidden.shape[1], device=weight.device) < lengths[:, None])[:, None, None]
     mask = None if bool(seen.all()) else seen
     for layer in tower.layers:
-        hidden = encoder_layer(layer, hidden, mask)
+        hidden = run_encoder_layer(layer, hidden, mask)
     states = [row[:count] for row, count in zip(hidden, counts, strict=True)]
     out, at = [], 0
     for clip in clips:

@@ -28,6 +28,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.parts import attention, mel
 from earwise.models.parts.whisper import HOP_SAMPLES
+from earwise.models.tokenizer import TextTokenizer, known_ids
 from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, QWEN2_AUDIO_BASE, ChatTemplate
 from earwise.types import Waveform
 
@@ -80,22 +81,11 @@ class Qwen2Audio:
         )
         self.template = template
         self.groups = GROUPS
-        self._tokenizer = tokenizer
         self._extractor = extractor
         self._beside = beside
         self.placeholder_id: int = module.config.audio_token_index
-        ends = END_MARKS[template.name]
-        self.eos_ids = tuple(number for mark in ends if (number := tokenizer.token_to_id(mark)) is not None)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text; nothing is added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, known_ids(tokenizer, END_MARKS[template.name]))
+        self.eos_ids = self.tokenizer.eos_ids
 
     def audio_tokens(self, samples: int) -> int:
         """Audio tokens of a clip of `samples` samples, 25 a second.
@@ -127,7 +117,7 @@ class Qwen2Audio:
         frames = self._frames(len(wave))
         # State s - 1 sees first-convolution outputs up to 2s - 1, and these see mel frames up to 2s.
         kept = min(self._window, 2 * encoder_states(frames) + 1) if self.trims else self._window
-        return mel.real_mel(wave, self._extractor, kept, window=self._window)
+        return mel.unpadded_log_mel(wave, self._extractor, kept, window=self._window)
 
     def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
@@ -140,7 +130,7 @@ class Qwen2Audio:
         embedded: Tensor = table(ids.to(table.weight.device))
         return embedded
 
-    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
         return attention.decode_packed(self.module.model.language_model, embeddings, positions, attend)
 
@@ -159,7 +149,7 @@ class Qwen2Audio:
         self._extractor.save_pretrained(folder)
         for name, content in self._beside.items():
             (folder / name).write_bytes(content)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
+        self.tokenizer.save(folder)
         marks = {"family": "qwen2_audio", "template": self.template.name}
         (folder / "earwise.json").write_text(json.dumps(marks, indent=1) + "\n")
 
@@ -223,7 +213,7 @@ def from_parts(
             f"{name}: {tokenizer.get_vocab_size()} tokens but {config.text_config.vocab_size} embeddings; "
             "take both from one checkpoint"
         )
-    mel.check(extractor, config.audio_config.num_mel_bins, name)
+    mel.check_features(extractor, config.audio_config.num_mel_bins, name)
     if "sliding_attention" in config.text_config.layer_types:
         raise ModelError(
             f"{name}: the decoder uses sliding-window attention, which a forest does not; "
@@ -272,7 +262,7 @@ def load(
     checkpoint.check_keys(
         folder, missing, report["unexpected_keys"], checkpoint.misshapen(report["mismatched_keys"]), WHAT
     )
-    extractor = mel.extractor(folder, module.config.audio_config.num_mel_bins)
+    extractor = mel.load_feature_extractor(folder, module.config.audio_config.num_mel_bins)
     tokenizer = checkpoint.tokenizer(folder, AUDIO_PLACEHOLDER)
     return from_parts(
         module.to(device), tokenizer, extractor, revision=checkpoint.digest(shards), trim=trim,

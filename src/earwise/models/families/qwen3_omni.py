@@ -23,7 +23,7 @@ from earwise.audio import AudioSpec
 from earwise.models.families.native import Row
 from earwise.models.families.qwen25_omni import extractor
 from earwise.models.parts import mel
-from earwise.models.parts.whisper import encoder_layer
+from earwise.models.parts.whisper import run_encoder_layer
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
@@ -53,7 +53,7 @@ def spec(config: Any, features: WhisperFeatureExtractor) -> AudioSpec:
     Raises:
         ModelError: if the features are not what the encoder was made for.
     """
-    return mel.spec(features, config.audio_config.num_mel_bins, "qwen3_omni", 13.0)
+    return mel.audio_spec(features, config.audio_config.num_mel_bins, "qwen3_omni", 13.0)
 
 
 def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
@@ -64,14 +64,14 @@ def tokens(config: Any, features: WhisperFeatureExtractor, samples: int) -> int:
 def encode_audio(module: Any, features: WhisperFeatureExtractor, waveforms: Sequence[Waveform]) -> list[Tensor]:
     """Normed encoder states of each clip, `(audio_seq, encoder dim)`: what the class gives to its two projections."""
     tower = module.model.audio_tower
-    clips = [_convolved(tower, mel.real_mel(wave, features)) for wave in waveforms]
+    clips = [_convolved(tower, mel.unpadded_log_mel(wave, features)) for wave in waveforms]
     windows = [window for clip in clips for window in clip.split(tower.n_window_infer // CHUNK_FRAMES * CHUNK_TOKENS)]
     lengths = torch.tensor([len(window) for window in windows], device=windows[0].device)
     hidden = nn.utils.rnn.pad_sequence(windows, batch_first=True)
     seen = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, None, None]
     mask = None if bool(seen.all()) else seen
     for layer in tower.layers:
-        hidden = encoder_layer(layer, hidden, mask)
+        hidden = run_encoder_layer(layer, hidden, mask)
     flat = torch.cat([row[: len(window)] for row, window in zip(hidden, windows, strict=True)])
     return list(tower.ln_post(flat).split([len(clip) for clip in clips]))
 

@@ -31,8 +31,9 @@ from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint
 from earwise.models.parts import attention, lora, whisper
-from earwise.models.parts.beats import Beats, BeatsConfig, fbank, tokens
+from earwise.models.parts.beats import Beats, BeatsConfig, fbank, token_count
 from earwise.models.parts.qformer import WindowQFormer
+from earwise.models.tokenizer import TextTokenizer
 from earwise.prompts import SALMONN
 from earwise.types import Waveform
 
@@ -120,12 +121,12 @@ class Salmonn:
     """`AudioLM` over a `SalmonnModule`; made by `load` or `from_parts`, see `models.base` for the contract."""
 
     def __init__(
-        self, module: SalmonnModule, tokenizer: Tokenizer, *, name: str, revision: str, inherited: Mapping[str, Tensor]
+        self, module: SalmonnModule, tokenizer: Tokenizer, *, name: str, revision: str, merged_lora: Mapping[str, Tensor]
     ) -> None:
         self.module = module
         self.name = name
         self.revision = revision
-        self.inherited = inherited
+        self.merged_lora = merged_lora
         """LoRA matrices already merged into the decoder, by the name of their weight; `save` writes them out again."""
         self.trims = False
         self.masks = False
@@ -137,24 +138,12 @@ class Salmonn:
         )
         self.template = SALMONN
         self.groups = GROUPS
-        self._tokenizer = tokenizer
-        self._begin, end, self.placeholder_id = (_id(tokenizer, mark) for mark in (BEGIN, END, PLACEHOLDER))
+        _, end, self.placeholder_id = (_id(tokenizer, mark) for mark in (BEGIN, END, PLACEHOLDER))
         self.eos_ids = (end,)
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, opening=BEGIN)
         self._extractor = WhisperFeatureExtractor(
             feature_size=module.config.whisper["num_mel_bins"], sampling_rate=SAMPLE_RATE, chunk_length=window_s
         )
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of text; every piece is cut as if it stood at a line's start, as the released code does it."""
-        body = text.removeprefix(BEGIN)
-        begin = [self._begin] if body != text else []
-        ids: list[int] = self._tokenizer.encode(body, add_special_tokens=False).ids
-        return begin + ids
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ids without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
     def audio_tokens(self, samples: int) -> int:
         """The same for every clip: 88 as released.
@@ -192,9 +181,9 @@ class Salmonn:
         """BEATs' states `(tokens, dim)` of each clip, heard alone."""
         ear = self.module.beats
         pictures = [fbank(wave) for wave in waveforms]
-        counts = [tokens(len(picture)) for picture in pictures]
+        counts = [token_count(len(picture)) for picture in pictures]
         batch = nn.utils.rnn.pad_sequence(pictures, batch_first=True).to(ear.widen.weight)
-        index = torch.arange(tokens(batch.shape[1]), device=batch.device)
+        index = torch.arange(token_count(batch.shape[1]), device=batch.device)
         seen = index < torch.tensor(counts, device=batch.device)[:, None]
         states = ear(batch, None if bool(seen.all()) else seen)
         return [clip[:count] for clip, count in zip(states, counts, strict=True)]
@@ -214,7 +203,7 @@ class Salmonn:
         embedded: Tensor = table(ids.to(table.weight.device))
         return embedded
 
-    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.Attend) -> Tensor:
+    def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
         return attention.decode_packed(self.module.llama.model, embeddings, positions, attend)
 
@@ -229,8 +218,8 @@ class Salmonn:
         Without new LoRA `load` gives the same weights bit for bit; with it the merged weights, each rounded once.
         """
         write(
-            folder, self.module.config, checkpoint.merged_state(self.module), self._tokenizer,
-            lora.stacked(self.inherited, lora.collect(self.module)),
+            folder, self.module.config, checkpoint.merged_state(self.module), self.tokenizer.backend,
+            lora.concatenate_ranks(self.merged_lora, lora.collect(self.module)),
         )  # fmt: skip
 
 
@@ -258,7 +247,7 @@ def empty(config: SalmonnConfig) -> SalmonnModule:
 
 def from_parts(
     module: SalmonnModule, tokenizer: Tokenizer, *, name: str = "salmonn", revision: str = "unsaved",
-    inherited: Mapping[str, Tensor] | None = None,
+    merged_lora: Mapping[str, Tensor] | None = None,
 ) -> Salmonn:  # fmt: skip
     """Put a model together; the module's parameters are frozen in place.
 
@@ -267,7 +256,7 @@ def from_parts(
         tokenizer: Knows Llama's `<s>`, `</s>` and `<unk>`.
         name: For result rows.
         revision: Hash of the weights.
-        inherited: LoRA matrices that are merged into the decoder already.
+        merged_lora: LoRA matrices that are merged into the decoder already.
     Raises:
         ModelError: if the parts do not fit each other.
     """
@@ -280,7 +269,7 @@ def from_parts(
     if states % STATES_PER_S:
         raise ModelError(f"{name}: a window of {states} states is no whole second; give a multiple of {STATES_PER_S}")
     return Salmonn(
-        module.eval().requires_grad_(False), tokenizer, name=name, revision=revision, inherited=inherited or {}
+        module.eval().requires_grad_(False), tokenizer, name=name, revision=revision, merged_lora=merged_lora or {}
     )
 
 
@@ -318,13 +307,13 @@ def load(weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype
             state |= load_file(shard)
         except SafetensorError as error:
             raise ModelError(f"{shard}: not a whole safetensors file ({error}); convert or copy it again") from error
-    inherited = {name: state.pop(name) for name in list(state) if ".lora_" in name}
+    merged_lora = {name: state.pop(name) for name in list(state) if ".lora_" in name}
     fill(module, state, weights)
     for parameter in module.parameters():  # by parameter: rotary frequencies, a buffer, stay exact
         parameter.data = parameter.data.to(dtype or parameter.dtype)
     return from_parts(
         module.to(device), checkpoint.tokenizer(weights, PLACEHOLDER), revision=checkpoint.digest(shards),
-        inherited=inherited,
+        merged_lora=merged_lora,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def features(extractor: WhisperFeatureExtractor, wave: Waveform, window: int) ->
 
 
 def _extractor(folder: Path | None, config: Any) -> WhisperFeatureExtractor:
-    return mel.extractor(folder, config.audio_config.num_mel_bins)
+    return mel.load_feature_extractor(folder, config.audio_config.num_mel_bins)
 
 
 def _spec(config: Any, extractor: WhisperFeatureExtractor) -> AudioSpec:

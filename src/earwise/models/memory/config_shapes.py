@@ -20,8 +20,8 @@ from earwise.audio import AudioSpec
 from earwise.errors import ModelError
 from earwise.models import detect
 from earwise.models.base import MODELS, AudioLM
-from earwise.models.embedded.connector import Choice, make
-from earwise.models.embedded.model import choice_of
+from earwise.models.embedded.connector import ConnectorSpec, build_connector
+from earwise.models.embedded.model import read_connector_spec
 from earwise.models.families import native
 from earwise.models.memory.published_sizes import Decoder, Encoder, Sizes, default, of_family
 
@@ -90,10 +90,10 @@ def of_model(model: AudioLM) -> Sizes:
     return of_parts(family, model.name, model.module, model.groups, model.spec, dtype)
 
 
-def with_connector(sizes: Sizes, choice: Choice) -> Sizes:
+def with_connector(sizes: Sizes, choice: ConnectorSpec) -> Sizes:
     """The embedded model with another connector, counted on the meta device."""
     with torch.device("meta"):
-        made = make(choice, sizes.hears.layers + 1, sizes.hears.width, sizes.says.width)
+        made = build_connector(choice, sizes.hears.layers + 1, sizes.hears.width, sizes.says.width)
     count = sum(parameter.numel() for parameter in made.parameters())
     return replace(sizes, connector=count, tokens_per_s=1000 / choice.token_ms)
 
@@ -107,7 +107,7 @@ def of_folder(path: Path) -> Sizes:
     family, at = detect.checkpoint(path)
     config, known = at / "config.json", default(family)
     if known is not None and (family == "mellow" or not config.exists()):  # one shape; or an adapter, a trained part
-        sized = with_connector(known, choice_of(at)) if family.startswith("embedded") else known
+        sized = with_connector(known, read_connector_spec(at)) if family.startswith("embedded") else known
         return replace(sized, weights=str(path))
     try:
         return _by_config(family, json.loads(config.read_text(encoding="utf-8")), str(path))

@@ -134,7 +134,7 @@ def of_stage(sizes: Sizes, stage: Stage, *, dtype: str | None = None, cpu: bool 
         stage.trainable,
         dtype=dtype,
         pack_tokens=stage.pack_tokens,
-        checkpoint=stage.checkpoint_activations,
+        checkpoint=stage.gradient_checkpointing,
         reference=isinstance(stage, GrpoStage | DpoStage),
         rollout=drawn,
         cpu=cpu,
@@ -149,7 +149,7 @@ def trained(sizes: Sizes, trainable: TrainableConfig, *, lora: bool = True) -> d
         trainable: What is trained, and how.
         lora: False leaves LoRA's matrices out.
     """
-    rank, targets = trainable.lora.r, trainable.lora.targets
+    rank, targets = trainable.lora.r, trainable.lora.target_modules
     decoder = sizes.says.layers * rank * sum(sum(sizes.says.linears.get(name, (0, 0))) for name in targets)
     encoder = sizes.hears.layers * rank * 2 * sizes.hears.width * len(_ENCODER_LORA.intersection(targets))
     return {
@@ -172,7 +172,7 @@ def _kept(shape: Decoder, size: int, trainable: TrainableConfig, checkpoint: boo
     if trainable.decoder == "full":
         layer += size * (4 * width + inner + shape.ffn)
     if trainable.decoder == "lora":
-        adapted = {name: shape.linears[name][0] for name in trainable.lora.targets if name in shape.linears}
+        adapted = {name: shape.linears[name][0] for name in trainable.lora.target_modules if name in shape.linears}
         shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
         copies = adapted if size < 4 else {shared.get(name, name): width for name, width in adapted.items()}
         layer += 4 * (sum(copies.values()) + trainable.lora.r * len(adapted))

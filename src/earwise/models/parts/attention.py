@@ -21,7 +21,7 @@ IMPLEMENTATION = "earwise_forest"
 
 
 @runtime_checkable
-class Attend(Protocol):
+class AttentionFn(Protocol):
     """What a layer's attention does with `(1, heads, seq, head_dim)` queries and `(1, kv_heads, seq, head_dim)` keys
     and values."""
 
@@ -44,12 +44,12 @@ class TreeAttention:
     def __init__(self, forest: Forest, kernel: Kernel | None = None) -> None:
         self._forest = forest
         self.kernel: Kernel = kernel or _fitting(forest)
-        self._flex: Attend | None = None
+        self._flex: AttentionFn | None = None
         self._trees: list[tuple[int, int, Tensor]] = []
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         if self.kernel == "flex" and queries.shape[-1] >= flex.NARROWEST:
-            self._flex = self._flex or flex.BlockSparse(self._forest, compiled=queries.is_cuda)
+            self._flex = self._flex or flex.BlockSparseAttention(self._forest, compiled=queries.is_cuda)
             return self._flex(layer, queries, keys, values, scale)
         self._trees = self._trees or _masks(self._forest)
         out = [
@@ -66,10 +66,10 @@ def _fitting(forest: Forest) -> Kernel:
 def _masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
     """Start, end and dense visibility of each tree."""
     masks = []
-    for start, stop in zip(forest.bounds, forest.bounds[1:], strict=False):
+    for start, stop in zip(forest.tree_offsets, forest.tree_offsets[1:], strict=False):
         index = torch.arange(start, stop, device=forest.ids.device)
         masks.append(
-            (start, stop, (index[None, :] <= index[:, None]) & (index[:, None] < forest.ends[None, start:stop]))
+            (start, stop, (index[None, :] <= index[:, None]) & (index[:, None] < forest.subtree_ends[None, start:stop]))
         )
     return masks
 
@@ -84,7 +84,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
 def _forest_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, *,
-    attend_with: Attend, **_: object,
+    attend_with: AttentionFn, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return attend_with(module.layer_idx, query, key, value, scale).transpose(1, 2).contiguous(), None  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def _forest_attention(
 AttentionInterface.register(IMPLEMENTATION, _forest_attention)
 
 
-def decode_packed(decoder: torch.nn.Module, embeddings: Tensor, positions: Tensor, attend_with: Attend) -> Tensor:
+def decode_packed(decoder: torch.nn.Module, embeddings: Tensor, positions: Tensor, attend_with: AttentionFn) -> Tensor:
     """Run a transformers decoder (without head) over packed tokens.
 
     Args:

@@ -81,12 +81,12 @@ def fbank(wave: Waveform) -> Tensor:
     return ((logs - MEAN) / SPREAD).float()
 
 
-def tokens(frames: int) -> int:
+def token_count(frames: int) -> int:
     """Tokens of a picture of `frames` frames: 8 (one for every 16 mel bins) per whole 160 ms."""
     return frames // PATCH * (MELS // PATCH)
 
 
-def folded(gain: Float[Tensor, "1 1 taps"], direction: Float[Tensor, "out ins taps"]) -> Float[Tensor, "out ins taps"]:
+def fold_weight_norm(gain: Float[Tensor, "1 1 taps"], direction: Float[Tensor, "out ins taps"]) -> Float[Tensor, "out ins taps"]:
     """Weight of a convolution that is stored with weight norm over its taps: `gain * direction / |direction|`."""
     return direction * (gain / direction.norm(dim=(0, 1), keepdim=True))
 
@@ -103,7 +103,7 @@ class Beats(nn.Module):
             config.dim, config.dim, config.conv_kernel, padding=config.conv_kernel // 2, groups=config.conv_groups
         )
         self.norm = nn.LayerNorm(config.dim)
-        self.distance = Distance(config.buckets, config.max_distance, config.heads)
+        self.distance = RelativePositionBias(config.buckets, config.max_distance, config.heads)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
 
     def forward(
@@ -128,7 +128,7 @@ class Beats(nn.Module):
         return hidden
 
 
-class Distance(nn.Module):
+class RelativePositionBias(nn.Module):
     """One bias a head for every signed distance, in buckets that grow with the distance (T5's, both directions)."""
 
     def __init__(self, buckets: int, max_distance: int, heads: int) -> None:

@@ -7,7 +7,7 @@ maximum a block; no `(seq, seq)` tensor exists. Only blocks that are partly seen
 
 Packs are filled up to a power of two, so that a handful of shapes is compiled once each; a filler token sees itself.
 
-Source: the test is `forest.Forest.mask`'s; kernels are torch's (FlexAttention, arXiv:2412.05496).
+Source: the test is `forest.Forest.attention_mask`'s; kernels are torch's (FlexAttention, arXiv:2412.05496).
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None].contiguous()
 
 
-class BlockSparse:
+class BlockSparseAttention:
     """`Attend` for a whole packed forest through FlexAttention; trees never see each other by the same test.
 
     Args:
@@ -85,8 +85,8 @@ class BlockSparse:
 
     def __init__(self, forest: Forest, *, compiled: bool = True, shortest: int = SHORTEST) -> None:
         self._fill = filled(len(forest), shortest) - len(forest)
-        fillers = torch.arange(len(forest), len(forest) + self._fill, device=forest.ends.device) + 1
-        self._mask = block_mask(torch.cat([forest.ends, fillers]), min(BLOCK, shortest))
+        fillers = torch.arange(len(forest), len(forest) + self._fill, device=forest.subtree_ends.device) + 1
+        self._mask = block_mask(torch.cat([forest.subtree_ends, fillers]), min(BLOCK, shortest))
         self._run: Callable[..., Tensor] = flex_attention
         if compiled:
             self._run = _compiled()

@@ -53,7 +53,7 @@ class Htsat(nn.Module):
         grid = self.clap.input_resolutions[-1][0]
         self.frames: int = grid * folds
         """Moments of the output, whatever the window's length."""
-        self.longest_samples: int = (sizes.spec_size * folds - 1) * HOP_SAMPLES
+        self.max_samples: int = (sizes.spec_size * folds - 1) * HOP_SAMPLES
         rows = grid // folds  # what is left of the mel axis; the class map takes all of it at once
         self.tscam_conv = nn.Conv2d(self.dim, self.classes, (rows, 3), padding=(0, 1))
         # Fixed, so no part of a checkpoint; on the CPU even where the weights are built on the meta device.
@@ -67,24 +67,24 @@ class Htsat(nn.Module):
         self.clap.batch_norm.eval()
         return self
 
-    def power(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips frames bins"]:
+    def power(self, waveforms: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips frames bins"]:
         """Power spectra every 10 ms, window centred, ends reflected."""
-        spectrum = torch.stft(waves, N_FFT, HOP_SAMPLES, window=self.window, return_complex=True)
+        spectrum = torch.stft(waveforms, N_FFT, HOP_SAMPLES, window=self.window, return_complex=True)
         return (spectrum.real.square() + spectrum.imag.square()).mT
 
     def log_mel(self, power: Float[Tensor, "clips frames bins"]) -> Float[Tensor, "clips frames mels"]:
         """Mel power in dB, floor at -100 dB."""
         return 10 * (power @ self.mel).clamp_min(FLOOR).log10()
 
-    def states(self, waves: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips dim rows frames"]:
+    def states(self, waveforms: Float[Tensor, "clips samples"]) -> Float[Tensor, "clips dim rows frames"]:
         """Last states on their grid: mel axis (top half, lower half) by time.
 
         Raises:
             ValueError: if the window is longer than the encoder's picture is wide.
         """
-        if waves.shape[1] > self.longest_samples:
-            raise ValueError(f"window of {waves.shape[1]} samples, the encoder sees {self.longest_samples}")
-        grid: Tensor = self.clap(self.log_mel(self.power(waves.float()))[:, None]).last_hidden_state
+        if waveforms.shape[1] > self.max_samples:
+            raise ValueError(f"window of {waveforms.shape[1]} samples, the encoder sees {self.max_samples}")
+        grid: Tensor = self.clap(self.log_mel(self.power(waveforms.float()))[:, None]).last_hidden_state
         return grid
 
     def class_scores(self, states: Float[Tensor, "clips dim rows frames"]) -> Float[Tensor, "clips frames classes"]:

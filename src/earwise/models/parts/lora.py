@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-def is_usual(layer: Any) -> bool:
+def is_plain_lora(layer: Any) -> bool:
     """A peft layer with one adapter of the plain kind upon a plain linear layer."""
     return type(layer.base_layer) is nn.Linear and list(layer.lora_A) == ["default"] and not layer.use_dora["default"]
 
@@ -28,7 +28,7 @@ def collect(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def concatenate_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One LoRA that acts as the sum of two: ranks add up."""
     out = dict(first)
     for name, value in second.items():
@@ -39,7 +39,7 @@ def stacked(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[s
 
 
 def first_ranks(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The first of two LoRAs that were `stacked`."""
+    """The first of two LoRAs that were `concatenate_ranks`."""
     return {name: value[:rank] if name.endswith("lora_A") else value[:, :rank] for name, value in state.items()}
 
 

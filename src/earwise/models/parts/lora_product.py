@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from earwise.models.parts import lora
 
 
-def fuse(module: nn.Module) -> int:
+def fuse_lora_layers(module: nn.Module) -> int:
     """Let every fitting peft layer inside `module` compute as one operation, in place; names and parameters stay.
 
     Returns:
@@ -32,7 +32,7 @@ def fuse(module: nn.Module) -> int:
 
 def _fits(layer: Any) -> bool:
     return (
-        lora.is_usual(layer)
+        lora.is_plain_lora(layer)
         and isinstance(layer.lora_dropout["default"], nn.Identity)
         and layer.lora_B["default"].bias is None
     )

@@ -21,7 +21,7 @@ SAMPLE_RATE = 16000
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
 
 
-def extractor(folder: Path | None, mels: int, window_s: int = 30) -> WhisperFeatureExtractor:
+def load_feature_extractor(folder: Path | None, mels: int, window_s: int = 30) -> WhisperFeatureExtractor:
     """The checkpoint's feature extractor, or Whisper's own for `mels` bins and a window of `window_s` seconds where the
     folder has none."""
     if folder is not None and any((folder / name).exists() for name in SETTINGS):
@@ -29,7 +29,7 @@ def extractor(folder: Path | None, mels: int, window_s: int = 30) -> WhisperFeat
     return WhisperFeatureExtractor(feature_size=mels, chunk_length=window_s)
 
 
-def check(features: WhisperFeatureExtractor, mels: int, name: str) -> None:
+def check_features(features: WhisperFeatureExtractor, mels: int, name: str) -> None:
     """Refuse features that the encoder was not made for.
 
     Raises:
@@ -51,17 +51,17 @@ def frame_count(samples: int) -> int:
     return -(-samples // HOP_SAMPLES)
 
 
-def spec(features: WhisperFeatureExtractor, mels: int, name: str, tokens_per_s: float) -> AudioSpec:
+def audio_spec(features: WhisperFeatureExtractor, mels: int, name: str, tokens_per_s: float) -> AudioSpec:
     """What an encoder hears that takes clips as long as the features' window.
 
     Raises:
-        ModelError: as `check`.
+        ModelError: as `check_features`.
     """
-    check(features, mels, name)
+    check_features(features, mels, name)
     return AudioSpec(sample_rate=SAMPLE_RATE, max_s=float(features.chunk_length), tokens_per_s=tokens_per_s)
 
 
-def real_mel(
+def unpadded_log_mel(
     wave: Waveform, features: WhisperFeatureExtractor, frames: int | None = None, *, window: int | None = None
 ) -> Tensor:
     """Log-mel `(mels, frames)`: the first `frames` frames of the clip padded with silence to the window.

@@ -76,7 +76,7 @@ class LayerMix(nn.Module):
     def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
         """All rows; row 1 (deviation) is only scaled."""
         heard = heard.float()
-        return side_by_side(heard, heard[:, :1], self.gates)
+        return concat_weighted_layers(heard, heard[:, :1], self.gates)
 
     def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
         """Embeddings of some clips: each summary token behind its lead, the last lead, then one token per window."""
@@ -91,7 +91,7 @@ class LayerMix(nn.Module):
         return [torch.cat([first, self.leads[-1], rest]) for first, rest in zip(led, frames, strict=True)]
 
 
-class Residual(nn.Module):
+class ResidualProjection(nn.Module):
     """Mellow's projector: a linear layer, and beside it a second one on its GELU; no biases, normed.
 
     Args:
@@ -129,7 +129,7 @@ class Projector(nn.Module):
         super().__init__()
         self._pool = pool
         self.gates = nn.Parameter(torch.zeros(layers))
-        self.project = Residual(layers * dim, out) if residual else nn.Linear(layers * dim, out)
+        self.project = ResidualProjection(layers * dim, out) if residual else nn.Linear(layers * dim, out)
 
     def kept(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
         """Mean, then windows."""
@@ -144,11 +144,11 @@ class Projector(nn.Module):
         """Embeddings of some clips."""
         if not heard:
             return []
-        rows = [side_by_side(clip.float(), clip[:, :1].float(), self.gates) for clip in heard]
+        rows = [concat_weighted_layers(clip.float(), clip[:, :1].float(), self.gates) for clip in heard]
         return list(self.project(torch.cat(rows)).split([len(row) for row in rows]))
 
 
-def side_by_side(
+def concat_weighted_layers(
     heard: Float[Tensor, "layers rows dim"], of_clip: Float[Tensor, "layers 1 dim"], gates: Float[Tensor, "*layers"]
 ) -> Float[Tensor, "rows features"]:
     """Layers brought to unit variance (that of `of_clip`, a row for the whole clip), weighted by the gates (all 1 at
@@ -159,7 +159,7 @@ def side_by_side(
 
 
 @torch.no_grad()
-def ridge_start(
+def ridge_init(
     connector: LayerMix,
     heard: Sequence[Tensor],
     targets: Sequence[Float[Tensor, "clips out"]],

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from earwise.models.parts.projector import side_by_side
+from earwise.models.parts.projector import concat_weighted_layers
 
 
 class WindowQFormer(nn.Module):
@@ -96,7 +96,7 @@ class QFormer(nn.Module):
         """Embeddings of some clips."""
         if not heard:
             return []
-        rows = [side_by_side(clip.float(), clip.float().mean(1, keepdim=True), self.gates) for clip in heard]
+        rows = [concat_weighted_layers(clip.float(), clip.float().mean(1, keepdim=True), self.gates) for clip in heard]
         windows = [window for clip in rows for window in clip.split(self.former.window)]
         lengths = torch.tensor([len(window) for window in windows], device=rows[0].device)
         real = torch.arange(int(lengths.max()), device=rows[0].device)[None] < lengths[:, None]

@@ -83,14 +83,14 @@ def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor
     )
     layers = [hidden]
     for layer in encoder.layers:
-        hidden = encoder_layer(layer, hidden, seen)
+        hidden = run_encoder_layer(layer, hidden, seen)
         layers.append(hidden)
     layers[-1] = encoder.layer_norm(hidden)
     stacked = torch.stack(layers, 1)
     return [stacked[i, :, :n] for i, n in enumerate(lengths.tolist())]
 
 
-def encoder_layer(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
+def run_encoder_layer(layer: Any, hidden: Tensor, seen: Tensor | None) -> Tensor:
     """One pre-norm encoder layer with its own weights, on exact lengths; also for the layers of transformers' other
     encoders that are named like Whisper's.
 

@@ -24,7 +24,7 @@ SAMPLE_RATE = 16000
 WINDOW_S = 30
 
 
-class Recogniser:
+class WhisperRecogniser:
     """All of a Whisper checkpoint, float32, ready to write down speech."""
 
     def __init__(self, module: WhisperModel, tokenizer: Tokenizer, never: Sequence[int], never_first: Sequence[int]):
@@ -35,11 +35,11 @@ class Recogniser:
         self._extractor = WhisperFeatureExtractor(feature_size=module.config.num_mel_bins, sampling_rate=SAMPLE_RATE)
 
     @torch.inference_mode()
-    def transcribe(self, waves: Sequence[Waveform], language: str, max_new_tokens: int = 200) -> list[str]:
+    def transcribe(self, waveforms: Sequence[Waveform], language: str, max_new_tokens: int = 200) -> list[str]:
         """The words of each clip.
 
         Args:
-            waves: Mono at 16 kHz, at most 30 s each.
+            waveforms: Mono at 16 kHz, at most 30 s each.
             language: ISO 639-1 code, for example "ja".
             max_new_tokens: Longest transcript.
         Raises:
@@ -47,16 +47,16 @@ class Recogniser:
             AudioError: if a clip is longer than the window.
         """
         prompt = self._prompt(language)
-        for wave in waves:
+        for wave in waveforms:
             if len(wave) > WINDOW_S * SAMPLE_RATE:
                 raise AudioError(f"clip lasts {len(wave) / SAMPLE_RATE:.1f} s, the recogniser hears {WINDOW_S}; cut it")
-        features = self._extractor(list(waves), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        features = self._extractor(list(waveforms), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         states = self.module.encoder(features).last_hidden_state
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         end = self.tokenizer.token_to_id("<|endoftext|>")
-        ids = torch.tensor([prompt] * len(waves))
-        said: list[list[int]] = [[] for _ in waves]
-        open_ = [True] * len(waves)
+        ids = torch.tensor([prompt] * len(waveforms))
+        said: list[list[int]] = [[] for _ in waveforms]
+        open_ = [True] * len(waveforms)
         head = self.module.decoder.embed_tokens.weight
         limit = min(max_new_tokens, self.module.config.max_target_positions - len(prompt))
         for step in range(limit):
@@ -84,7 +84,7 @@ class Recogniser:
         return ids
 
 
-def load(folder: Path) -> Recogniser:
+def load(folder: Path) -> WhisperRecogniser:
     """The recogniser of a folder that `fetch.recogniser_folder` made."""
     config = json.loads((folder / "recogniser.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
@@ -92,4 +92,4 @@ def load(folder: Path) -> Recogniser:
     state = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     module.load_state_dict(state, assign=True)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return Recogniser(module, tokenizer, config["never"], config["never_first"])
+    return WhisperRecogniser(module, tokenizer, config["never"], config["never_first"])

@@ -1,6 +1,6 @@
 """Activation checkpointing: a layer keeps its input only and is computed again in the backward pass.
 
-For stages whose activations do not fit (`stages.N.checkpoint_activations`). It works on transformers' own layers, which
+For stages whose activations do not fit (`stages.N.gradient_checkpointing`). It works on transformers' own layers, which
 ask in their forward whether they are to be recomputed; only in training mode, so sampling and the reference pass cost
 what they did.
 """
@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from earwise.errors import ModelError
 
 
-def recompute_layers(module: nn.Module) -> int:
+def enable_gradient_checkpointing(module: nn.Module) -> int:
     """Switch recomputation on, in place, for every layer that knows how; the gradients stay the same.
 
     Args:
@@ -26,7 +26,7 @@ def recompute_layers(module: nn.Module) -> int:
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
-        raise ModelError("checkpoint_activations: this model has no layers that can be computed again; set it to false")
+        raise ModelError("gradient_checkpointing: this model has no layers that can be computed again; set it to false")
     for layer in layers:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         layer.gradient_checkpointing = True
