@@ -1,7 +1,7 @@
-"""The errors a user can meet: one line each, with the offending value and the remedy.
+"""Errors with a message for the user: one line with the offending value and the remedy.
 
-Lowest layer. Everything that is the user's input (a recipe, a row, a file) raises one of these and the command line
-turns it into exit code 2; anything else is our own fault and exits with 1.
+Lowest layer. Problems with the user's input (a recipe, a row, a file) raise one of these, and the command line ends
+with exit code 2. Any other exception is a fault of earwise, and the command line ends with exit code 1.
 """
 
 
@@ -18,20 +18,20 @@ class DataError(EarwiseError):
 
 
 class AudioError(EarwiseError):
-    """An audio file cannot be read, or is longer than the model hears; the message names the file."""
+    """An audio file cannot be read, or is longer than the model accepts; the message names the file."""
 
 
 class ModelError(EarwiseError):
-    """A checkpoint is wrong, partial or unsafe, or a model's contract is broken."""
+    """A checkpoint is wrong, incomplete or unsafe, or a model breaks the `AudioLM` contract."""
 
 
 class EngineError(EarwiseError):
     """Generation failed, or the engine's extra is not installed."""
 
 
-class ServerAway(EngineError):
-    """A server does not answer; unlike one that refuses, it may later."""
+class ServerUnavailable(EngineError):
+    """A server does not answer. Unlike a refusal this may pass, so the request may be sent again."""
 
 
 class ScoringError(EarwiseError):
-    """A scorer was given something it cannot score."""
+    """A scorer got input that it cannot score."""

@@ -1,7 +1,8 @@
-"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one.
+"""Writes files so that a crash, a full disk or Ctrl-C never leaves half of one.
 
-Lowest layer; every effect on disk goes through here: a whole file or folder is written beside its target and renamed to
-it, a log only grows by whole lines and its torn last line, if a kill left one, is cut off when it is opened again.
+Lowest layer; everything that earwise writes goes through here. Whole files and folders are written beside their target
+and then renamed to it. A log only grows by whole lines; when it is opened again after a kill in the middle of a write,
+the incomplete last line is cut off.
 """
 
 import errno
@@ -17,21 +18,26 @@ import platformdirs
 
 from earwise.errors import ConfigError, DataError
 
-# What a disk, not we, is to blame for; safetensors says the same in words, "(os error 28)".
+# Error numbers that the disk causes and not earwise. safetensors reports the same as text: "(os error 28)".
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def home() -> Path:
-    """The cache folder: `EARWISE_HOME`, or the platform's user cache."""
+def cache_dir() -> Path:
+    """Folder of cached weights, indexes and logs: `EARWISE_HOME`, or the user cache folder of the platform."""
     return Path(os.environ.get("EARWISE_HOME") or platformdirs.user_cache_dir("earwise"))
 
 
 @contextmanager
-def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; rename it over `path` if the block ends without an error, else delete it.
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`, and rename it to `path` if the block ends without an error.
 
+    Args:
+        path: File to write; its folder is created where it is missing.
+        mode: `w` for UTF-8 text, `wb` for bytes.
+    Yields:
+        The open temporary file. It is deleted if the block raises.
     Raises:
-        DataError: if the disk refuses (full, read-only), or a folder of the path is a file; naming the path.
+        DataError: if the disk is full or read-only, or a folder of the path is a file; the message names the path.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -42,7 +48,9 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except (FileExistsError, NotADirectoryError) as error:
-        raise DataError(f"{path}: its folder is a file, or in one ({error.filename}); choose another name") from error
+        raise DataError(
+            f"{path}: its folder is a file, or lies in one ({error.filename}); choose another name"
+        ) from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"
@@ -53,12 +61,15 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def building(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder beside `folder`; it gets that name, all of it on the disk, if the block ends without an
-    error, else it is deleted. `folder` must not exist; what a kill left of an earlier try is deleted first.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder beside `folder`, and rename it to `folder` if the block ends without an error.
 
+    Args:
+        folder: Folder to create; it must not exist. A temporary folder that a killed process left is deleted first.
+    Yields:
+        The temporary folder. Its files are flushed to the disk before the rename; it is deleted if the block raises.
     Raises:
-        DataError: if the disk refuses, naming the folder.
+        DataError: if the disk is full or read-only; the message names the folder.
     """
     part = folder.with_name(f".{folder.name}.part")
     try:
@@ -71,21 +82,24 @@ def building(folder: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         part.rename(folder)
     except Exception as error:
-        if (refused := disk_refused(error, folder)) is None:
+        if (message := disk_error_message(error, folder)) is None:
             raise
-        raise DataError(refused) from error
+        raise DataError(message) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder that grows, such as a run's; within one process it may be opened again. A
-    process that is killed leaves it open.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that grows, such as that of a run.
 
+    The same process may lock the folder again. The operating system releases the lock of a killed process.
+
+    Args:
+        folder: Folder to lock; created where it is missing.
     Raises:
-        ConfigError: if another process is in it.
-        DataError: if the disk refuses.
+        ConfigError: if another process holds the lock.
+        DataError: if the disk is full or read-only.
     """
     from filelock import FileLock, Timeout  # takes longer to import than the rest of this file
 
@@ -98,9 +112,9 @@ def alone(folder: Path) -> Iterator[None]:
             f"{folder}: another process is at work in this folder; wait for it to end, or choose another folder"
         ) from error
     except (OSError, NotImplementedError) as error:
-        if (refused := disk_refused(error, folder)) is None:
+        if (message := disk_error_message(error, folder)) is None:
             raise
-        raise DataError(refused) from error
+        raise DataError(message) from error
     try:
         yield
     finally:
@@ -110,27 +124,29 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def disk_refused(error: BaseException, path: Path | None = None) -> str | None:
-    """One line for an error that a full or read-only disk raised, whichever library noticed it; None for any other.
+def disk_error_message(error: BaseException, path: Path | None = None) -> str | None:
+    """One line about an error that a full or read-only disk caused, whichever library raised it.
 
     Args:
-        error: What was raised.
-        path: What was being written; None takes the error's word.
+        error: The exception.
+        path: The file or folder that was being written; None takes the file name in the exception.
+    Returns:
+        The line, or None if the disk did not cause the error.
 
-    >>> disk_refused(OSError(28, "No space left on device", "a.bin"))
+    >>> disk_error_message(OSError(28, "No space left on device", "a.bin"))
     'a.bin: cannot be written (No space left on device); free some space or choose another folder'
     """
     number = error.errno if isinstance(error, OSError) else None
     if number not in DISK_ERRORS:
-        number = next((one for one in DISK_ERRORS if f"(os error {one})" in str(error)), None)
+        number = next((code for code in DISK_ERRORS if f"(os error {code})" in str(error)), None)
     if number is None:
         return None
     name = path or (error.filename if isinstance(error, OSError) else None) or "a file"
     return f"{name}: cannot be written ({os.strerror(number)}); free some space or choose another folder"
 
 
-def seen_from(path: Path, folder: Path) -> str:
-    """A path as seen from a folder, so that a project that moves as a whole keeps its clips."""
+def relative_path(path: Path, folder: Path) -> str:
+    """A path relative to a folder, so that a project may be moved as a whole; absolute where that is impossible."""
     try:
         return os.path.relpath(path.absolute(), folder.absolute())
     except ValueError:  # another drive on Windows
@@ -139,19 +155,19 @@ def seen_from(path: Path, folder: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
-    with replacing(path) as handle:
+    with atomic_write(path) as handle:
         handle.write(text)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write indented JSON atomically; NaN is refused, since no other reader takes it."""
+    """Write indented JSON atomically. NaN is refused, because most JSON readers do."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> int:
     """Write a whole JSONL file atomically; returns the number of rows."""
     count = 0
-    with replacing(path) as handle:
+    with atomic_write(path) as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
             count += 1
@@ -171,7 +187,7 @@ def append_jsonl(path: Path, row: object) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read back an append-only log; a torn last line (a kill in the middle of a write) is cut off the file.
+    """Read an append-only JSONL log; an incomplete last line (a kill in the middle of a write) is cut off the file.
 
     Raises:
         DataError: if a line before the last is not JSON.
@@ -179,12 +195,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) != len(data):
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) != len(data):
         with path.open("r+b") as handle:
-            handle.truncate(len(whole))
+            handle.truncate(len(complete))
     rows = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(complete.splitlines(), 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

@@ -1,7 +1,7 @@
-"""The few frozen values that everything else passes around. No torch, no files.
+"""The frozen data types that all other modules exchange. No torch, no files.
 
-Lowest layer. One row of data is an `Example`; what a model says to it is a `Completion`; what a scorer says to that is
-a `Score`.
+Lowest layer. A row of data is an `Example`, a model's output for it is a `Completion`, which is taken apart into a
+`Parsed` and scored as a `Score`.
 """
 
 from collections.abc import Mapping
@@ -20,14 +20,14 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text part of a turn."""
+    """Text in a turn of a conversation."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """An audio part of a turn: where the sound lies (absolute, or relative to the manifest's folder)."""
+    """Audio in a turn of a conversation: the path of the file, absolute or relative to the manifest's folder."""
 
     path: str
 
@@ -45,77 +45,84 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a manifest. Unknown fields of the row are kept in `meta`."""
+    """One row of a manifest."""
 
     id: str
     turns: tuple[Turn, ...]
     answer: tuple[str, ...] = ()
-    """Accepted answers: the option's text where there are choices, any of several free texts otherwise; empty:
-    unlabelled."""
+    """Accepted answers: the text of the right option where there are `choices`, otherwise one or several free texts;
+    empty for an unlabelled row."""
     choices: tuple[str, ...] = ()
+    """Option texts of a multiple-choice question; empty for an open question."""
     reasoning: str | None = None
+    """Reference reasoning that leads to the answer, for training."""
     task: str = "open"
     category: str = ""
     difficulty: str | None = None
     source: str = ""
     licence: str = ""
     group: str = ""
-    """The unit that never crosses a split (a recording, a speaker)."""
+    """Rows of one group (a recording, a speaker) are never divided between splits."""
     split: str = "train"
     language: str = "en"
     chosen: tuple[str, ...] = ()
-    """Whole replies that are better than those of `rejected`, word for word as the model should say them."""
+    """Preferred replies for preference training, word for word as the model should write them."""
     rejected: tuple[str, ...] = ()
-    """What lost: whole replies where there are `chosen` ones, else answers like `answer`, worded as it is worded."""
+    """Rejected replies for preference training. If `chosen` is empty these are bare answers, and get the same template
+    as `answer`."""
     root: Path = Path()
-    """Folder that relative audio paths start from; not part of the row."""
+    """Folder that relative audio paths start from; not stored in the row."""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the row that have no attribute here."""
 
     @property
     def audio_paths(self) -> tuple[Path, ...]:
-        """The files of all audio parts, in the order of the conversation."""
+        """Paths of all audio parts, in the order of the conversation."""
         return tuple(self.root / part.path for turn in self.turns for part in turn.parts if isinstance(part, Audio))
 
     @property
     def question(self) -> str:
-        """The text of the last user turn."""
+        """Text of the last user turn."""
         user = [turn for turn in self.turns if turn.role == "user"]
         return "\n".join(part.text for part in user[-1].parts if isinstance(part, Text)) if user else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model sampled for one prompt."""
+    """The output of a model for one prompt."""
 
     text: str
-    """The decoded tokens without the end token."""
+    """The decoded tokens, without the end token."""
     token_ids: tuple[int, ...] = ()
-    """The sampled ids, the end token included when it was drawn."""
+    """The sampled token ids, with the end token if it was sampled."""
     logprobs: tuple[float, ...] = ()
-    """Natural-log probability of each id under the distribution it was drawn from (temperature 1)."""
+    """Natural-log probability of each id under the model at temperature 1."""
     finish_reason: Literal["stop", "length"] = "stop"
     reasoning_tokens: int | None = None
-    """Tokens before the answer began (all of them where it never did); None: the engine does not say."""
+    """Number of tokens before the answer (all tokens if there is none); None if the engine does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A completion taken apart; nothing in here is ever guessed."""
+    """The parts of a completion; a part that cannot be read unambiguously is None, never a guess."""
 
     reasoning: str | None
     answer: str | None
     choice: int | None
-    """Index of the option that the answer names, if there are options and it names exactly one."""
+    """Index of the option that the answer names; None without options, or if it names none or several."""
     status: Status
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The verdicts on one sample; all three stand side by side in every result."""
+    """The result of scoring one completion: named values side by side, and how its answer was read."""
 
-    official: float
-    strict: float
-    lenient: float
+    values: Mapping[str, float]
+    """Value of each score by name, for example `official`, `strict` and `lenient`; 1 is a correct answer, 0 a wrong
+    one. The names are those of the task (`evaluate.task.Task.score_notes`)."""
     status: Status
+    """Whether an answer could be read from the completion; `error`: there is no completion."""
     answer: str | None = None
+    """The answer that was read; None if there is none."""
     explanation: str = ""
+    """Why the answer could not be read, or the error; empty for a readable answer."""

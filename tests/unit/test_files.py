@@ -8,13 +8,13 @@ import pytest
 
 from earwise.cli import run as cli
 from earwise.errors import ConfigError, DataError
-from earwise.files import alone, replacing, write_json, write_jsonl
+from earwise.files import lock_folder, atomic_write, write_json, write_jsonl
 
 
 def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
     assert write_jsonl(path, [{"a": 1}]) == 1
-    with pytest.raises(RuntimeError), replacing(path) as handle:
+    with pytest.raises(RuntimeError), atomic_write(path) as handle:
         handle.write("half")
         raise RuntimeError
     assert path.read_text() == '{"a": 1}\n' and [one.name for one in path.parent.iterdir()] == ["a.jsonl"]
@@ -32,11 +32,11 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     """Another process is kept out by name, also from training there; when it is killed, the folder is free."""
     run = tmp_path / "run"
     code = "import pathlib, sys, time, earwise.files as files\n"
-    code += "with files.alone(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(600)"
+    code += "with files.lock_folder(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"1\n"
-        with pytest.raises(ConfigError, match="another process is at work in this folder"), alone(run):
+        with pytest.raises(ConfigError, match="another process is at work in this folder"), lock_folder(run):
             pass
         assert cli(["train", "recipes/r1-aqa.yaml", "--profile", "cpu", "--out", str(run)]) == 2
         assert f"{run}: another process is at work" in capsys.readouterr().err
@@ -45,9 +45,9 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     finally:
         other.kill()
         other.communicate()
-    with alone(run), alone(run):
+    with lock_folder(run), lock_folder(run):
         assert list(run.iterdir()) == [run / ".lock"]
-    with alone(run):
+    with lock_folder(run):
         pass
     assert list(run.iterdir()) == []
     assert cli(["train", "--resume", str(run)]) == 2

@@ -18,18 +18,18 @@ from earwise.config.deprecated import with_new_names
 from earwise.config.overrides import assign
 from earwise.config.stages import (
     BandConfig,
-    CompressStage,
+    CompressConfig,
     CurriculumConfig,
     DataConfig,
-    DpoStage,
-    GrpoStage,
+    DpoConfig,
+    GrpoConfig,
     JudgeConfig,
     LoraConfig,
     OptimizerConfig,
     RowFilter,
-    SftStage,
+    SftConfig,
     Source,
-    Stage,
+    StageConfig,
     Strict,
     TrainableConfig,
     WeightSyncConfig,
@@ -88,7 +88,7 @@ class Recipe(Strict):
     recipe: str
     model: ModelConfig = ModelConfig()
     seed: int = 0
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
     eval: tuple[EvalConfig, ...] = ()
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where the logs are shown while the run goes on, beside `metrics.jsonl`: tensorboard, wandb, trackio, or your own
@@ -169,7 +169,7 @@ def _first_problem(error: ValidationError) -> str:
 def _field_names() -> list[str]:
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
-        SftStage, GrpoStage, BandConfig, CurriculumConfig,
-        JudgeConfig, WeightSyncConfig, DpoStage, CompressStage, EvalConfig,
+        SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
+        JudgeConfig, WeightSyncConfig, DpoConfig, CompressConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

@@ -1,5 +1,8 @@
-"""What a name in a table stands for: tables are explicit dictionaries of lazy strings, a user's own entry is
-`module:function`."""
+"""Look up a name in a table of lazy entries, or load a user's own `module:function`. No torch.
+
+Models, rewards, tasks and data sources are explicit dictionaries from names to `module:function` strings; the module is
+imported when the entry is used.
+"""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -10,13 +13,15 @@ from typing import Any
 from earwise.errors import ConfigError
 
 
-def entry(table: Mapping[str, str], name: str, what: str) -> Any:
-    """The object that `name` stands for in `table`, or that a user's `module:function` names.
+def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
+    """Import the object that `name` stands for in `table`, or that a user's `module:function` names.
 
     Args:
         table: Name -> `module:function`.
-        name: As the user wrote it.
-        what: Of what the table is one ("task"), for the messages.
+        name: The name as the user wrote it.
+        kind: Kind of the table's entries ("task", "model"), for messages.
+    Returns:
+        The function or class.
     Raises:
         ConfigError: if there is no such name, module or function.
     """
@@ -24,25 +29,25 @@ def entry(table: Mapping[str, str], name: str, what: str) -> Any:
     if not colon:
         near = get_close_matches(name, table, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as module:function"
-        raise ConfigError(f"{what} {name!r} is none of {', '.join(table)}; {hint}")
+        raise ConfigError(f"{kind} {name!r} is none of {', '.join(table)}; {hint}")
     try:
         return vars(import_module(module))[function]
     except (ImportError, KeyError) as error:
         raise ConfigError(
-            f"{what} {name!r} cannot be loaded: no {function!r} in {module!r} ({error}); check both names, and "
+            f"{kind} {name!r} cannot be loaded: no {function!r} in {module!r} ({error}); check both names, and "
             "that the module is on the Python path"
         ) from error
 
 
-def require(module: str, extra: str, what: str) -> None:
-    """Refuse work that would end with a missing package, before it begins.
+def require(module: str, extra: str, needed_by: str) -> None:
+    """Check that an optional package is installed, before work starts that would fail without it.
 
     Args:
-        module: What will be imported.
-        extra: Extra of this package that brings it.
-        what: Of the work, what needs it.
+        module: Name of the package's module.
+        extra: Extra of earwise that installs the package.
+        needed_by: The things that need it, in the plural ("stages"), for the message.
     Raises:
-        ConfigError: if it is not installed, with the command that installs it.
+        ConfigError: if it is not installed; the message has the command that installs it.
     """
     if find_spec(module) is None:
-        raise ConfigError(f"{what} need {module}, which is not installed: pip install 'earwise[{extra}]'")
+        raise ConfigError(f"{needed_by} need {module}, which is not installed: pip install 'earwise[{extra}]'")

@@ -129,7 +129,7 @@ class CurriculumConfig(Strict):
     """For `online`: probability of using a row that is outside the band, each time it comes up."""
 
 
-class _Stage(Strict):
+class _StageConfig(Strict):
     """Settings that all kinds of stages share."""
 
     kind: str
@@ -167,14 +167,14 @@ class _Stage(Strict):
         return self
 
 
-class _SupervisedStage(_Stage):
+class _SupervisedConfig(_StageConfig):
     """Settings of the stages that train on given replies and sample nothing by themselves."""
 
     log_completions_steps: int = Field(50, ge=0)
     """Steps between greedy answers to a few fixed training rows, logged for a person to read; 0: none."""
 
 
-class SftStage(_SupervisedStage):
+class SftConfig(_SupervisedConfig):
     """Supervised fine-tuning; all questions about a clip share one tree."""
 
     kind: Literal["sft"]
@@ -210,7 +210,7 @@ class WeightSyncConfig(Strict):
     """Folder for the versions, which this machine and the server both see; None: `sampler` in the stage's folder."""
 
 
-class GrpoStage(_Stage):
+class GrpoConfig(_StageConfig):
     """Group relative policy optimisation; names as in TRL's GRPOConfig."""
 
     kind: Literal["grpo"]
@@ -258,31 +258,31 @@ class GrpoStage(_Stage):
     """Updates per rollout."""
 
     @model_validator(mode="after")
-    def _check_cispo_limit(self) -> "GrpoStage":
+    def _check_cispo_limit(self) -> "GrpoConfig":
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo needs epsilon_high, the largest ratio it keeps (5.0 is usual)")
         return self
 
     @model_validator(mode="after")
-    def _check_balanced_reward(self) -> "GrpoStage":
+    def _check_balanced_reward(self) -> "GrpoConfig":
         if self.balance_thinking and not {"adaptive_thinking", "adaptive_consistent"} & set(self.rewards):
             raise ValueError("balance_thinking is for the rewards adaptive_thinking and adaptive_consistent; add one")
         return self
 
     @model_validator(mode="after")
-    def _check_synced_server(self) -> "GrpoStage":
+    def _check_synced_server(self) -> "GrpoConfig":
         if self.weight_sync is not None and self.rollout_server is None:
             raise ValueError("weight_sync is for a server that samples; set rollout_server, or leave it out")
         return self
 
     @model_validator(mode="after")
-    def _check_judge(self) -> "GrpoStage":
+    def _check_judge(self) -> "GrpoConfig":
         if ("judge" in self.rewards) != (self.judge is not None):
             raise ValueError("the reward `judge` and the setting `judge: {server: ...}` need each other")
         return self
 
 
-class DpoStage(_SupervisedStage):
+class DpoConfig(_SupervisedConfig):
     """Direct preference optimisation: chosen and rejected replies to one clip are branches of one tree."""
 
     kind: Literal["dpo"]
@@ -296,13 +296,13 @@ class DpoStage(_SupervisedStage):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
 
     @model_validator(mode="after")
-    def _check_ipo_smoothing(self) -> "DpoStage":
+    def _check_ipo_smoothing(self) -> "DpoConfig":
         if self.loss_type == "ipo" and self.label_smoothing:
             raise ValueError(f"label_smoothing {self.label_smoothing} does nothing in ipo; set it to 0")
         return self
 
 
-class CompressStage(_SupervisedStage):
+class CompressConfig(_SupervisedConfig):
     """Semi-implicit reasoning: supervised training on chains of reasoning that get shorter as training goes on."""
 
     kind: Literal["compress"]
@@ -338,7 +338,7 @@ class CompressStage(_SupervisedStage):
     """Longest answer to a held-out row, in tokens."""
 
     @model_validator(mode="after")
-    def _check_chains(self) -> "CompressStage":
+    def _check_chains(self) -> "CompressConfig":
         if without_chain := set(self.data.styles) - {"think", "short-think", "xs-cot"}:
             raise ValueError(
                 f"data.styles: {min(without_chain)!r} has no chain to shorten; use think, short-think or xs-cot"
@@ -348,4 +348,4 @@ class CompressStage(_SupervisedStage):
         return self
 
 
-Stage = Annotated[SftStage | GrpoStage | DpoStage | CompressStage, Field(discriminator="kind")]
+StageConfig = Annotated[SftConfig | GrpoConfig | DpoConfig | CompressConfig, Field(discriminator="kind")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from earwise.config.recipe import check_recipe, load_recipe
-from earwise.config.stages import GrpoStage, SftStage
+from earwise.config.stages import GrpoConfig, SftConfig
 from earwise.errors import ConfigError
 
 RECIPE = """
@@ -48,7 +48,7 @@ def test_defaults_below_file_below_profile_below_command_line(recipe: Path) -> N
 
 def test_a_mapping_in_a_profile_is_merged_not_replaced(recipe: Path) -> None:
     stage = load_recipe(recipe, profile="cpu").stages[1]
-    assert isinstance(stage, GrpoStage)
+    assert isinstance(stage, GrpoConfig)
     assert stage.group_size == 4
     assert stage.optimizer.learning_rate == 3e-4  # YAML reads 3e-4 as text; the schema makes it a number
     assert stage.optimizer.max_grad_norm == 0.5
@@ -56,7 +56,7 @@ def test_a_mapping_in_a_profile_is_merged_not_replaced(recipe: Path) -> None:
 
 def test_numbers_without_a_point_are_numbers(recipe: Path) -> None:
     stage = load_recipe(recipe, overrides=["stages.0.optimizer.learning_rate=2e-6"]).stages[0]
-    assert isinstance(stage, SftStage)
+    assert isinstance(stage, SftConfig)
     assert stage.optimizer.learning_rate == 2e-6
 
 
@@ -123,7 +123,7 @@ def test_an_arm_lies_over_the_profile_and_takes_out_what_is_null(recipe: Path) -
     plain, think = load_recipe(recipe, profile="cpu"), load_recipe(recipe, profile="cpu", arm="think")
     assert plain.stages[0].data.styles == {"open": 1.0}
     assert think.stages[0].data.styles == {"think": 1.0}
-    assert isinstance(think.stages[1], GrpoStage) and think.stages[1].group_size == 2
+    assert isinstance(think.stages[1], GrpoConfig) and think.stages[1].group_size == 2
     assert think.stages[1].optimizer.learning_rate == 3e-4
     assert load_recipe(recipe, arm="think", overrides=["stages.1.group_size=5"]).stages[1].group_size == 5  # type: ignore[union-attr]
     assert len(load_recipe(recipe, arm="one").stages) == 1

@@ -2,19 +2,19 @@
 
 import pytest
 
-from earwise.config.resolve import entry, require
+from earwise.config.resolve import resolve_entry, require
 from earwise.errors import ConfigError
 
 
 def test_a_name_of_the_table_or_of_the_users_own() -> None:
-    assert entry({"mine": "math:floor"}, "mine", "task")(1.5) == 1
-    assert entry({}, "math:ceil", "task")(1.5) == 2
+    assert resolve_entry({"mine": "math:floor"}, "mine", "task")(1.5) == 1
+    assert resolve_entry({}, "math:ceil", "task")(1.5) == 2
     with pytest.raises(ConfigError, match="task 'nine' is none of mine; did you mean 'mine'"):
-        entry({"mine": "math:floor"}, "nine", "task")
+        resolve_entry({"mine": "math:floor"}, "nine", "task")
     with pytest.raises(ConfigError, match="no 'flor' in 'math'"):
-        entry({}, "math:flor", "task")
+        resolve_entry({}, "math:flor", "task")
     with pytest.raises(ConfigError, match="no 'x' in 'nowhere'"):
-        entry({}, "nowhere:x", "task")
+        resolve_entry({}, "nowhere:x", "task")
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:
