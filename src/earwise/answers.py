@@ -1,17 +1,19 @@
-"""Completions taken apart: reasoning, answer, option. What cannot be told stays `unparsed` or `ambiguous`.
+"""Parses completions: reasoning, answer, and the option that the answer names.
 
-Used by rewards and scorers; no torch, nothing is guessed. Order of reading (papers/evaluation.md, section 1): strip the
-reasoning, then answer tag -> last `ANSWER: X` line -> sole option letter -> sole option text. Two different candidates
-are `ambiguous`.
+Used by rewards and scorers. `parse` first removes the reasoning, then looks for the answer in this order: answer tag,
+last `ANSWER: X` line, sole option letter, sole option text. Nothing is ever guessed: an answer that names no option is
+`unparsed`, and one that names two different options is `ambiguous`; both score 0.
 
-Rules of our own:
-1. An answer that is an option's text names that option even where it also looks like a letter; where an option's own
-   text is a letter of the range ("C" among musical keys), letters are not read at all.
-2. Equal options are one option: the first is named. Options that differ only in case or punctuation need the exact
-   text.
-3. An answer tag that is opened and never closed is a cut answer: `unparsed`.
-4. An option that is mentioned only to be denied ("not a dog") is not named, and words that occur in any sentence ("no",
+Rules that decide the difficult cases (all ours):
+1. An answer that equals an option's text names that option, even where it also looks like a letter. Where the text of
+   an option is itself a letter in use ("C" among musical keys), letters are not read at all.
+2. Options with equal texts count as one option; the first of them is named. Options that differ only in case or
+   punctuation must be repeated exactly.
+3. An answer tag that is opened but never closed means that the completion was cut off: `unparsed`.
+4. An option that is only mentioned to be ruled out ("not a dog") is not named. Words that occur in any sentence ("no",
    "one", single letters) name an option only where they stand as a phrase of their own.
+
+No torch.
 """
 
 import re
@@ -21,7 +23,7 @@ from typing import NamedTuple
 from earwise.types import Parsed, Status
 
 SECTIONS = ("planning", "caption", "reasoning", "summary")
-"""The four sections of structured reasoning, in order (SARI, arXiv 2504.15900, section 3; the tag names are ours)."""
+"""The four sections of structured reasoning, in order (SARI, arXiv:2504.15900, section 3; the tag names are ours)."""
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _REASONING = re.compile(r"<(think|planning|caption|reasoning|summary)>(.*?)</\1>", _FLAGS)
@@ -33,23 +35,25 @@ _ANSWER_LINE = re.compile(
     r"^[ \t>#*_-]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t*_]*[:：][ \t*_]*(\S.*?)[ \t*_]*$", re.I | re.M
 )
 _MARKUP = re.compile(r"</?[a-z]+>|\$?\\(?:boxed|text)\b|(?<=\})\$", re.IGNORECASE)
-# XS-CoT: parts behind markers (prompts.part_marker); the last one, in the language that was spoken, is the answer.
-_PARTS = re.compile(r"\s*\[[a-z]{2}\] |\s*\[[a-z]{3}\] .*?^\[en\] ", re.DOTALL | re.MULTILINE)
-_LAST_PART = re.compile(r"^\[(?!en-)[a-z]{2,3}-response\] ?", re.MULTILINE)
+# An XS-CoT completion has parts behind markers (`prompts.part_marker`); the last part, in the spoken language, is the
+# answer.
+_XS_COT_START = re.compile(r"\s*\[[a-z]{2}\] |\s*\[[a-z]{3}\] .*?^\[en\] ", re.DOTALL | re.MULTILINE)
+_XS_COT_ANSWER = re.compile(r"^\[(?!en-)[a-z]{2,3}-response\] ?", re.MULTILINE)
 _R1AQA_BLOCK = re.compile(r"<answer>(.*?)</answer>")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_PIECE = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-# Quotes, brackets, sentence marks and markdown; not "#", "+", "-", "$", "%", which change what an answer means.
-_OUTER = ".,;:!?\"'`*_()[]{}…“”‘’«»。，、！？；：「」（）"
+_WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
+# Quotes, brackets, sentence marks and markdown. Not "#", "+", "-", "$" and "%", which change the meaning of an answer.
+_OUTER_PUNCTUATION = ".,;:!?\"'`*_()[]{}…“”‘’«»。，、！？；：「」（）"
 _QUOTES = str.maketrans("‘’“”", "''\"\"")
-_STOPS = frozenset(".,;:!?。，、！？；：")
-_NO = (
+_CLAUSE_ENDS = frozenset(".,;:!?。，、！？；：")
+_NEGATION_WORDS = (
     "not no never without neither nor than cannot can't don't doesn't didn't isn't aren't wasn't weren't won't 不 没 非"
 )
-_LEAD = "is are was be it's that's answer option choice say choose or and not nor either maybe 是 选 或"
-_NEGATIONS, _LEADS = (frozenset(re.split(" ", words)) for words in (_NO, _LEAD))
-_WEAK = frozenset(("no", "none", "one", "all", "any", "other", "on", "off", "in", "out", "up"))
+_INTRODUCING_WORDS = "is are was be it's that's answer option choice say choose or and not nor either maybe 是 选 或"
+_NEGATIONS = frozenset(_NEGATION_WORDS.split(" "))
+_INTRODUCTIONS = frozenset(_INTRODUCING_WORDS.split(" "))
+_COMMON_WORDS = frozenset(("no", "none", "one", "all", "any", "other", "on", "off", "in", "out", "up"))
 
 _HEDGE = r"[\s().:\[\]{}*_\"'`]*"
 _LETTER_ALONE = re.compile(
@@ -66,155 +70,185 @@ _LETTER_MARKED = (
 )
 
 
-class _Piece(NamedTuple):
-    lead: str
+class _Word(NamedTuple):
+    """A word of a text and the punctuation attached to it."""
+
+    before: str
     core: str
-    trail: str
+    after: str
 
 
 def normalise(text: str) -> str:
-    """Fold case, join whitespace, take off outer quotes, brackets and sentence marks (a text of nothing else is kept).
+    """Fold case, collapse whitespace, and strip quotes, brackets and sentence marks from both ends.
 
-    >>> normalise('  "Rain  on a roof." ')
-    'rain on a roof'
-    >>> normalise("C#"), normalise("...")
-    ('c#', '...')
+    A text that consists of such marks alone is returned unstripped.
+
+    Example:
+        >>> normalise('  "Rain  on a roof." ')
+        'rain on a roof'
+        >>> normalise("C#"), normalise("...")
+        ('c#', '...')
     """
     joined = " ".join(_fold(text).split())
-    return joined.strip(_OUTER + " ") or joined
+    return joined.strip(_OUTER_PUNCTUATION + " ") or joined
 
 
 def r1aqa_extract(text: str) -> str:
-    """The answer as R1-AQA's released code takes it: first `<answer>` block on one line, else the whole text, stripped.
+    """Extract the answer as R1-AQA's released code does: the first `<answer>` block on one line, else the whole text.
 
-    >>> r1aqa_extract("so <answer> dog </answer>"), r1aqa_extract(" dog ")
-    ('dog', 'dog')
+    Example:
+        >>> r1aqa_extract("so <answer> dog </answer>"), r1aqa_extract(" dog ")
+        ('dog', 'dog')
 
-    Source: xiaomi-research/r1-aqa@5d24f31, papers/r1-aqa.md sections 4 and 8.
+    Source: R1-AQA (arXiv:2503.11197), released code xiaomi-research/r1-aqa@5d24f31 (accuracy reward and evaluation).
     """
     block = _R1AQA_BLOCK.search(text)
     return (block[1] if block else text).strip()
 
 
 def sections(text: str) -> dict[str, str]:
-    """The sections of structured reasoning that stand in `text`, by lower-case name, in order of appearance, stripped.
+    """Contents of the structured-reasoning sections in a text, stripped.
 
-    >>> sections("<think><planning>p</planning><summary> s </summary></think>")
-    {'planning': 'p', 'summary': 's'}
+    Returns:
+        Lower-case section name (see `SECTIONS`) -> content, in order of appearance. A section that occurs twice has
+        its last content.
+
+    Example:
+        >>> sections("<think><planning>p</planning><summary> s </summary></think>")
+        {'planning': 'p', 'summary': 's'}
     """
     pattern = re.compile(rf"<({'|'.join(SECTIONS)})>(.*?)</\1>", _FLAGS)
-    return {found[1].lower(): found[2].strip() for found in pattern.finditer(text)}
+    return {match[1].lower(): match[2].strip() for match in pattern.finditer(text)}
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
-    """Part a completion into its reasoning (None: there is none) and the rest.
+    """Split a completion into its reasoning and the text that is left.
 
-    Reasoning is what stands in `<think>` or a section tag, what stands before a lone `</think>` (the prompt opened it),
-    what follows a tag that is never closed (but not an answer block that ends the text); without any of these, what
-    stands before the last answer block. In an XS-CoT chain it is all that stands before the marker of the last part.
+    Reasoning is, in a completion with reasoning tags, the content of every `<think>` and section block, the text before
+    a lone `</think>` (whose opening tag was part of the prompt), and the text after a tag that is never closed, up to
+    an answer block that ends the text. In a completion without such tags it is the text before the last answer block.
+    In an XS-CoT completion it is everything before the marker of the last part.
+
+    Returns:
+        The reasoning, None if there is none, and the remaining text; both stripped.
     """
-    if _PARTS.match(text):
-        final = _LAST_PART.search(text)
-        return (text[: final.start()].strip(), text[final.end() :].strip()) if final else (text.strip(), "")
-    found = [block[2].strip() for block in _REASONING.finditer(text)]
-    rest = _REASONING.sub(" ", text)
-    closes = list(_THINK_CLOSE.finditer(rest))
-    if closes:
-        found.append(rest[: closes[-1].start()].strip())
-        rest = rest[closes[-1].end() :]
-    opened = _REASONING_OPEN.search(rest)
-    if opened:
-        head, tail = rest[: opened.start()], rest[opened.end() :].rstrip()
-        last = [block for block in _BLOCK.finditer(tail) if block.end() == len(tail)]
-        cut = last[0].start() if last else len(tail)
-        found.append(tail[:cut].strip())
-        rest = head + " " + tail[cut:]
-    blocks = list(_BLOCK.finditer(rest))
-    if blocks and not found:
-        found.append(_BLOCK.sub(" ", rest[: blocks[-1].start()]).strip())
-    return "\n".join(part for part in found if part) or None, rest.strip()
+    if _XS_COT_START.match(text):
+        marker = _XS_COT_ANSWER.search(text)
+        return (text[: marker.start()].strip(), text[marker.end() :].strip()) if marker else (text.strip(), "")
+    reasoning = [block[2].strip() for block in _REASONING.finditer(text)]
+    remaining = _REASONING.sub(" ", text)
+    closing_tags = list(_THINK_CLOSE.finditer(remaining))
+    if closing_tags:
+        reasoning.append(remaining[: closing_tags[-1].start()].strip())
+        remaining = remaining[closing_tags[-1].end() :]
+    opening_tag = _REASONING_OPEN.search(remaining)
+    if opening_tag:
+        head, tail = remaining[: opening_tag.start()], remaining[opening_tag.end() :].rstrip()
+        final_blocks = [block for block in _BLOCK.finditer(tail) if block.end() == len(tail)]
+        cut = final_blocks[0].start() if final_blocks else len(tail)
+        reasoning.append(tail[:cut].strip())
+        remaining = head + " " + tail[cut:]
+    blocks = list(_BLOCK.finditer(remaining))
+    if blocks and not reasoning:
+        reasoning.append(_BLOCK.sub(" ", remaining[: blocks[-1].start()]).strip())
+    return "\n".join(part for part in reasoning if part) or None, remaining.strip()
 
 
 def answer_start(text: str) -> int | None:
-    """Index of the first character of the answer: 0 without reasoning, None where reasoning never comes to an answer.
+    """Index of the first character of the answer in a completion.
 
-    >>> answer_start("dog"), answer_start("<think>It barks.</think><answer>dog</answer>"), answer_start("<think>It")
-    (0, 32, None)
+    Returns:
+        The index: 0 if there is no reasoning. None if there is reasoning that never arrives at an answer.
+
+    Example:
+        >>> answer_start("dog"), answer_start("<think>It barks.</think><answer>dog</answer>"), answer_start("<think>It")
+        (0, 32, None)
     """
-    if _PARTS.match(text):
-        final = _LAST_PART.search(text)
-        return final.end() if final else None
+    if _XS_COT_START.match(text):
+        marker = _XS_COT_ANSWER.search(text)
+        return marker.end() if marker else None
     if split_reasoning(text)[0] is None:
         return 0
-    marks = list(_BLOCK_OPEN.finditer(text)) or list(_THINK_CLOSE.finditer(text)) or list(_REASONING.finditer(text))
-    return marks[-1].end() if marks else None
+    tags = list(_BLOCK_OPEN.finditer(text)) or list(_THINK_CLOSE.finditer(text)) or list(_REASONING.finditer(text))
+    return tags[-1].end() if tags else None
 
 
 def answer_blocks(text: str) -> tuple[str, ...]:
-    """The stripped contents of all well-formed answer blocks outside the reasoning, in order."""
+    """Contents of all well-formed answer blocks outside the reasoning, stripped, in order."""
     return tuple(block[2].strip() for block in _BLOCK.finditer(split_reasoning(text)[1]))
 
 
 def extract_answer(text: str) -> str | None:
-    """What a completion gives as its answer, word for word: answer block, else last `ANSWER:` line, else all the rest.
+    """Extract a completion's answer word for word: answer block, else last `ANSWER:` line, else all but the reasoning.
 
     Returns:
-        The stripped words; None where there are none, an answer tag is left open, or two blocks say different things.
+        The answer, stripped. None if it is empty, an answer tag is left open, or two blocks hold different answers.
     """
     candidates, _ = _candidates(split_reasoning(text)[1])
     return candidates[0] if len(candidates) == 1 else None
 
 
 def option_index(text: str, choices: tuple[str, ...]) -> int | None:
-    """Index of the option whose text this is: exactly, else up to `normalise` if that leaves one. Of equal ones the
-    first.
+    """Index of the option that a text repeats: exactly, or up to `normalise` if only one option then matches.
 
-    >>> option_index("car HORN.", ("dog bark", "car horn"))
-    1
+    Args:
+        text: A text without reasoning or tags.
+        choices: Texts of the options.
+    Returns:
+        The index; the first one of several options with the same text. None if the text is not an option.
+
+    Example:
+        >>> option_index("car HORN.", ("dog bark", "car horn"))
+        1
     """
-    exact = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
-    if exact:
-        return exact[0]
-    wanted = normalise(text)
-    near = {
+    exact_matches = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
+    if exact_matches:
+        return exact_matches[0]
+    normalised = normalise(text)
+    matches = {
         choice.strip(): index
         for index, choice in reversed(list(enumerate(choices)))
-        if wanted and normalise(choice) == wanted
+        if normalised and normalise(choice) == normalised
     }
-    return next(iter(near.values())) if len(near) == 1 else None
+    return next(iter(matches.values())) if len(matches) == 1 else None
 
 
 def mentions(text: str, phrase: str) -> bool:
-    """True if the phrase stands in the text as whole words, case and outer punctuation aside.
+    """Whether a phrase occurs in a text as whole words, ignoring case and punctuation around the words.
 
-    >>> mentions("I hear a Dog bark, loudly", "dog bark"), mentions("hotdog barking", "dog")
-    (True, False)
+    Example:
+        >>> mentions("I hear a Dog bark, loudly", "dog bark"), mentions("hotdog barking", "dog")
+        (True, False)
     """
-    wanted = [piece.core for piece in _pieces(phrase)]
-    cores = [piece.core for piece in _pieces(text)]
-    return bool(wanted) and any(cores[at : at + len(wanted)] == wanted for at in range(len(cores)))
+    phrase_words = [word.core for word in _words(phrase)]
+    text_words = [word.core for word in _words(text)]
+    size = len(phrase_words)
+    return bool(size) and any(text_words[start : start + size] == phrase_words for start in range(len(text_words)))
 
 
 def parse(text: str, choices: tuple[str, ...] = ()) -> Parsed:
-    """Take a completion apart. Never raises, never guesses.
+    """Parse a completion. Never raises, never guesses.
 
     Args:
-        text: What the model said.
-        choices: The options as the prompt listed them, as many letters as options. Empty: a free answer.
+        text: The completion.
+        choices: Texts of the options in the order in which the prompt listed them; letter A names the first one. Empty
+            for a question without options.
     Returns:
-        `answer` is the option's text (or the free answer), `choice` its index. Both are None unless `status` is "ok".
+        The parts of the completion. `answer` is the text of the named option, or the free answer of a question without
+        options; `choice` is the index of the option. Both are None unless `status` is "ok".
 
-    >>> parse("<think>It barks.</think><answer>(A) dog</answer>", ("dog", "cat"))
-    Parsed(reasoning='It barks.', answer='dog', choice=0, status='ok')
-    >>> parse("dog or cat", ("dog", "cat")).status, parse("a bird", ("dog", "cat")).status
-    ('ambiguous', 'unparsed')
+    Example:
+        >>> parse("<think>It barks.</think><answer>(A) dog</answer>", ("dog", "cat"))
+        Parsed(reasoning='It barks.', answer='dog', choice=0, status='ok')
+        >>> parse("dog or cat", ("dog", "cat")).status, parse("a bird", ("dog", "cat")).status
+        ('ambiguous', 'unparsed')
     """
-    reasoning, rest = split_reasoning(text)
-    candidates, status = _candidates(rest)
+    reasoning, remaining = split_reasoning(text)
+    candidates, status = _candidates(remaining)
     if not choices:
         answer = candidates[0] if len(candidates) == 1 else None
         return Parsed(reasoning, answer, None, status)
-    results = [_resolve(candidate, choices) for candidate in candidates]
+    results = [_named_option(candidate, choices) for candidate in candidates]
     if not results:
         return Parsed(reasoning, None, None, "unparsed")
     if len(set(results)) > 1:
@@ -223,107 +257,121 @@ def parse(text: str, choices: tuple[str, ...] = ()) -> Parsed:
     return Parsed(reasoning, None if index is None else choices[index], index, status)
 
 
-def _candidates(rest: str) -> tuple[tuple[str, ...], Status]:
-    """The different answers that a text without reasoning gives, and the status they would have as free answers."""
-    found = [block[2].strip() for block in _BLOCK.finditer(rest)]
-    if not found:
-        if _BLOCK_OPEN.search(rest):
+def _candidates(text: str) -> tuple[tuple[str, ...], Status]:
+    """The different answers in a text without reasoning, and the status that they have as free answers."""
+    answers = [block[2].strip() for block in _BLOCK.finditer(text)]
+    if not answers:
+        if _BLOCK_OPEN.search(text):
             return (), "unparsed"
-        lines = _ANSWER_LINE.findall(rest)
-        found = [lines[-1]] if lines else [rest.strip()]
-    distinct = {normalise(answer): answer for answer in reversed(found) if answer}
+        answer_lines = _ANSWER_LINE.findall(text)
+        answers = [answer_lines[-1]] if answer_lines else [text.strip()]
+    distinct = {normalise(answer): answer for answer in reversed(answers) if answer}
     if not distinct:
         return (), "unparsed"
     return tuple(distinct.values()), "ok" if len(distinct) == 1 else "ambiguous"
 
 
-def _resolve(answer: str, choices: tuple[str, ...]) -> tuple[int | None, Status]:
-    """The one option that an answer names, or the reason why there is none."""
-    whole = option_index(answer, choices)
-    if whole is not None:
-        return whole, "ok"
-    plain = _MARKUP.sub(" ", answer)
-    named, denied = _mentioned(plain, choices)
-    named |= _first_of_equals(_letters(plain, choices), choices)
+def _named_option(answer: str, choices: tuple[str, ...]) -> tuple[int | None, Status]:
+    """Index of the one option that an answer names and "ok", or None and the reason why there is none."""
+    index = option_index(answer, choices)
+    if index is not None:
+        return index, "ok"
+    plain_text = _MARKUP.sub(" ", answer)
+    named, denied = _mentioned_options(plain_text, choices)
+    named |= _merge_equal_options(_options_by_letter(plain_text, choices), choices)
     if len(named | denied) > 1:
         return None, "ambiguous"
     return (next(iter(named)), "ok") if named else (None, "unparsed")
 
 
-def _letters(text: str, choices: tuple[str, ...]) -> set[int]:
-    """Indices of the options that are named by letter, within the range of letters."""
+def _options_by_letter(text: str, choices: tuple[str, ...]) -> set[int]:
+    """Indices of the options that a text names by letter; letters beyond the last option are ignored."""
     letters = {chr(ord("a") + index) for index in range(min(len(choices), 26))}
     if letters & {normalise(choice) for choice in choices}:
         return set()
     alone = _LETTER_ALONE.fullmatch(text)
-    found = {alone[1]} if alone else {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
-    return {ord(letter) - ord("a") for letter in map(str.lower, found) if letter in letters}
+    matches = {alone[1]} if alone else {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
+    return {ord(letter) - ord("a") for letter in map(str.lower, matches) if letter in letters}
 
 
-def _mentioned(text: str, choices: tuple[str, ...]) -> tuple[set[int], set[int]]:
-    """Indices of the options whose text stands in the answer: asserted, and only denied. The longest wins its place."""
-    pieces = _pieces(text)
-    cores = [piece.core for piece in pieces]
-    places: list[tuple[int, int, int]] = []
+def _mentioned_options(text: str, choices: tuple[str, ...]) -> tuple[set[int], set[int]]:
+    """Indices of the options whose texts occur in a text: those that are asserted, and those that are only denied.
+
+    Where the text of one option is part of a longer option's text, only the longer one counts at that place.
+    """
+    words = _words(text)
+    cores = [word.core for word in words]
+    occurrences: list[tuple[int, int, int]] = []  # first word, end (exclusive), index of the option
     for index, choice in enumerate(choices):
-        wanted = [piece.core for piece in _pieces(choice)]
-        if wanted:
-            size = len(wanted)
-            places += [(at, at + size, index) for at in range(len(cores) - size + 1) if cores[at : at + size] == wanted]
+        choice_words = [word.core for word in _words(choice)]
+        if choice_words:
+            size = len(choice_words)
+            occurrences += [
+                (start, start + size, index)
+                for start in range(len(cores) - size + 1)
+                if cores[start : start + size] == choice_words
+            ]
     asserted: set[int] = set()
     denied: set[int] = set()
-    for start, end, index in places:
-        if any(a <= start and end <= b and (b - a) > (end - start) for a, b, _ in places):
+    for start, end, index in occurrences:
+        if any(first <= start and end <= last and last - first > end - start for first, last, _ in occurrences):
             continue
-        if end - start == 1 and _is_weak(cores[start]) and not _stands_alone(pieces, start):
+        if end - start == 1 and _is_common_word(cores[start]) and not _stands_alone(words, start):
             continue
-        (denied if _is_denied(pieces, start) else asserted).add(index)
-    asserted, denied = _first_of_equals(asserted, choices), _first_of_equals(denied, choices)
+        (denied if _is_denied(words, start) else asserted).add(index)
+    asserted, denied = _merge_equal_options(asserted, choices), _merge_equal_options(denied, choices)
     return asserted, denied - asserted
 
 
-def _first_of_equals(found: Iterable[int], choices: tuple[str, ...]) -> set[int]:
-    """Equal options are one: the first stands for all."""
+def _merge_equal_options(indices: Iterable[int], choices: tuple[str, ...]) -> set[int]:
+    """Replace the index of each option by that of the first option with the same text."""
     texts = [choice.strip() for choice in choices]
-    return {texts.index(texts[index]) for index in found}
+    return {texts.index(texts[index]) for index in indices}
 
 
-def _pieces(text: str) -> list[_Piece]:
-    """Words (Chinese and Japanese: characters) with the punctuation around them."""
-    pieces: list[_Piece] = []
-    for found in _PIECE.findall(_fold(text)):
-        core = found.strip(_OUTER)
+def _words(text: str) -> list[_Word]:
+    """The words of a text, each with its punctuation; a Chinese or Japanese character is a word of its own."""
+    words: list[_Word] = []
+    for match in _WORD.findall(_fold(text)):
+        core = match.strip(_OUTER_PUNCTUATION)
         if core:
-            at = found.index(core)
-            pieces.append(_Piece(found[:at], core, found[at + len(core) :]))
-        elif pieces:
-            pieces[-1] = pieces[-1]._replace(trail=pieces[-1].trail + found)
-    return pieces
+            start = match.index(core)
+            words.append(_Word(match[:start], core, match[start + len(core) :]))
+        elif words:
+            words[-1] = words[-1]._replace(after=words[-1].after + match)
+    return words
 
 
 def _fold(text: str) -> str:
-    """One case, straight quotes."""
+    """The text in one case, with straight quotes."""
     return text.casefold().translate(_QUOTES)
 
 
-def _is_weak(core: str) -> bool:
-    """Words that occur in any sentence, so that a mention alone says nothing."""
-    return core in _WEAK or (len(core) == 1 and not core.isdecimal())
+def _is_common_word(core: str) -> bool:
+    """Whether a word occurs in so many sentences that its mention alone names no option."""
+    return core in _COMMON_WORDS or (len(core) == 1 and not core.isdecimal())
 
 
-def _stands_alone(pieces: list[_Piece], at: int) -> bool:
-    """A phrase of its own: begun by the text, a stop, a quote or a word like "is"; ended by the text or punctuation."""
-    before = (
-        at == 0 or bool(pieces[at].lead) or bool(_STOPS & set(pieces[at - 1].trail)) or pieces[at - 1].core in _LEADS
+def _stands_alone(words: list[_Word], index: int) -> bool:
+    """Whether a word is a phrase of its own.
+
+    It is if it follows the start of the text, a clause end, a quote or a word like "is", and the text or punctuation
+    ends it.
+    """
+    starts_phrase = (
+        index == 0
+        or bool(words[index].before)
+        or bool(_CLAUSE_ENDS & set(words[index - 1].after))
+        or words[index - 1].core in _INTRODUCTIONS
     )
-    return before and (at == len(pieces) - 1 or bool(pieces[at].trail))
+    return starts_phrase and (index == len(words) - 1 or bool(words[index].after))
 
 
-def _is_denied(pieces: list[_Piece], at: int) -> bool:
-    """A negation among the three words before, in the same clause."""
-    for piece in reversed(pieces[max(0, at - 3) : at]):
-        if _STOPS & set(piece.trail):
+def _is_denied(words: list[_Word], index: int) -> bool:
+    """Whether one of the three words before, within the same clause, is a negation."""
+    for word in reversed(words[max(0, index - 3) : index]):
+        if _CLAUSE_ENDS & set(word.after):
             return False
-        if piece.core in _NEGATIONS:
+        if word.core in _NEGATIONS:
             return True
     return False

@@ -1,8 +1,12 @@
-"""Turns into text with spans that say where audio goes and what is trained; the papers' question templates.
+"""Text of prompts and targets: the chat templates of the model families and the prompt styles of the papers.
 
-No torch. A `ChatTemplate` is the chat format of one model family; a `style` is the wording of one paper. `render` gives
-spans, the forest tokenises each text span by itself, so a span boundary is always a token boundary: what is trained is
-what is sampled.
+The way from an `Example` to text, before any tokenizer. `prompt_turns` words the question in a style (the instruction
+of one paper), `target_text` words the answer to train on, and `render` writes a conversation in the chat template of a
+model family. The result is a sequence of `Span`s. `models/prompt_encoding.py` tokenizes every text span by itself and
+puts audio tokens in place of the audio spans. A span boundary is therefore always a token boundary: the tokens that are
+trained are exactly the tokens that generation would have to sample.
+
+No torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,49 +16,56 @@ from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example, Role, Text, Turn
 
 AUDIO_PLACEHOLDER = "<|AUDIO|>"
+"""Qwen's marker of a clip inside a text. It must not occur in the text of a turn, where it would count as a clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedLayout:
-    """A prompt of fixed length: so many clips, then so many tokens of text (Mellow as released)."""
+    """Layout of a prompt that always has the same number of tokens (Mellow as released): clips, then text."""
 
     clips: int
-    """Every prompt has as many; a missing one repeats the first."""
+    """Number of clips in every prompt; a conversation with fewer clips repeats the first one."""
     text_tokens: int
-    """What stands behind the last clip is cut or filled up to as many."""
+    """Number of tokens after the last clip; the text is truncated or padded to it."""
     pad_token: str
-    """The token that fills up; the model sees it."""
+    """Token that pads the text; the model attends to it like to any other token."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat format. `{role}` and `{k}` (the clip's number in the whole conversation, from 1) are filled in."""
+    """The chat format of a model family: the texts around turns and clips."""
 
     name: str
+    """Name of the template, for messages and tests."""
     turn_start: str
+    """Text before a turn; `{role}` is replaced by the turn's role."""
     turn_end: str
+    """Text after a turn. After an assistant turn it is trained, since the model must learn to end its answer."""
     audio_start: str
+    """Text before a clip; `{k}` is replaced by the clip's number, counted from 1 over the whole conversation."""
     audio_end: str
+    """Text after a clip."""
     system: str | None = None
-    """System line put in front when the conversation has none."""
+    """System message of a conversation that has none of its own; None adds no system message."""
     turn_separator: str = "\n"
-    """What stands behind every turn's end; never trained."""
+    """Text after `turn_end`; never trained."""
     conversation_start: str = ""
-    """What stands before the first turn."""
+    """Text before the first turn, such as the begin-of-sequence token."""
     role_markers: Mapping[Role, tuple[str, str]] = field(default_factory=dict)
-    """Start and end of the turns of a role that has its own."""
+    """Start and end of a turn for the roles that do not use `turn_start` and `turn_end`."""
     system_in_user: bool = False
-    """True for a format without system turns: what stands there begins the first user turn."""
+    """Whether the system message is written at the beginning of the first user turn, for a format without system
+    turns."""
     fixed_layout: FixedLayout | None = None
-    """Of prompts of fixed length; see `models.sequence`."""
+    """Layout of prompts of fixed length; None for a family whose prompts have any length."""
 
-    def turn(self, role: Role) -> tuple[str, str]:
+    def turn_markers(self, role: Role) -> tuple[str, str]:
         """Start and end of a turn of this role."""
         return self.role_markers.get(role, (self.turn_start.format(role=role), self.turn_end))
 
 
-# Qwen2-Audio's released chat template: ChatML, "Audio k:" counted over the conversation (papers/qwen2-audio.md,
-# section 3).
+# The chat template released with Qwen/Qwen2-Audio-7B-Instruct: ChatML, "Audio k:" before each clip, with k counted over
+# the whole conversation.
 QWEN2_AUDIO = ChatTemplate(
     "qwen2-audio",
     "<|im_start|>{role}\n",
@@ -63,13 +74,14 @@ QWEN2_AUDIO = ChatTemplate(
     "<|audio_eos|>\n",
     "You are a helpful assistant.",
 )
-# Qwen2-Audio before its instruction tuning: the sound, then the bare task, then the answer (same section).
+# Qwen2-Audio before instruction tuning (model card of Qwen/Qwen2-Audio-7B): the clip, the bare task, the answer.
 QWEN2_AUDIO_BASE = ChatTemplate(
     "qwen2-audio-base", "", "", "<|audio_bos|>", "<|audio_eos|>", turn_separator="",
     role_markers={"assistant": ("", "<|endoftext|>")},
 )  # fmt: skip
-# Mellow (papers/mellow.md section 2): clips, each before a separator, then the bare question and the end mark, as its
-# trainer writes it; and its inference code's packing, two clips and 129 tokens of question, no end mark.
+# Mellow (arXiv:2503.08540) has no roles: clips, each followed by a separator, then the question. The released trainer
+# writes an end token after the question. The released inference code does not, and packs two clips and 129 tokens of
+# text into every prompt; that form is MELLOW_COMPAT.
 MELLOW = ChatTemplate(
     "mellow",
     "",
@@ -80,36 +92,38 @@ MELLOW = ChatTemplate(
     role_markers={"assistant": ("", "<|endoftext|>")},
 )
 MELLOW_COMPAT = replace(MELLOW, name="mellow-compat", turn_end="", fixed_layout=FixedLayout(2, 1 + 129, "!"))
-# SALMONN: Vicuna's turns, the sound between tags that are plain text (papers/salmonn.md, section 2).
+# SALMONN (arXiv:2310.13289; released code, bytedance/SALMONN): Vicuna's turns; the tags around a clip are plain text,
+# not special tokens.
 SALMONN = ChatTemplate(
     "salmonn", "", "", "<Speech>", "</Speech> ", turn_separator="", conversation_start="<s>",
     role_markers={"system": ("", " "), "user": ("USER: ", "\n"), "assistant": ("ASSISTANT:", "</s>")},
 )  # fmt: skip
-# The embedded model: ChatML without a system line, so that the prompt of a short clip stays short.
+# The embedded model: ChatML without a system message, so that the prompt of a short clip stays short.
 EMBEDDED = ChatTemplate("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\n")
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A piece of a rendered conversation: text, or the place of one clip (`audio`); `trained` spans are what the
-    model must learn to say."""
+    """A piece of a rendered conversation: a text, or the place of one clip."""
 
     text: str
+    """The text; empty for a clip."""
     trained: bool = False
+    """Whether the loss counts this span: the assistant's text and the end of its turn."""
     audio: bool = False
+    """Whether this is the place of a clip."""
 
 
 def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -> tuple[Span, ...]:
-    """Render a conversation.
+    """Write a conversation in a chat template.
 
     Args:
-        turns: The conversation; content parts are told apart by type, never by key presence.
-        template: Chat format of the model.
-        generate: True to end with an opened assistant turn, False when the conversation ends with the assistant's own
-            words.
+        turns: The conversation.
+        template: Chat template of the model.
+        generate: Whether to end with the start of an assistant turn, for a prompt to be completed. False for a
+            conversation that ends with the assistant's text.
     Returns:
-        Spans in order. Assistant text and the end mark after it are `trained`; neighbouring spans of one kind are
-        joined.
+        The spans in order; consecutive text spans are joined unless they differ in `trained`.
     Raises:
         DataError: if a text contains the audio placeholder, which would be counted as a clip.
     """
@@ -119,71 +133,87 @@ def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -
         turns = (Turn("user", (*turns[0].parts, Text("\n\n"), *turns[1].parts)), *turns[2:])
     spans: list[Span] = []
 
-    def say(text: str, trained: bool = False) -> None:
+    def append_text(text: str, trained: bool = False) -> None:
         if spans and not spans[-1].audio and spans[-1].trained == trained:
             spans[-1] = replace(spans[-1], text=spans[-1].text + text)
         elif text:
             spans.append(Span(text, trained))
 
-    say(template.conversation_start)
+    append_text(template.conversation_start)
     clips = 0
     for turn in turns:
-        start, end = template.turn(turn.role)
-        say(start)
+        start, end = template.turn_markers(turn.role)
+        append_text(start)
         trained = turn.role == "assistant"
         for part in turn.parts:
             if isinstance(part, Audio):
                 clips += 1
-                say(template.audio_start.format(k=clips))
+                append_text(template.audio_start.format(k=clips))
                 spans.append(Span("", audio=True))
-                say(template.audio_end)
+                append_text(template.audio_end)
             else:
                 if AUDIO_PLACEHOLDER in part.text:
                     raise DataError(
                         f"text holds the audio placeholder {AUDIO_PLACEHOLDER!r}: {part.text[:60]!r}; "
-                        "put the clip in a part of its own"
+                        "remove it and give the clip as an audio part"
                     )
-                say(part.text, trained)
-        say(end, trained)
-        say(template.turn_separator)
+                append_text(part.text, trained)
+        append_text(end, trained)
+        append_text(template.turn_separator)
     if generate:
-        say(template.turn("assistant")[0])
+        append_text(template.turn_markers("assistant")[0])
     return tuple(spans)
 
 
-# R1-AQA's wordings (papers/r1-aqa.md, section 3): <1> is "plain" (exact text unpublished; ours), <2> "answer", <3>
-# "think".
 CHOICES_PROMPT = " Please choose the answer from the following options: {choices}."
+"""Sentence that lists the choices, between question and instruction (R1-AQA, released code, xiaomi-research/r1-aqa)."""
 INSTRUCTIONS = {
+    # R1-AQA (arXiv:2503.11197): "answer" and "think" are its prompts 2 and 3, word for word as in the released code.
+    # "plain" is our version of its prompt 1, whose text is not published. "open" is for questions without choices.
     "open": "",
     "plain": "",
     "answer": " Output the final answer in <answer> </answer>.",
     "think": " Output the thinking process in <think> </think> and final answer in <answer> </answer>.",
     "short-think": " Output the thinking process (less than 50 words) in <think> </think> "
     "and final answer in <answer> </answer>.",
-    # What natural-language prompts replaced in Qwen2-Audio (arXiv:2407.10759, section 2): see `hierarchical_tags`.
+    # Qwen-Audio prompted with tags; Qwen2-Audio (arXiv:2407.10759, section 2) replaced them by natural language. The
+    # tags depend on the example and stand before the question: see `hierarchical_tags`.
     "tags": "",
-    # Audio-Thinker lets the model choose (arXiv:2508.08039); the wording is ours.
+    # Audio-Thinker (arXiv:2508.08039) lets the model decide whether to reason; the wording is ours.
     "adaptive": " If it helps, first output the thinking process in <think> </think>. "
     "Output the final answer in <answer> </answer>.",
-    # SARI's four sections (arXiv:2504.15900); tags and wording are ours.
+    # SARI (arXiv:2504.15900) reasons in four sections; the tags and the wording are ours.
     "structured": " Output the thinking process in <think> </think>, in four sections: <planning> </planning> "
     "<caption> </caption> <reasoning> </reasoning> <summary> </summary>, and final answer in <answer> </answer>.",
     "spoken": " Answer what is said, in the language that was spoken.",
-    # XS-CoT (arXiv:2504.20835): transcript, translation, English answer, answer; the wording is ours.
+    # XS-CoT (arXiv:2504.20835): transcript, English translation, English answer, answer; the wording is ours.
     "xs-cot": " Write down what is said, translate it into English, answer it in English, "
     "then answer it in the language that was spoken.",
 }
+"""Prompt style -> the instruction after the question. Recipes, `--style` and reports name styles by these keys."""
 TAGGED_STYLES = ("answer", "think", "short-think", "adaptive", "structured")
+"""Styles whose completion carries its answer in an <answer> tag."""
 THINKING_STYLES = ("think", "short-think", "structured")
+"""Styles whose completion must reason in a <think> tag before it answers."""
 
 
 def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
-    """The user's text: question, the options as a Python list (the released code prints one), and the style's
-    instruction.
+    """The text of a user turn: the question, the choices, and the instruction of the style.
 
-    >>> question_text("What is it?", ("dog", "cat"), "plain")
-    "What is it? Please choose the answer from the following options: ['dog', 'cat']."
+    The choices are printed as a Python list, as R1-AQA's released code prints them.
+
+    Args:
+        question: The question; may be empty, for tasks that the audio alone poses.
+        choices: Texts of the options of a multiple-choice question; empty for an open question.
+        style: Prompt style, a key of `INSTRUCTIONS`.
+    Returns:
+        The text, without a leading space if the question is empty.
+    Raises:
+        ConfigError: if there is no such style.
+
+    Example:
+        >>> question_text("What is it?", ("dog", "cat"), "plain")
+        "What is it? Please choose the answer from the following options: ['dog', 'cat']."
     """
     if style not in INSTRUCTIONS:
         raise ConfigError(f"prompt style {style!r} is none of {', '.join(INSTRUCTIONS)}")
@@ -193,60 +223,93 @@ def question_text(question: str, choices: tuple[str, ...], style: str) -> str:
 
 
 def part_marker(language: str, *, response: bool = False) -> str:
-    """What a part of an XS-CoT chain begins with: plain text, so that a frozen embedding table knows it.
+    """Marker at the beginning of one part of an XS-CoT chain.
 
-    >>> part_marker("ja"), part_marker("en", response=True)
-    ('[ja] ', '[en-response] ')
+    Markers are plain text instead of special tokens, so that a model with frozen embeddings can read and write them.
+
+    Args:
+        language: Language code of the part.
+        response: Whether the part answers the instruction; False for the instruction itself.
+
+    Example:
+        >>> part_marker("ja"), part_marker("en", response=True)
+        ('[ja] ', '[en-response] ')
     """
     return f"[{language}-response] " if response else f"[{language}] "
 
 
-def xs_cot_chain(language: str, said: str, translated: str, response: str) -> str:
-    """The reasoning of an XS-CoT answer: transcript, its English translation, the English answer, a marker each.
+def xs_cot_chain(language: str, transcript: str, translation: str, response: str) -> str:
+    """The reasoning of an XS-CoT completion: three parts, each on a line of its own behind its marker.
 
-    >>> xs_cot_chain("de", "Bellt er?", "Does it bark?", "Yes.")
-    '[de] Bellt er?\\n[en] Does it bark?\\n[en-response] Yes.'
+    Args:
+        language: Language code of the spoken instruction.
+        transcript: The spoken instruction.
+        translation: Its English translation.
+        response: The English answer to it.
+
+    Example:
+        >>> xs_cot_chain("de", "Bellt er?", "Does it bark?", "Yes.")
+        '[de] Bellt er?\\n[en] Does it bark?\\n[en-response] Yes.'
     """
     parts = (
-        (part_marker(language), said),
-        (part_marker("en"), translated),
+        (part_marker(language), transcript),
+        (part_marker("en"), translation),
         (part_marker("en", response=True), response),
     )
     return "\n".join(marker + text for marker, text in parts)
 
 
 def hierarchical_tags(example: Example) -> str:
-    """What is asked of a sound as tags, from the general to the particular: write down or analyse, language of the
-    sound, task, language of the answer. The idea is Qwen-Audio's; these tags, as plain text, are ours.
+    """The task of an example as a sequence of tags, from general to specific, for the style `tags`.
 
-    >>> hierarchical_tags(Example("a", (), task="caption", category="sound"))
-    '<|startofanalysis|><|unknown|><|caption|><|en|>'
+    The tags say whether to transcribe or to analyse, which language is spoken ("unknown" for anything but speech),
+    which task it is, and the language of the answer. The idea is Qwen-Audio's (arXiv:2311.07919); these tags, written
+    as plain text, are ours.
+
+    Example:
+        >>> hierarchical_tags(Example("a", (), task="caption", category="sound"))
+        '<|startofanalysis|><|unknown|><|caption|><|en|>'
     """
-    written = example.task in ("transcription", "translation")
-    heard = example.language if example.category == "speech" else "unknown"
-    task = example.task if written or example.task == "caption" else "question-answer"
-    return f"<|startof{'transcript' if written else 'analysis'}|><|{heard}|><|{task}|><|{example.language}|>"
+    is_transcript = example.task in ("transcription", "translation")
+    spoken_language = example.language if example.category == "speech" else "unknown"
+    task = example.task if is_transcript or example.task == "caption" else "question-answer"
+    start = "transcript" if is_transcript else "analysis"
+    return f"<|startof{start}|><|{spoken_language}|><|{task}|><|{example.language}|>"
 
 
 def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
-    """The conversation up to the answer, with the last user turn worded in `style`; trailing assistant turns are left
-    out."""
+    """The prompt of an example: its conversation up to the answer, with the last user turn worded in a style.
+
+    Args:
+        example: The example; assistant turns at the end of its conversation are left out.
+        style: Prompt style, a key of `INSTRUCTIONS`.
+    Returns:
+        The turns. The last one is the user's: its clips, then its text (no text part if there is no text).
+    Raises:
+        ConfigError: if there is no such style, or the conversation has no user turn to answer.
+    """
     turns = list(example.turns)
     while turns and turns[-1].role == "assistant":
         turns.pop()
     if not turns or turns[-1].role != "user":
         raise ConfigError(f"example {example.id!r} has no user turn to answer; end its messages with one")
-    last = turns.pop()
-    audio = tuple(part for part in last.parts if isinstance(part, Audio))
+    user_turn = turns.pop()
+    audio = tuple(part for part in user_turn.parts if isinstance(part, Audio))
     text = question_text(example.question, example.choices, style)
     if style == "tags":
         text = hierarchical_tags(example) + text
     return (*turns, Turn("user", (*audio, Text(text)) if text else audio))
 
 
-def repeat_audio_parts(turns: tuple[Turn, ...], pieces: Sequence[int]) -> tuple[Turn, ...]:
-    """The conversation with every audio part as often as its sound was cut into `pieces` (`long_audio: chunk`)."""
-    counts = iter(pieces)
+def repeat_audio_parts(turns: tuple[Turn, ...], num_chunks: Sequence[int]) -> tuple[Turn, ...]:
+    """Repeat every audio part once for each chunk of its clip, for clips that are cut into chunks (`long_audio:
+    chunk`).
+
+    Args:
+        turns: The conversation.
+        num_chunks: For each audio part, in order, the number of chunks of its clip.
+    """
+    counts = iter(num_chunks)
     return tuple(
         replace(
             turn,
@@ -257,27 +320,34 @@ def repeat_audio_parts(turns: tuple[Turn, ...], pieces: Sequence[int]) -> tuple[
 
 
 def target_text(example: Example, style: str, answer: str | None = None) -> str:
-    """What the assistant should say: the option's text, tagged where the style asks for tags; for `xs-cot` the three
-    parts of the reasoning, then the answer behind its marker.
+    """The completion to train on: reasoning and answer in the form that a style asks for.
 
+    Args:
+        example: The example, with an answer, and with reasoning if the style asks for it.
+        style: Prompt style, a key of `INSTRUCTIONS`. A tagged style writes `<answer>...</answer>`, a thinking style
+            `<think>...</think>` before it; `xs-cot` writes the parts of the chain and then the answer behind its
+            marker; any other style the bare answer.
+        answer: Answer to write; None takes the example's first one.
     Raises:
         ConfigError: if the example has no answer, or a thinking style meets an example without `reasoning`.
     """
     if answer is None:
         if not example.answer:
-            raise ConfigError(f"example {example.id!r} has no answer to train on; add one or leave it out")
+            raise ConfigError(f"example {example.id!r} has no answer to train on; add one or leave the example out")
         answer = example.answer[0]
     if style == "xs-cot":
         if not example.reasoning:
-            raise ConfigError(f"example {example.id!r} has no reasoning for style 'xs-cot'; make it by build xs-cot")
+            raise ConfigError(
+                f"example {example.id!r} has no reasoning for style 'xs-cot'; add it with `earwise build xs-cot`"
+            )
         return f"{example.reasoning}\n{part_marker(example.language, response=True)}{answer}"
     if style not in TAGGED_STYLES:
         return answer
-    tagged = f"<answer>{answer}</answer>"
+    tagged_answer = f"<answer>{answer}</answer>"
     if style not in THINKING_STYLES and not (style == "adaptive" and example.reasoning):
-        return tagged
+        return tagged_answer
     if not example.reasoning:
         raise ConfigError(
             f"example {example.id!r} has no reasoning for style {style!r}; use style 'answer' or add reasoning"
         )
-    return f"<think>{example.reasoning}</think>\n{tagged}"
+    return f"<think>{example.reasoning}</think>\n{tagged_answer}"

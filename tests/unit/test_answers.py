@@ -1,4 +1,4 @@
-"""answers.py: what is read, and that nothing is guessed."""
+"""Parsing of completions: which answers are recognised, and that nothing is ever guessed."""
 
 import pytest
 from hypothesis import example, given, settings
@@ -71,7 +71,7 @@ PAIR = ("Like", "Dislike")
         ("...", ("...", "!!!"), 0),
     ],
 )
-def test_read(text: str, choices: tuple[str, ...], index: int) -> None:
+def test_parsed_answers(text: str, choices: tuple[str, ...], index: int) -> None:
     parsed = parse(text, choices)
     assert (parsed.status, parsed.choice, parsed.answer) == ("ok", index, choices[index])
 
@@ -108,7 +108,7 @@ def test_read(text: str, choices: tuple[str, ...], index: int) -> None:
         ("DOG", ("dog", "Dog", "cat"), "ambiguous"),
     ],
 )
-def test_not_read(text: str, choices: tuple[str, ...], status: str) -> None:
+def test_unparsed_and_ambiguous_answers(text: str, choices: tuple[str, ...], status: str) -> None:
     parsed = parse(text, choices)
     assert parsed.status == status
     assert parsed.answer is None and parsed.choice is None
@@ -124,7 +124,7 @@ def test_not_read(text: str, choices: tuple[str, ...], status: str) -> None:
         ("  ", None, "unparsed"),
     ],
 )
-def test_open_answers(text: str, answer: str | None, status: str) -> None:
+def test_free_answers(text: str, answer: str | None, status: str) -> None:
     parsed = parse(text)
     assert (parsed.answer, parsed.choice, parsed.status) == (answer, None, status)
 
@@ -138,7 +138,7 @@ def test_reasoning() -> None:
     assert split_reasoning("<think>a</think>x<think>b</think>y") == ("a\nb", "x y")
 
 
-def test_structured() -> None:
+def test_structured_reasoning() -> None:
     text = "<think><planning>p</planning>\n<caption>a dog</caption><reasoning>r</reasoning><summary>s</summary></think>"
     parsed = parse(text + "<answer>cat</answer>", ANIMALS)
     assert (parsed.answer, parsed.status) == ("cat", "ok")
@@ -147,11 +147,14 @@ def test_structured() -> None:
     assert (bare.answer, bare.reasoning) == ("cat", "dog\ndog")
 
 
-def test_small_parts() -> None:
+def test_helper_functions() -> None:
     assert normalise(" ‘A  Dog!’ ") == "a dog"
     assert normalise("$100") == "$100" and normalise("(C#)") == "c#"
     assert answer_blocks("<think><answer>x</answer></think><answer> y </answer>z<answer>w</answer>") == ("y", "w")
-    assert extract_answer("so <answer> Cat. </answer>") == "Cat." and extract_answer("<answer>a</answer><answer>b</answer>") is None
+    assert (
+        extract_answer("so <answer> Cat. </answer>") == "Cat."
+        and extract_answer("<answer>a</answer><answer>b</answer>") is None
+    )
     assert (
         option_index(" cat ", ANIMALS) == 1
         and option_index("", ("", "x")) == 0
@@ -201,19 +204,19 @@ def test_never_raises_and_never_guesses(text: str, choices: tuple[str, ...]) -> 
         assert parsed.choice is None and all(word in text for word in parsed.answer.split())
         return
     assert parsed.choice is not None and choices[parsed.choice] == parsed.answer
-    equal = [index for index, choice in enumerate(choices) if choice.strip() == parsed.answer.strip()]
-    assert parsed.choice == equal[0]  # equal options are one, whichever letter names it
-    spoken = "".join(split_reasoning(text)[1].casefold().split())
+    equal_options = [index for index, choice in enumerate(choices) if choice.strip() == parsed.answer.strip()]
+    assert parsed.choice == equal_options[0]  # options with equal texts count as one, whichever letter names it
+    answer_text = "".join(split_reasoning(text)[1].casefold().split())
     words = [word for word in normalise(parsed.answer).split() if word]
-    assert any(chr(ord("a") + index) in spoken for index in equal) or all(
-        normalise(word).replace("“", '"') in normalise(spoken) or word in spoken for word in words
+    assert any(chr(ord("a") + index) in answer_text for index in equal_options) or all(
+        normalise(word).replace("“", '"') in normalise(answer_text) or word in answer_text for word in words
     )
 
 
 @settings(max_examples=80, deadline=None)
 @given(text=TEXTS, choices=CHOICES, seed=st.randoms(use_true_random=False))
-def test_option_order_decides_nothing_but_letters(text: str, choices: tuple[str, ...], seed: object) -> None:
-    """Without letters in reach, the same option is named whatever its place: no default, no first."""
+def test_option_order_matters_only_for_letters(text: str, choices: tuple[str, ...], seed: object) -> None:
+    """In a text without option letters, the parsed option does not depend on the order of the options."""
     distinct = tuple(dict.fromkeys(choice.strip() for choice in choices if len(choice.strip()) > 1))
     plain = "".join(
         character
@@ -228,7 +231,7 @@ def test_option_order_decides_nothing_but_letters(text: str, choices: tuple[str,
     choices=st.lists(st.text("abcdXYZ 0123#-$%", min_size=1, max_size=8).filter(str.strip), min_size=2, max_size=6),
     data=st.data(),
 )
-def test_gold_is_always_read(choices: list[str], data: st.DataObject) -> None:
+def test_gold_answer_is_always_parsed(choices: list[str], data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(choices) - 1))
     gold = choices[index]
     for text in (gold, f"<answer>{gold}</answer>", f"<think>{choices[0]}?</think>\n<answer> {gold} </answer>"):

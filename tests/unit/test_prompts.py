@@ -1,4 +1,4 @@
-"""Templates and wordings: exact texts, spans that say what is trained, and every refusal."""
+"""Chat templates and prompt styles: exact texts, which spans are trained, and every error."""
 
 import pytest
 
@@ -46,43 +46,43 @@ def test_qwen2_audio_counts_clips_over_the_conversation() -> None:
         "",
         "<|audio_eos|>\nAnd this?<|im_end|>\n<|im_start|>assistant\n",
     ]
-    own = render((Turn("system", (Text("Listen."),)), *CHAT[:1]), QWEN2_AUDIO, generate=True)
-    assert own[0].text.startswith("<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nAudio 1: ")
+    with_system = render((Turn("system", (Text("Listen."),)), *CHAT[:1]), QWEN2_AUDIO, generate=True)
+    assert with_system[0].text.startswith("<|im_start|>system\nListen.<|im_end|>\n<|im_start|>user\nAudio 1: ")
 
 
-def test_qwen2_audio_before_instruction_tuning_hears_and_reads_the_bare_task() -> None:
+def test_qwen2_audio_before_instruction_tuning_gets_clip_and_bare_task() -> None:
     task = Turn("user", (Audio("a.wav"), Text("Detect the language and recognize the speech: ")))
-    asked = render((task,), QWEN2_AUDIO_BASE, generate=True)
-    assert [span.text for span in asked] == [
+    prompt = render((task,), QWEN2_AUDIO_BASE, generate=True)
+    assert [span.text for span in prompt] == [
         "<|audio_bos|>",
         "",
         "<|audio_eos|>Detect the language and recognize the speech: ",
     ]
     answer = Turn("assistant", (Text("<|en|>Hello."),))
-    told = render((task, answer), QWEN2_AUDIO_BASE, generate=False)
-    assert told == (*asked, Span("<|en|>Hello.<|endoftext|>", trained=True))
+    whole = render((task, answer), QWEN2_AUDIO_BASE, generate=False)
+    assert whole == (*prompt, Span("<|en|>Hello.<|endoftext|>", trained=True))
 
 
-def test_voice_chat_is_a_turn_of_sound_alone() -> None:
+def test_voice_chat_is_a_turn_of_audio_alone() -> None:
     spans = render((Turn("user", (Audio("a.wav"),)),), QWEN2_AUDIO, generate=True)
     assert spans[-1].text == "<|audio_eos|>\n<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_what_is_trained_is_what_is_sampled() -> None:
-    """A whole conversation and a prompt with a sampled answer give the same ids; only the line break after the last
-    end mark is extra.
+    """A whole conversation and a prompt with a sampled answer have the same token ids, except for the line break after
+    the last end-of-turn token of the conversation.
     """
     model = tiny_qwen2_audio()
     samples = [len(sound(0.3)), len(sound(0.5))]
     whole = conversation_path(model, CHAT, [0, 1], samples, generate=False)
     prompt = conversation_path(model, CHAT[:3], [0, 1], samples, generate=True)
-    asked = prompt + answer_path(model, "A cat.")
-    assert whole.ids == (*asked.ids, *model.tokenizer.encode("\n")) and whole.clips == (*asked.clips, -1)
-    said = [i for i, trained in zip(whole.ids, whole.trained, strict=True) if trained]
-    assert model.tokenizer.encode("A dog.<|im_end|>A cat.<|im_end|>") == said
-    # In a prompt nothing is trained, earlier answers included: only what is sampled counts.
+    sampled = prompt + answer_path(model, "A cat.")
+    assert whole.ids == (*sampled.ids, *model.tokenizer.encode("\n")) and whole.clips == (*sampled.clips, -1)
+    trained_ids = [i for i, trained in zip(whole.ids, whole.trained, strict=True) if trained]
+    assert model.tokenizer.encode("A dog.<|im_end|>A cat.<|im_end|>") == trained_ids
+    # In a prompt nothing is trained, not even earlier answers: only sampled tokens count.
     assert not any(prompt.trained)
-    assert [i for i, trained in zip(asked.ids, asked.trained, strict=True) if trained] == [
+    assert [i for i, trained in zip(sampled.ids, sampled.trained, strict=True) if trained] == [
         *model.tokenizer.encode("A cat."),
         model.eos_ids[0],
     ]
@@ -90,7 +90,7 @@ def test_what_is_trained_is_what_is_sampled() -> None:
     assert [prompt.clips.count(clip) for clip in (0, 1)] == [model.audio_tokens(count) for count in samples]
 
 
-def test_sounds_and_places_must_agree() -> None:
+def test_number_of_clips_must_match_the_audio_parts() -> None:
     model = tiny_qwen2_audio()
     with pytest.raises(DataError, match="1 audio parts but 2 sounds"):
         conversation_path(model, ask("What?"), [0, 1], [5000, 5000], generate=True)
@@ -99,7 +99,7 @@ def test_sounds_and_places_must_agree() -> None:
 
 
 @pytest.mark.parametrize("text", ["<|AUDIO|>", "say <|AUDIO|> twice"])
-def test_a_placeholder_in_the_text_is_refused(text: str) -> None:
+def test_audio_placeholder_in_text_raises(text: str) -> None:
     with pytest.raises(DataError, match="holds the audio placeholder"):
         render((Turn("user", (Text(text),)),), QWEN2_AUDIO, generate=True)
 
@@ -112,7 +112,7 @@ def test_a_placeholder_in_the_text_is_refused(text: str) -> None:
         ("think", " Output the thinking process in <think> </think> and final answer in <answer> </answer>."),
     ],
 )
-def test_r1aqa_wordings(style: str, end: str) -> None:
+def test_question_text_is_that_of_r1aqa(style: str, end: str) -> None:
     options = " Please choose the answer from the following options: ['dog', \"cat's\"]."
     assert question_text("What is it?", ("dog", "cat's"), style) == "What is it?" + options + end
     assert question_text("What is it?", (), style) == "What is it?" + end
@@ -123,7 +123,7 @@ def example(**changes: object) -> Example:
     return Example(**fields)  # type: ignore[arg-type]
 
 
-def test_prompt_of_an_example() -> None:
+def test_prompt_turns() -> None:
     turns = prompt_turns(example(turns=CHAT), "plain")
     assert turns[:2] == CHAT[:2]
     options = "And this? Please choose the answer from the following options: ['dog', 'cat']."
@@ -137,7 +137,7 @@ def test_prompt_of_an_example() -> None:
         prompt_turns(example(), "loud")
 
 
-def test_targets() -> None:
+def test_target_text() -> None:
     assert target_text(example(), "plain") == "dog"
     assert target_text(example(), "answer", "a dog") == "<answer>a dog</answer>"
     assert target_text(example(reasoning="It barks."), "think") == "<think>It barks.</think>\n<answer>dog</answer>"
