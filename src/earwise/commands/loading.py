@@ -1,13 +1,15 @@
-"""What several commands share: notes on stderr, options, a loaded model, a decoded clip."""
+"""Helpers that several commands share: progress lines, JSON output, common options, and models opened by name.
 
-import gc
+Loading itself is in `engine/loading.py`; here it only gets a progress callback that prints to stderr.
+"""
+
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from earwise.errors import ConfigError, ModelError
+from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,18 +18,8 @@ if TYPE_CHECKING:
     from earwise.engine.remote.client import RemoteEngine
     from earwise.models.base import AudioLM
 
-STYLES = (
-    "answer",
-    "plain",
-    "open",
-    "think",
-    "short-think",
-    "adaptive",
-    "tags",
-    "structured",
-    "spoken",
-    "xs-cot",
-)  # the keys of prompts.INSTRUCTIONS, whose import costs numpy's
+# The keys of prompts.INSTRUCTIONS, repeated here because that module imports numpy. A test compares the two.
+STYLES = ("answer", "plain", "open", "think", "short-think", "adaptive", "tags", "structured", "spoken", "xs-cot")
 
 model_option = click.option(
     "--model",
@@ -38,95 +30,65 @@ model_option = click.option(
     help="A family (see `earwise models`), a folder with a trained model, module:function, or a server: URL#NAME.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+max_new_tokens_option = click.option(
+    "--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
+)
+temperature_option = click.option(
+    "--temperature",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="0: the most probable answer (greedy decoding); above 0: a sampled one.",
+)
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of sampling.")
 
 
 def note(line: str) -> None:
-    """A line of progress, on stderr."""
+    """Print a line about progress to stderr."""
     click.echo(line, err=True)
 
 
-def result(value: object) -> None:
-    """One JSON object on one line of stdout."""
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON to stdout."""
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
 def open_model(name: str) -> "AudioLM":
-    """Load a model; says so when base weights must be fetched first.
+    """Load a model into this process; see `engine.loading.load_model`."""
+    from earwise.engine.loading import load_model
 
-    Raises:
-        ModelError: if there is no such model or its weights cannot be had.
-    """
-    from earwise.engine.remote import address
-    from earwise.models import base
-
-    if address.is_remote(name):
-        raise ModelError(f"{name}: the weights of a model on a server are not here; name a folder or a family")
-    fetch_base(name)
-    return base.load(name)
+    return load_model(name, note)
 
 
 def fetch_base(name: str) -> Path | None:
-    """The folder with a model's base weights, fetched with a word about it on the first run; None if it has none."""
-    from earwise.models.embedded import base_weights
+    """Fetch the base weights of a model where they are missing; see `engine.loading.fetch_base_weights`."""
+    from earwise.engine.loading import fetch_base_weights
 
-    if not wants_base(name):
-        return None
-    if not (base_weights.home() / base_weights.BASE / "complete").exists():
-        note(f"first run: fetching the base weights (about 230 MB, once) into {base_weights.home()}")
-    return base_weights.base_folder(note)
+    return fetch_base_weights(name, note)
 
 
 def open_engine(name: str) -> "LocalEngine | RemoteEngine":
-    """A model ready to answer, here (see `open_model`) or on a server; what a server is asked and says is logged."""
-    from earwise.engine.remote import address
+    """Open a model in this process or on a server; see `engine.loading.open_engine`."""
+    from earwise.engine import loading
 
-    if address.is_remote(name):
-        from earwise.engine.remote.probe import connect
-        from earwise.files import home
-
-        log = home() / "remote" / f"{address.slug(name)}.jsonl"
-        remote = connect(name, log=log, say=note)
-        note(f"every prompt and answer is kept in {log}")
-        return remote
-    # What importing makes stays. Cold starts in turn: with collection 10.5, 8.8, 7.4 s, without 7.4, 8.0, 6.6 s.
-    gc.disable()
-    try:
-        if name == "embedded":
-            from earwise.models.embedded import preload
-
-            preload.start()
-        from earwise.engine.local import LocalEngine
-        from earwise.models import detect
-
-        engine = LocalEngine(open_model(name))
-        gc.freeze()
-    finally:
-        gc.enable()
-    if Path(name).is_dir():
-        engine.name = detect.named(engine.name, detect.checkpoint(Path(name))[1])
-    return engine
-
-
-def wants_base(name: str) -> bool:
-    """True if the model is built on the base weights that `fetch` brings."""
-    from earwise.models import detect
-
-    family = detect.checkpoint(Path(name))[0] if Path(name).is_dir() else name
-    return family.split("-")[0] == "embedded"
+    return loading.open_engine(name, note)
 
 
 def find_manifest(name: str) -> Path:
-    """`starter:train` and `starter:val` are the bundled clips; anything else is a path."""
+    """Path of a manifest: `starter:train` and `starter:val` are bundled, any other name is a path."""
     from earwise.data.manifest_path import manifest_path
 
     return manifest_path(name, Path())
 
 
 def field_values(conditions: "Sequence[str]", option: str) -> list[tuple[str, str]]:
-    """What an option of conditions says, each `field=value`.
+    """Split conditions `field=value` that an option takes.
 
+    Args:
+        conditions: The option's values.
+        option: Name of the option, for messages.
     Raises:
-        ConfigError: if one has no equals sign or no field.
+        ConfigError: if a condition has no equals sign or no field.
     """
     pairs = []
     for condition in conditions:
@@ -138,10 +100,10 @@ def field_values(conditions: "Sequence[str]", option: str) -> list[tuple[str, st
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse a folder to be written that already holds something.
+    """Check that a folder which is about to be written does not exist, or is empty.
 
     Raises:
-        ConfigError: naming the folder.
+        ConfigError: if it holds files; the message names the folder.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ConfigError(f"{path}: already exists; choose another --out or delete it")

@@ -1,0 +1,105 @@
+"""Opens a model by name: in this process as a `LocalEngine`, or behind a server as a `RemoteEngine`.
+
+Called by `earwise.load` and by every command that takes `--model`. A name is a family of `models.base.MODELS`, a folder
+with a trained or released model, `module:function`, or a server's address (`http://host:port/v1#NAME`).
+"""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from earwise.errors import ModelError
+from earwise.files import cache_dir
+
+if TYPE_CHECKING:
+    from earwise.engine.local import LocalEngine
+    from earwise.engine.remote.client import RemoteEngine
+    from earwise.models.base import AudioLM
+
+Notify = Callable[[str], None]
+
+
+def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | RemoteEngine":
+    """Load a model, or connect to the server that serves it.
+
+    Args:
+        name: Name of the model, see above.
+        notify: Called with lines about progress (weights that are being fetched, the log of a server's replies).
+    Returns:
+        The engine; its `name` tells two checkpoints of one family apart.
+    Raises:
+        ModelError: if there is no such model, or its weights cannot be loaded.
+        EngineError: if the server does not answer, or does not use the audio it is sent.
+    """
+    from earwise.engine.remote import address
+
+    if address.is_remote(name):
+        from earwise.engine.remote.probe import open_remote_engine
+
+        log = cache_dir() / "remote" / f"{address.slug(name)}.jsonl"
+        remote_engine = open_remote_engine(name, log=log, notify=notify)
+        notify(f"every prompt and answer is kept in {log}")
+        return remote_engine
+    # Objects that imports create stay for good, so collecting garbage meanwhile is wasted time: cold starts measured in
+    # turn took 10.5, 8.8 and 7.4 s with collection, and 7.4, 8.0 and 6.6 s without.
+    gc.disable()
+    try:
+        if name == "embedded":
+            from earwise.models.embedded import preload
+
+            preload.start_loading()
+        from earwise.engine.local import LocalEngine
+        from earwise.models import detect
+
+        engine = LocalEngine(load_model(name, notify))
+        gc.freeze()
+    finally:
+        gc.enable()
+    if Path(name).is_dir():
+        engine.name = detect.named(engine.name, detect.checkpoint(Path(name))[1])
+    return engine
+
+
+def load_model(name: str, notify: Notify = lambda _: None) -> "AudioLM":
+    """Load the weights of a model into this process; base weights that are missing are fetched first.
+
+    Args:
+        name: Name of the model; not the address of a server.
+        notify: Called with lines about progress.
+    Raises:
+        ModelError: if there is no such model, or its weights cannot be loaded.
+    """
+    from earwise.engine.remote import address
+    from earwise.models import base
+
+    if address.is_remote(name):
+        raise ModelError(f"{name}: the weights of a model on a server are not here; name a folder or a family")
+    fetch_base_weights(name, notify)
+    return base.load(name)
+
+
+def fetch_base_weights(name: str, notify: Notify = lambda _: None) -> Path | None:
+    """Fetch the pretrained weights that a model is built on, unless they are in the cache.
+
+    Args:
+        name: Name of the model.
+        notify: Called with lines about progress.
+    Returns:
+        The folder of the weights; None for a model that brings all of its weights itself.
+    """
+    from earwise.models.embedded import base_weights
+
+    if not uses_base_weights(name):
+        return None
+    if not (cache_dir() / base_weights.BASE / "complete").exists():
+        notify(f"first run: fetching the base weights (about 230 MB, once) into {cache_dir()}")
+    return base_weights.base_folder(notify)
+
+
+def uses_base_weights(name: str) -> bool:
+    """Whether a model is built on the base weights that `fetch_base_weights` fetches."""
+    from earwise.models import detect
+
+    family = detect.checkpoint(Path(name))[0] if Path(name).is_dir() else name
+    return family.split("-")[0] == "embedded"
