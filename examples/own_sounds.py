@@ -13,7 +13,7 @@ import earwise
 from earwise.apps.recipe_eval import headline, measure
 from earwise.config.recipe import EvalConfig, check_recipe
 from earwise.data import manifest
-from earwise.datasets.labels import collection, questions
+from earwise.datasets.labels import clip_questions, collection
 from earwise.train import run
 
 
@@ -21,7 +21,7 @@ def main(folder: Path, out: Path, steps: int = 20) -> dict[str, object]:
     """Build, train, measure; returns accuracy with its n, its control under silence and chance."""
     clips, root = collection.load(folder)
     for split in ("train", "val"):
-        rows = questions.build(clips, root=root, seed=1, tasks=("recognition",), split=split)
+        rows = clip_questions.build(clips, root=root, seed=1, tasks=("recognition",), split=split)
         manifest.write(out / f"{split}.jsonl", rows)
     recipe = check_recipe(
         {

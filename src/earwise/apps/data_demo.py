@@ -23,9 +23,9 @@ from earwise import cli
 from earwise.commands.build.check import after
 from earwise.data import manifest
 from earwise.data.manifest_path import STARTER
-from earwise.datasets.labels import collection, questions, wording
+from earwise.datasets.labels import clip_questions, collection, label_names, question_templates
 from earwise.errors import EarwiseError
-from earwise.files import replacing, write_json, write_jsonl
+from earwise.files import atomic_write, write_json, write_jsonl
 
 CAPTIONS = 5  # a clip, as Clotho has
 CAPTIONED_CLIPS = 40
@@ -129,14 +129,18 @@ def _build(lines: Iterable[Line]) -> str:
 def _write_captions(path: Path) -> None:
     """Captions of the first sounds in Clotho's format, said from their labels."""
     rows, _ = collection.load(STARTER)
-    with replacing(path) as handle:
+    with atomic_write(path) as handle:
         table = csv.writer(handle)
         table.writerow(["file_name", *(f"caption_{number}" for number in range(1, CAPTIONS + 1))])
-        for row in [row for row in rows if questions.facts(row, ("sound",)) and row["split"] == "train"][
+        for row in [row for row in rows if clip_questions.label_facts(row, ("sound",)) and row["split"] == "train"][
             :CAPTIONED_CLIPS
         ]:
-            name = questions.facts(row, ("sound",))[0].name
-            said = [*wording.captions("sound", name), f"A recording of {wording.with_article(name)}.", f"Only {name}."]
+            name = clip_questions.label_facts(row, ("sound",))[0].name
+            said = [
+                *question_templates.captions("sound", name),
+                f"A recording of {label_names.with_article(name)}.",
+                f"Only {name}.",
+            ]
             table.writerow([Path(row["path"]).name, *said[:CAPTIONS]])
 
 

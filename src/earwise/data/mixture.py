@@ -30,7 +30,7 @@ class Mixture(Generic[T]):
         rank: Which of the interleaved shards this is, from 0.
         world_size: Number of shards.
         order: Of the examples of a source in an epoch; None is a random one.
-        by_size: Weights are per example: a source counts as its weight times the number of its examples.
+        weight_by_size: Weights are per example: a source counts as its weight times the number of its examples.
         temperature: T: a source is drawn in proportion to weight ** (1 / T); 1 is the weights themselves, more is
             evener.
 
@@ -47,7 +47,7 @@ class Mixture(Generic[T]):
         world_size: int = 1,
         order: Order | None = None,
         *,
-        by_size: bool = False,
+        weight_by_size: bool = False,
         temperature: float = 1.0,
     ) -> None:
         if not sources:
@@ -62,7 +62,7 @@ class Mixture(Generic[T]):
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is outside 0..{world_size - 1}; check rank and world_size")
         self._sources = [examples for examples, _ in sources]
-        counted = [float(weight) * (len(examples) if by_size else 1) for examples, weight in sources]
+        counted = [float(weight) * (len(examples) if weight_by_size else 1) for examples, weight in sources]
         evened = [(weight / max(counted)) ** (1 / temperature) for weight in counted]
         self._weights = counted if temperature == 1 else evened
         self._seed, self._rank, self._world_size = seed, rank, world_size

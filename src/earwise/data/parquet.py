@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from earwise.data import manifest
-from earwise.data.packing import Sample, read_row, samples, sounds, write_sound
+from earwise.data.portable_rows import Sample, read_row, samples, sounds, write_sound
 from earwise.errors import ConfigError, DataError
 from earwise.types import Example
 

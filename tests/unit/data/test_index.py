@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from earwise.data import manifest
-from earwise.data.index import Rows, kept_at, open_index, open_rows
+from earwise.data.index import ManifestRows, index_path, open_index, open_rows
 from earwise.data.manifest_path import STARTER
 from earwise.data.mixture import Mixture
 from earwise.errors import DataError
@@ -47,9 +47,9 @@ def grouped(examples: list[Example]) -> list[tuple[Example, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def in_parts(path: Path, size: int = 2000, workers: int = 1) -> Rows:
+def in_parts(path: Path, size: int = 2000, workers: int = 1) -> ManifestRows:
     index = open_index(path, part_bytes=size, workers=workers)
-    return Rows(index, np.arange(len(index.offsets)))
+    return ManifestRows(index, np.arange(len(index.offsets)))
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
@@ -59,9 +59,9 @@ def test_rows_are_those_of_the_manifest_and_so_are_choice_and_units(name: str) -
     assert list(rows) == read
     assert list(in_parts(path)) == read
     for where in ({}, {"task": "recognition"}, {"category": "speech", "task": "yes_no"}, {"language": "tlh"}):
-        found = rows.select(where, answered=True)
+        found = rows.select(where, require_answer=True)
         assert list(found) == chosen(read, where)
-        assert list(found.units()) == grouped(chosen(read, where))
+        assert list(found.group_by_clips()) == grouped(chosen(read, where))
     assert [example.id for example in rows[3:5]] == [example.id for example in read[3:5]]
     assert rows[-1] == read[-1]
     with pytest.raises(IndexError):
@@ -71,7 +71,7 @@ def test_rows_are_those_of_the_manifest_and_so_are_choice_and_units(name: str) -
 def test_order_and_position_of_a_mixture_are_the_same_with_and_without_index() -> None:
     read, rows = manifest.read(STARTER / "val.jsonl"), in_parts(STARTER / "val.jsonl")
     plain = Mixture([(grouped(read), 1.0), (grouped(chosen(read, {"task": "yes_no"})), 2.0)], 7)
-    indexed = Mixture([(rows.units(), 1.0), (rows.select({"task": "yes_no"}).units(), 2.0)], 7)
+    indexed = Mixture([(rows.group_by_clips(), 1.0), (rows.select({"task": "yes_no"}).group_by_clips(), 2.0)], 7)
     count = 3 * len(grouped(read))
     assert list(islice(plain, count)) == list(islice(indexed, count))
     assert plain.state_dict() == indexed.state_dict()
@@ -84,7 +84,7 @@ def test_training_takes_rows_and_lists_alike() -> None:
     read, rows = manifest.read(STARTER / "val.jsonl"), open_rows(STARTER / "val.jsonl")
     where = {"category": "music"}
     wanted = [row for row in select(read, where) if row.answer]  # as before there was an index
-    assert list(units(rows.select(where, answered=True))) == units(wanted)
+    assert list(units(rows.select(where, require_answer=True))) == units(wanted)
     assert len(units(wanted)) > 10
 
 
@@ -96,13 +96,13 @@ def test_parts_cut_lines_anywhere_and_lose_none(tmp_path: Path) -> None:
     whole = open_index(path)
     for size in (1, 7, 150, 1000):
         parted = open_index(path, part_bytes=size, workers=1)
-        kept_at(path).unlink()
-        assert parted.names == whole.names
-        for name in ("offsets", "sounds", "groups", "codes", "answered", "reasoned"):
+        index_path(path).unlink()
+        assert parted.values == whole.values
+        for name in ("offsets", "clip_hashes", "group_hashes", "codes", "has_answer", "has_reasoning"):
             assert np.array_equal(getattr(parted, name), getattr(whole, name)), (size, name)
     assert list(in_parts(path)) == manifest.read(path)
-    assert len(set(whole.groups.tolist())) == 2
-    assert len(set(whole.sounds.tolist())) == 1
+    assert len(set(whole.group_hashes.tolist())) == 2
+    assert len(set(whole.clip_hashes.tolist())) == 1
 
 
 def test_several_processes_read_what_one_reads(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_several_processes_read_what_one_reads(tmp_path: Path) -> None:
 def test_answer_and_reasoning_are_told_without_parsing(tmp_path: Path) -> None:
     rows = [row(0, ""), row(1, "", answer=None), row(2, "", reasoning="since"), row(3, "", reasoning="")]
     found = open_rows(put(tmp_path / "m.jsonl", rows))
-    assert [example.id for example in found.select({}, answered=True)] == ["r0", "r2", "r3"]
-    assert [example.id for example in found.select({}, answered=True).without_reasoning()] == ["r0", "r3"]
+    assert [example.id for example in found.select({}, require_answer=True)] == ["r0", "r2", "r3"]
+    assert [example.id for example in found.select({}, require_answer=True).without_reasoning()] == ["r0", "r3"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_as_without_index(tmp_path: Path, rows: list, size
     with pytest.raises(DataError) as indexed:
         open_index(path, part_bytes=size, workers=1)
     assert str(indexed.value) == str(plain.value)
-    assert not kept_at(path).exists()
+    assert not index_path(path).exists()
 
 
 def test_what_cannot_be_read_is_said_as_without_index(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ def test_a_kept_index_is_used_while_size_and_time_hold_and_a_changed_row_is_noti
         (tmp_path / f"{name}.wav").write_bytes(b"x")
     path = put(tmp_path / "m.jsonl", [row(number, "a.wav") for number in range(30)])
     first = in_parts(path)
-    assert kept_at(path).exists()
+    assert index_path(path).exists()
     stat = path.stat()
     path.write_text(path.read_text().replace("a.wav", "b.wav"))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     kept = in_parts(path)
-    assert kept.select({"task": "open"})._chosen.tolist() == list(range(30))
+    assert kept.select({"task": "open"})._row_numbers.tolist() == list(range(30))
     for rows in (first, kept):
         with pytest.raises(DataError, match=r"m\.jsonl.*no longer what was read"):
             rows[3]
@@ -173,13 +173,13 @@ def test_a_kept_index_is_used_while_size_and_time_hold_and_a_changed_row_is_noti
 def test_a_damaged_or_unwritable_cache_costs_nothing_but_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "m.jsonl", [row(number, "") for number in range(30)])
     wanted = list(in_parts(path))
-    data = kept_at(path).read_bytes()
+    data = index_path(path).read_bytes()
     for damaged in (b"", b"PK no zip", data[: len(data) // 2]):
-        kept_at(path).write_bytes(damaged)
+        index_path(path).write_bytes(damaged)
         assert list(in_parts(path)) == wanted
-    assert kept_at(path).read_bytes() == data
+    assert index_path(path).read_bytes() == data
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "file" / "below"))
     said: list[str] = []
-    assert len(open_index(path, part_bytes=500, workers=1, say=said.append).offsets) == 30
+    assert len(open_index(path, part_bytes=500, workers=1, notify=said.append).offsets) == 30
     assert any("not kept" in line for line in said)

@@ -126,7 +126,7 @@ BAD = [
     (change(messages=[{"role": "user", "content": "x", "tool": 1}]), r"message 1: unknown key 'tool'"),
     (change(messages=[{"role": "user", "content": None}]), r"message 1: content is None"),
     (content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: unknown key 'input_audio'"),
-    (content({"type": "audio", "path": "a.wav"}), r"part 1: unknown key 'path', known are type, text, audio"),
+    (content({"type": "audio", "path": "a.wav"}), r"part 1: unknown key 'path'; known keys are type, text, audio"),
     (content({"type": "audio", "audio": None}), r"part 1: audio is None; write a path"),
     (content({"type": "sound", "audio": "a"}), r"part 1: type 'sound' is none of text, audio"),
     (content({"type": "audio", "audio": "clips/b.ogg"}), r"row 2: audio file .*b\.ogg is missing; paths are relative"),

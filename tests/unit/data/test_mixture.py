@@ -34,11 +34,11 @@ def shares(count=12000, **settings):
     ("settings", "expected"),
     [
         ({}, (1 / 4, 1 / 4, 2 / 4)),
-        ({"by_size": True}, (1 / 37, 4 / 37, 32 / 37)),  # 1 x 1, 1 x 4, 2 x 16
+        ({"weight_by_size": True}, (1 / 37, 4 / 37, 32 / 37)),  # 1 x 1, 1 x 4, 2 x 16
         ({"temperature": 0.5}, (1 / 6, 1 / 6, 4 / 6)),  # squares
-        ({"by_size": True, "temperature": 2.0}, (0.11540, 0.23079, 0.65281)),  # roots: 1, 2, 5.65685 of 8.65685
-        ({"by_size": True, "temperature": 1e9}, (1 / 3, 1 / 3, 1 / 3)),
-        ({"by_size": True, "temperature": 1e-3}, (0, 0, 1)),  # 32^1000 is no number, and yet a proportion
+        ({"weight_by_size": True, "temperature": 2.0}, (0.11540, 0.23079, 0.65281)),  # roots: 1, 2, 5.65685 of 8.65685
+        ({"weight_by_size": True, "temperature": 1e9}, (1 / 3, 1 / 3, 1 / 3)),
+        ({"weight_by_size": True, "temperature": 1e-3}, (0, 0, 1)),  # 32^1000 is no number, and yet a proportion
     ],
 )
 def test_temperature_evens_out_and_weights_may_be_per_item(settings, expected):
@@ -51,11 +51,11 @@ def test_what_was_drawn_before_is_drawn_still_and_another_temperature_does_not_r
     assert ids(Mixture(sources, 0), 50) == ids(Mixture(sources, 0, temperature=1.0), 50)
     with pytest.raises(DataError, match="saved with weights"):
         Mixture(sources, 0, temperature=2.0).load_state_dict(Mixture(sources, 0).state_dict())
-    warm = Mixture(sources, 0, by_size=True, temperature=3.0)
+    warm = Mixture(sources, 0, weight_by_size=True, temperature=3.0)
     first = ids(warm, 20)
-    again = Mixture(sources, 0, by_size=True, temperature=3.0)
+    again = Mixture(sources, 0, weight_by_size=True, temperature=3.0)
     again.load_state_dict(warm.state_dict())
-    assert first + ids(again, 20) == ids(Mixture(sources, 0, by_size=True, temperature=3.0), 40)
+    assert first + ids(again, 20) == ids(Mixture(sources, 0, weight_by_size=True, temperature=3.0), 40)
 
 
 def test_no_example_twice_within_an_epoch_and_orders_differ():

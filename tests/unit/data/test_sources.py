@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earwise.data import manifest, sources
-from earwise.data.sources import clothoaqa, tables
+from earwise.data.sources import clothoaqa, example_builder, row_readers
 from earwise.errors import ConfigError, DataError
 
 
@@ -297,12 +297,12 @@ def test_another_file_is_refused_in_one_line(tmp_path):
 
 
 def test_a_json_list_is_read_past_broken_items(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "CHUNK_CHARS", 16)  # items lie across chunks
-    monkeypatch.setattr(tables, "LONGEST_ITEM_CHARS", 64)
+    monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)  # items lie across chunks
+    monkeypatch.setattr(row_readers, "LONGEST_ITEM_CHARS", 64)
     text = '[{"id": 1, "t": "a ] } , {"},\n {"id": 2, "t": "b" oops}, {"id": 3, "t": "ü"}, 7, {"id": 4, "t": "'
     path = put(tmp_path, "x.json", text.encode() + b'\xff"}, {"id": 5, "t": "e"}, {"id": 6')
     lines = []
-    rows = list(tables.json_rows(path, ("id",), lines.append))
+    rows = list(row_readers.json_rows(path, ("id",), lines.append))
     assert [row["id"] for _, row in rows] == [1, 3, 5]
     assert rows[0][1]["t"] == "a ] } , {" and rows[1][0] == f"{path}:item 3"
     assert [line.removeprefix(f"{path}:") for line in lines] == [
@@ -316,7 +316,7 @@ def test_a_json_list_is_read_past_broken_items(tmp_path, monkeypatch):
 def test_splits_are_told_by_names():
     names = ["audiocaps_train.csv", "clotho_captions_development.csv", "dev_sent_emo.csv", "val_qa.json"]
     names += ["eval_segments.csv", "MusicBench_test_B.json", "unbalanced_train_segments.csv", "notes.csv"]
-    splits = [tables.split_of(Path(name)) for name in names]
+    splits = [example_builder.split_from_name(Path(name)) for name in names]
     assert splits == ["train", "train", "val", "val", "test", "test", "train", "train"]
 
 

@@ -17,9 +17,9 @@ import earwise
 from earwise import cli
 from earwise.audio import decode
 from earwise.data import manifest
-from earwise.datasets.checks import check_report, fingerprint, run_checks, text_only
+from earwise.datasets.checks import blind_model, check_examples, fingerprint, html_report
 from earwise.datasets.checks import contamination as asked
-from earwise.datasets.labels import starter
+from earwise.datasets.labels import starter_set
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
 
@@ -38,12 +38,12 @@ def fair(count=200, seed=0):
 
 
 def first_problem(examples, **settings):
-    found = run_checks.check(examples, listen=False, **settings)["problems"]
+    found = check_examples.check(examples, listen=False, **settings)["problems"]
     return found[0] if found else ""
 
 
 def test_fair_questions_pass():
-    report = run_checks.check(fair(), listen=False, strict=True)
+    report = check_examples.check(fair(), listen=False, strict=True)
     assert report["problems"] == [] and report["n"] == 200 and report["licences"] == {"CC0": 200}
     rate = report["bias"]["position"]
     assert rate["chance"] == 0.25 and rate["n"] == 200 and rate["low"] < 0.25 < rate["high"]
@@ -52,14 +52,14 @@ def test_fair_questions_pass():
 
 def test_chance_counts_the_options_of_each_question():
     mixed = [ask(n, "a", "ab") for n in range(30)] + [ask(30 + n, "a", "abcde") for n in range(30)]
-    assert run_checks.bias(mixed)["longest"]["chance"] == pytest.approx(0.35)
-    assert run_checks.bias(mixed)["longest"]["accuracy"] == pytest.approx(0.35)  # all as long: ties are shared
+    assert check_examples.bias(mixed)["longest"]["chance"] == pytest.approx(0.35)
+    assert check_examples.bias(mixed)["longest"]["accuracy"] == pytest.approx(0.35)  # all as long: ties are shared
 
 
 def test_position():
     biased = [replace(example, choices=tuple(sorted(example.choices, key=lambda c: c != example.answer[0])))
               for example in fair()]  # fmt: skip
-    assert run_checks.bias(biased)["position"]["accuracy"] == 1.0
+    assert check_examples.bias(biased)["position"]["accuracy"] == 1.0
     assert "the position listener is right 1.000 of 200, chance is 0.250" in first_problem(biased)
 
 
@@ -69,7 +69,8 @@ def test_longest_option():
         choices = tuple(choice + "!" * (choice == example.answer[0]) for choice in example.choices)
         biased.append(replace(example, choices=choices, answer=(example.answer[0] + "!",)))
     assert (
-        run_checks.bias(biased)["longest"]["accuracy"] == 1.0 and run_checks.bias(biased)["shortest"]["accuracy"] == 0.0
+        check_examples.bias(biased)["longest"]["accuracy"] == 1.0
+        and check_examples.bias(biased)["shortest"]["accuracy"] == 0.0
     )
     assert "the longest listener" in first_problem(biased)
 
@@ -77,7 +78,7 @@ def test_longest_option():
 def test_frequent_answers():
     rng = random.Random(0)
     biased = [ask(n, "a" if rng.random() < 0.6 else rng.choice("bcd"), rng.sample("abcd", 4)) for n in range(200)]
-    assert run_checks.bias(biased)["blind"]["accuracy"] > 0.5
+    assert check_examples.bias(biased)["blind"]["accuracy"] > 0.5
     assert "the blind listener" in first_problem(biased)
 
 
@@ -88,14 +89,14 @@ def test_questions_that_tell_the_answer():
     for number in range(200):
         name, answer = rng.choice([("dog", "yes"), ("cat", "no")])
         biased.append(ask(number, answer, rng.sample(("yes", "no"), 2), question=f"Is it a {name}?"))
-    assert run_checks.bias(biased)["blind"]["accuracy"] > 0.95
+    assert check_examples.bias(biased)["blind"]["accuracy"] > 0.95
 
 
 def test_bias_learnt_on_train_is_looked_for_in_val():
     rng = random.Random(0)
     train = [ask(n, "a" if rng.random() < 0.7 else "b", rng.sample("abcd", 4)) for n in range(100)]
     val = [ask(f"v{n}", example.answer[0], example.choices, split="val") for n, example in enumerate(train)]
-    rate = run_checks.check(train + val, listen=False)["bias_by_split"]["val"]["blind_from_train"]
+    rate = check_examples.check(train + val, listen=False)["bias_by_split"]["val"]["blind_from_train"]
     assert rate["accuracy"] > 0.6
 
 
@@ -142,22 +143,22 @@ def test_sounds_are_listened_to(tmp_path):
     soundfile.write(tmp_path / "3.wav", np.zeros(800), 16000)
     (tmp_path / "4.wav").touch()
     examples = [replace(ask(n), root=tmp_path, split="val" if n == 2 else "train") for n in range(1, 5)]
-    report = run_checks.check(examples)
+    report = check_examples.check(examples)
     assert report["silent"] == [str(tmp_path / "3.wav")] and len(report["broken"]) == 1
     assert "1.wav (train) and" in report["copies"][0] and "2.wav (val)" in report["copies"][0]
     assert [line.split(":")[0] for line in report["problems"]] == ["copy", "silent", "broken"]
     with pytest.raises(DataError, match=r"copy: .* \(3 problems in all; see the report\)"):
-        run_checks.check(examples, strict=True)
+        check_examples.check(examples, strict=True)
 
 
 def test_unlabelled_rows_and_few_questions_are_no_problem():
     assert first_problem([replace(ask(1), answer=(), choices=())]) == ""
-    assert first_problem(fair(4)) == "" and run_checks.bias([]) == {}
+    assert first_problem(fair(4)) == "" and check_examples.bias([]) == {}
 
 
 def test_the_bundled_set_is_sound():
     train, val = manifest.read(STARTER / "train.jsonl"), manifest.read(STARTER / "val.jsonl")
-    report = run_checks.check([*train, *val], strict=True)
+    report = check_examples.check([*train, *val], strict=True)
     assert len(val) >= 400 and len(train) >= 700
     for split in ("train", "val"):
         for rate in report["bias_by_split"][split].values():
@@ -173,7 +174,7 @@ def test_the_bundled_clips_are_the_listed_ones():
              for path in example.audio_paths}  # fmt: skip
     assert asked == {STARTER / row["path"] for row in rows}
     assert sum(path.stat().st_size for path in STARTER.rglob("*") if path.is_file()) <= 8_000_000
-    assert (STARTER / "ATTRIBUTION.md").read_text() == starter.attribution(rows)
+    assert (STARTER / "ATTRIBUTION.md").read_text() == starter_set.attribution(rows)
 
 
 def test_only_committable_clips_are_chosen_and_smallest_first():
@@ -188,11 +189,11 @@ def test_only_committable_clips_are_chosen_and_smallest_first():
 
     rows = [row(number) for number in range(20)]
     rows += [row(30, committable=False), row(31, split="val"), row(32, split="val", labels=["notification_x"])]
-    chosen = starter.choose(rows, budget_bytes=1000)
+    chosen = starter_set.choose(rows, budget_bytes=1000)
     assert [one["path"] for one in chosen] == [f"{number:02}.ogg" for number in (*range(8), 31)]
     assert Counter(one["labels"][0] for one in chosen if one["split"] == "train") == {"dog": 4, "cat": 4}
     with pytest.raises(DataError, match="val clips take 131 bytes, the budget is 100"):
-        starter.choose(rows, budget_bytes=100)
+        starter_set.choose(rows, budget_bytes=100)
 
 
 def encoded(wave, container, codec, rate=16000):
@@ -218,24 +219,26 @@ CHANGES = {
 def real_clips():
     """Every 24th bundled clip from 0.6 s up: speech, instruments, noises."""
     rows = [json.loads(line) for line in (STARTER / "labels.jsonl").read_text().splitlines()]
-    waves = [decode(STARTER / row["path"])[: 16000 * 5] for row in rows[::24]]
-    return [wave for wave in waves if len(wave) > 9600]
+    waveforms = [decode(STARTER / row["path"])[: 16000 * 5] for row in rows[::24]]
+    return [wave for wave in waveforms if len(wave) > 9600]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_near_copies_of_real_clips_are_found_and_nothing_else(change):
-    waves = real_clips()
-    changed = [CHANGES[change](wave) for wave in waves]
-    sketches = [fingerprint.sketch(wave) for wave in (*waves, *changed)]
-    found = {(match.first, match.second - len(waves)) for match in fingerprint.matches(sketches, ours=len(waves))}
-    pairs = {(number, number) for number in range(len(waves))}
-    assert len(waves) >= 15 and len(found & pairs) >= (0.85 if change in ("trimmed", "all of it") else 0.95) * len(
+    waveforms = real_clips()
+    changed = [CHANGES[change](wave) for wave in waveforms]
+    sketches = [fingerprint.sketch(wave) for wave in (*waveforms, *changed)]
+    found = {
+        (match.first, match.second - len(waveforms)) for match in fingerprint.matches(sketches, ours=len(waveforms))
+    }
+    pairs = {(number, number) for number in range(len(waveforms))}
+    assert len(waveforms) >= 15 and len(found & pairs) >= (0.85 if change in ("trimmed", "all of it") else 0.95) * len(
         pairs
     )
     assert len(found - pairs) == 0
     for number, _ in found:
-        assert fingerprint.likeness(waves[number], changed[number]) > fingerprint.MIN_LIKENESS
-    assert fingerprint.likeness(waves[0], waves[1]) < 0.5
+        assert fingerprint.likeness(waveforms[number], changed[number]) > fingerprint.MIN_LIKENESS
+    assert fingerprint.likeness(waveforms[0], waveforms[1]) < 0.5
 
 
 def test_a_sketch_is_small_and_silence_has_none():
@@ -252,18 +255,18 @@ def test_near_copies_across_splits_and_of_a_benchmark(tmp_path):
     soundfile.write(tmp_path / "3.wav", other, 16000)
     examples = [ask(1, audio="1.wav"), ask(2, audio="2.flac", split="val"), ask(3, audio="3.wav")]
     examples = [replace(example, root=tmp_path) for example in examples]
-    report = run_checks.check(examples)
+    report = check_examples.check(examples)
     assert len(report["near_copies"]) == 1 and "1.wav (train) and" in report["near_copies"][0]
     assert report["problems"] == [f"near copy: {report['near_copies'][0]}; keep the copies in one split"]
     assert report["sounds"]["clips"] == 3 and sum(report["sounds"]["duration_s"]["counts"]) == 3
-    prints = run_checks.prints([tmp_path / "1.wav"])
+    prints = check_examples.prints([tmp_path / "1.wav"])
     fingerprint.write(tmp_path / "b.prints", prints)
     assert fingerprint.is_prints(tmp_path / "b.prints") and not fingerprint.is_prints(STARTER / "val.jsonl")
     read = fingerprint.read(tmp_path / "b.prints")
     assert read[0].sha256 == prints[0].sha256 and np.array_equal(read[0].sketch.keys, prints[0].sketch.keys)
-    found = run_checks.check(examples[:1] + examples[2:], against=read)["benchmark"]
+    found = check_examples.check(examples[:1] + examples[2:], against=read)["benchmark"]
     assert found == [f"{tmp_path / '1.wav'} is {tmp_path / '1.wav'}"]
-    found = run_checks.check(examples[1:], against=read)["benchmark"]
+    found = check_examples.check(examples[1:], against=read)["benchmark"]
     assert len(found) == 1 and "2.flac sounds like" in found[0]
     (tmp_path / "b.prints").write_text('{"sha256": "x", "keys": [], "frames": []}\n')
     with pytest.raises(DataError, match="row 1: is no print"):
@@ -295,7 +298,7 @@ def test_questions_and_videos_of_a_benchmark_are_found_without_its_sounds(tmp_pa
         ask(3, group="youtube:qx8hrhBZJ98"),
         ask(4, question="Where?", choices=("a", "b")),
     ]
-    found = run_checks.check(lines, listen=False, asked=theirs)
+    found = check_examples.check(lines, listen=False, asked=theirs)
     assert found["benchmark"] == [
         "q1 asks in the words and options of mmau.json 3fe6",
         "q3 is about the video of mmar.jsonl m1",
@@ -341,16 +344,18 @@ def test_the_shape_of_options_gives_them_away():
         fair.append(ask(number, texts[number % 4], texts))
         answer = texts[number % 4].replace(" ", ", ", 1)[:-1]
         biased.append(ask(number, answer, [answer if at == number % 4 else text for at, text in enumerate(texts)]))
-    assert run_checks.bias(biased)["options"]["accuracy"] > 0.9 and run_checks.bias(biased)["blind"]["low"] <= 0.25
-    assert "the options listener" in " ".join(run_checks.check(biased, listen=False)["problems"])
-    seen = run_checks.bias(fair)["options"]
-    assert seen["low"] <= 0.25 <= seen["high"] and "options" not in run_checks.bias(fair[:90])
+    assert (
+        check_examples.bias(biased)["options"]["accuracy"] > 0.9 and check_examples.bias(biased)["blind"]["low"] <= 0.25
+    )
+    assert "the options listener" in " ".join(check_examples.check(biased, listen=False)["problems"])
+    seen = check_examples.bias(fair)["options"]
+    assert seen["low"] <= 0.25 <= seen["high"] and "options" not in check_examples.bias(fair[:90])
 
 
 def test_long_lists_are_cut_and_counted():
-    many = [ask(number, audio="x.wav", group="g") for number in range(run_checks.MAX_LISTED + 31)]
-    report = run_checks.check(many, listen=False)
-    assert len(report["duplicates"]) == run_checks.MAX_LISTED and report["unlisted"] == {"duplicates": 30}
+    many = [ask(number, audio="x.wav", group="g") for number in range(check_examples.MAX_LISTED + 31)]
+    report = check_examples.check(many, listen=False)
+    assert len(report["duplicates"]) == check_examples.MAX_LISTED and report["unlisted"] == {"duplicates": 30}
     assert "duplicate: 30 more of this kind are not listed" in report["problems"]
 
 
@@ -359,29 +364,31 @@ class Guesser:
 
     name, revision, sample_rate, max_audio_s = "guesser", "0", 16000, 30.0
 
-    def generate(self, prompts, decoding, n=1):
+    def generate(self, prompts, sampling_params, n=1):
         raise NotImplementedError
 
     def score(self, prompts, continuations):
-        assert all(not wave.any() for prompt in prompts for wave in prompt.waves)
+        assert all(not wave.any() for prompt in prompts for wave in prompt.waveforms)
         return [[float(option == "a") for option in options] for options in continuations]
 
 
 def test_questions_that_need_no_ears_are_found_and_left_out():
     examples = fair(100)
-    shares = text_only.answered(examples, Guesser())
+    shares = blind_model.answered(examples, Guesser())
     assert all(shares[example.id] == (example.answer == ("a",)) for example in examples)
     easy = sum(example.answer == ("a",) for example in examples)
-    seen = text_only.listener(examples, shares)
+    seen = blind_model.listener(examples, shares)
     assert seen["always"] == easy and seen["accuracy"] == easy / 100 and seen["chance"] == 0.25
-    assert len(text_only.needing_ears(examples, shares)) == 100 - easy
-    undecided = text_only.answered([ask(1, "b", ("c", "b"))], Guesser())  # takes the first: right in one order of two
+    assert len(blind_model.needing_ears(examples, shares)) == 100 - easy
+    undecided = blind_model.answered([ask(1, "b", ("c", "b"))], Guesser())  # takes the first: right in one order of two
     assert undecided == {"q1": 0.5}
 
 
 def test_the_page_says_what_is_wrong_and_escapes_what_it_shows(tmp_path):
     examples = [ask(n, "<b>", ("<b>", "x"), question="<script>?", licence="") for n in range(3)]
-    page = check_report.write(tmp_path / "m.checks.html", run_checks.check(examples, listen=False), "m & n", examples)
+    page = html_report.write(
+        tmp_path / "m.checks.html", check_examples.check(examples, listen=False), "m & n", examples
+    )
     text = page.read_text()
     assert "m &amp; n" in text and "&lt;script&gt;?" in text and "<script>" not in text and "http" not in text
     assert "3 clips name none" in text and '<audio controls preload="none" src="' in text

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from earwise.cli import run
 from earwise.data import manifest, sources
 from earwise.data.sources import reasonaqa as published
-from earwise.datasets.checks import run_checks
+from earwise.datasets.checks import check_examples
 from earwise.datasets.published import avqa, open_to_choices, reasonaqa, reasonaqa_tasks
 from earwise.datasets.teachers import request_runner
 from earwise.datasets.teachers import teacher as teachers
@@ -34,10 +34,10 @@ def items(tmp_path, count, name="clotho_captions_development.csv"):
 
 def answered(tasks):
     """Every task answered by the template, validated as the runner does, without a log."""
-    teacher = teachers.TemplateTeacher(reasonaqa_tasks.FILLERS)
+    teacher = teachers.TemplateTeacher(reasonaqa_tasks.TEMPLATE_REPLIES)
     for task in tasks:
         request = task.request
-        value = request.schema.model_validate(teacher.fillers[request.kind](request.facts))
+        value = request.schema.model_validate(teacher.template_replies[request.kind](request.facts))
         yield from task.make(value.model_dump(mode="json"))
 
 
@@ -109,7 +109,7 @@ def test_captions_from_a_template_tell_a_deaf_model_nothing(tmp_path):
     relations = Counter(example.meta["relation"] for example in made if example.task == "entailment")
     assert len(set(relations.values())) == 1 and relations.total() > 100
     for task in ("multiple_choice", "entailment"):
-        report = run_checks.check([one for one in made if one.task == task], listen=False)
+        report = check_examples.check([one for one in made if one.task == task], listen=False)
         assert report["problems"] == [], report["problems"]
         assert {"blind", "options"} <= report["bias"].keys()
 
@@ -128,7 +128,7 @@ def test_tasks_are_the_same_again_and_differ_by_seed(tmp_path):
     clips = items(tmp_path, 6)
 
     def keys(seed):
-        teacher = teachers.TemplateTeacher(reasonaqa_tasks.FILLERS)
+        teacher = teachers.TemplateTeacher(reasonaqa_tasks.TEMPLATE_REPLIES)
         return [request_runner.request_key(teacher, task.request) for task in reasonaqa.tasks(clips, seed=seed)]
 
     assert keys(1) == keys(1) and keys(1) != keys(2)

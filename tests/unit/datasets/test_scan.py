@@ -13,8 +13,8 @@ import soundfile
 
 from earwise.cli import run
 from earwise.data.process_pool import AHEAD, ordered_map
-from earwise.datasets.scan.decode_pool import FLOOR_DB, facts, frame_levels_db, scan
-from earwise.datasets.scan.scan import Tally, tally
+from earwise.datasets.scan.clip_stats import FLOOR_DB, facts, frame_levels_db, scan
+from earwise.datasets.scan.scan_manifest import Tally, tally
 from earwise.errors import ConfigError, DataError
 from earwise.types import Waveform
 

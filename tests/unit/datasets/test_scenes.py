@@ -13,8 +13,8 @@ import earwise
 from earwise import cli
 from earwise.audio import audio_sha256, decode, num_samples
 from earwise.data import manifest
-from earwise.datasets.checks import run_checks
-from earwise.datasets.labels import acoustics, scenes, wording
+from earwise.datasets.checks import check_examples
+from earwise.datasets.labels import acoustics, label_names, scenes
 from earwise.errors import AudioError, ConfigError
 
 STARTER = Path(earwise.__file__).parent / "assets" / "starter"
@@ -88,7 +88,9 @@ def test_order_is_what_the_events_say_and_names_tell_nothing():
 def test_counts():
     made = plan(tasks=("count",), n_choices=4)
     for scene in made:
-        name = next(name for name in map(wording.name, NAMES) if wording.with_article(name) in scene.question)
+        name = next(
+            name for name in map(label_names.display_name, NAMES) if label_names.with_article(name) in scene.question
+        )
         assert scene.answer == scenes.COUNTS[sum(event.name == name for event in scene.events) - 1]
         assert len(set(scene.choices)) == 4 and scene.answer in scene.choices
     answers = Counter(scene.answer for scene in made)
@@ -101,7 +103,7 @@ def test_counts():
 def test_odd_one_out_and_overlap():
     for scene in plan(tasks=("odd_one_out",)):
         names = [event.name for event in scene.events]
-        odd = wording.ORDINALS.index(scene.answer)
+        odd = label_names.ORDINALS.index(scene.answer)
         assert names.count(names[odd]) == 1 and len(set(names)) == 2 and len(scene.choices) == len(names)
     for scene in plan(tasks=("overlap",)):
         first, second = scene.events
@@ -155,7 +157,7 @@ def test_files_are_made_once_and_equal(tmp_path):
     manifest.write(tmp_path / "m.jsonl", first)
     read = manifest.read(tmp_path / "m.jsonl")
     assert [example.answer for example in read] == [example.answer for example in first]
-    assert run_checks.check(read)["broken"] == [] and len(read[0].meta["clip_groups"]) >= 1
+    assert check_examples.check(read)["broken"] == [] and len(read[0].meta["clip_groups"]) >= 1
 
 
 def test_a_clip_that_cannot_be_decoded_costs_its_scenes_only(tmp_path):

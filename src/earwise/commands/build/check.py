@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.loading import find_manifest, json_option, note, open_engine, result
+from earwise.commands.loading import find_manifest, json_option, note, open_engine, print_json
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def command(
     earwise build check starter:train starter:val --strict
     earwise build check train.jsonl --against mmau-test-mini.json --against mmar.prints
     """
-    from earwise.datasets.checks import contamination, run_checks
+    from earwise.datasets.checks import check_examples, contamination
 
     if filtered is not None and deaf is None:
         raise ConfigError("--filtered needs a model that answers without sound; name one with --deaf")
@@ -91,7 +91,7 @@ def command(
         contamination.joined(each for _, each in benchmarks),
     )
     workers = _workers(paths, workers)
-    report = run_checks.check(
+    report = check_examples.check(
         _rows(paths, listen), listen=listen, seed=seed, against=known, asked=theirs, workers=workers
     )
     if deaf is not None:
@@ -100,18 +100,18 @@ def command(
         from earwise.datasets.checks import fingerprint
 
         sounds = (path for example in _rows(paths) for path in example.audio_paths)
-        note(f"{prints_out}: {fingerprint.write(prints_out, run_checks.prints(sounds, workers))} prints")
+        note(f"{prints_out}: {fingerprint.write(prints_out, check_examples.prints(sounds, workers))} prints")
     if asked_out is not None:
         note(
             f"{asked_out}: "
             f"{contamination.write(asked_out, contamination.joined(map(contamination.read, paths)))} hashes"
         )
     if page is not None:
-        from earwise.datasets.checks import check_report
+        from earwise.datasets.checks import html_report
 
-        check_report.write(page, report, ", ".join(manifests), _rows(paths), seed)
+        html_report.write(page, report, ", ".join(manifests), _rows(paths), seed)
     if as_json:
-        result(report)
+        print_json(report)
     else:
         _print(report, manifests)
         if page is not None:
@@ -135,14 +135,14 @@ def after(
     Raises:
         DataError: if `strict` and something is wrong.
     """
-    from earwise.datasets.checks import check_report, run_checks
+    from earwise.datasets.checks import check_examples, html_report
 
     if listen and (count := sum(1 for path in manifests for _ in path.open("rb"))) > MANY_ROWS:
         listen = False
         note(f"{count} rows: checked without their sounds; `earwise build check` listens to them")
-    report = run_checks.check(_rows(manifests), listen=listen, workers=_workers(manifests, workers))
+    report = check_examples.check(_rows(manifests), listen=listen, workers=_workers(manifests, workers))
     page = manifests[0].with_suffix(".checks.html")
-    check_report.write(page, report, ", ".join(path.name for path in manifests), _rows(manifests))
+    html_report.write(page, report, ", ".join(path.name for path in manifests), _rows(manifests))
     problems = report["problems"]
     note(f"checks: {len(problems)} problems, {page}" if problems else f"checks: no problems, {page}")
     for line in problems[:5]:
@@ -174,7 +174,7 @@ def _workers(paths: "Sequence[Path]", workers: int | None) -> int | None:
 def _benchmark(name: str, workers: int | None) -> "tuple[list[Print], Asked]":
     """Prints of a benchmark's sounds, where they are at hand or stand in a file, and what it asks."""
     from earwise.data import manifest
-    from earwise.datasets.checks import contamination, fingerprint, run_checks
+    from earwise.datasets.checks import check_examples, contamination, fingerprint
 
     path = find_manifest(name)
     if fingerprint.is_prints(path):
@@ -182,23 +182,23 @@ def _benchmark(name: str, workers: int | None) -> "tuple[list[Print], Asked]":
     known = contamination.read(path)
     if not _is_manifest(path):
         return [], known
-    return run_checks.prints((one for row in manifest.iterate(path) for one in row.audio_paths), workers), known
+    return check_examples.prints((one for row in manifest.iterate(path) for one in row.audio_paths), workers), known
 
 
 def _is_manifest(path: Path) -> bool:
-    from earwise.data.sources import tables
+    from earwise.data.sources import row_readers
 
-    return any("messages" in row for _, row in islice(tables.json_rows(path, (), lambda _: None), 1))
+    return any("messages" in row for _, row in islice(row_readers.json_rows(path, (), lambda _: None), 1))
 
 
 def _ask_deaf(report: dict[str, Any], examples: "Sequence[Example]", model: str, filtered: Path | None) -> None:
     from earwise.data import manifest
-    from earwise.datasets.checks import run_checks
-    from earwise.datasets.checks import text_only as without_ears
+    from earwise.datasets.checks import blind_model as without_ears
+    from earwise.datasets.checks import check_examples
 
     shares = without_ears.answered(examples, open_engine(model), progress=note)
     report["bias"][f"model_{model}"] = without_ears.listener(examples, shares)
-    report["problems"] = run_checks.problems(report)
+    report["problems"] = check_examples.problems(report)
     if filtered is not None:
         kept = without_ears.needing_ears(examples, shares)
         note(f"{filtered}: {manifest.write(filtered, kept)} of {len(examples)} rows need ears")

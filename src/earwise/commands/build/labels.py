@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import after, check_option
-from earwise.commands.loading import field_values, json_option, note, result
+from earwise.commands.loading import field_values, json_option, note, print_json
 from earwise.errors import AudioError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -91,16 +91,18 @@ def command(
     \b
     earwise build labels my-sounds/ --out my-sounds/questions.jsonl
     earwise build labels clips.csv --out train.jsonl --split train --tasks recognition
-    earwise build labels ESC-50/ --out questions.jsonl --tasks order,count,odd_one_out --limit 500 --seed 1
+    earwise build labels ESC-50/ --out clip_questions.jsonl --tasks order,count,odd_one_out --limit 500 --seed 1
     """
     from earwise.data import manifest
-    from earwise.datasets.labels import acoustics, clip_pairs, questions, scenes, wording
+    from earwise.datasets.labels import acoustics, clip_questions, pair_questions, question_templates, scenes
     from earwise.datasets.labels import collection as collections
 
-    asked = _listed(tasks, (*questions.TASKS, *clip_pairs.TASKS, *scenes.TASKS), "task")
+    asked = _listed(tasks, (*clip_questions.TASKS, *pair_questions.TASKS, *scenes.TASKS), "task")
     named = None
     if fields:
-        named = _listed(fields, tuple(dict.fromkeys((*questions.FIELDS, *wording.SAME, *acoustics.FIELDS))), "field")
+        named = _listed(
+            fields, tuple(dict.fromkeys((*clip_questions.FIELDS, *question_templates.SAME, *acoustics.FIELDS))), "field"
+        )
     rows, root = collections.load(collection)
     rows = _without(rows, without)
     note(f"{len(rows)} labelled clips in {collection}")
@@ -115,24 +117,24 @@ def command(
     if {"compare", *scenes.TASKS} & set(asked):
         facts = _measured(rows, root, collection, split, skip_bad, workers)
     parts: list[Iterable[Example]] = []
-    if single := [task for task in asked if task in questions.TASKS]:
+    if single := [task for task in asked if task in clip_questions.TASKS]:
         parts.append(
-            questions.build(
+            clip_questions.build(
                 rows,
                 root=root,
                 seed=seed,
                 tasks=single,
-                fields=None if named is None else [field for field in named if field in questions.FIELDS],
+                fields=None if named is None else [field for field in named if field in clip_questions.FIELDS],
                 n_choices=n_choices,
                 per_clip=per_clip,
                 split=split,
                 left_out=left_out,
             )
         )
-    if double := [task for task in asked if task in clip_pairs.TASKS]:
-        between = None if named is None else [f for f in named if f in wording.SAME or f in acoustics.FIELDS]
+    if double := [task for task in asked if task in pair_questions.TASKS]:
+        between = None if named is None else [f for f in named if f in question_templates.SAME or f in acoustics.FIELDS]
         parts.append(
-            clip_pairs.build(
+            pair_questions.build(
                 rows,
                 root=root,
                 facts=facts,
@@ -164,7 +166,7 @@ def command(
         note(f"no question: {number} {reason}")
     if as_json:
         skipped = {"clips": len(rows), "skipped": len(bad)}
-        result({"out": str(out), "questions": total, **skipped, "tasks": dict(counts), "left_out": dict(left_out)})
+        print_json({"out": str(out), "questions": total, **skipped, "tasks": dict(counts), "left_out": dict(left_out)})
     else:
         shown = ", ".join(f"{number} {task}" for task, number in sorted(counts.items()))
         click.echo(
@@ -194,12 +196,12 @@ def _measured(
 ) -> "dict[str, Facts]":
     """What the waveforms say: path of a row -> facts."""
     from earwise.datasets.labels import acoustics
-    from earwise.datasets.scan import decode_pool
+    from earwise.datasets.scan import clip_stats
 
     paths = [row["path"] for row in rows if split in (None, row["split"])]
     note(f"measuring {len(paths)} clips")
     facts = {}
-    found = decode_pool.scan([root / path for path in paths], workers, fingerprint=acoustics.measure)
+    found = clip_stats.scan([root / path for path in paths], workers, fingerprint=acoustics.measure)
     for number, (path, clip) in enumerate(zip(paths, found, strict=True), 1):
         if not clip.error:
             facts[path] = clip.fingerprint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import after, check_option
-from earwise.commands.loading import json_option, note, result
+from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.teacher import TeacherOptions, limits, open_teacher, teacher_options
 from earwise.errors import ConfigError, DataError
 
@@ -181,7 +181,7 @@ def reasonaqa(
     from earwise.datasets.published import reasonaqa as builder
     from earwise.datasets.published import reasonaqa_tasks as teaching
     from earwise.datasets.teachers import request_runner
-    from earwise.datasets.teachers.keyed_log import WHOLE, parse_shard
+    from earwise.datasets.teachers.keyed_log import UNSHARDED, parse_shard
 
     part = parse_shard(shard)
     wanted = builder.KINDS if kinds == "all" else tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
@@ -191,7 +191,7 @@ def reasonaqa(
     named = [_named(file) for file in files]
     folder = log_folder or out.with_name(f"{out.stem}.answers")
     options = TeacherOptions(**asked)
-    who, pace = open_teacher(options, teaching.FILLERS), limits(options)
+    who, pace = open_teacher(options, teaching.TEMPLATE_REPLIES), limits(options)
     with _skipped(out) as bad:
 
         def read(names: "Callable[[str], bool]") -> "Iterator[Example]":
@@ -214,11 +214,11 @@ def reasonaqa(
             requests = (task.request for task in tasks())
             done = request_runner.run(requests, who, folder, limits=pace, shard=part, retry_failed=options.retry_failed)
             note(done.line())
-            if part != WHOLE:
+            if part != UNSHARDED:
                 shown = f"{folder}: shard {shard} done; no manifest until the run without --shard"
-                result({"shard": shard, "log": str(folder)} | done.as_dict()) if as_json else click.echo(shown)
+                print_json({"shard": shard, "log": str(folder)} | done.as_dict()) if as_json else click.echo(shown)
                 return
-        elif part != WHOLE:
+        elif part != UNSHARDED:
             raise ConfigError(f"--shard {shard}: nothing of this is asked of a teacher; leave --shard out")
 
         def rows() -> "Iterator[Example]":
@@ -253,13 +253,15 @@ def _read(
     from earwise.data import sources
 
     if name == "clothoaqa" and votes:
-        from earwise.data.sources import clothoaqa, tables
+        from earwise.data.sources import clothoaqa, example_builder
 
         if not path.exists():
             raise DataError(f"{path}: no such file; name the file that {name} publishes")
         root = audio_root or path.parent
         one_word = votes != "all"  # ReasonAQA keeps all annotators, of the yes/no questions only
-        return clothoaqa.load(path, root, split or tables.split_of(path), bad, votes=votes, one_word=one_word)  # type: ignore[arg-type]
+        return clothoaqa.load(
+            path, root, split or example_builder.split_from_name(path), bad, votes=votes, one_word=one_word
+        )  # type: ignore[arg-type]
     return sources.load(name, path, bad, audio_root=audio_root, split=split)
 
 
@@ -335,7 +337,7 @@ def _finish(
     if as_json:
         cells = [{"subset": c.subset, "split": c.split, "found": c.found, "published": c.published} for c in table]
         shown = {"out": str(out), "rows": count, "skipped": bad.count, "tasks": dict(kinds), "licences": dict(licences)}
-        result(shown | extra | ({"table": cells} if table else {}))
+        print_json(shown | extra | ({"table": cells} if table else {}))
         return
     listed = ", ".join(f"{number} {task}" for task, number in sorted(kinds.items()))
     click.echo(f"{out}: {count} rows ({listed}); {bad.count} left out")
@@ -353,7 +355,7 @@ def _say_estimate(estimate: Any, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
-        result(asdict(estimate))
+        print_json(asdict(estimate))
         return
     click.echo(
         f"{estimate.requests} requests to ask, {estimate.already} answered already; about {estimate.input_tokens} "

@@ -7,9 +7,10 @@ with the columns `taskname,filepath1,filepath2,caption1,caption2,input,answer`. 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from earwise.data.sources import clotho, tables
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import DIFFERENCE
+from earwise.data.sources import clotho, example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import DIFFERENCE
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -23,21 +24,21 @@ TIERS = {
 SUBSETS = {"clothov21": "CLD", "audiocaps": "ACD"}
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example of two clips a row."""
 
     def make(where: str, row: Row) -> Iterator[Example]:
         subset, tier = SUBSETS.get(row["taskname"]), TIERS.get(row["input"])
         if subset is None or tier is None:
             raise DataError(f"{where}: taskname {row['taskname']!r}, input {row['input']!r:.60}: not of this data set")
-        clips = [tables.name(row, key, where) for key in ("filepath1", "filepath2")]
-        captions = [tables.text(row, key, where) for key in ("caption1", "caption2")]
-        answer = tables.text(row, "answer", where)
-        identifier = f"{subset.lower()}-{split}-{tier}-{tables.digest(*clips, *captions, answer)}"
-        origin = Origin(subset, LICENCE, audio_root, split)
+        clips = [example_builder.string_field(row, key, where) for key in ("filepath1", "filepath2")]
+        captions = [example_builder.text_field(row, key, where) for key in ("caption1", "caption2")]
+        answer = example_builder.text_field(row, "answer", where)
+        identifier = f"{subset.lower()}-{split}-{tier}-{example_builder.short_hash(*clips, *captions, answer)}"
+        origin = SourceInfo(subset, LICENCE, audio_root, split)
         yield difference_example(origin, identifier, clips, captions, answer, tier, subset)
 
-    yield from tables.convert(tables.csv_rows(path, COLUMNS, bad), make, bad)
+    yield from example_builder.convert_rows(row_readers.csv_rows(path, COLUMNS, on_skip), make, on_skip)
 
 
 def group_of(clip: str) -> str:
@@ -51,14 +52,14 @@ def group_of(clip: str) -> str:
 
 
 def difference_example(
-    origin: Origin, identifier: str, clips: list[str], captions: list[str], answer: str, tier: int, subset: str
+    origin: SourceInfo, identifier: str, clips: list[str], captions: list[str], answer: str, tier: int, subset: str
 ) -> Example:
     """How the first clip differs from the second, in few words (tier 1), a sentence (2) or in detail (3)."""
-    return tables.example(
+    return example_builder.build_example(
         origin,
         identifier,
         clips,
-        tables.pick(DIFFERENCE[tier], identifier),
+        example_builder.pick_by_hash(DIFFERENCE[tier], identifier),
         [answer],
         task="difference",
         category="sound",

@@ -9,9 +9,10 @@ one of ReasonAQA.
 from collections.abc import Iterator
 from pathlib import Path
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin
-from earwise.data.sources.wording import CAPTION
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import CAPTION
+from earwise.data.sources.row_readers import OnSkip
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -19,24 +20,27 @@ LICENCE = "MIT (captions); audio from YouTube, rights with its authors"
 COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One caption Example a clip, in the order in which clips first occur."""
-    origin = Origin("AudioCaps", LICENCE, audio_root, split)
+    origin = SourceInfo("AudioCaps", LICENCE, audio_root, split)
     captions: dict[tuple[str, str], list[str]] = {}
-    for where, row in tables.csv_rows(path, COLUMNS, bad):
+    for where, row in row_readers.csv_rows(path, COLUMNS, on_skip):
         try:
-            clip = tables.name(row, "youtube_id", where), tables.name(row, "start_time", where)
-            said = tables.text(row, "caption", where)
+            clip = (
+                example_builder.string_field(row, "youtube_id", where),
+                example_builder.string_field(row, "start_time", where),
+            )
+            said = example_builder.text_field(row, "caption", where)
         except DataError as error:
-            bad(str(error))
+            on_skip(str(error))
             continue
         captions.setdefault(clip, []).append(said)
     for (video, start), of_clip in captions.items():
-        yield tables.example(
+        yield example_builder.build_example(
             origin,
             f"audiocaps-{split}-{video}-{start}",
             [locate(audio_root, split, video, start)],
-            tables.pick(CAPTION, video),
+            example_builder.pick_by_hash(CAPTION, video),
             of_clip,
             task="caption",
             category="sound",
@@ -49,4 +53,4 @@ def locate(audio_root: Path, split: str, video: str, start: str) -> str:
     """Where the clip lies under `audio_root`."""
     stems = (f"Y{video}", video, f"{video}_{start}", f"Y{video}_{start}")
     folders = (f"AudioCapsLarger/{split}/", f"{split}/", "")
-    return tables.locate(audio_root, (f"{folder}{stem}.wav" for folder in folders for stem in stems))
+    return example_builder.find_audio(audio_root, (f"{folder}{stem}.wav" for folder in folders for stem in stems))

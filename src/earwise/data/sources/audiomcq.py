@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from earwise.answers import split_reasoning
-from earwise.data.sources import clotho, tables
-from earwise.data.sources.tables import Bad, Origin, Row
+from earwise.data.sources import clotho, example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -22,9 +23,9 @@ CHAINS = ("gemini_cot", "unstructured_cot", "unstructured-cot", "structured_cot"
 KEPT = ("source_dataset", "question_type", "audio-contribution", "audio_contribution", *CHAINS)
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example a question, options in their order."""
-    origin = Origin("AudioMCQ", LICENCE, audio_root, split)
+    origin = SourceInfo("AudioMCQ", LICENCE, audio_root, split)
 
     def make(where: str, row: Row) -> Iterator[Example]:
         number = where.rpartition(" ")[2]
@@ -32,15 +33,18 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
         if not isinstance(listed, list) or not all(isinstance(one, str) and one.strip() for one in listed):
             raise DataError(f"{where}: choices is {listed!r:.60} where a list of texts is expected")
         choices = tuple(one.strip() for one in listed)
-        answer, asked = tables.name(row, "answer", where).strip(), tables.text(row, "question", where)
+        answer, asked = (
+            example_builder.string_field(row, "answer", where).strip(),
+            example_builder.text_field(row, "question", where),
+        )
         if choices.count(answer) != 1 or len(set(choices)) < len(choices) or len(choices) < 2:
             raise DataError(f"{where}: answer {answer!r:.60} is not one of {len(choices)} different choices")
-        clip = tables.name(row, "audio_path", where).replace("\\", "/")
+        clip = example_builder.string_field(row, "audio_path", where).replace("\\", "/")
         origin_set, kind = str(row.get("source_dataset") or ""), str(row.get("question_type") or "")
-        yield tables.example(
+        yield example_builder.build_example(
             origin,
             f"audiomcq-{path.stem}-{number}",
-            [tables.locate(audio_root, (clip, PurePosixPath(clip).name))],
+            [example_builder.find_audio(audio_root, (clip, PurePosixPath(clip).name))],
             asked,
             [answer],
             choices=choices,
@@ -51,7 +55,7 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
             meta={key: row[key] for key in KEPT if row.get(key) is not None},
         )
 
-    yield from tables.convert(tables.json_rows(path, FIELDS, bad), make, bad)
+    yield from example_builder.convert_rows(row_readers.json_rows(path, FIELDS, on_skip), make, on_skip)
 
 
 def _chain(row: Row) -> str | None:

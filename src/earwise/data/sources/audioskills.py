@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from earwise.data.sources import clotho, tables
+from earwise.data.sources import clotho, example_builder, row_readers
 from earwise.data.sources.clothoaqa import YES_NO
+from earwise.data.sources.example_builder import SourceInfo
 from earwise.data.sources.reasonaqa import key_of, options_of
-from earwise.data.sources.tables import Bad, Origin, Row
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
 
@@ -30,19 +31,19 @@ _MARK = re.compile(r"<(?:sound|audio)(?:-(\d+))?>")
 _ASKS_TO_CHOOSE = re.compile(r"\s*\b(?:choose|select|pick)\b[^.?!]*\boptions?\b[^.?!]*$", re.IGNORECASE)
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example an answer; the part, told by the file's name, decides category and group."""
-    origin = Origin(f"AudioSkills-XL {path.stem}", LICENCE, audio_root, split)
+    origin = SourceInfo(f"AudioSkills-XL {path.stem}", LICENCE, audio_root, split)
 
-    for number, (where, row) in enumerate(tables.json_rows(path, ("sound", "conversations"), bad)):
+    for number, (where, row) in enumerate(row_readers.json_rows(path, ("sound", "conversations"), on_skip)):
 
         def make(where: str, row: Row, number: int = number) -> Iterator[Example]:
             yield from _examples(row, where, f"audioskills-{path.stem}-{number}", path.stem, origin)
 
-        yield from tables.convert([(where, row)], make, bad)
+        yield from example_builder.convert_rows([(where, row)], make, on_skip)
 
 
-def _examples(row: Row, where: str, name: str, part: str, origin: Origin) -> Iterator[Example]:
+def _examples(row: Row, where: str, name: str, part: str, origin: SourceInfo) -> Iterator[Example]:
     clips, exchanges = _clips(row, where), _exchanges(row, where)
     files = [_locate(origin.root, part, clip) for clip in clips]
     marked = {_number(mark, where, clips) for asked, _ in exchanges for mark in _MARK.finditer(asked)}
@@ -92,7 +93,11 @@ def _exchanges(row: Row, where: str) -> list[tuple[str, str]]:
         roles = MODEL if number % 2 else HUMAN
         if not isinstance(turn, dict) or turn.get("from") not in roles:
             raise DataError(f"{where}: turn {number + 1} is not from {roles[0]}")
-        said.append(tables.name(turn, "value", where).strip() if number % 2 else tables.text(turn, "value", where))
+        said.append(
+            example_builder.string_field(turn, "value", where).strip()
+            if number % 2
+            else example_builder.text_field(turn, "value", where)
+        )
     return list(zip(said[::2], said[1::2], strict=True))
 
 
@@ -126,7 +131,7 @@ def _number(mark: re.Match[str], where: str, clips: Sequence[str]) -> int:
 
 def _locate(audio_root: Path, part: str, clip: str) -> str:
     name = PurePosixPath(clip).name
-    return tables.locate(audio_root, (clip, f"{part}/{clip}", name, f"{part}/{name}"))
+    return example_builder.find_audio(audio_root, (clip, f"{part}/{clip}", name, f"{part}/{name}"))
 
 
 def _group(part: str, clip: str) -> str:

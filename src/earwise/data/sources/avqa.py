@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin, Row
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -21,9 +22,9 @@ FIELDS = ("id", "video_name", "question_text", "multi_choice", "answer")
 _NAME = re.compile(r"(.{11})_(\d+)")
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example an item, options in their order, the answer as text."""
-    origin = Origin("AVQA", LICENCE, audio_root, split)
+    origin = SourceInfo("AVQA", LICENCE, audio_root, split)
 
     def make(where: str, row: Row) -> Iterator[Example]:
         listed, index = row["multi_choice"], row["answer"]
@@ -34,13 +35,16 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
         choices = tuple(dict.fromkeys(option.strip() for option in listed if option.strip()))
         if len(choices) < 2:
             raise DataError(f"{where}: options {listed!r:.60}: fewer than two differ")
-        asked, video = tables.text(row, "question_text", where), tables.name(row, "video_name", where)
+        asked, video = (
+            example_builder.text_field(row, "question_text", where),
+            example_builder.string_field(row, "video_name", where),
+        )
         meta = {"question_text": asked} | {
             key: row[key] for key in ("video_name", "question_relation", "question_type") if key in row
         }
         if len(choices) < len(listed):
             meta["dropped"] = len(listed) - len(choices)
-        yield tables.example(
+        yield example_builder.build_example(
             origin,
             f"avqa-{split}-{row['id']}",
             [_locate(audio_root, split, video, row)],
@@ -53,7 +57,7 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
             meta=meta,
         )
 
-    yield from tables.convert(tables.json_rows(path, FIELDS, bad), make, bad)
+    yield from example_builder.convert_rows(row_readers.json_rows(path, FIELDS, on_skip), make, on_skip)
 
 
 def _locate(audio_root: Path, split: str, video: str, row: Row) -> str:
@@ -65,4 +69,4 @@ def _locate(audio_root: Path, split: str, video: str, row: Row) -> str:
     given = row.get("audio_path")
     if isinstance(given, str) and given:
         names = [given, Path(given).name, *names]
-    return tables.locate(audio_root, names)
+    return example_builder.find_audio(audio_root, names)

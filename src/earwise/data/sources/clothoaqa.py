@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from earwise.data.sources import clotho, tables
-from earwise.data.sources.tables import Bad, Origin
+from earwise.data.sources import clotho, example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.row_readers import OnSkip
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -31,21 +32,24 @@ def load(
     path: Path,
     audio_root: Path,
     split: str,
-    bad: Bad,
+    on_skip: OnSkip,
     *,
     votes: Votes = "majority",
     one_word: bool = True,
     source: str = "ClothoAQA",
 ) -> Iterator[Example]:
     """Yes/no questions (task `yes_no`, with choices) and, if `one_word`, questions with free answers (task `open`)."""
-    origin = Origin(source, LICENCE, audio_root, split)
+    origin = SourceInfo(source, LICENCE, audio_root, split)
     asked: dict[tuple[str, str], list[str]] = {}
-    for where, row in tables.csv_rows(path, ("file_name", "QuestionText", "answer"), bad):
+    for where, row in row_readers.csv_rows(path, ("file_name", "QuestionText", "answer"), on_skip):
         try:
-            key = tables.name(row, "file_name", where), tables.text(row, "QuestionText", where)
-            answer = tables.text(row, "answer", where).lower().rstrip(".")
+            key = (
+                example_builder.string_field(row, "file_name", where),
+                example_builder.text_field(row, "QuestionText", where),
+            )
+            answer = example_builder.text_field(row, "answer", where).lower().rstrip(".")
         except DataError as error:
-            bad(str(error))
+            on_skip(str(error))
             continue
         asked.setdefault(key, []).append(answer)
     for (clip, question), answers in asked.items():
@@ -54,13 +58,14 @@ def load(
         counted = Counter(answers)
         accepted = _accepted(counted, votes)
         if accepted is None:
-            bad(f"{path}: {clip!r}, {question!r}: answers {', '.join(answers)}: no majority")
+            on_skip(f"{path}: {clip!r}, {question!r}: answers {', '.join(answers)}: no majority")
             continue
         binary = set(answers) <= set(YES_NO)
         for number, right in enumerate(accepted):
-            yield tables.example(
+            yield example_builder.build_example(
                 origin,
-                f"clothoaqa-{split}-{tables.digest(clip, question)}" + (f"-{number + 1}" if votes == "all" else ""),
+                f"clothoaqa-{split}-{example_builder.short_hash(clip, question)}"
+                + (f"-{number + 1}" if votes == "all" else ""),
                 [_locate(audio_root, split, clip)],
                 question,
                 right,
@@ -85,5 +90,5 @@ def _accepted(counted: Counter[str], votes: Votes) -> list[tuple[str, ...]] | No
 
 
 def _locate(audio_root: Path, split: str, clip: str) -> str:
-    own = tables.locate(audio_root, (f"audio_files/{clip}", clip))
+    own = example_builder.find_audio(audio_root, (f"audio_files/{clip}", clip))
     return own if (audio_root / own).is_file() else clotho.locate(audio_root, split, clip)

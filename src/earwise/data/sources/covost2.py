@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from earwise.data.sources import common_voice, tables
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import TRANSLATE
+from earwise.data.sources import common_voice, example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import TRANSLATE
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -25,7 +26,7 @@ LANGUAGES = {
 _FILE = re.compile(r"covost_v2\.([a-zA-Z-]+)_([a-zA-Z-]+)\.(train|dev|test)")
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One translation Example a row; `language` is the spoken one.
 
     Raises:
@@ -35,21 +36,23 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
     if named is None or named[2] not in LANGUAGES:
         raise DataError(f"{path}: the name does not say which languages; keep covost_v2.FROM_TO.SPLIT.tsv")
     spoken, wanted = named[1], LANGUAGES[named[2]]
-    origin = Origin("CoVoST 2", LICENCE, audio_root, split)
+    origin = SourceInfo("CoVoST 2", LICENCE, audio_root, split)
 
     def make(where: str, row: Row) -> Iterator[Example]:
-        clip = tables.name(row, "path", where)
-        yield tables.example(
+        clip = example_builder.string_field(row, "path", where)
+        yield example_builder.build_example(
             origin,
             f"covost2-{spoken}-{named[2]}-{Path(clip).stem}",
             [common_voice.locate(audio_root, clip)],
-            tables.pick(TRANSLATE, clip).format(language=wanted),
-            [tables.text(row, "translation", where)],
+            example_builder.pick_by_hash(TRANSLATE, clip).format(language=wanted),
+            [example_builder.text_field(row, "translation", where)],
             task="translate",
             category="speech",
             language=spoken,
-            group=f"common-voice:{tables.digest(tables.name(row, 'client_id', where))}",
-            meta={"sentence": tables.text(row, "sentence", where), "to": named[2]},
+            group=f"common-voice:{example_builder.short_hash(example_builder.string_field(row, 'client_id', where))}",
+            meta={"sentence": example_builder.text_field(row, "sentence", where), "to": named[2]},
         )
 
-    yield from tables.convert(tables.csv_rows(path, COLUMNS, bad, delimiter="\t", quoted=False), make, bad)
+    yield from example_builder.convert_rows(
+        row_readers.csv_rows(path, COLUMNS, on_skip, delimiter="\t", quoted=False), make, on_skip
+    )

@@ -8,9 +8,10 @@ is the group: its utterances never stand in two splits.
 from collections.abc import Iterator
 from pathlib import Path
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import EMOTION, SENTIMENT, TRANSCRIBE
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import EMOTION, SENTIMENT, TRANSCRIBE
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -25,12 +26,14 @@ FOLDERS = {
 }
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """Emotion, sentiment (both with all labels as choices) and words of every utterance."""
-    origin = Origin("MELD", LICENCE, audio_root, split)
+    origin = SourceInfo("MELD", LICENCE, audio_root, split)
 
     def make(where: str, row: Row) -> Iterator[Example]:
-        words, emotion, sentiment = (tables.text(row, key, where) for key in ("Utterance", "Emotion", "Sentiment"))
+        words, emotion, sentiment = (
+            example_builder.text_field(row, key, where) for key in ("Utterance", "Emotion", "Sentiment")
+        )
         dialogue, utterance = row["Dialogue_ID"], row["Utterance_ID"]
         if not dialogue.isdecimal() or not utterance.isdecimal():
             raise DataError(f"{where}: Dialogue_ID {dialogue!r}, Utterance_ID {utterance!r}: numbers are expected")
@@ -39,7 +42,9 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
         stem = f"dia{dialogue}_utt{utterance}"
         places = (*(f"{folder}/" for folder in FOLDERS.get(split, ())), "")
         audio = [
-            tables.locate(audio_root, (f"{place}{stem}{end}" for end in (".wav", ".flac", ".mp4") for place in places))
+            example_builder.find_audio(
+                audio_root, (f"{place}{stem}{end}" for end in (".wav", ".flac", ".mp4") for place in places)
+            )
         ]
         meta = {"speaker": row["Speaker"]}
         for field, wordings, answer, choices in (
@@ -47,11 +52,11 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
             ("sentiment", SENTIMENT, sentiment, SENTIMENTS),
             ("words", TRANSCRIBE, words, ()),
         ):
-            yield tables.example(
+            yield example_builder.build_example(
                 origin,
                 f"meld-{split}-{stem}-{field}",
                 audio,
-                tables.pick(wordings, stem),
+                example_builder.pick_by_hash(wordings, stem),
                 [answer],
                 choices=choices,
                 task="transcribe" if field == "words" else "recognition",
@@ -60,4 +65,4 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
                 meta=meta | {"field": field},
             )
 
-    yield from tables.convert(tables.csv_rows(path, COLUMNS, bad), make, bad)
+    yield from example_builder.convert_rows(row_readers.csv_rows(path, COLUMNS, on_skip), make, on_skip)

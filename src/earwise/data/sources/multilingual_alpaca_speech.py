@@ -14,8 +14,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.row_readers import OnSkip
 from earwise.errors import DataError
 from earwise.prompts import xs_cot_chain
 from earwise.types import Audio, Example, Turn
@@ -32,19 +33,19 @@ TEXTS = (
 ENDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example a row, with the four-part chain where the English texts are there."""
     named = re.match(r"([a-z]{2})(?![a-z])", path.stem.lower())
-    origin = Origin("Multilingual-Alpaca-Speech", LICENCE, audio_root, split)
+    origin = SourceInfo("Multilingual-Alpaca-Speech", LICENCE, audio_root, split)
     first = True
-    for where, line in tables.text_lines(path):
+    for where, line in row_readers.text_lines(path):
         try:
             row = _json(line, where) if line.startswith("{") else _tabs(line, where)
             yield _example(row, origin, named[1] if named else "", where)
         except DataError as error:
             if first:
                 raise
-            bad(str(error))
+            on_skip(str(error))
         first = False
 
 
@@ -79,11 +80,11 @@ def _tabs(line: str, where: str) -> dict[str, str]:
 def _first(row: dict[str, object], names: Sequence[str], where: str) -> str:
     for name in names:
         if name in row:
-            return tables.name(row, name, where).strip()
+            return example_builder.string_field(row, name, where).strip()
     raise DataError(f"{where}: none of {', '.join(names)} is there, found {', '.join(row)[:80]}")
 
 
-def _example(row: dict[str, str], origin: Origin, language: str, where: str) -> Example:
+def _example(row: dict[str, str], origin: SourceInfo, language: str, where: str) -> Example:
     code = row["language"] or language
     if not code:
         raise DataError(f"{where}: no language; name the file by its code, as in de.list")
@@ -94,14 +95,14 @@ def _example(row: dict[str, str], origin: Origin, language: str, where: str) -> 
     clip = row["audio"]
     return Example(
         id=f"multilingual-alpaca-{code}-{row['id'] or PurePosixPath(clip).stem}",
-        turns=(Turn("user", (Audio(tables.locate(origin.root, (clip, f"{code}/{clip}"))),)),),
+        turns=(Turn("user", (Audio(example_builder.find_audio(origin.root, (clip, f"{code}/{clip}"))),)),),
         answer=(row["answer"],),
         reasoning=xs_cot_chain(code, row["said"], row["translated"], row["english"]) if has_chain else None,
         task="xs-cot",
         category="speech",
         source=origin.source,
         licence=origin.licence,
-        group=f"alpaca:{tables.digest(row['translated'] or row['said'])}",
+        group=f"alpaca:{example_builder.short_hash(row['translated'] or row['said'])}",
         split=origin.split,
         language=code,
         root=origin.root,

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import CAPTION, KEY, METRE, TEMPO
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import CAPTION, KEY, METRE, TEMPO
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -23,22 +24,28 @@ MIN_KEY_PROBABILITY = 0.5
 METRES = (2, 3, 4)
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """A caption Example a row and, where the row says so, one each for key, tempo and metre (`meta.field`)."""
-    origin = Origin("MusicBench", LICENCE, audio_root, split)
+    origin = SourceInfo("MusicBench", LICENCE, audio_root, split)
 
     def make(where: str, row: Row) -> Iterator[Example]:
-        clip = tables.name(row, "location", where).replace("\\", "/")
-        said = [tables.text(row, "main_caption", where)]
+        clip = example_builder.string_field(row, "location", where).replace("\\", "/")
+        said = [example_builder.text_field(row, "main_caption", where)]
         if isinstance(row.get("alt_caption"), str) and row["alt_caption"].strip():
-            said.append(tables.text(row, "alt_caption", where))
+            said.append(example_builder.text_field(row, "alt_caption", where))
         common = {"category": "music", "group": f"youtube:{Path(clip).stem[:11]}"}
-        key = tables.digest(clip)
-        audio = [tables.locate(audio_root, (clip, f"datashare/{clip}"))]
+        key = example_builder.short_hash(clip)
+        audio = [example_builder.find_audio(audio_root, (clip, f"datashare/{clip}"))]
         identifier = f"musicbench-{split}-{key}"
         captions = list(dict.fromkeys(said))
-        yield tables.example(
-            origin, f"{identifier}-caption", audio, tables.pick(CAPTION, key), captions, task="caption", **common
+        yield example_builder.build_example(
+            origin,
+            f"{identifier}-caption",
+            audio,
+            example_builder.pick_by_hash(CAPTION, key),
+            captions,
+            task="caption",
+            **common,
         )
         for field, wordings, answer in (
             ("key", KEY, _key(row, where)),
@@ -46,22 +53,24 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
             ("metre", METRE, _metre(row, where)),
         ):
             if answer is not None:
-                ask = tables.pick(wordings, key)
+                ask = example_builder.pick_by_hash(wordings, key)
                 meta = {"field": field}
-                yield tables.example(
+                yield example_builder.build_example(
                     origin, f"{identifier}-{field}", audio, ask, [answer], task="open", meta=meta, **common
                 )
 
-    yield from tables.convert(_numbered(tables.json_rows(path, ("location", "main_caption"), bad), bad), make, bad)
+    yield from example_builder.convert_rows(
+        _numbered(row_readers.json_rows(path, ("location", "main_caption"), on_skip), on_skip), make, on_skip
+    )
 
 
-def _numbered(rows: Iterator[tuple[str, Row]], bad: Bad) -> Iterator[tuple[str, Row]]:
+def _numbered(rows: Iterator[tuple[str, Row]], on_skip: OnSkip) -> Iterator[tuple[str, Row]]:
     """A location that occurs again would give the same ids again."""
     seen: set[str] = set()
     for where, row in rows:
-        key = tables.digest(str(row["location"]))
+        key = example_builder.short_hash(str(row["location"]))
         if key in seen:
-            bad(f"{where}: location {row['location']!r} occurs twice")
+            on_skip(f"{where}: location {row['location']!r} occurs twice")
             continue
         seen.add(key)
         yield where, row

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earwise.data.sources import adiff, tables
+from earwise.data.sources import adiff, example_builder, row_readers
 from earwise.data.sources.clothoaqa import YES_NO
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import CAPTION_BOTH, CAPTION_FIRST, CAPTION_SECOND, DIFFERENCE, EMOTION
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import CAPTION_BOTH, CAPTION_FIRST, CAPTION_SECOND, DIFFERENCE, EMOTION
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -27,14 +28,14 @@ _OPTION = re.compile(r"(?:(?<=\s)|^)\(?([a-jA-J])\)\s*")
 _ANSWER = re.compile(r"\s*\(?([a-j])\)\s*(.*)", re.DOTALL | re.IGNORECASE)
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example an item; ids follow the item's number, since some items occur twice."""
-    for number, (where, row) in enumerate(tables.json_rows(path, FIELDS, bad)):
+    for number, (where, row) in enumerate(row_readers.json_rows(path, FIELDS, on_skip)):
 
         def make(where: str, row: Row, number: int = number) -> Iterator[Example]:
             yield _example(row, where, f"reasonaqa-{split}-{number}", split, audio_root)
 
-        yield from tables.convert([(where, row)], make, bad)
+        yield from example_builder.convert_rows([(where, row)], make, on_skip)
 
 
 def subset_of(row: Row) -> str:
@@ -82,17 +83,17 @@ def options_of(question: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _example(row: Row, where: str, identifier: str, split: str, audio_root: Path) -> Example:
-    subset, symbol = subset_of(row), tables.text(row, "input", where)
-    clips = [tables.name(row, "filepath1", where).replace("\\", "/")]
+    subset, symbol = subset_of(row), example_builder.text_field(row, "input", where)
+    clips = [example_builder.string_field(row, "filepath1", where).replace("\\", "/")]
     if row["filepath2"]:
-        clips.append(tables.name(row, "filepath2", where).replace("\\", "/"))
+        clips.append(example_builder.string_field(row, "filepath2", where).replace("\\", "/"))
     question, answer, task, choices = _asked(row, where, identifier)
     meta: dict[str, Any] = {"subset": subset, "subtype": row["subtype"], "input": symbol}
     meta |= {key: row[key] for key in ("caption1", "caption2") if row[key]}
     if symbol in adiff.TIERS:
         meta["tier"] = adiff.TIERS[symbol]
-    return tables.example(
-        Origin("ReasonAQA", LICENCE, audio_root, split),
+    return example_builder.build_example(
+        SourceInfo("ReasonAQA", LICENCE, audio_root, split),
         identifier,
         clips,
         question,
@@ -107,18 +108,35 @@ def _example(row: Row, where: str, identifier: str, split: str, audio_root: Path
 
 def _asked(row: Row, where: str, key: str) -> tuple[str, str, str, tuple[str, ...]]:
     """Question, answer, task and choices of an item."""
-    symbol = tables.text(row, "input", where)
+    symbol = example_builder.text_field(row, "input", where)
     if symbol == "caption both audios":
-        first, second = (tables.text(row, field, where).rstrip(".") for field in ("caption1", "caption2"))
-        return tables.pick(CAPTION_BOTH, key), f"The first: {first}. The second: {second}.", "caption", ()
+        first, second = (
+            example_builder.text_field(row, field, where).rstrip(".") for field in ("caption1", "caption2")
+        )
+        return (
+            example_builder.pick_by_hash(CAPTION_BOTH, key),
+            f"The first: {first}. The second: {second}.",
+            "caption",
+            (),
+        )
     if symbol == "caption first audio":
-        return tables.pick(CAPTION_FIRST, key), tables.text(row, "caption1", where), "caption", ()
+        return (
+            example_builder.pick_by_hash(CAPTION_FIRST, key),
+            example_builder.text_field(row, "caption1", where),
+            "caption",
+            (),
+        )
     if symbol == "caption second audio":
-        return tables.pick(CAPTION_SECOND, key), tables.text(row, "caption2", where), "caption", ()
-    answer = tables.text(row, "answer", where)
+        return (
+            example_builder.pick_by_hash(CAPTION_SECOND, key),
+            example_builder.text_field(row, "caption2", where),
+            "caption",
+            (),
+        )
+    answer = example_builder.text_field(row, "answer", where)
     if symbol in adiff.TIERS:
-        return tables.pick(DIFFERENCE[adiff.TIERS[symbol]], key), answer, "difference", ()
-    asked = symbol.replace(EMOTION_SYMBOL, tables.pick(EMOTION, key))
+        return example_builder.pick_by_hash(DIFFERENCE[adiff.TIERS[symbol]], key), answer, "difference", ()
+    asked = symbol.replace(EMOTION_SYMBOL, example_builder.pick_by_hash(EMOTION, key))
     if answer.lower().rstrip(".") in YES_NO:
         return asked, answer.lower().rstrip("."), "yes_no", YES_NO
     question, choices = options_of(asked)

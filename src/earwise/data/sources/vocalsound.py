@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin, Row
-from earwise.data.sources.wording import VOCAL
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import VOCAL
+from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -28,20 +29,20 @@ SPLITS = {"tr": "train", "val": "val", "te": "test"}
 _FILE = re.compile(r"([fm])(\d+)_\d+_([a-z]+)\.wav")
 
 
-def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example]:
+def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
     """One Example a clip with all six sounds as choices."""
-    origin = Origin("VocalSound", LICENCE, audio_root, SPLITS.get(path.stem, split))
+    origin = SourceInfo("VocalSound", LICENCE, audio_root, SPLITS.get(path.stem, split))
 
     def make(where: str, row: Row) -> Iterator[Example]:
-        clip = PurePosixPath(tables.name(row, "wav", where)).name
+        clip = PurePosixPath(example_builder.string_field(row, "wav", where)).name
         matched = _FILE.fullmatch(clip)
         if matched is None or matched[3] not in NAMES:
             raise DataError(f"{where}: wav {clip!r} does not name one of {', '.join(NAMES)}")
-        yield tables.example(
+        yield example_builder.build_example(
             origin,
             f"vocalsound-{clip.removesuffix('.wav')}",
-            [tables.locate(audio_root, (f"audio_16k/{clip}", clip, f"data_44k/{clip}"))],
-            tables.pick(VOCAL, clip),
+            [example_builder.find_audio(audio_root, (f"audio_16k/{clip}", clip, f"data_44k/{clip}"))],
+            example_builder.pick_by_hash(VOCAL, clip),
             [NAMES[matched[3]]],
             choices=tuple(NAMES.values()),
             task="recognition",
@@ -50,4 +51,4 @@ def load(path: Path, audio_root: Path, split: str, bad: Bad) -> Iterator[Example
             meta={"field": "sound", "gender": {"f": "female", "m": "male"}[matched[1]]},
         )
 
-    yield from tables.convert(tables.json_rows(path, ("wav",), bad, key="data"), make, bad)
+    yield from example_builder.convert_rows(row_readers.json_rows(path, ("wav",), on_skip, key="data"), make, on_skip)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from earwise.data import manifest
-from earwise.data.sources import tables
+from earwise.data.sources import example_builder, row_readers
 from earwise.errors import DataError
 from earwise.files import write_jsonl
 from earwise.types import Example
@@ -88,11 +88,15 @@ def write(path: Path, asked: Asked) -> int:
 def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
     """Kind, hash and name of everything in a file."""
     bad: list[str] = []
-    for where, row in tables.json_rows(path, (), bad.append):
+    for where, row in row_readers.json_rows(path, (), bad.append):
         if "asked" in row:
-            yield tables.name(row, "asked", where), tables.name(row, "hash", where), tables.name(row, "name", where)
+            yield (
+                example_builder.string_field(row, "asked", where),
+                example_builder.string_field(row, "hash", where),
+                example_builder.string_field(row, "name", where),
+            )
         elif "messages" in row:
-            example = manifest.from_row(row, root=path.parent, where=where)
+            example = manifest.from_row(row, root=path.parent, location=where)
             yield from _hashes(f"{path.name} {example.id}", example.question, example.choices, example.group)
         else:
             choices = row.get("choices")
@@ -100,7 +104,9 @@ def _rows(path: Path) -> Iterator[tuple[str, str, str]]:
             sound = PurePosixPath(str(row.get("audio_path") or row.get("audio_id") or "")).stem
             video = _VIDEO.match(sound)
             group = f"{VIDEO}{video[1]}" if video else ""
-            yield from _hashes(f"{path.name} {row.get('id')}", tables.text(row, "question", where), listed, group)
+            yield from _hashes(
+                f"{path.name} {row.get('id')}", example_builder.text_field(row, "question", where), listed, group
+            )
     if bad:
         raise DataError(f"{bad[0]} ({len(bad)} such rows); is this the published file?")
 

@@ -17,7 +17,7 @@ from typing import Any
 from earwise.datasets.labels import layouts
 from earwise.errors import DataError
 
-Row = Mapping[str, Any]
+LabelRow = Mapping[str, Any]
 FIELDS = (
     "path", "label", "labels", "category", "group", "split", "source", "licence", "language", "emotion", "gender",
     "text", "speaker", "caption", "family",
@@ -28,7 +28,7 @@ LIST_NAMES = ("manifest.jsonl", "labels.jsonl")
 VAL_SHARE = 0.2
 
 
-def load(path: Path) -> tuple[list[Row], Path]:
+def load(path: Path) -> tuple[list[LabelRow], Path]:
     """Read a collection.
 
     Args:
@@ -53,7 +53,7 @@ def load(path: Path) -> tuple[list[Row], Path]:
     return _complete(_jsonl(path), path), path.parent
 
 
-def misspelt(rows: Iterable[Row]) -> list[str]:
+def misspelt(rows: Iterable[LabelRow]) -> list[str]:
     """A line for every field that no builder reads but that looks like one it does.
 
     >>> misspelt([{"path": "a.wav", "license": "CC0"}, {"path": "b.wav", "license": "CC0"}])
@@ -109,8 +109,8 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _complete(rows: Iterable[dict[str, Any]], path: Path) -> list[Row]:
-    done: dict[str, Row] = {}
+def _complete(rows: Iterable[dict[str, Any]], path: Path) -> list[LabelRow]:
+    done: dict[str, LabelRow] = {}
     splits: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         where = f"{path}:row {number}"

@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from earwise.audio import decode, num_samples
-from earwise.datasets.labels import acoustics, questions, wording
+from earwise.datasets.labels import acoustics, clip_questions, label_names, question_templates
 from earwise.datasets.labels import distractors as options
 from earwise.datasets.labels.acoustics import Facts
-from earwise.datasets.labels.clip_pairs import joined
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.pair_questions import joined
 from earwise.errors import AudioError, ConfigError
-from earwise.files import replacing
+from earwise.files import atomic_write
 from earwise.types import Audio, Example, Text, Turn, Waveform
 
 VERSION = 1  # of what `render` makes of a plan: part of the files' names
@@ -67,7 +67,7 @@ class Scene:
     task: str
     variant: str
     events: tuple[Event, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[LabelRow, ...]
     """Of the events, in order."""
     question: str
     answer: str
@@ -82,13 +82,13 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class _Clip:
-    row: Row
+    row: LabelRow
     name: str
     facts: Facts
 
 
 def plan(
-    rows: Iterable[Row],
+    rows: Iterable[LabelRow],
     facts: Mapping[str, Facts],
     *,
     seed: int = 0,
@@ -194,15 +194,15 @@ def _save(target: Path, wave: Waveform) -> None:
     import soundfile
 
     with (
-        replacing(target, "wb") as handle,
+        atomic_write(target, "wb") as handle,
         soundfile.SoundFile(handle, "w", SAMPLE_RATE, 1, format="FLAC", subtype="PCM_16") as sound,
     ):
         sound.write(wave)
 
 
-def _clip(row: Row, known: Facts | None) -> _Clip | str:
+def _clip(row: LabelRow, known: Facts | None) -> _Clip | str:
     """The clip under its name, or why it cannot be used: it needs one label and one clear event."""
-    found = questions.facts(row, ("sound", "instrument"))
+    found = clip_questions.label_facts(row, ("sound", "instrument"))
     if not found:
         return "speech, or a label that names no sound"
     if len(row["labels"]) > 1:
@@ -249,8 +249,8 @@ def _overlap(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Rando
             first, second = events
             shared = rng.uniform(OVERLAP_SHARE, 1.0) * min(first.for_s, second.for_s)
             events = (first, replace(second, at_s=round(MARGIN_S + first.for_s - shared, 4)))
-        answer = wording.OVERLAP[not together]
-        scenes.append(_scene("overlap", "overlap", pair, events, answer, wording.OVERLAP, number // 2, rng))
+        answer = label_names.OVERLAP[not together]
+        scenes.append(_scene("overlap", "overlap", pair, events, answer, label_names.OVERLAP, number // 2, rng))
     return scenes
 
 
@@ -259,7 +259,7 @@ def _count(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random,
     short, chosen = _short(members), _short(leads)
     rng.shuffle(chosen)
     answers = [COUNTS[number % len(COUNTS)] for number in range(len(chosen))]
-    drawn = options.choices(answers, n_choices, rng, clashes={}, own=[frozenset()] * len(answers))
+    drawn = options.balanced_distractors(answers, n_choices, rng, confusable={}, also_true=[frozenset()] * len(answers))
     scenes = []
     for number, (index, distractors) in enumerate(sorted(drawn.items())):
         clip = chosen[index]
@@ -271,7 +271,15 @@ def _count(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random,
         listed = (answers[index], *distractors)
         scenes.append(
             _scene(
-                "count", "count", heard, events, answers[index], listed, number, rng, a=wording.with_article(clip.name)
+                "count",
+                "count",
+                heard,
+                events,
+                answers[index],
+                listed,
+                number,
+                rng,
+                a=label_names.with_article(clip.name),
             )
         )
     return scenes
@@ -288,10 +296,10 @@ def _odd_one_out(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.R
         heard = [others[at % len(others)] for at in range(size - 1)]
         heard.insert(place, clip)
         events = _sequence(heard, [LEVEL_LUFS] * size, rng)
-        listed = wording.ORDINALS[:size]
+        listed = label_names.ORDINALS[:size]
         answer = listed[place]
         scenes.append(
-            _scene("odd_one_out", "odd_one_out", heard, events, answer, listed, None, rng, n=wording.NUMBERS[size])
+            _scene("odd_one_out", "odd_one_out", heard, events, answer, listed, None, rng, n=label_names.NUMBERS[size])
         )
     return scenes
 
@@ -302,7 +310,9 @@ _PLANS = {"order": _order, "count": _count, "louder": _louder, "odd_one_out": _o
 def _couples(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random) -> list[tuple[_Clip, _Clip]]:
     """Each lead with a clip of another class; classes are partners as often as leads, so names tell nothing."""
     own = [frozenset[str]()] * len(leads)
-    drawn = options.choices([clip.name for clip in leads], 2, rng, clashes=wording.CONFUSABLE, own=own)
+    drawn = options.balanced_distractors(
+        [clip.name for clip in leads], 2, rng, confusable=label_names.CONFUSABLE, also_true=own
+    )
     by_name = _by_name(members)
     couples = [(leads[index], rng.choice(by_name[names[0]])) for index, names in sorted(drawn.items())]
     rng.shuffle(couples)
@@ -327,7 +337,7 @@ def _short(clips: Iterable[_Clip]) -> list[_Clip]:
 
 
 def _apart(clip: _Clip, other: _Clip) -> bool:
-    return other.name != clip.name and other.name not in wording.CONFUSABLE.get(clip.name, frozenset())
+    return other.name != clip.name and other.name not in label_names.CONFUSABLE.get(clip.name, frozenset())
 
 
 def _sequence(
@@ -361,7 +371,7 @@ def _scene(
         choices.remove(answer)
         rng.shuffle(choices)
         choices.insert(place % len(listed), answer)
-    question = rng.choice(wording.SCENES[variant]).format(**said)
+    question = rng.choice(question_templates.SCENES[variant]).format(**said)
     return Scene(task, variant, events, tuple(clip.row for clip in clips), question, answer, tuple(choices))
 
 

@@ -39,7 +39,9 @@ def with_choices(examples: Iterable[Example], n_choices: int, seed: int) -> tupl
         true = [list(rows[index].meta.get("labels") or rows[index].answer[:1]) for index in members]
         answers = [rng.choice(names) for names in true]
         own = [set(names) - {answer} for names, answer in zip(true, answers, strict=True)]
-        drawn = distractors.choices(answers, n_choices, rng, clashes=clashes(cell[0], set(answers)), own=own)
+        drawn = distractors.balanced_distractors(
+            answers, n_choices, rng, confusable=clashes(cell[0], set(answers)), also_true=own
+        )
         deck = list(range(len(members)))
         rng.shuffle(deck)
         for number, index in enumerate(members):

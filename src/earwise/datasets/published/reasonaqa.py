@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad, Origin
-from earwise.data.sources.wording import CAPTION
+from earwise.data.sources import example_builder
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import CAPTION
+from earwise.data.sources.row_readers import OnSkip
 from earwise.datasets.labels import distractors
 from earwise.datasets.published import reasonaqa_tasks as teaching
 from earwise.datasets.published.reasonaqa_tasks import Captioned, Task
@@ -80,7 +81,7 @@ def captioned(examples: Iterable[Example]) -> list[Captioned]:
                 f"example {example.id!r}: {len(clips)} clips and {len(example.answer)} captions; "
                 "one clip and at least one caption are needed"
             )
-        origin = Origin(example.source, example.licence, example.root, example.split)
+        origin = SourceInfo(example.source, example.licence, example.root, example.split)
         items.append(Captioned(example.id, clips[0], example.answer, example.source, example.group, origin))
     return items
 
@@ -97,11 +98,11 @@ def each_caption(items: Iterable[Captioned]) -> list[Captioned]:
 def caption_examples(items: Iterable[Captioned]) -> Iterator[Example]:
     """One captioning row a caption, as in the paper's table."""
     for item in each_caption(items):
-        yield tables.example(
+        yield example_builder.build_example(
             item.origin,
             f"{item.id}-caption",
             [item.clip],
-            tables.pick(CAPTION, item.id),
+            example_builder.pick_by_hash(CAPTION, item.id),
             item.captions,
             task="caption",
             category="sound",
@@ -196,7 +197,7 @@ def balanced(examples: Iterable[Example], seed: int) -> Iterator[Example]:
         yield replace(example, choices=tuple(listed))
 
 
-def present(examples: Iterable[Example], missing: Missing, bad: Bad) -> Iterator[Example]:
+def present(examples: Iterable[Example], missing: Missing, bad: OnSkip) -> Iterator[Example]:
     """Only examples whose audio is there (`skip`), all of them (`keep`), or an error at the first gap (`error`).
 
     Raises:
@@ -257,12 +258,12 @@ def _with_others(
     own = {clip: set[str]().union(*(kin[one] for one in said)) for clip, said in clips.items()}
     answers = [teaching.plain(item.captions[0]) for item in items]
     words = {answer: item.captions[0] for answer, item in zip(answers, items, strict=True)}
-    drawn = distractors.choices(
+    drawn = distractors.balanced_distractors(
         answers,
         count + 1,
         random.Random(seed),
-        clashes={one: said - {one} for one, said in kin.items()},
-        own=[own[item.clip] - {answer} for item, answer in zip(items, answers, strict=True)],
+        confusable={one: said - {one} for one, said in kin.items()},
+        also_true=[own[item.clip] - {answer} for item, answer in zip(items, answers, strict=True)],
     )
     chosen = {index: names for index, names in drawn.items() if len(names) == count}
     if not chosen:

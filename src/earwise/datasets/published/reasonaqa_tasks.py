@@ -17,17 +17,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from earwise.data.sources import tables
+from earwise.data.sources import example_builder
 from earwise.data.sources.adiff import difference_example
 from earwise.data.sources.entailment import hypothesis_example
-from earwise.data.sources.tables import Bad, Origin
-from earwise.data.sources.wording import ENTAILMENT_ANSWERS, ENTAILMENT_CHOICES
-from earwise.datasets.teachers.teacher import Request
+from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.question_templates import ENTAILMENT_ANSWERS, ENTAILMENT_CHOICES
+from earwise.data.sources.row_readers import OnSkip
+from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.types import Example
 
 Topic = Literal["events", "objects", "scenes", "signal properties", "semantics", "emotions"]
 PER_CAPTION = 5  # published: about 5 multiple-choice and 5 detailed questions a caption
-Asker = Callable[[Iterable[Request]], Iterable[tuple[Request, Mapping[str, Any] | None]]]
+Asker = Callable[[Iterable[TeacherRequest]], Iterable[tuple[TeacherRequest, Mapping[str, Any] | None]]]
 """Requests -> each with its row of the log (`status`, `value`), in their order; None: not asked. As `llm.answers`."""
 
 _RULES = (
@@ -161,14 +162,14 @@ class Captioned:
     family: str
     """Clotho, AudioCaps, or the source's own name."""
     group: str
-    origin: Origin
+    origin: SourceInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """A request, and what becomes of its validated answer."""
 
-    request: Request
+    request: TeacherRequest
     make: Callable[[Mapping[str, Any]], list[Example]]
 
 
@@ -217,7 +218,7 @@ def difference(first: Captioned, second: Captioned) -> Task:
     """Three explanations of what sets two clips apart."""
     subset = {"Clotho": "CLD", "AudioCaps": "ACD"}.get(first.family, f"{first.family} difference")
     clips, captions = [first.clip, second.clip], [first.captions[0], second.captions[0]]
-    key = f"{first.id}-{tables.digest(second.id)}"
+    key = f"{first.id}-{example_builder.short_hash(second.id)}"
 
     def make(value: Mapping[str, Any]) -> list[Example]:
         return [
@@ -229,11 +230,11 @@ def difference(first: Captioned, second: Captioned) -> Task:
     return _task(first, "reasonaqa-difference", _DIFFERENCE, described, Difference, 320, make, captions=captions)
 
 
-def learn(tasks: Iterable[Task], ask: Asker, bad: Bad) -> Iterator[Example]:
+def learn(tasks: Iterable[Task], ask: Asker, bad: OnSkip) -> Iterator[Example]:
     """The examples of every task whose request was answered; the others are handed to `bad` with the reason."""
     waiting = deque[Task]()
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[TeacherRequest]:
         for task in tasks:
             waiting.append(task)
             yield task.request
@@ -265,7 +266,7 @@ def _task(
         {"role": "user", "content": f"{prompt}\n\nThe recording:\n{listed}"},
     )
     facts = {"captions": list(described)} | facts
-    request = Request(item.id, kind, messages, schema, facts, language="en", expected_tokens=expected_tokens)
+    request = TeacherRequest(item.id, kind, messages, schema, facts, language="en", expected_tokens=expected_tokens)
     return Task(request, make)
 
 
@@ -278,7 +279,7 @@ def _example(
     answer: str,
     choices: tuple[str, ...],
 ) -> Example:
-    return tables.example(
+    return example_builder.build_example(
         item.origin,
         f"{item.id}-{suffix.lower()}-{number}",
         [item.clip],
@@ -341,7 +342,7 @@ def _filled_difference(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-FILLERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+TEMPLATE_REPLIES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "reasonaqa-mcq": _filled_choices,
     "reasonaqa-detail": _filled_details,
     "reasonaqa-entailment": _filled_hypotheses,

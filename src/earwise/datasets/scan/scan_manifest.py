@@ -16,7 +16,7 @@ from typing import Any
 from earwise.audio import SILENCE_PEAK
 from earwise.data import manifest
 from earwise.data.index import hash64
-from earwise.datasets.scan.decode_pool import ClipFacts, Engine, scan
+from earwise.datasets.scan.clip_stats import ClipFacts, Engine, scan
 from earwise.errors import DataError
 from earwise.files import append_jsonl
 

@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from earwise.data import manifest
-from earwise.data.packing import Sample, read_row, samples, sounds, write_sound
+from earwise.data.portable_rows import Sample, read_row, samples, sounds, write_sound
 from earwise.errors import DataError
-from earwise.files import replacing, write_json
+from earwise.files import atomic_write, write_json
 from earwise.types import Example
 
 SHARD_BYTES = 500 << 20
@@ -39,7 +39,7 @@ def to_webdataset(path: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> l
     for number, members in groupby(_numbered(samples(path), shard_bytes), key=lambda pair: pair[0]):
         name, rows, size = f"{number:06d}.tar", 0, 0
         with (
-            replacing(out / name, "wb") as handle,
+            atomic_write(out / name, "wb") as handle,
             tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for _, sample in members:

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.labels import acoustics, questions, wording
+from earwise.datasets.labels import acoustics, clip_questions, label_names, question_templates
 from earwise.datasets.labels.acoustics import Facts
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.labels.collection import LabelRow
 from earwise.errors import ConfigError
 from earwise.types import Audio, Example, Text, Turn
 
@@ -31,7 +31,7 @@ COMPARABLE: Mapping[str, tuple[str, ...]] = {
 
 
 def build(
-    rows: Iterable[Row],
+    rows: Iterable[LabelRow],
     *,
     root: Path,
     facts: Mapping[str, Facts],
@@ -50,7 +50,7 @@ def build(
         facts: Path of a row -> what was measured; `compare` passes over clips that are not in it.
         seed: Decides pairs, wording, order of clips and of options.
         tasks: Out of `TASKS`.
-        fields: Out of `wording.SAME` and `signal.FIELDS`; None for all.
+        fields: Out of `question_templates.SAME` and `signal.FIELDS`; None for all.
         limit: At most so many questions of each task, field and split, drawn at random.
         split: Only rows of this split; None for all (a pair never mixes splits).
         left_out: Gains, for each reason, how many clips had no partner.
@@ -59,7 +59,10 @@ def build(
     Raises:
         ConfigError: for an unknown task or field.
     """
-    for name, given, known in (("task", tasks, TASKS), ("field", fields or (), (*wording.SAME, *acoustics.FIELDS))):
+    for name, given, known in (
+        ("task", tasks, TASKS),
+        ("field", fields or (), (*question_templates.SAME, *acoustics.FIELDS)),
+    ):
         if unknown := [item for item in given if item not in known]:
             raise ConfigError(f"{name} {unknown[0]!r} is none of {', '.join(known)}")
     wanted = sorted((row for row in rows if split in (None, row["split"])), key=lambda row: row["path"])
@@ -67,7 +70,7 @@ def build(
     examples = []
     for name in sorted({row["split"] for row in wanted}):
         members = [row for row in wanted if row["split"] == name]
-        for field in wording.SAME if "same" in tasks else ():
+        for field in question_templates.SAME if "same" in tasks else ():
             if fields is None or field in fields:
                 rng = random.Random(f"{seed}:same:{field}:{name}")
                 made, alone = _same(members, field, rng, root, limit)
@@ -86,19 +89,19 @@ def build(
     return sorted(examples, key=lambda example: example.id)
 
 
-def label_of(row: Row, field: str) -> str | None:
+def label_of(row: LabelRow, field: str) -> str | None:
     """What a row says of its speaker, language, emotion, instrument or sound; None if it does not."""
     if field == "speaker":
         return str(row["speaker"]) if row.get("speaker") and row["category"] == "speech" else None
-    found = questions.facts(row, (field,))
+    found = clip_questions.label_facts(row, (field,))
     return found[0].name if found else None
 
 
 def _same(
-    members: Sequence[Row], field: str, rng: random.Random, root: Path, limit: int | None
+    members: Sequence[LabelRow], field: str, rng: random.Random, root: Path, limit: int | None
 ) -> tuple[list[Example], int]:
     """The questions, and how many clips found no partner."""
-    pools: dict[str, dict[str, list[Row]]] = {}
+    pools: dict[str, dict[str, list[LabelRow]]] = {}
     for row in members:
         if (name := label_of(row, field)) is not None:
             pools.setdefault(row.get("source", ""), {}).setdefault(name, []).append(row)
@@ -107,7 +110,7 @@ def _same(
         for row in pools[source][name]
     ]  # fmt: skip
     rng.shuffle(leads)
-    found: dict[bool, list[tuple[Row, Row, str, str]]] = {True: [], False: []}
+    found: dict[bool, list[tuple[LabelRow, LabelRow, str, str]]] = {True: [], False: []}
     for row, name, classes in leads:
         # whichever answer there are fewer of; a class of one clip can only give "no", a single class only "yes"
         wanted = len(found[True]) <= len(found[False])
@@ -119,7 +122,7 @@ def _same(
     chosen = [(*pair, answer) for answer in (True, False) for pair in found[answer][:count]]
     made = [
         _example(
-            "same", field, pair, rng.choice(wording.SAME[field]), "yes" if answer else "no",
+            "same", field, pair, rng.choice(question_templates.SAME[field]), "yes" if answer else "no",
             ("yes", "no") if number % 2 else ("no", "yes"), root, labels=[name, other],
         )
         for number, (*pair, name, other, answer) in enumerate(chosen)
@@ -127,15 +130,17 @@ def _same(
     return made, len(leads) - len(found[True]) - len(found[False])
 
 
-def _other_class(row: Row, name: str, classes: Mapping[str, Sequence[Row]], rng: random.Random) -> str | None:
+def _other_class(row: LabelRow, name: str, classes: Mapping[str, Sequence[LabelRow]], rng: random.Random) -> str | None:
     """A class that an honest listener tells from the row's own, and that none of its further labels names."""
-    also = {wording.name(label) for label in row["labels"]}
-    near = wording.CONFUSABLE.get(name, frozenset())
+    also = {label_names.display_name(label) for label in row["labels"]}
+    near = label_names.CONFUSABLE.get(name, frozenset())
     others = [other for other in sorted(classes) if other != name and other not in near and other not in also]
     return rng.choice(others) if others else None
 
 
-def _partner(row: Row, others: Sequence[Row], field: str, is_same: bool, rng: random.Random) -> Row | None:
+def _partner(
+    row: LabelRow, others: Sequence[LabelRow], field: str, is_same: bool, rng: random.Random
+) -> LabelRow | None:
     """Another clip, of another group and saying something else (or it would be the recording that is recognised)."""
     for other in rng.sample(list(others), min(TRIES, len(others))):
         apart = other["group"] != row["group"] or field == "speaker"
@@ -147,7 +152,7 @@ def _partner(row: Row, others: Sequence[Row], field: str, is_same: bool, rng: ra
 
 
 def _compare(
-    members: Sequence[Row],
+    members: Sequence[LabelRow],
     facts: Mapping[str, Facts],
     field: str,
     rng: random.Random,
@@ -155,7 +160,7 @@ def _compare(
     limit: int | None,
 ) -> tuple[list[Example], int]:
     """The questions, and how many clips found no partner."""
-    pools: dict[tuple[str, str], list[Row]] = {}
+    pools: dict[tuple[str, str], list[LabelRow]] = {}
     for row in members:
         known = facts.get(row["path"])
         if known is not None and row["category"] in COMPARABLE[field] and acoustics.value(field, known) is not None:
@@ -184,10 +189,10 @@ def _compare(
         second = number // 2 % 2  # the answer is the second clip
         pair = (rest, target) if second else (target, rest)
         options = ("the first", "the second") if number // 4 % 2 else ("the second", "the first")
-        question = rng.choice(wording.COMPARED[field][is_less])
+        question = rng.choice(question_templates.COMPARED[field][is_less])
         measured = [acoustics.value(field, facts[row["path"]]) for row in pair]
         made.append(
-            _example("compare", field, pair, question, wording.ORDINALS[second], options, root, measured=measured)
+            _example("compare", field, pair, question, label_names.ORDINALS[second], options, root, measured=measured)
         )
     return made, alone
 
@@ -195,7 +200,7 @@ def _compare(
 def _example(
     task: str,
     field: str,
-    pair: Sequence[Row],
+    pair: Sequence[LabelRow],
     question: str,
     answer: str,
     options: tuple[str, ...],
@@ -222,7 +227,7 @@ def _example(
     )
 
 
-def joined(rows: Sequence[Row], key: str) -> str:
+def joined(rows: Sequence[LabelRow], key: str) -> str:
     """All values of a field, each once; empty if any row lacks it.
 
     >>> joined([{"licence": "CC0"}, {"licence": "CC BY 4.0"}, {"licence": "CC0"}], "licence")

@@ -22,7 +22,7 @@ from earwise.datasets.checks import fingerprint
 from earwise.datasets.checks.contamination import Asked
 from earwise.datasets.checks.fingerprint import MIN_LIKENESS, Print
 from earwise.datasets.checks.text_baselines import bias, blind, is_biased, rate, with_options
-from earwise.datasets.scan.decode_pool import ClipFacts, scan
+from earwise.datasets.scan.clip_stats import ClipFacts, scan
 from earwise.errors import DataError
 from earwise.types import Example
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from earwise.datasets.checks import run_checks
-from earwise.datasets.labels import acoustics, clip_pairs, collection, layouts
+from earwise.datasets.checks import check_examples
+from earwise.datasets.labels import acoustics, collection, layouts, pair_questions
 from earwise.errors import ConfigError, DataError
 
 ROOT = Path("collection")
@@ -31,7 +31,7 @@ def voices(count=96):
 
 
 def build(rows, facts=None, **settings):
-    return clip_pairs.build(rows, root=ROOT, facts=facts or {}, **settings)
+    return pair_questions.build(rows, root=ROOT, facts=facts or {}, **settings)
 
 
 def rows_of(example, rows):
@@ -69,7 +69,7 @@ def test_yes_and_no_are_equally_frequent():
         examples = build(voices(), tasks=("same",), fields=(field,))
         answers = Counter(example.answer[0] for example in examples)
         assert abs(answers["yes"] - answers["no"]) <= 0 and answers.total() > 60
-        assert run_checks.check(examples, listen=False)["bias"]["blind"]["low"] <= 0.5
+        assert check_examples.check(examples, listen=False)["bias"]["blind"]["low"] <= 0.5
 
 
 def test_everything_follows_from_rows_and_seed():
@@ -102,7 +102,7 @@ def test_comparisons_are_beyond_doubt_and_balanced():
         answers = Counter(example.answer[0] for example in own)
         places = Counter(example.choices.index(example.answer[0]) for example in own)
         assert abs(answers["the first"] - answers["the second"]) <= 2 and abs(places[0] - places[1]) <= 4
-    report = run_checks.check(examples, listen=False)
+    report = check_examples.check(examples, listen=False)
     assert not [line for line in report["problems"] if "bias" in line]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from earwise.audio import audio_sha256
 from earwise.data import manifest
 from earwise.errors import DataError
-from earwise.files import replacing
+from earwise.files import atomic_write
 from earwise.types import Audio, Example, Turn
 
 
@@ -64,7 +64,7 @@ def sounds(example: Example) -> list[Audio]:
 
 def read_row(data: bytes, root: Path, where: str) -> Example:
     try:
-        return manifest.from_line(data.decode("utf-8"), root=root, where=where)
+        return manifest.from_line(data.decode("utf-8"), root=root, location=where)
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: is not UTF-8 text ({error.reason}); pack it again") from error
 
@@ -78,5 +78,5 @@ def write_sound(root: Path, name: str, data: bytes, where: str) -> None:
         if path.read_bytes() != data:
             raise DataError(f"{where}: {path} is already there with other bytes; choose another folder")
         return
-    with replacing(path, "wb") as handle:
+    with atomic_write(path, "wb") as handle:
         handle.write(data)

@@ -1,54 +1,29 @@
-"""Published tables, row by row: CSV, JSON lines, a JSON list of any size, an object that holds such a list.
-
-Below every reader in this folder. A file that is the wrong one is refused (`DataError`); a row that is broken is handed
-to `bad` as one line naming file and row, and the rest is read. Nothing is held but the row at hand, so a list of a
-million items costs what one item costs.
-"""
+"""Published tables, row by row: CSV, JSON lines, a JSON list of any size, an object that holds such a list."""
 
 import codecs
 import csv
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from earwise.errors import DataError
-from earwise.types import Audio, Example, Text, Turn
 
 Row = Mapping[str, Any]
-Bad = Callable[[str], None]
+OnSkip = Callable[[str], None]
 """Takes one line about a row that cannot be used."""
 
 CHUNK_CHARS = 1 << 20
 LONGEST_ITEM_CHARS = 1 << 22  # an item of a JSON list that is longer is taken for a broken one
 _BETWEEN = re.compile(r"[\s,]*")
 _NEXT_ITEM = re.compile(r"\}\s*,\s*(?=\{)")
-_SPLITS = (
-    ("val", r"val|valid|validation|dev"),  # before train: Clotho's "development" is no "dev"
-    ("train", r"train|training|development|balanced_train|unbalanced_train"),
-    ("test", r"test|testA|testB|eval|evaluation"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What all rows of one file share."""
-
-    source: str
-    licence: str
-    root: Path
-    """Folder that audio paths start from."""
-    split: str
 
 
 def csv_rows(
     path: Path,
     needed: Sequence[str],
-    bad: Bad,
+    on_skip: OnSkip,
     *,
     delimiter: str = ",",
     quoted: bool = True,
@@ -59,7 +34,7 @@ def csv_rows(
     Args:
         path: The table; bytes that are not UTF-8 are read as Windows-1252 (ClothoAQA and MELD hold some).
         needed: Columns that must be there.
-        bad: Takes a line for every row with another number of fields than the header.
+        on_skip: Takes a line for every row with another number of fields than the header.
         delimiter: Between fields.
         quoted: Whether fields may stand in double quotes; where False a quote is an ordinary character.
         header: The columns, where the file has no header line.
@@ -83,7 +58,7 @@ def csv_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            bad(f"{path}:row {reader.line_num}: not CSV ({error})")
+            on_skip(f"{path}:row {reader.line_num}: not CSV ({error})")
             continue
         if not fields or (header is not None and fields[0].startswith("#")):
             continue
@@ -91,109 +66,30 @@ def csv_rows(
         if len(fields) == len(columns):
             yield where, dict(zip(columns, fields, strict=True))
         else:
-            bad(f"{where}: {len(fields)} fields where the header has {len(columns)}")
+            on_skip(f"{where}: {len(fields)} fields where the header has {len(columns)}")
 
 
-def json_rows(path: Path, needed: Sequence[str], bad: Bad, *, key: str | None = None) -> Iterator[tuple[str, Row]]:
+def json_rows(
+    path: Path, needed: Sequence[str], on_skip: OnSkip, *, key: str | None = None
+) -> Iterator[tuple[str, Row]]:
     """The objects of a JSON list, of JSON lines, or of the list under `key` of one object, as `(where, row)`.
 
     Raises:
         DataError: if the file cannot be read, or the first object lacks a field (another file).
     """
     first = True
-    for where, value in _json_values(path, bad, key):
+    for where, value in _json_values(path, on_skip, key):
         if not isinstance(value, dict):
-            bad(f"{where}: a JSON {type(value).__name__} where an object is expected")
+            on_skip(f"{where}: a JSON {type(value).__name__} where an object is expected")
             continue
         missing = [name for name in needed if name not in value]
         if missing and first:
             raise DataError(f"{where}: field {missing[0]!r} is missing, found {', '.join(value)[:80]}; another file?")
         first = False
         if missing:
-            bad(f"{where}: field {missing[0]!r} is missing")
+            on_skip(f"{where}: field {missing[0]!r} is missing")
         else:
             yield where, value
-
-
-def convert(
-    rows: Iterable[tuple[str, Row]], make: Callable[[str, Row], Iterable[Example]], bad: Bad
-) -> Iterator[Example]:
-    """The examples of every row; a row for which `make` raises DataError is handed to `bad`."""
-    for where, row in rows:
-        try:
-            made = list(make(where, row))
-        except DataError as error:
-            bad(str(error))
-            continue
-        yield from made
-
-
-def text(row: Row, key: str, where: str) -> str:
-    """The text in a field, with single blanks between its words.
-
-    Raises:
-        DataError: if it is missing, empty or no text.
-    """
-    return " ".join(name(row, key, where).split())
-
-
-def name(row: Row, key: str, where: str) -> str:
-    """The text in a field as it stands (file names may hold double blanks).
-
-    Raises:
-        DataError: if it is missing, empty or no text.
-    """
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {key} is {value!r:.40} where a text is expected")
-    return value
-
-
-def split_of(path: Path) -> str:
-    """train, val or test from the words in a file's name, then of its folder; train where they say nothing.
-
-    >>> split_of(Path("clotho_captions_development.csv")), split_of(Path("MusicBench_test_A.json"))
-    ('train', 'test')
-    """
-    for part in (path.stem, path.parent.name):
-        words = re.split(r"[^a-zA-Z]+", part.lower())
-        for split, pattern in _SPLITS:
-            if any(re.fullmatch(pattern, word) for word in words):
-                return split
-    return "train"
-
-
-def locate(root: Path, names: Iterable[str]) -> str:
-    """The first of the relative `names` that is a file under `root`; the very first where none is."""
-    candidates = list(dict.fromkeys(names))
-    return next((each for each in candidates if os.path.isfile(os.path.join(root, each))), candidates[0])  # noqa: PTH113, PTH118 (a stat per row: pathlib costs four times as much)
-
-
-def example(
-    origin: Origin, identifier: str, audio: Sequence[str], ask: str, answer: Sequence[str], **fields: Any
-) -> Example:
-    """One user turn, the clips first, and what is right."""
-    turn = Turn("user", (*(Audio(clip) for clip in audio), Text(ask)))
-    return Example(
-        id=identifier,
-        turns=(turn,),
-        answer=tuple(answer),
-        source=origin.source,
-        licence=origin.licence,
-        split=origin.split,
-        root=origin.root,
-        **fields,
-    )
-
-
-def digest(*parts: str) -> str:
-    """Ten hex digits that name these texts."""
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:10]
-
-
-def pick(wordings: Sequence[str], key: str) -> str:
-    """One of the wordings, always the same for the same key."""
-    return wordings[int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % len(wordings)]
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -221,7 +117,7 @@ def _lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _json_values(path: Path, bad: Bad, key: str | None) -> Iterator[tuple[str, Any]]:
+def _json_values(path: Path, on_skip: OnSkip, key: str | None) -> Iterator[tuple[str, Any]]:
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as handle:
             head = handle.read(CHUNK_CHARS)
@@ -229,31 +125,31 @@ def _json_values(path: Path, bad: Bad, key: str | None) -> Iterator[tuple[str, A
             if opened is None and key is not None:
                 opened = re.search(rf'"{re.escape(key)}"\s*:\s*\[', head)
             if opened is not None:
-                yield from _listed(path, handle, head[opened.end() :], bad)
+                yield from _listed(path, handle, head[opened.end() :], on_skip)
                 return
             handle.seek(0)
-            yield from _one_a_line(path, handle, bad)
+            yield from _one_a_line(path, handle, on_skip)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _one_a_line(path: Path, handle: IO[str], bad: Bad) -> Iterator[tuple[str, Any]]:
+def _one_a_line(path: Path, handle: IO[str], on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(handle, 1):
         if not line.strip():
             continue
         where = f"{path}:row {number}"
         if "\ufffd" in line:
-            bad(f"{where}: not UTF-8")
+            on_skip(f"{where}: not UTF-8")
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            bad(f"{where}: not JSON ({error})")
+            on_skip(f"{where}: not JSON ({error})")
             continue
         yield where, value
 
 
-def _listed(path: Path, handle: IO[str], buffer: str, bad: Bad) -> Iterator[tuple[str, Any]]:
+def _listed(path: Path, handle: IO[str], buffer: str, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
     """The items of an opened list. After a broken item reading goes on at the next object that begins after a comma."""
     decoder, at, number = json.JSONDecoder(), 0, 0
     while True:
@@ -261,7 +157,7 @@ def _listed(path: Path, handle: IO[str], buffer: str, bad: Bad) -> Iterator[tupl
         if at == len(buffer):
             buffer, at = handle.read(CHUNK_CHARS), 0
             if not buffer:
-                bad(f"{path}:item {number + 1}: the list breaks off here; download the file again")
+                on_skip(f"{path}:item {number + 1}: the list breaks off here; download the file again")
                 return
             continue
         if buffer[at] == "]":
@@ -274,7 +170,7 @@ def _listed(path: Path, handle: IO[str], buffer: str, bad: Bad) -> Iterator[tupl
                 buffer, at = buffer[at:] + more, 0
                 continue
             number += 1
-            bad(f"{path}:item {number}: not JSON ({error.args[0].split(':')[0]})")
+            on_skip(f"{path}:item {number}: not JSON ({error.args[0].split(':')[0]})")
             following = _NEXT_ITEM.search(buffer, at)
             if following is None:
                 return
@@ -282,7 +178,7 @@ def _listed(path: Path, handle: IO[str], buffer: str, bad: Bad) -> Iterator[tupl
             continue
         number += 1
         if "\ufffd" in buffer[at:end]:
-            bad(f"{path}:item {number}: not UTF-8")
+            on_skip(f"{path}:item {number}: not UTF-8")
         else:
             yield f"{path}:item {number}", value
         at = end

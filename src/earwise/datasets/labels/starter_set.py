@@ -1,6 +1,6 @@
 """The bundled starter set: a few megabytes of real clips with questions, chosen from a larger labelled collection.
 
-Run by hand when the collection changes (`python -m earwise.datasets.labels.starter --collection DIR --out DIR`);
+Run by hand when the collection changes (`python -m earwise.datasets.labels.starter_set --collection DIR --out DIR`);
 its output lies in `assets/starter` and is what `make demo` trains and measures on. Only clips whose row says
 `committable: true` are taken, as the
 bytes they are. All `val` clips that a question can be asked of come first (they are the demo's test set),
@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 import click
 
 from earwise.data import manifest
-from earwise.datasets.checks import run_checks
+from earwise.datasets.checks import check_examples
+from earwise.datasets.labels import clip_questions as labels
 from earwise.datasets.labels import collection
-from earwise.datasets.labels import questions as labels
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.labels.collection import LabelRow
 from earwise.errors import DataError
 from earwise.files import write_jsonl, write_text
 from earwise.types import Example
@@ -49,7 +49,7 @@ NOTES = {
 }
 
 
-def choose(rows: Iterable[Row], budget_bytes: int = BUDGET_BYTES) -> list[Row]:
+def choose(rows: Iterable[LabelRow], budget_bytes: int = BUDGET_BYTES) -> list[LabelRow]:
     """Pick the clips.
 
     Args:
@@ -61,14 +61,14 @@ def choose(rows: Iterable[Row], budget_bytes: int = BUDGET_BYTES) -> list[Row]:
         DataError: if the val clips alone are above the budget.
     """
     fields = [field for field, _ in ASKED]
-    usable = [row for row in rows if row.get("committable") is True and labels.facts(row, fields)]
+    usable = [row for row in rows if row.get("committable") is True and labels.label_facts(row, fields)]
     chosen = [row for row in usable if row["split"] == "val"]
     left = budget_bytes - sum(row["bytes"] for row in chosen)
     if left < 0:
         raise DataError(f"val clips take {budget_bytes - left:,} bytes, the budget is {budget_bytes:,}; raise it")
-    classes: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    classes: dict[tuple[str, str], list[LabelRow]] = defaultdict(list)
     for row in sorted(usable, key=lambda row: (row["bytes"], row["path"])):
-        fact = labels.facts(row, list(CLASS_CAPS))[:1]
+        fact = labels.label_facts(row, list(CLASS_CAPS))[:1]
         if row["split"] == "train" and fact:
             classes[fact[0].field, fact[0].name].append(row)
     for turn in range(max(CLASS_CAPS.values())):
@@ -80,7 +80,7 @@ def choose(rows: Iterable[Row], budget_bytes: int = BUDGET_BYTES) -> list[Row]:
     return sorted(chosen, key=lambda row: row["path"])
 
 
-def questions(rows: Sequence[Row], root: Path, split: str) -> list[Example]:
+def questions(rows: Sequence[LabelRow], root: Path, split: str) -> list[Example]:
     """Multiple choice on every field that a clip has, and yes/no questions beside: see `ASKED` and `YES_NO`.
 
     The kind of recording is asked last, of as much speech as there are sounds, first where nothing else was asked:
@@ -100,7 +100,7 @@ def questions(rows: Sequence[Row], root: Path, split: str) -> list[Example]:
     return sorted(examples, key=lambda example: example.id)
 
 
-def _ask(task: str, field: str, rows: Sequence[Row], root: Path, n_choices: int = 4) -> list[Example]:
+def _ask(task: str, field: str, rows: Sequence[LabelRow], root: Path, n_choices: int = 4) -> list[Example]:
     return labels.build(rows, root=root, seed=SEED, tasks=(task,), fields=(field,), n_choices=n_choices)
 
 
@@ -119,7 +119,7 @@ def write(source: Path, out: Path) -> dict[str, int]:
     names = Counter(PurePosixPath(row["path"]).name for row in chosen)
     if twice := [name for name, count in names.items() if count > 1]:
         raise DataError(f"{source}: two chosen clips are called {twice[0]}; rename one")
-    listed: list[Row] = []
+    listed: list[LabelRow] = []
     for row in chosen:
         path = f"clips/{PurePosixPath(row['path']).name}"
         kept = {key: row[key] for key in KEPT_FIELDS if row.get(key) not in (None, "")}
@@ -133,7 +133,7 @@ def write(source: Path, out: Path) -> dict[str, int]:
     (out / "clips").mkdir(parents=True)
     for row, new in pairs:
         shutil.copyfile(root / row["path"], out / new["path"])
-    run_checks.check([*train, *val], strict=True)
+    check_examples.check([*train, *val], strict=True)
     write_jsonl(out / "labels.jsonl", listed)
     manifest.write(out / "train.jsonl", train)
     manifest.write(out / "val.jsonl", val)
@@ -142,9 +142,9 @@ def write(source: Path, out: Path) -> dict[str, int]:
     return {"clips": len(listed), "train": len(train), "val": len(val), "bytes": size}
 
 
-def attribution(rows: Sequence[Row]) -> str:
+def attribution(rows: Sequence[LabelRow]) -> str:
     """Sources, licences and counts of the chosen clips, as Markdown."""
-    sources: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    sources: dict[tuple[str, str], list[LabelRow]] = defaultdict(list)
     for row in rows:
         sources[row["source"], row["licence"]].append(row)
     lines = [
@@ -154,7 +154,7 @@ def attribution(rows: Sequence[Row]) -> str:
         f"{sum(row['split'] == 'val' for row in rows)} for validation. The clips keep the licences of their sources, "
         "listed here; the licence of earwise's code does not cover them. They were cut, mixed down to mono, resampled "
         "to 16 kHz and compressed as Ogg Vorbis. `labels.jsonl` names source and licence of every clip; the questions "
-        "in `train.jsonl` and `val.jsonl` were made from it by `earwise.datasets.labels.starter`.",
+        "in `train.jsonl` and `val.jsonl` were made from it by `earwise.datasets.labels.starter_set`.",
         "",
         "| source | licence | clips | train | val | seconds |",
         "|---|---|---|---|---|---|",
@@ -182,7 +182,7 @@ def attribution(rows: Sequence[Row]) -> str:
     "--out", type=click.Path(path_type=Path), required=True, help="Folder that is filled; its clips are replaced."
 )
 def main(source: Path, out: Path) -> None:
-    """Entry of `python -m earwise.datasets.labels.starter`."""
+    """Entry of `python -m earwise.datasets.labels.starter_set`."""
     try:
         click.echo(" ".join(f"{key}={value:,}" for key, value in write(source, out).items()))
     except DataError as error:

@@ -12,8 +12,8 @@ import pytest
 import earwise
 from earwise import cli
 from earwise.data import manifest
-from earwise.datasets.checks import run_checks
-from earwise.datasets.labels import collection, distractors, questions, wording
+from earwise.datasets.checks import check_examples
+from earwise.datasets.labels import clip_questions, collection, distractors, label_names, question_templates
 from earwise.errors import ConfigError, DataError
 
 ROOT = Path("collection")
@@ -38,7 +38,7 @@ def sounds():
 
 
 def build(rows, **settings):
-    return questions.build(rows, root=ROOT, **{"seed": 0, **settings})
+    return clip_questions.build(rows, root=ROOT, **{"seed": 0, **settings})
 
 
 def voices(count=40):
@@ -62,7 +62,7 @@ def test_an_example_is_complete():
     assert example.answer == ("gunshot",) and len(example.choices) == 4 and "gunshot" in example.choices
     assert example.task == "recognition" and example.category == "sound" and example.meta["field"] == "sound"
     assert (example.licence, example.source, example.split, example.root) == ("CC0", "S", "train", ROOT)
-    assert example.group.startswith("g") and example.question in wording.QUESTIONS["sound"]
+    assert example.group.startswith("g") and example.question in question_templates.QUESTIONS["sound"]
 
 
 def test_everything_follows_from_rows_and_seed_not_from_their_order():
@@ -98,7 +98,7 @@ def test_whatever_a_deaf_model_prefers_it_is_at_chance():
     favoured = 0
     for seed in range(12):
         taste = random.Random(seed)
-        liking = {wording.name(name): taste.random() for name in SOUNDS}
+        liking = {label_names.display_name(name): taste.random() for name in SOUNDS}
         for example in build(sounds(), seed=seed, tasks=("recognition",), fields=("sound",)):
             hits += max(example.choices, key=liking.__getitem__) == example.answer[0]
             favoured += max(example.choices, key=lambda x: -list(SOUNDS).index(raw(x))) == example.answer[0]
@@ -108,21 +108,21 @@ def test_whatever_a_deaf_model_prefers_it_is_at_chance():
 
 
 def raw(name):
-    return next(label for label in SOUNDS if wording.name(label) == name)
+    return next(label for label in SOUNDS if label_names.display_name(label) == name)
 
 
 def test_drawing_evenly_would_have_given_the_answers_away():
     """The check sees the bias that balance removes: frequent answers, distractors even over classes."""
     rng = random.Random(0)
-    names = [wording.name(name) for name in SOUNDS]
+    names = [label_names.display_name(name) for name in SOUNDS]
     biased = []
     for example in build(sounds(), tasks=("open",), fields=("sound",)):
         others = rng.sample([name for name in names if name != example.answer[0]], 3)
         listed = [example.answer[0], *others]
         rng.shuffle(listed)
         biased.append(replace(example, choices=tuple(listed)))
-    assert run_checks.bias(biased)["blind"]["low"] > 0.25
-    assert run_checks.bias(build(sounds(), tasks=("recognition",), fields=("sound",)))["blind"]["low"] <= 0.25
+    assert check_examples.bias(biased)["blind"]["low"] > 0.25
+    assert check_examples.bias(build(sounds(), tasks=("recognition",), fields=("sound",)))["blind"]["low"] <= 0.25
 
 
 def test_yes_and_no_are_balanced_for_every_name():
@@ -177,14 +177,14 @@ def test_confusable_names_never_meet():
     rows = [row(n, labels=[("sheep", "goat", "rain", "siren", "owl", "lamb")[n % 6]]) for n in range(60)]
     for example in build(rows, tasks=("recognition",), fields=("sound",), n_choices=3):
         assert len({"sheep", "goat", "lamb"} & set(example.choices)) <= 1
-    assert all(a in wording.CONFUSABLE[b] for a, others in wording.CONFUSABLE.items() for b in others)
+    assert all(a in label_names.CONFUSABLE[b] for a, others in label_names.CONFUSABLE.items() for b in others)
 
 
 def test_labels_that_say_nothing_are_not_asked():
     rows = [row(0, labels=["notification_bell"]), row(1, labels=["spoken_letter_or_syllable"], category="speech")]
     with pytest.raises(DataError, match="2 label rows gave no question"):
         build(rows)
-    assert questions.facts(row(2, labels=["snare_drum"], category="music"), ("kind",)) == []
+    assert clip_questions.label_facts(row(2, labels=["snare_drum"], category="music"), ("kind",)) == []
 
 
 def test_what_gives_no_question_is_counted_with_the_reason():
@@ -232,16 +232,21 @@ def test_captions_and_open_questions():
     examples = build([row(0, labels=["spoken_digit_7"], category="speech", language="ja"), row(1)])
     said = {(example.task, example.meta["field"]): example for example in examples}
     assert said["open", "digit"].answer == ("seven",) and said["open", "digit"].choices == ()
-    assert set(said["caption", "sound"].answer) == set(wording.captions("sound", "dog"))
+    assert set(said["caption", "sound"].answer) == set(question_templates.captions("sound", "dog"))
     assert "A dog is barking." in said["caption", "sound"].answer
-    assert all(len(wording.captions(field, "x")) >= 2 for field in questions.FIELDS)
+    assert all(len(question_templates.captions(field, "x")) >= 2 for field in clip_questions.FIELDS)
 
 
 def test_every_field_has_wordings_and_they_differ():
-    assert set(questions.FIELDS) == set(wording.QUESTIONS) == set(wording.YES_NO) == set(wording.CAPTIONS)
-    assert all(len(set(texts)) == len(texts) >= 2 for texts in wording.QUESTIONS.values())
+    assert (
+        set(clip_questions.FIELDS)
+        == set(question_templates.QUESTIONS)
+        == set(question_templates.YES_NO)
+        == set(question_templates.CAPTIONS)
+    )
+    assert all(len(set(texts)) == len(texts) >= 2 for texts in question_templates.QUESTIONS.values())
     asked = Counter(example.question for example in build(sounds(), tasks=("open",), fields=("sound",)))
-    assert len(asked) == len(wording.QUESTIONS["sound"])
+    assert len(asked) == len(question_templates.QUESTIONS["sound"])
 
 
 def test_settings():
@@ -260,10 +265,10 @@ def test_settings():
 
 
 def test_options_of_two_classes_of_unequal_size():
-    drawn = distractors.choices(["a"] * 9 + ["b"] * 3, 4, random.Random(0), clashes={}, own=[set()] * 12)
+    drawn = distractors.balanced_distractors(["a"] * 9 + ["b"] * 3, 4, random.Random(0), confusable={}, also_true=[set()] * 12)
     assert len(drawn) == 6 and all(drawn[index] == ("b" if index < 9 else "a",) for index in drawn)
-    assert distractors.choices(["a"] * 3, 4, random.Random(0), clashes={}, own=[set()] * 3) == {}
-    assert distractors.yes_no(["a"] * 3, random.Random(0), clashes={}, own=[set()] * 3) == {}
+    assert distractors.balanced_distractors(["a"] * 3, 4, random.Random(0), confusable={}, also_true=[set()] * 3) == {}
+    assert distractors.balanced_yes_no(["a"] * 3, random.Random(0), confusable={}, also_true=[set()] * 3) == {}
 
 
 def test_collections_as_lists_tables_and_folders(tmp_path):
@@ -277,7 +282,7 @@ def test_collections_as_lists_tables_and_folders(tmp_path):
         "path": "b.wav", "labels": ["cat"], "category": "sound", "category_assumed": True, "group": "b.wav",
         "split": "train",
     }  # fmt: skip
-    assert not questions.facts(rows[1], ("kind",)), "nobody said that it is neither speech nor music"
+    assert not clip_questions.label_facts(rows[1], ("kind",)), "nobody said that it is neither speech nor music"
     folder = tmp_path / "folders"
     for number in range(200):
         file = folder / ("dog", "cat")[number % 2] / "deep" / f"{number}.wav"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from earwise.datasets.labels import distractors as options
-from earwise.datasets.labels import wording
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.labels import label_names, question_templates
+from earwise.datasets.labels.collection import LabelRow
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example, Text, Turn
 
@@ -30,7 +30,7 @@ MAX_WORDS_CHARS = 80  # longer sentences make poor options
 class _Fact:
     """One thing that is true of one clip."""
 
-    row: Row
+    row: LabelRow
     field: str
     name: str
     """As it stands in options and answers."""
@@ -41,7 +41,7 @@ class _Fact:
 
 
 def build(
-    rows: Iterable[Row],
+    rows: Iterable[LabelRow],
     *,
     root: Path,
     seed: int = 0,
@@ -83,7 +83,7 @@ def build(
     cells: dict[tuple[str, ...], list[_Fact]] = {}
     for row in wanted:
         rng = random.Random(f"{seed}:{row['path']}")
-        known = facts(row, fields)
+        known = label_facts(row, fields)
         if not known:
             left_out[f"clips of category {row['category']}: none of {', '.join(fields)} is known or can be asked"] += 1
         asked = [(task, fact) for fact in known for task in tasks if (task, fact.field) not in _EMPTY]
@@ -110,79 +110,84 @@ def build(
     return sorted(examples, key=lambda example: (str(example.audio_paths[0]), example.id))
 
 
-def facts(row: Row, fields: Sequence[str]) -> list[_Fact]:
+def label_facts(row: LabelRow, fields: Sequence[str]) -> list[_Fact]:
     """What a row says about its clip, one fact a field.
 
     >>> row = {"path": "a.ogg", "labels": ["spoken_digit_7"], "category": "speech", "split": "val", "language": "ja"}
-    >>> [(fact.field, fact.name) for fact in facts(row, ("digit", "language", "emotion"))]
+    >>> [(fact.field, fact.name) for fact in label_facts(row, ("digit", "language", "emotion"))]
     [('digit', 'seven'), ('language', 'Japanese')]
     """
     found = []
     for field in fields:
         value = FIELDS[field](row)
         if value:
-            also = frozenset(wording.name(label) for label in row["labels"]) - {value}
+            also = frozenset(label_names.display_name(label) for label in row["labels"]) - {value}
             pool = str(row.get("language", "")) if field == "words" else ""
             found.append(_Fact(row, field, value, also, pool))
     return found
 
 
-def _label(row: Row) -> str | None:
+def _label(row: LabelRow) -> str | None:
     """The first label, unless it says nothing: a clip's further labels are in the background."""
     label = row["labels"][0]
-    return None if label.startswith(wording.UNASKED) else str(label)
+    return None if label.startswith(label_names.UNINFORMATIVE_LABELS) else str(label)
 
 
-def _sound(row: Row) -> str | None:
+def _sound(row: LabelRow) -> str | None:
     label = _label(row)
-    return wording.name(label) if label and row["category"] not in ("music", "speech") else None
+    return label_names.display_name(label) if label and row["category"] not in ("music", "speech") else None
 
 
-def _instrument(row: Row) -> str | None:
+def _instrument(row: LabelRow) -> str | None:
     label = _label(row)
-    return wording.name(label) if label and row["category"] == "music" else None
+    return label_names.display_name(label) if label and row["category"] == "music" else None
 
 
-def _language(row: Row) -> str | None:
+def _language(row: LabelRow) -> str | None:
     """A single letter or syllable is the same sound in many languages: not asked."""
     code = row.get("language")
     if not code or row["category"] != "speech" or _label(row) is None:
         return None
-    return wording.LANGUAGES.get(code, str(code))
+    return label_names.LANGUAGES.get(code, str(code))
 
 
-def _emotion(row: Row) -> str | None:
+def _emotion(row: LabelRow) -> str | None:
     emotion = row.get("emotion")
-    return wording.EMOTIONS.get(emotion, str(emotion)) if emotion else None
+    return label_names.EMOTIONS.get(emotion, str(emotion)) if emotion else None
 
 
-def _gender(row: Row) -> str | None:
+def _gender(row: LabelRow) -> str | None:
     gender = row.get("gender")
-    return wording.GENDERS.get(gender, str(gender)) if gender else None
+    return label_names.GENDERS.get(gender, str(gender)) if gender else None
 
 
-def _digit(row: Row) -> str | None:
+def _digit(row: LabelRow) -> str | None:
     label = row["labels"][0]
-    return wording.name(label) if label.startswith("spoken_digit_") else None
+    return label_names.display_name(label) if label.startswith("spoken_digit_") else None
 
 
-def _words(row: Row) -> str | None:
+def _words(row: LabelRow) -> str | None:
     """The transcript; figures are left out, since they are said as words."""
     text = " ".join(str(row.get("text") or "").split())
     spoken = row["category"] == "speech" and _label(row) is not None and not _digit(row)
     return text if spoken and 2 <= len(text) <= MAX_WORDS_CHARS and not re.search(r"\d", text) else None
 
 
-def _kind(row: Row) -> str | None:
+def _kind(row: LabelRow) -> str | None:
     label = _label(row)
     if row.get("category_assumed"):
         return None
-    if label is None or label in wording.NO_KIND or label in wording.PERCUSSION or row.get("family") == "percussion":
+    if (
+        label is None
+        or label in label_names.AMBIGUOUS_KIND
+        or label in label_names.PERCUSSION
+        or row.get("family") == "percussion"
+    ):
         return None
-    return wording.KINDS.get(row["category"])
+    return label_names.KINDS.get(row["category"])
 
 
-FIELDS: Mapping[str, Callable[[Row], str | None]] = {
+FIELDS: Mapping[str, Callable[[LabelRow], str | None]] = {
     "sound": _sound,
     "instrument": _instrument,
     "language": _language,
@@ -203,7 +208,7 @@ def _deck(count: int, rng: random.Random) -> list[int]:
 
 def _recognition(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
     answers, own = [fact.name for fact in members], [fact.also for fact in members]
-    drawn = options.choices(answers, n_choices, rng, clashes=wording.CONFUSABLE, own=own)
+    drawn = options.balanced_distractors(answers, n_choices, rng, confusable=label_names.CONFUSABLE, also_true=own)
     made = []
     deck = _deck(len(drawn), rng)
     for (index, distractors), position in zip(sorted(drawn.items()), deck, strict=True):
@@ -211,28 +216,29 @@ def _recognition(members: Sequence[_Fact], rng: random.Random, n_choices: int, r
         listed = list(distractors)
         rng.shuffle(listed)
         listed.insert(position % (len(listed) + 1), fact.name)
-        question = rng.choice(wording.QUESTIONS[fact.field])
+        question = rng.choice(question_templates.QUESTIONS[fact.field])
         made.append(_example(fact, "recognition", question, (fact.name,), tuple(listed), root))
     return made
 
 
 def _yes_no(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
     answers, own = [fact.name for fact in members], [fact.also for fact in members]
-    drawn = options.yes_no(answers, rng, clashes=wording.CONFUSABLE, own=own)
+    drawn = options.balanced_yes_no(answers, rng, confusable=label_names.CONFUSABLE, also_true=own)
     made = []
     deck = _deck(len(drawn), rng)
     for (index, (asked, is_true)), position in zip(sorted(drawn.items()), deck, strict=True):
         fact = members[index]
         answer, other = ("yes", "no") if is_true else ("no", "yes")
         listed = (answer, other) if position % 2 else (other, answer)
-        question = wording.say(rng.choice(wording.YES_NO[fact.field]), asked)
+        question = question_templates.fill_template(rng.choice(question_templates.YES_NO[fact.field]), asked)
         made.append(_example(fact, "yes_no", question, (answer,), listed, root, asked=asked))
     return made
 
 
 def _open(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
     return [
-        _example(fact, "open", rng.choice(wording.QUESTIONS[fact.field]), (fact.name,), (), root) for fact in members
+        _example(fact, "open", rng.choice(question_templates.QUESTIONS[fact.field]), (fact.name,), (), root)
+        for fact in members
     ]
 
 
@@ -240,7 +246,7 @@ def _caption(members: Sequence[_Fact], rng: random.Random, n_choices: int, root:
     """Every wording is right; the first, which is trained on, is drawn."""
     made = []
     for fact in members:
-        said = list(wording.captions(fact.field, fact.name))
+        said = list(question_templates.captions(fact.field, fact.name))
         rng.shuffle(said)
         made.append(_example(fact, "caption", rng.choice(CAPTION_QUESTIONS), tuple(said), (), root))
     return made

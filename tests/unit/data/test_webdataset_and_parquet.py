@@ -9,7 +9,7 @@ import pytest
 
 from earwise.cli import run
 from earwise.data import manifest
-from earwise.data.shards import from_webdataset, to_webdataset
+from earwise.data.webdataset import from_webdataset, to_webdataset
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
 
