@@ -26,16 +26,16 @@ N = 1500
 PARENT = """
 import os, sys
 from pathlib import Path
-from earwise.datasets.teachers.request_runner import run
-from earwise.datasets.teachers.teacher import RemoteTeacher, Request
+from earwise.datasets.teachers.request_runner import ask_teacher
+from earwise.datasets.teachers.teacher import RemoteTeacher, TeacherRequest
 from earwise.engine.remote.openai_http import Limits
 import httpx  # here, so that children have it
 url, folder, n = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-requests = [Request(str(i), "test", ({"role": "user", "content": f"question {i}"},)) for i in range(n)]
+requests = [TeacherRequest(str(i), "test", ({"role": "user", "content": f"question {i}"},)) for i in range(n)]
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        run(requests, RemoteTeacher(url, "m"), folder, limits=Limits(concurrency=8, backoff_s=0.01))
+        ask_teacher(requests, RemoteTeacher(url, "m"), folder, limits=Limits(concurrency=8, backoff_s=0.01))
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)

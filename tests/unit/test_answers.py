@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from earwise.answers import (
     answer_blocks,
+    extract_answer,
     mentions,
     normalise,
     option_index,
     parse,
     r1aqa_extract,
-    extract_answer,
     sections,
     split_reasoning,
 )

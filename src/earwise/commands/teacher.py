@@ -10,7 +10,7 @@ from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.datasets.teachers.teacher import Teacher
-    from earwise.engine.remote.openai_http import Limits
+    from earwise.engine.remote.openai_http import RequestLimits
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -75,7 +75,7 @@ def teacher_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping[str, Any]], Any]]") -> "Teacher":
+def open_teacher(asked: TeacherOptions, template_replies: "Mapping[str, Callable[[Mapping[str, Any]], Any]]") -> "Teacher":
     """The teacher.
 
     Args:
@@ -88,26 +88,26 @@ def open_teacher(asked: TeacherOptions, fillers: "Mapping[str, Callable[[Mapping
     from earwise.engine.remote import openai_http
 
     if asked.teacher == "template":
-        return teachers.Template(fillers)
+        return teachers.TemplateTeacher(template_replies)
     url, _, named = asked.teacher.partition("#")
     if not (asked.teacher_model or named):
         raise ConfigError(f"--teacher {asked.teacher} needs --teacher-model, the model's name on that server")
-    return teachers.Remote(
+    return teachers.RemoteTeacher(
         url,
         asked.teacher_model or named,
-        api_key=openai_http.key_from(asked.api_key_variable),
+        api_key=openai_http.api_key_from_environment(asked.api_key_variable),
         temperature=asked.teacher_temperature,
         max_tokens=asked.teacher_max_tokens,
-        structured=asked.structured,  # type: ignore[arg-type]  # click checked it
+        response_format=asked.structured,  # type: ignore[arg-type]  # click checked it
         price=_price(asked.price),
     )
 
 
-def limits(asked: TeacherOptions) -> "Limits":
+def limits(asked: TeacherOptions) -> "RequestLimits":
     """How hard the teacher may be worked."""
-    from earwise.engine.remote.openai_http import Limits
+    from earwise.engine.remote.openai_http import RequestLimits
 
-    return Limits(
+    return RequestLimits(
         concurrency=asked.concurrency,
         requests_per_minute=asked.requests_per_minute,
         tokens_per_minute=asked.tokens_per_minute,

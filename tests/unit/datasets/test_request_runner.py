@@ -1,4 +1,4 @@
-"""The runner against a real HTTP server: every way in which a teacher can misbehave, and what the log holds after."""
+"""Requests to a teacher on a real HTTP server: every way in which it can misbehave, and what the log then holds."""
 
 import json
 import subprocess
@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from chat_server import Say, serving
 from earwise.datasets.teachers import request_runner
 from earwise.datasets.teachers.keyed_log import KeyedLog, in_shard, parse_shard
-from earwise.datasets.teachers.request_runner import request_key, run
-from earwise.datasets.teachers.teacher import RemoteTeacher, Reply, Request, TemplateTeacher
-from earwise.datasets.teachers.validate_reply import judge, wrong_language
-from earwise.engine.remote.openai_http import RequestLimits, RateLimiter, retry_after_s
+from earwise.datasets.teachers.request_runner import ask_teacher, request_key
+from earwise.datasets.teachers.teacher import RemoteTeacher, TeacherReply, TeacherRequest, TemplateTeacher
+from earwise.datasets.teachers.validate_reply import validate_reply, wrong_language
+from earwise.engine.remote.openai_http import RateLimiter, RequestLimits, retry_after_s
 from earwise.errors import ConfigError, DataError, EngineError
 
 QUICK = RequestLimits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
@@ -29,15 +29,15 @@ class Colour(BaseModel):
 
     @field_validator("colour")
     @classmethod
-    def known(cls, value: str, info: ValidationInfo) -> str:
+    def must_be_allowed(cls, value: str, info: ValidationInfo) -> str:
         allowed = (info.context or {}).get("allowed")
         if allowed and value not in allowed:
             raise ValueError(f"{value!r} is none of {allowed}")
         return value
 
 
-def asking(text: str, schema: type[BaseModel] | None = None, **more: Any) -> Request:
-    return Request(id=text, kind="test", messages=({"role": "user", "content": text},), schema=schema, **more)
+def request_for(text: str, schema: type[BaseModel] | None = None, **more: Any) -> TeacherRequest:
+    return TeacherRequest(id=text, kind="test", messages=({"role": "user", "content": text},), schema=schema, **more)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -50,41 +50,44 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def test_answers_are_kept_and_the_same_run_again_asks_nothing(tmp_path: Path) -> None:
-    requests = [asking(f"question {number}") for number in range(20)]
+def test_answers_are_logged_and_a_second_run_sends_nothing(tmp_path: Path) -> None:
+    requests = [request_for(f"question {number}") for number in range(20)]
     with serving(lambda body, count: Say(f"answer to {body['messages'][0]['content']}", wait_s=0.01)) as chat:
         teacher = RemoteTeacher(chat.url, "m", api_key="secret", price=(1.0, 10.0))
-        first = run([*requests, requests[3]], teacher, tmp_path, limits=QUICK)
-        again = run(requests, teacher, tmp_path, limits=QUICK)
+        first = ask_teacher([*requests, requests[3]], teacher, tmp_path, limits=QUICK)
+        again = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
     assert (first.requests, first.asked, first.ok, first.repeated, first.already) == (21, 20, 20, 1, 0)
     assert (first.input_tokens, first.output_tokens) == (200, 100)
     assert first.cost == pytest.approx(200 * 1e-6 + 100 * 10e-6)
     assert (again.asked, again.already, again.cost) == (0, 20, 0.0)
     assert len(chat.bodies) == 20 and chat.most <= 4 and chat.most > 1
     assert chat.headers[0]["authorization"] == "Bearer secret" and "secret" not in repr(teacher)
-    found = {request.id: row["value"] for request, row in request_runner.answers(requests, teacher, tmp_path) if row}
-    assert found == {request.id: f"answer to {request.id}" for request in requests}
+    answers = request_runner.read_answers(requests, teacher, tmp_path)
+    values = {request.id: row["value"] for request, row in answers if row}
+    assert values == {request.id: f"answer to {request.id}" for request in requests}
     assert "secret" not in (tmp_path / "rows.jsonl").read_text()
 
 
-def test_the_key_is_what_is_sent() -> None:
-    one, teacher = asking("a"), RemoteTeacher("http://x/v1", "m")
-    key = request_key(teacher, one)
-    assert key == request_key(RemoteTeacher("http://elsewhere/v1", "m", api_key="k", timeout_s=1.0, price=(1, 1)), one)
-    assert key == request_key(teacher, Request(id="other", kind="test", messages=one.messages, facts={"x": 1}))
-    others = [
-        request_key(RemoteTeacher("http://x/v1", "n"), one),
-        request_key(RemoteTeacher("http://x/v1", "m", temperature=0.0), one),
-        request_key(teacher, asking("b")),
-        request_key(teacher, asking("a", Colour)),
-        request_key(teacher, asking("a", draw=1)),
-        request_key(RemoteTeacher("http://x/v1", "m", seed=None), asking("a", draw=1)),
-        request_key(teacher, asking("a", language="de")),
+def test_request_key_depends_on_what_decides_the_answer() -> None:
+    request, teacher = request_for("a"), RemoteTeacher("http://x/v1", "m")
+    key = request_key(teacher, request)
+    elsewhere = RemoteTeacher("http://elsewhere/v1", "m", api_key="k", timeout_s=1.0, price=(1, 1))
+    assert key == request_key(elsewhere, request)
+    renamed = TeacherRequest(id="other", kind="test", messages=request.messages, facts={"x": 1})
+    assert key == request_key(teacher, renamed)
+    different_keys = [
+        request_key(RemoteTeacher("http://x/v1", "n"), request),
+        request_key(RemoteTeacher("http://x/v1", "m", temperature=0.0), request),
+        request_key(teacher, request_for("b")),
+        request_key(teacher, request_for("a", Colour)),
+        request_key(teacher, request_for("a", sample_index=1)),
+        request_key(RemoteTeacher("http://x/v1", "m", seed=None), request_for("a", sample_index=1)),
+        request_key(teacher, request_for("a", language="de")),
     ]
-    assert len({key, *others}) == len(others) + 1
+    assert len({key, *different_keys}) == len(different_keys) + 1
 
 
-def test_busy_servers_are_tried_again(tmp_path: Path) -> None:
+def test_requests_to_a_busy_server_are_retried(tmp_path: Path) -> None:
     def say(body: dict[str, Any], count: int) -> Say:
         what = body["messages"][0]["content"]
         if what == "late" and count == 1:
@@ -93,11 +96,13 @@ def test_busy_servers_are_tried_again(tmp_path: Path) -> None:
             return (Say(status=503), Say(hang_up=True), Say(raw=b"<html>gateway</html>"))[count - 1]
         return Say("fine")
 
-    requests = [asking(what) for what in ("late", "flaky", "easy")]
+    requests = [request_for(what) for what in ("late", "flaky", "easy")]
     with serving(say) as chat:
-        summary = run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
-        late = [
-            at for at, body in zip(chat.times, chat.bodies, strict=True) if body["messages"][0]["content"] == "late"
+        summary = ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
+        late_times = [
+            time_s
+            for time_s, body in zip(chat.times, chat.bodies, strict=True)
+            if body["messages"][0]["content"] == "late"
         ]
     assert (summary.ok, sum(summary.failed.values())) == (3, 0)
     assert summary.tried_again == {
@@ -106,21 +111,23 @@ def test_busy_servers_are_tried_again(tmp_path: Path) -> None:
         "connection": 1,
         "status 200 without a chat completion": 1,
     }
-    assert late[1] - late[0] >= 0.4
+    assert late_times[1] - late_times[0] >= 0.4
     assert {row["value"] for row in rows(tmp_path)} == {"fine"}
 
 
-def test_a_slow_answer_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_slow_answer_times_out_and_is_retried(tmp_path: Path) -> None:
     def say(body: dict[str, Any], count: int) -> Say:
         return Say("too late", wait_s=1.5) if count == 1 else Say("fine")
 
     with serving(say) as chat:
-        summary = run([asking("slow")], RemoteTeacher(chat.url, "m", timeout_s=0.5), tmp_path, limits=QUICK)
+        summary = ask_teacher(
+            [request_for("slow")], RemoteTeacher(chat.url, "m", timeout_s=0.5), tmp_path, limits=QUICK
+        )
     assert summary.ok == 1 and summary.tried_again["timeout"] >= 1
     assert [row["value"] for row in rows(tmp_path)] == ["fine"]
 
 
-def test_an_unusable_answer_is_asked_for_again_with_what_is_wrong(tmp_path: Path) -> None:
+def test_an_unusable_answer_is_repaired_with_what_is_wrong(tmp_path: Path) -> None:
     def say(body: dict[str, Any], count: int) -> Say:
         what = body["messages"][0]["content"]
         answers = {
@@ -133,18 +140,19 @@ def test_an_unusable_answer_is_asked_for_again_with_what_is_wrong(tmp_path: Path
         }[what]
         return Say(answers[min(count, len(answers)) - 1], finish="length" if what == "cut" else "stop")
 
-    requests = [asking(what, Colour) for what in ("mends", "never", "refuses", "silent", "cut")]
-    requests.append(asking("knows", Colour, facts={"allowed": ("red", "blue")}))
+    requests = [request_for(what, Colour) for what in ("mends", "never", "refuses", "silent", "cut")]
+    requests.append(request_for("knows", Colour, facts={"allowed": ("red", "blue")}))
     with serving(say) as chat:
         teacher = RemoteTeacher(chat.url, "m")
-        summary = run(requests, teacher, tmp_path, limits=QUICK)
-        again = run(requests, teacher, tmp_path, limits=QUICK)
-        asked = dict(chat.asked)
-        retried = run(requests[1:2], teacher, tmp_path, limits=RequestLimits(concurrency=1, repairs=0), retry_failed=True)
+        summary = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
+        again = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
+        times_asked = dict(chat.asked)
+        no_repairs = RequestLimits(concurrency=1, repairs=0)
+        retried = ask_teacher(requests[1:2], teacher, tmp_path, limits=no_repairs, retry_failed=True)
     assert (summary.ok, dict(summary.failed)) == (2, {"invalid": 1, "refusal": 1, "empty": 1, "truncated": 1})
     assert dict(summary.unusable) == {"invalid": 6, "refusal": 3, "empty": 3, "truncated": 3}
     assert (summary.input_tokens, summary.output_tokens) == (170, 85)  # 17 answers, the unusable ones too
-    assert asked == {"mends": 3, "knows": 2, "never": 3, "refuses": 3, "silent": 3, "cut": 3}
+    assert times_asked == {"mends": 3, "knows": 2, "never": 3, "refuses": 3, "silent": 3, "cut": 3}
     assert (again.asked, again.already) == (0, 6) and dict(retried.failed) == {"invalid": 1}
     by_id = {row["id"]: row for row in rows(tmp_path)[:6]}
     assert by_id["mends"]["value"] == {"colour": "blue"} and by_id["knows"]["value"] == {"colour": "red"}
@@ -157,47 +165,59 @@ def test_an_unusable_answer_is_asked_for_again_with_what_is_wrong(tmp_path: Path
     assert bodies[0]["seed"] != bodies[1]["seed"]
 
 
-def test_a_wrong_key_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_a_wrong_api_key_ends_the_run_and_keeps_the_answers(tmp_path: Path) -> None:
     def say(body: dict[str, Any], count: int) -> Say:
         number = int(body["messages"][0]["content"])
         return Say("fine") if number < 5 else Say(status=401, raw=b'{"error": "bad key"}')
 
     with serving(say) as chat, pytest.raises(EngineError, match=r"401.*bad key.*check the address"):
-        run([asking(str(number)) for number in range(9)], RemoteTeacher(chat.url, "m"), tmp_path, limits=RequestLimits(concurrency=1))
+        ask_teacher(
+            [request_for(str(number)) for number in range(9)],
+            RemoteTeacher(chat.url, "m"),
+            tmp_path,
+            limits=RequestLimits(concurrency=1),
+        )
     assert [row["value"] for row in rows(tmp_path)] == ["fine"] * 5
 
 
-def test_a_server_that_stays_away_ends_the_run_and_is_asked_again_next_time(tmp_path: Path) -> None:
-    patience = RequestLimits(concurrency=2, tries=2, backoff_s=0.001, give_up_after=4)
-    requests = [asking(str(number)) for number in range(50)]
-    with serving(lambda body, count: Say(status=500)) as chat, pytest.raises(EngineError, match="in a row went wrong"):
-        run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=patience)
+def test_an_unreachable_server_ends_the_run_and_is_asked_again_by_the_next(tmp_path: Path) -> None:
+    impatient = RequestLimits(concurrency=2, tries=2, backoff_s=0.001, give_up_after=4)
+    requests = [request_for(str(number)) for number in range(50)]
+    with serving(lambda body, count: Say(status=500)) as chat, pytest.raises(EngineError, match="in a row failed"):
+        ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=impatient)
     assert 8 <= len(chat.bodies) <= 12
     with serving(lambda body, count: Say("back")) as chat:
-        summary = run(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=patience)
+        summary = ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=impatient)
     assert (summary.asked, summary.ok, summary.already) == (50, 50, 0)
 
 
-def test_rejected_requests_are_listed_and_a_rejected_setting_ends_the_run(tmp_path: Path) -> None:
+def test_rejected_requests_are_logged_and_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     def say(body: dict[str, Any], count: int) -> Say:
         return Say(status=400, raw=b"too long") if body["messages"][0]["content"] == "long" else Say("fine")
 
     with serving(say) as chat:
-        summary = run([asking("long"), asking("short")], RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
+        summary = ask_teacher(
+            [request_for("long"), request_for("short")], RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK
+        )
     assert (summary.ok, dict(summary.failed)) == (1, {"rejected": 1})
     with (
         serving(lambda body, count: Say(status=400, raw=b"no response_format here")) as chat,
         pytest.raises(EngineError, match="no response_format here"),
     ):
-        run([asking(str(n)) for n in range(99)], RemoteTeacher(chat.url, "m"), tmp_path / "b", limits=RequestLimits(give_up_after=5))
+        ask_teacher(
+            [request_for(str(n)) for n in range(99)],
+            RemoteTeacher(chat.url, "m"),
+            tmp_path / "b",
+            limits=RequestLimits(give_up_after=5),
+        )
 
 
-def test_shards_part_the_work_and_come_together(tmp_path: Path) -> None:
-    requests = [asking(str(number)) for number in range(60)]
+def test_shards_divide_the_work_and_are_read_together(tmp_path: Path) -> None:
+    requests = [request_for(str(number)) for number in range(60)]
     with serving(lambda body, count: Say("fine")) as chat:
         teacher = RemoteTeacher(chat.url, "m")
-        parts = [run(requests, teacher, tmp_path, limits=QUICK, shard=(i, 3)) for i in (1, 2, 3)]
-        whole = run(requests, teacher, tmp_path, limits=QUICK)
+        parts = [ask_teacher(requests, teacher, tmp_path, limits=QUICK, shard=(i, 3)) for i in (1, 2, 3)]
+        whole = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
     assert [part.asked + part.other_shards for part in parts] == [60, 60, 60]
     assert sum(part.asked for part in parts) == len(chat.bodies) == 60 and all(part.asked > 5 for part in parts)
     assert (whole.asked, whole.already) == (0, 60)
@@ -210,24 +230,24 @@ def test_shards_part_the_work_and_come_together(tmp_path: Path) -> None:
             parse_shard(wrong)
 
 
-def test_a_dry_run_counts_without_asking(tmp_path: Path) -> None:
-    requests = [asking("x" * 400, expected_tokens=50, draw=draw) for draw in range(10)]
+def test_estimate_sends_nothing(tmp_path: Path) -> None:
+    requests = [request_for("x" * 400, expected_tokens=50, sample_index=sample_index) for sample_index in range(10)]
     with serving(lambda body, count: Say("fine")) as chat:
         teacher = RemoteTeacher(chat.url, "m", price=(1.0, 2.0))
-        run(requests[:4], teacher, tmp_path, limits=QUICK)
+        ask_teacher(requests[:4], teacher, tmp_path, limits=QUICK)
         pace = RequestLimits(requests_per_minute=3, tokens_per_minute=1000)
-        found = request_runner.estimate(requests, teacher, tmp_path, limits=pace)
+        estimate = request_runner.estimate_requests(requests, teacher, tmp_path, limits=pace)
     assert len(chat.bodies) == 4
-    assert (found.requests, found.already, found.input_tokens, found.output_tokens) == (6, 4, 600, 300)
-    assert found.cost == pytest.approx(600e-6 + 600e-6) and found.minutes == pytest.approx(2.0)
+    assert (estimate.requests, estimate.already, estimate.input_tokens, estimate.output_tokens) == (6, 4, 600, 300)
+    assert estimate.cost == pytest.approx(600e-6 + 600e-6) and estimate.minutes == pytest.approx(2.0)
     assert (
         not (tmp_path / "never").exists()
-        and request_runner.estimate(requests, teacher, tmp_path / "never").requests == 10
+        and request_runner.estimate_requests(requests, teacher, tmp_path / "never").requests == 10
     )
     assert not (tmp_path / "never").exists()
 
 
-def test_pace_spaces_events_and_takes_back() -> None:
+def test_rate_limiter_spaces_events_and_takes_back_units() -> None:
     pace = RateLimiter(60)
     assert [pace.reserve(1, now) for now in (100.0, 100.0, 100.0)] == [0.0, 1.0, 2.0]
     assert pace.reserve(1, 110.0) == 0.0 and pace.reserve(1, 110.0) == 1.0
@@ -238,36 +258,38 @@ def test_pace_spaces_events_and_takes_back() -> None:
     assert RateLimiter(None).reserve(1e9, 5.0) == 0.0
 
 
-def test_the_pace_is_kept_on_the_wire(tmp_path: Path) -> None:
+def test_the_rate_limit_is_kept_by_the_run(tmp_path: Path) -> None:
     with serving(lambda body, count: Say("fine")) as chat:
         limits = RequestLimits(concurrency=8, requests_per_minute=1200)
-        run([asking(str(number)) for number in range(10)], RemoteTeacher(chat.url, "m"), tmp_path, limits=limits)
+        ask_teacher(
+            [request_for(str(number)) for number in range(10)], RemoteTeacher(chat.url, "m"), tmp_path, limits=limits
+        )
     assert chat.times[-1] - chat.times[0] >= 9 * 0.05 - 0.03
 
 
-def test_a_torn_last_line_is_healed_and_a_damaged_one_asked_again(tmp_path: Path) -> None:
-    requests = [asking(str(number)) for number in range(4)]
+def test_a_partial_last_line_is_cut_and_a_damaged_line_is_asked_again(tmp_path: Path) -> None:
+    requests = [request_for(str(number)) for number in range(4)]
     teacher = TemplateTeacher({"test": lambda facts: "fine"})
-    run([asking(str(n), facts={"n": n}) for n in range(4)], teacher, tmp_path)
+    ask_teacher([request_for(str(n), facts={"n": n}) for n in range(4)], teacher, tmp_path)
     log = tmp_path / "rows.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
     assert len(lines) == 4 and len(requests) == 4
     log.write_bytes(lines[0] + b"\0\0\0\n" + lines[2] + lines[3][:-7])
-    summary = run([asking(str(n), facts={"n": n}) for n in range(4)], teacher, tmp_path)
+    summary = ask_teacher([request_for(str(n), facts={"n": n}) for n in range(4)], teacher, tmp_path)
     assert (summary.already, summary.asked, summary.damaged) == (2, 2, 1)
     assert summary.healed_bytes == len(lines[3]) - 7
-    with KeyedLog(tmp_path, read_only=True) as found:
-        assert len(found) == 4 and all(row["status"] == "ok" for row in found.rows())
+    with KeyedLog(tmp_path, read_only=True) as reopened:
+        assert len(reopened) == 4 and all(row["status"] == "ok" for row in reopened.rows())
 
 
-def test_two_runs_do_not_write_one_log(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_one_log(tmp_path: Path) -> None:
     with KeyedLog(tmp_path), pytest.raises(DataError, match=r"another run.*--shard"):
         KeyedLog(tmp_path)
     KeyedLog(tmp_path).close()
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
-    """A file size limit stands in for the full disk: the row that does not fit leaves nothing behind."""
+    """A limit of the file size stands in for a full disk: the row that does not fit leaves nothing in the file."""
     code = f"""
 import resource, signal
 from pathlib import Path
@@ -289,30 +311,33 @@ except DataError as error:
     assert data.endswith(b"}\n") and len(data.splitlines()) == int(count) > 3
 
 
-def test_a_template_says_so_and_cannot_be_asked_for_more(tmp_path: Path) -> None:
+def test_template_teacher_is_named_in_its_rows_and_is_not_asked_twice(tmp_path: Path) -> None:
     teacher = TemplateTeacher({"test": lambda facts: {"colour": facts["colour"]}})
-    summary = run([asking("a", Colour, facts={"colour": "red"})], teacher, tmp_path)
+    summary = ask_teacher([request_for("a", Colour, facts={"colour": "red"})], teacher, tmp_path)
     assert (summary.ok, summary.input_tokens, summary.cost) == (1, 0, 0.0)
     row = rows(tmp_path)[0]
     assert row["template"] is True and row["teacher"] == "template-1" and row["value"] == {"colour": "red"}
-    wrong = run([asking("a", Colour, facts={"colour": 3})], teacher, tmp_path)
+    wrong = ask_teacher([request_for("a", Colour, facts={"colour": 3})], teacher, tmp_path)
     assert dict(wrong.failed) == {"invalid": 1} and rows(tmp_path)[1]["answers"] == 1
     with pytest.raises(ConfigError, match=r"no sentences for 'essay'.*--teacher"):
-        run([Request(id="x", kind="essay", messages=())], teacher, tmp_path)
+        ask_teacher([TeacherRequest(id="x", kind="essay", messages=())], teacher, tmp_path)
 
 
-def test_verdicts() -> None:
+def test_validate_reply() -> None:
     def status(text: str, schema: type[BaseModel] | None = None, **more: Any) -> str:
-        return judge(Reply(text, 0, 0), asking("q", schema, **more)).status
+        return validate_reply(TeacherReply(text, 0, 0), request_for("q", schema, **more)).status
 
-    assert judge(Reply("", 0, 0, refused=True), asking("q")).status == "refusal"
-    assert judge(Reply("a b", 0, 0, finish="length"), asking("q")).status == "truncated"
-    assert judge(Reply('{"colour": "x"}', 0, 0, finish="length"), asking("q", Colour)).status == "ok"
+    assert validate_reply(TeacherReply("", 0, 0, refused=True), request_for("q")).status == "refusal"
+    assert validate_reply(TeacherReply("a b", 0, 0, finish_reason="length"), request_for("q")).status == "truncated"
+    assert (
+        validate_reply(TeacherReply('{"colour": "x"}', 0, 0, finish_reason="length"), request_for("q", Colour)).status
+        == "ok"
+    )
     assert status("<think>long</think>\n") == "empty"
     assert status("As an AI, I have no ears.") == "refusal"
     assert status("申し訳ありませんが、その依頼にはお応えできません。") == "refusal"
     assert status("Es tut mir leid, aber dabei kann ich nicht helfen.") == "refusal"
-    # What a translator may well have to say
+    # Texts that a translator may have to write
     for text in ("I'm sorry I am late.", "Es tut mir leid.", "Sorry, I can't hear the dog.", "Je ne sais pas."):
         assert status(text) == "ok", text
     assert status('{"colour": "I cannot help with that"}', Colour) == "ok"
@@ -322,7 +347,7 @@ def test_verdicts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "found"),
+    ("text", "expected", "wrong"),
     [
         ("A dog barks twice and then it rains.", "en", None),
         ("Ein Hund bellt und die Katze ist nicht da.", "en", "de"),
@@ -340,8 +365,8 @@ def test_verdicts() -> None:
         ("anything at all", "xx", None),
     ],
 )
-def test_wrong_language_needs_clear_evidence(text: str, expected: str, found: str | None) -> None:
-    assert wrong_language(text, expected) == found
+def test_wrong_language_needs_clear_evidence(text: str, expected: str, wrong: str | None) -> None:
+    assert wrong_language(text, expected) == wrong
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
@@ -351,7 +376,7 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert retry_after_s("1.5", now) == 1.5 and retry_after_s("soon", now) is None
 
 
-def test_bad_settings_are_refused() -> None:
+def test_invalid_settings_raise() -> None:
     with pytest.raises(ConfigError, match="neither 'template' nor the address"):
         RemoteTeacher("gpt", "m")
     with pytest.raises(ConfigError, match="concurrency is 0"):
@@ -360,14 +385,14 @@ def test_bad_settings_are_refused() -> None:
         RequestLimits(requests_per_minute=-1)
 
 
-def test_the_runner_needs_no_torch() -> None:
+def test_request_runner_imports_neither_torch_nor_numpy() -> None:
     code = "import sys, earwise.datasets.teachers.request_runner; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
 
 
-def test_indexing_is_quick(tmp_path: Path) -> None:
-    """50 000 rows in well under a second of processor time: a million in some ten."""
+def test_opening_a_large_log_is_fast(tmp_path: Path) -> None:
+    """50,000 rows take well under a second of processor time, so a million rows take about ten seconds."""
     line = '{{"key": "{0:064x}", "status": "ok", "value": "a sentence of some length, as a teacher writes it"}}\n'
     (tmp_path / "rows.jsonl").write_text("".join(line.format(number) for number in range(50_000)))
     start = time.process_time()

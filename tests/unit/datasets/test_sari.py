@@ -26,7 +26,7 @@ from earwise.prompts import target_text
 from earwise.types import Audio, Completion, Example, Text, Turn
 from scripted_engine import PITCHES, RATE, ScriptedEngine, options, pitch_name, tone_task, write_clip
 
-TEMPLATE = TemplateTeacher(splits.FILLERS)
+TEMPLATE = TemplateTeacher(splits.TEMPLATE_REPLIES)
 SFT = ("sft-structured.jsonl", "sft-unstructured.jsonl")
 
 
@@ -270,7 +270,7 @@ def test_clips_with_one_caption_get_questions_of_their_own() -> None:
     one, other = (
         multiple_choice.question_request(path, path, "Rain.", count=1, n_choices=4) for path in ("a.wav", "b.wav")
     )
-    assert one.messages == other.messages and one.draw != other.draw
+    assert one.messages == other.messages and one.sample_index != other.sample_index
     assert given({"captions": []}) is None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from builders import sound
+from builders import tone
 from earwise import cli, prompts
 from earwise.audio import decode, encode_wav
 from earwise.data import manifest, sources
@@ -36,7 +36,7 @@ class Tones:
         if self.fails in text:
             raise EngineError(f"cannot say {text}")
         self.said.append(text)
-        return sound(0.3 + 0.01 * len(text), 200 + 20 * len(text))
+        return tone(0.3 + 0.01 * len(text), 200 + 20 * len(text))
 
 
 @dataclass
@@ -264,7 +264,7 @@ class Echo(BaseHTTPRequestHandler):
         Echo.last = json.loads(body)["input"]
         if "vier" in Echo.last:
             return self.reply(400, b"no such word")
-        return self.reply(200, encode_wav(sound(0.3 + 0.01 * len(Echo.last)), 16000))
+        return self.reply(200, encode_wav(tone(0.3 + 0.01 * len(Echo.last)), 16000))
 
     def reply(self, status: int, body: bytes) -> None:
         self.send_response(status)

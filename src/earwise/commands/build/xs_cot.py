@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import after, check_option
-from earwise.commands.loading import json_option, note, result
+from earwise.commands.loading import json_option, note, print_json
 from earwise.config.resolve import require
 from earwise.errors import ConfigError, DataError
 
@@ -97,7 +97,7 @@ def xs_cot(
         require("jiwer", "eval", "error rates")
     codes = [code.strip() for code in languages.split(",") if code.strip()]
     part = keyed_log.parse_shard(shard)
-    key = openai_http.key_from(api_key_variable)
+    key = openai_http.api_key_from_environment(api_key_variable)
     voices: dict[str, Voice] = {
         code: text_to_speech.open_voice(name, key) for code, name in _voices(named_voices, codes).items()
     }
@@ -123,7 +123,7 @@ def xs_cot(
     note(f"{len(items)} items in {', '.join(codes)}: {len(jobs)} to speak, {refused.total()} of them left out")
     if dry_run:
         shown = {"jobs": len(jobs), "refused": dict(refused)}
-        result(shown) if as_json else click.echo(_reasons(f"{len(jobs)} clips; left out", refused))
+        print_json(shown) if as_json else click.echo(_reasons(f"{len(jobs)} clips; left out", refused))
         return
     try:
         summary = builder.run(jobs, out, voices, listener, shard=part, on_progress=_progress(len(jobs)))
@@ -138,7 +138,7 @@ def xs_cot(
     if checked and report["rows"]:
         after([out / builder.MANIFEST])
     if as_json:
-        result({"out": str(out / builder.MANIFEST), "already": summary.already, "skipped_lines": bad.count} | report)
+        print_json({"out": str(out / builder.MANIFEST), "already": summary.already, "skipped_lines": bad.count} | report)
         return
     click.echo(f"{out / builder.MANIFEST}: {report['rows']} rows of {len(jobs)} ({summary.already} were there already)")
     for code, counts in report["languages"].items():
@@ -187,15 +187,15 @@ def _translate(
 
     if not model:
         raise ConfigError(f"--teacher {url} needs --teacher-model, the model's name on that server")
-    who = teachers.Remote(url, model, api_key=key, temperature=0.0)
+    who = teachers.RemoteTeacher(url, model, api_key=key, temperature=0.0)
     folder = out / "translations"
     wanted = [item for item in items if speakable_text.refusal(item.words[texts.CORE].instruction) is None]
     asked = (request for _, _, request in texts.requests(wanted, codes))
     if dry_run:
-        estimate = request_runner.estimate(asked, who, folder)
+        estimate = request_runner.estimate_requests(asked, who, folder)
         note(f"{estimate.requests} translations to ask, about {estimate.input_tokens + estimate.output_tokens} tokens")
         return items
-    note(request_runner.run(asked, who, folder, retry_failed=retry_failed).line())
+    note(request_runner.ask_teacher(asked, who, folder, retry_failed=retry_failed).describe())
     done = {item.id: item for item in texts.translated(wanted, codes, who, folder, bad)}
     return [done.get(item.id, item) for item in items]
 

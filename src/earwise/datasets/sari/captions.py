@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from earwise.answers import split_reasoning
-from earwise.datasets.labels import questions, wording
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.labels import clip_questions, question_templates
+from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
-from earwise.datasets.teachers.keyed_log import WHOLE, Shard
-from earwise.datasets.teachers.teacher import Request
+from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard
+from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.engine.base import Engine, SamplingParams
 from earwise.types import Audio, Completion, Text, Turn
 
@@ -47,9 +47,9 @@ def given(row: Mapping[str, Any]) -> str | None:
     return " ".join(text.split()) or None if isinstance(text, str) else None
 
 
-def facts_of(row: Row) -> list[list[str]]:
+def facts_of(row: LabelRow) -> list[list[str]]:
     """Field and name of everything that labels say of a clip, the best first."""
-    found = [[fact.field, fact.name] for fact in questions.facts(row, tuple(questions.FIELDS))]
+    found = [[fact.field, fact.name] for fact in clip_questions.label_facts(row, tuple(clip_questions.FIELDS))]
     best = [fact for fact in found if fact[0] not in _SAID_LAST]
     return best or found
 
@@ -60,12 +60,12 @@ def template_caption(facts: Mapping[str, Any]) -> str:
     >>> template_caption({"said": [["sound", "dog"], ["language", "German"]]})
     'A dog is barking. Someone is speaking German.'
     """
-    return " ".join(wording.captions(field, name)[0] for field, name in facts["said"])
+    return " ".join(question_templates.captions(field, name)[0] for field, name in facts["said"])
 
 
-def template_request(name: str, facts: Sequence[Sequence[str]]) -> Request:
+def template_request(name: str, facts: Sequence[Sequence[str]]) -> TeacherRequest:
     """Ask the template teacher for a caption; a language model is not asked, since it has no ears."""
-    return Request(name, KIND, ({"role": "user", "content": "Caption the clip."},), facts={"said": facts})
+    return TeacherRequest(name, KIND, ({"role": "user", "content": "Caption the clip."},), facts={"said": facts})
 
 
 def by_engine(
@@ -74,7 +74,7 @@ def by_engine(
     folder: Path,
     *,
     batch: int = 16,
-    writer: Shard = WHOLE,
+    writer: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Caption | None, str]]:
     """Let an audio model describe clips; greedy, resumable.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, model_validator
 
 from earwise.answers import SECTIONS, mentions
-from earwise.datasets.teachers.teacher import Request
+from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.errors import ConfigError
 from earwise.types import Example
 
@@ -110,7 +110,7 @@ def check(styles: Sequence[str]) -> None:
             raise ConfigError(f"chain {style!r} is none of {', '.join(CHAINS)}")
 
 
-def chain_request(example: Example, caption: str, style: str) -> Request:
+def chain_request(example: Example, caption: str, style: str) -> TeacherRequest:
     """Ask for one chain about one example whose clip is known by a caption."""
     answer = example.answer[0]
     options = "".join(f"- {choice}\n" for choice in example.choices)
@@ -121,7 +121,7 @@ def chain_request(example: Example, caption: str, style: str) -> Request:
         "style": style, "caption": caption, "question": example.question, "choices": list(example.choices),
         "answer": answer,
     }  # fmt: skip
-    return Request(
+    return TeacherRequest(
         id=f"{example.id}:{style}",
         kind=KIND,
         messages=(

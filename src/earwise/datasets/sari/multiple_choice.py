@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 
 from earwise.answers import mentions, normalise
 from earwise.datasets.sari.chains import Part
-from earwise.datasets.teachers.teacher import Request
+from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.types import Audio, Example, Text, Turn
 
 KIND = "question"
@@ -82,7 +82,7 @@ class Questions(BaseModel):
 
 def question_request(
     name: str, path: str, caption: str, *, count: int, n_choices: int | None, drawn: Sequence[Mapping[str, Any]] = ()
-) -> Request:
+) -> TeacherRequest:
     """Ask for questions about one clip.
 
     Args:
@@ -94,11 +94,11 @@ def question_request(
         drawn: Questions that are known already, for the template teacher: `question`, `choices`, `answer`.
     """
     text = TASK.format(caption=caption, count=count, s="" if count == 1 else "s", choices=n_choices or "some")
-    draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:3], "big")
-    return Request(
+    sample_index = int.from_bytes(hashlib.sha256(path.encode()).digest()[:3], "big")
+    return TeacherRequest(
         id=name,
         kind=KIND,
-        draw=draw,
+        sample_index=sample_index,
         messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": text}),
         schema=Questions,
         facts={"count": count, "n_choices": n_choices, "drawn": [dict(question) for question in drawn]},

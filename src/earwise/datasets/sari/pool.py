@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.difficulty import Attempts
-from earwise.datasets.labels import questions as labels
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.difficulty import AttemptSettings
+from earwise.datasets.labels import clip_questions as labels
+from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.sari import captions, chains, multiple_choice
 from earwise.datasets.sari.captions import Caption
 from earwise.datasets.teachers import request_runner
-from earwise.datasets.teachers.keyed_log import WHOLE, Shard, in_shard
-from earwise.datasets.teachers.teacher import Request, Teacher
+from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard, in_shard
+from earwise.datasets.teachers.teacher import TeacherRequest, Teacher
 from earwise.engine.base import Engine
-from earwise.engine.remote.openai_http import Limits
+from earwise.engine.remote.openai_http import RequestLimits
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example
 
@@ -36,7 +36,7 @@ class Settings:
     chains: tuple[str, ...] = chains.CHAINS
     questions_per_clip: int = 1
     n_choices: int = 4
-    attempts: Attempts = field(default_factory=Attempts)
+    attempts: AttemptSettings = field(default_factory=AttemptSettings)
     keep_unsolved: bool = False
     """Keep items that no attempt answered."""
     split: str | None = "train"
@@ -62,7 +62,7 @@ class Helpers:
     """Describes clips without a caption."""
     policy: Engine | None = None
     """Tries every item; None: pass rates are not measured and nothing is dropped."""
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     batch: int = 16
     retry_failed: bool = False
     """Ask the teacher again what failed in an earlier run."""
@@ -91,7 +91,7 @@ class Count:
         self.steps: dict[str, dict[str, Any]] = {}
         self.failed: list[dict[str, str]] = []
 
-    def add(self, step: str, summary: request_runner.Summary) -> None:
+    def add(self, step: str, summary: request_runner.RunSummary) -> None:
         """Add the counts of one run of a teacher."""
         self.steps[step] = _sum(self.steps.get(step, {}), summary.as_dict())
 
@@ -108,12 +108,12 @@ class Count:
 
 
 def inputs(
-    rows: Sequence[Row], root: Path, items: Sequence[Example], settings: Settings, shard: Shard
+    rows: Sequence[LabelRow], root: Path, items: Sequence[Example], settings: Settings, shard: Shard
 ) -> tuple[list[Clip], list[tuple[Example, Clip]], dict[str, int]]:
     """Clips to ask about, items with their clips, and how many items cannot be used and why."""
 
     def ours(path: str) -> bool:
-        return shard == WHOLE or in_shard(hashlib.sha256(path.encode()).hexdigest(), shard)
+        return shard == UNSHARDED or in_shard(hashlib.sha256(path.encode()).hexdigest(), shard)
 
     asked = [
         Clip(row["path"], root, row, captions.facts_of(row))
@@ -169,9 +169,9 @@ def caption_clips(
         requests = [captions.template_request(clip.file.as_posix(), clip.said) for clip in bare if clip.said]
         count.add(
             "caption",
-            request_runner.run(requests, helpers.teacher, folder, writer=shard, retry_failed=helpers.retry_failed),
+            request_runner.ask_teacher(requests, helpers.teacher, folder, log_shard=shard, retry_failed=helpers.retry_failed),
         )
-        for request, row in request_runner.answers(requests, helpers.teacher, folder):
+        for request, row in request_runner.read_answers(requests, helpers.teacher, folder):
             if row is not None and row["status"] == "ok":
                 known[Path(request.id)] = Caption(row["value"], row["teacher"])
         for clip in bare:
@@ -198,7 +198,7 @@ def with_captions(usable: Sequence[tuple[Example, Clip]], known: Mapping[Path, C
 def ask_questions(
     asked: Sequence[Clip],
     known: Mapping[Path, Caption],
-    requests: Sequence[Request],
+    requests: Sequence[TeacherRequest],
     folder: Path,
     helpers: Helpers,
     settings: Settings,
@@ -211,7 +211,7 @@ def ask_questions(
     clips = {clip.file.as_posix(): clip for clip in asked}
     count.add("question", run_teacher(requests, folder, helpers, "questions", shard))
     made = []
-    for request, row in request_runner.answers(requests, helpers.teacher, folder):
+    for request, row in request_runner.read_answers(requests, helpers.teacher, folder):
         if row is None or row["status"] != "ok":
             count.fail("question", request.id, *why(row))
             continue
@@ -225,7 +225,7 @@ def ask_questions(
     return made
 
 
-def drawn_questions(rows: Sequence[Row], settings: Settings) -> dict[str, list[dict[str, Any]]]:
+def drawn_questions(rows: Sequence[LabelRow], settings: Settings) -> dict[str, list[dict[str, Any]]]:
     """Questions that labels allow, by path, balanced over all clips: what the template teacher hands out."""
     try:
         drawn = labels.build(
@@ -254,7 +254,7 @@ def question_requests(
     known: Mapping[Path, Caption],
     drawn: Mapping[str, Sequence[Mapping[str, Any]]] | None,
     settings: Settings,
-) -> Iterator[Request]:
+) -> Iterator[TeacherRequest]:
     for clip in asked:
         caption = known.get(clip.file)
         if caption is None or (drawn is not None and Path(clip.path).as_posix() not in drawn):
@@ -270,19 +270,19 @@ def question_requests(
 
 
 def run_teacher(
-    requests: Sequence[Request], folder: Path, helpers: Helpers, what: str, shard: Shard
-) -> request_runner.Summary:
+    requests: Sequence[TeacherRequest], folder: Path, helpers: Helpers, what: str, shard: Shard
+) -> request_runner.RunSummary:
     told = progress(helpers, what)
-    summary = request_runner.run(
+    summary = request_runner.ask_teacher(
         requests,
         helpers.teacher,
         folder,
         limits=helpers.limits,
-        writer=shard,
+        log_shard=shard,
         retry_failed=helpers.retry_failed,
         on_progress=lambda so_far: told(so_far.already + so_far.asked, len(requests)),
     )
-    helpers.note(f"{what}: {summary.line()}")
+    helpers.note(f"{what}: {summary.describe()}")
     return summary
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from earwise.data import manifest
-from earwise.datasets.difficulty import histogram, labelled, measure
-from earwise.datasets.labels.collection import Row
+from earwise.datasets.difficulty import count_bands, measure_pass_rates, with_pass_rates
+from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.sari import captions, chains, multiple_choice
 from earwise.datasets.sari.captions import Caption
 from earwise.datasets.sari.pool import (
@@ -37,12 +37,12 @@ from earwise.datasets.sari.pool import (
     with_captions,
 )
 from earwise.datasets.teachers import request_runner
-from earwise.datasets.teachers.keyed_log import WHOLE, Shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard
 from earwise.errors import DataError
 from earwise.files import write_json, write_jsonl
 from earwise.types import Example
 
-FILLERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+TEMPLATE_REPLIES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     captions.KIND: captions.template_caption,
     multiple_choice.KIND: multiple_choice.template_questions,
     chains.KIND: chains.template_chain,
@@ -52,14 +52,14 @@ WORK = "work"
 
 
 def build(
-    rows: Sequence[Row],
+    rows: Sequence[LabelRow],
     root: Path,
     items: Sequence[Example],
     out: Path,
     helpers: Helpers,
     settings: Settings | None = None,
     *,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> dict[str, Any]:
     """Build the corpus; the same call again goes on where it stopped.
 
@@ -95,10 +95,10 @@ def build(
     summary: dict[str, Any] = {
         "clips": len(asked), "clips_unasked": len(asked) - len(requests), "items": len(usable), "left_out": left_out,
         "twice": twice, "pool": len(pool), "truncated": sum("long_clips" in example.meta for example in pool),
-        "difficulty": histogram(pool) if helpers.policy is not None else None, "teacher": helpers.teacher.name,
+        "difficulty": count_bands(pool) if helpers.policy is not None else None, "teacher": helpers.teacher.name,
         "template": helpers.teacher.is_template, "captions_by": dict(Counter(c.by for c in known.values())),
     }  # fmt: skip
-    if shard != WHOLE:
+    if shard != UNSHARDED:
         return summary | {"shard": list(shard), "failed": count.failures(), "steps": count.steps}
     dropped = () if settings.keep_unsolved else ("unsolved",)
     unsolved = [example for example in pool if example.difficulty in dropped]
@@ -120,10 +120,10 @@ def build(
 
 
 def plan(
-    rows: Sequence[Row], root: Path, items: Sequence[Example], out: Path, helpers: Helpers, settings: Settings
+    rows: Sequence[LabelRow], root: Path, items: Sequence[Example], out: Path, helpers: Helpers, settings: Settings
 ) -> dict[str, Any]:
     """What `build` would ask, without asking; captions and questions that are not there yet count at typical size."""
-    asked, usable, left_out = inputs(rows, root, items, settings, WHOLE)
+    asked, usable, left_out = inputs(rows, root, items, settings, UNSHARDED)
     stand_in = Caption("x" * 160, "")
     bare = [clip for clip in (*asked, *(clip for _, clip in usable)) if captions.given(clip.about) is None]
     known = {clip.file: Caption(captions.given(clip.about) or stand_in.text, "") for clip in asked}
@@ -135,15 +135,15 @@ def plan(
         "clip.wav", Path(), {}, seed=0,
     )  # fmt: skip
     wave = [
-        replace(chains.chain_request(typical, stand_in.text, style), draw=number)
+        replace(chains.chain_request(typical, stand_in.text, style), sample_index=number)
         for number in range(min(settings.n_sft, pool))
         for style in settings.chains
     ]
     estimates = {
-        "questions": request_runner.estimate(
+        "questions": request_runner.estimate_requests(
             requests, helpers.teacher, out / WORK / "questions", limits=helpers.limits
         ),
-        "chains": request_runner.estimate(wave, helpers.teacher, out / WORK / "chains", limits=helpers.limits),
+        "chains": request_runner.estimate_requests(wave, helpers.teacher, out / WORK / "chains", limits=helpers.limits),
     }
     return {
         "clips": len(asked), "items": len(usable), "left_out": left_out, "captions_to_write": len(bare),
@@ -159,20 +159,20 @@ def _tried(
     if helpers.policy is None:
         return pool
     told = progress(helpers, "attempts")
-    rows = measure(
+    rows = measure_pass_rates(
         helpers.policy,
         pool,
         folder,
         settings.attempts,
         batch=helpers.batch,
         long_audio="truncate",
-        writer=shard,
+        shard=shard,
         on_progress=told,
     )
     for example, row in zip(pool, rows, strict=True):
         if row["status"] != "ok":
             count.fail("difficulty", example.id, *why(row))
-    return list(labelled(pool, rows, settings.attempts))
+    return list(with_pass_rates(pool, rows, settings.attempts))
 
 
 def _with_chains(
@@ -190,8 +190,8 @@ def _with_chains(
             for example in wave
             for style in settings.chains
         ]
-        count.add("chain", run_teacher(requests, folder, helpers, "chains", WHOLE))
-        rows = {request.id: row for request, row in request_runner.answers(requests, helpers.teacher, folder)}
+        count.add("chain", run_teacher(requests, folder, helpers, "chains", UNSHARDED))
+        rows = {request.id: row for request, row in request_runner.read_answers(requests, helpers.teacher, folder)}
         for identifier, row in rows.items():
             if row is None or row["status"] != "ok":
                 count.fail("chain", identifier, *why(row))

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from earwise.audio import LongAudio
-from earwise.datasets.teachers.keyed_log import WHOLE, KeyedLog, Row, Shard
-from earwise.datasets.teachers.request_runner import content_key
+from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, Row, Shard, content_key
 from earwise.engine.base import Engine, SamplingParams
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
@@ -61,7 +60,7 @@ def run_audio_queries(
     read: ReadCompletions,
     sampling_params: SamplingParams,
     options: QueryOptions | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Answer every query that the log in `folder` does not hold yet.
@@ -110,7 +109,8 @@ def run_audio_queries(
 
 
 def _query_key(engine: Engine, query: AudioQuery, sampling_params: SamplingParams, n: int, reader: ClipReader) -> str:
-    """Hash of everything that decides a row. The layout of the hashed value must not change: old logs are read by it."""
+    """Hash of everything that decides a row. The layout of the hashed value must not change: old logs are read by
+    it."""
     text = [[turn.role, *(part.text for part in turn.parts if isinstance(part, Text))] for turn in query.turns]
     clips = [_clip_key(path, reader) for path in query.clips]
     parts = [engine.name, engine.revision, sampling_params.as_dict(), n, dict(query.settings), text, clips]

@@ -1,12 +1,14 @@
-"""An append-only log of finished work, keyed by content: what a kill, a full disk or a second machine cannot hurt.
+"""An append-only log of finished work, keyed by content, so that an interrupted build continues where it stopped.
 
-Below `build/llm.py` (answers of a teacher) and `build/difficulty.py` (attempts of a policy). A folder holds one file of
-JSON lines a writer: `rows.jsonl`, or `rows-3-of-8.jsonl` for a shard; all of them are read as one. A row is written by
-one call, whole, and is found again by its `key`, so that the same command again does only what is missing. In memory
-stands a key and a place a row; the rows stay on disk.
+Below `request_runner.py` (answers of a teacher), `audio_queries.py` (answers of an audio model) and
+`xs_cot/synthesis.py` (clips). A log is a folder of JSON lines files, one per writing process: `rows.jsonl`, or
+`rows-3-of-8.jsonl` for a shard. All files of the folder are read as one log. Each row is written by a single call and
+is found again by its `key`, a hash of everything that decides the row; running the same command again therefore does
+only the work that is missing. Memory holds the key and the position of every row; the rows stay on disk.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -18,25 +20,34 @@ from earwise.errors import ConfigError, DataError
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs on one folder are not noticed there
+except ImportError:  # Windows, where two processes that write to one log are not noticed
     fcntl = None  # type: ignore[assignment]
 
 Row = dict[str, Any]
 Shard = tuple[int, int]
-WHOLE: Shard = (1, 1)
+"""Number of the shard, from 1, and the number of shards."""
+UNSHARDED: Shard = (1, 1)
+TAIL_BYTES = 1 << 16  # read at a time when the end of the last whole line is searched for
+
+
+def content_key(value: object) -> str:
+    """SHA-256 of a JSON value, as 64 hexadecimal digits; the order of the keys of its objects does not matter."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_shard(text: str | None) -> Shard:
-    """`i/n`, counted from 1.
+    """Parse a shard written as `i/n`, counted from 1; None is the whole work.
 
     Raises:
-        ConfigError: if it is not of that form.
+        ConfigError: if the text is not of that form.
 
-    >>> parse_shard("3/8"), parse_shard(None)
-    ((3, 8), (1, 1))
+    Example:
+        >>> parse_shard("3/8"), parse_shard(None)
+        ((3, 8), (1, 1))
     """
     if text is None:
-        return WHOLE
+        return UNSHARDED
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise ConfigError(f"shard {text!r} is not i/n with 1 <= i <= n; write 1/8 on the first of 8 machines")
@@ -44,42 +55,43 @@ def parse_shard(text: str | None) -> Shard:
 
 
 def in_shard(key: str, shard: Shard) -> bool:
-    """True if a hexadecimal key belongs to the shard; every key belongs to exactly one."""
+    """Whether a hexadecimal key belongs to a shard; every key belongs to exactly one shard."""
     return int(key[:16], 16) % shard[1] == shard[0] - 1
 
 
 class KeyedLog:
-    """A folder of rows by key.
+    """A log of rows that are found by key.
 
     Args:
-        folder: Made if it is not there (unless only read).
-        shard: Whose file is written.
-        read_only: Look, but neither heal nor write nor lock.
+        folder: Folder of the log; created if it does not exist, unless the log is only read.
+        shard: Shard of this process, which names the file that it writes.
+        read_only: Whether to read only: no file is created, repaired or locked.
     Raises:
-        DataError: if another process is writing this file, or the disk refuses.
+        DataError: if another process is writing the same file, or the file cannot be written.
     """
 
-    def __init__(self, folder: Path, shard: Shard = WHOLE, *, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, shard: Shard = UNSHARDED, *, read_only: bool = False) -> None:
         self.folder = folder
-        self.path = folder / ("rows.jsonl" if shard == WHOLE else f"rows-{shard[0]}-of-{shard[1]}.jsonl")
+        self.path = folder / ("rows.jsonl" if shard == UNSHARDED else f"rows-{shard[0]}-of-{shard[1]}.jsonl")
+        """File that this process writes."""
         self.damaged = 0
-        """Lines that are no JSON object with a key; what they answered is done again."""
+        """Number of lines that are not a JSON object with a key; their work is done again."""
         self.healed_bytes = 0
-        """Length of the half-written last line that was cut off."""
-        self._places: dict[bytes, tuple[int, int, bool]] = {}  # key -> file, offset, whether it is ok
+        """Length of the half-written last line that was cut off when the log was opened."""
+        self._locations: dict[bytes, tuple[int, int, bool]] = {}  # key -> file number, offset, whether status is "ok"
         self._files: list[Path] = []
-        self._reading: dict[int, BinaryIO] = {}
-        self._out: BinaryIO | None = None
+        self._readers: dict[int, BinaryIO] = {}
+        self._writer: BinaryIO | None = None
         if not read_only:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._out = self.path.open("ab", buffering=0)
+                self._writer = self.path.open("ab", buffering=0)
             except OSError as error:
                 raise DataError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
-            self._lock(self._out)
-            self._heal()
+            self._lock(self._writer)
+            self._cut_partial_line()
         for path in sorted(folder.glob("rows*.jsonl")):
-            self._index(path)
+            self._index_file(path)
 
     def __enter__(self) -> "KeyedLog":
         return self
@@ -90,60 +102,61 @@ class KeyedLog:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, key: str) -> bool:
-        return bytes.fromhex(key) in self._places
+        return bytes.fromhex(key) in self._locations
 
     def is_ok(self, key: str) -> bool:
-        """True if there is a row of this key and its `status` is "ok"."""
-        place = self._places.get(bytes.fromhex(key))
-        return place is not None and place[2]
+        """Whether there is a row with this key whose `status` is "ok"."""
+        location = self._locations.get(bytes.fromhex(key))
+        return location is not None and location[2]
 
     def get(self, key: str) -> Row | None:
-        """The row of a key, read from disk: an ok one where there is one, else the latest."""
-        place = self._places.get(bytes.fromhex(key))
-        return None if place is None else self._read(place[0], place[1])
+        """Read the row of a key: the last one that is ok, else the last one; None if there is none."""
+        location = self._locations.get(bytes.fromhex(key))
+        return None if location is None else self._read_row(location[0], location[1])
 
     def rows(self) -> Iterator[Row]:
-        """The row of every key, in the order in which the keys were first seen."""
-        for number, offset, _ in list(self._places.values()):
-            yield self._read(number, offset)
+        """The row of every key, in the order in which the keys were first logged."""
+        for file_number, offset, _ in list(self._locations.values()):
+            yield self._read_row(file_number, offset)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row; `row["key"]` names it. When the call returns the row outlives the process.
+        """Write one row under its `key`. Once this returns, the row survives the death of the process.
 
         Raises:
-            DataError: if the disk refuses; nothing of the row is left then.
+            DataError: if the disk is full or the file cannot be written; no part of the row is left in the file.
         """
-        if self._out is None:
-            raise DataError(f"{self.path}: was opened to be read only")
+        if self._writer is None:
+            raise DataError(f"{self.path}: the log was opened for reading only")
         line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
-        offset = os.fstat(self._out.fileno()).st_size
+        offset = os.fstat(self._writer.fileno()).st_size
         try:
-            if self._out.write(line) != len(line):
+            if self._writer.write(line) != len(line):
                 raise OSError(28, "No space left on device")
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._out.truncate(offset)
+                self._writer.truncate(offset)
             raise DataError(
                 f"{self.path}: cannot be written ({error.strerror or error}); free some space, then run the same "
-                "command again: it goes on from here"
+                "command again: it continues from here"
             ) from error
-        self._note(row, self._number(self.path), offset)
+        self._index_row(row, self._file_number(self.path), offset)
 
     def close(self) -> None:
-        """Hand everything to the disk and close the files."""
-        for handle in self._reading.values():
-            handle.close()
-        self._reading.clear()
-        if self._out is not None:
+        """Flush the written file to the disk and close all files."""
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+        if self._writer is not None:
             with contextlib.suppress(OSError):
-                os.fsync(self._out.fileno())
-            self._out.close()
-            self._out = None
+                os.fsync(self._writer.fileno())
+            self._writer.close()
+            self._writer = None
 
     def _lock(self, handle: BinaryIO) -> None:
+        """Keep other processes from writing the same file."""
         if fcntl is None:
             return
         try:
@@ -151,53 +164,57 @@ class KeyedLog:
         except BlockingIOError as error:
             handle.close()
             raise DataError(
-                f"{self.path}: another run is writing it; wait for it, or part the work with --shard i/n"
+                f"{self.path}: another run is writing it; wait for it, or divide the work with --shard i/n"
             ) from error
         except OSError:  # a file system without locks
             return
 
-    def _heal(self) -> None:
-        """Cut off the half line that a kill in the middle of a write has left."""
+    def _cut_partial_line(self) -> None:
+        """Cut off the partial last line that is left when a process is killed during a write."""
         with self.path.open("r+b") as handle:
             end = handle.seek(0, os.SEEK_END)
             start = end
             tail = b""
             while start and b"\n" not in tail:
-                step = min(start, 1 << 16)
+                step = min(start, TAIL_BYTES)
                 start -= step
                 handle.seek(start)
                 tail = handle.read(step)
-            whole = start + tail.rfind(b"\n") + 1
-            if whole != end:
-                handle.truncate(whole)
-                self.healed_bytes = end - whole
+            end_of_lines = start + tail.rfind(b"\n") + 1
+            if end_of_lines != end:
+                handle.truncate(end_of_lines)
+                self.healed_bytes = end - end_of_lines
 
-    def _index(self, path: Path) -> None:
-        number, offset = self._number(path), 0
+    def _index_file(self, path: Path) -> None:
+        """Note the position of every row of a file."""
+        file_number, offset = self._file_number(path), 0
         with path.open("rb") as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # another machine may be in the middle of its last line
+                if line.endswith(b"\n"):  # another process may be in the middle of writing its last line
                     try:
-                        self._note(json.loads(line), number, offset)
+                        self._index_row(json.loads(line), file_number, offset)
                     except (ValueError, KeyError, TypeError):
                         self.damaged += 1
                 offset += len(line)
 
-    def _number(self, path: Path) -> int:
+    def _file_number(self, path: Path) -> int:
+        """Number of a file among the files of the log."""
         if path not in self._files:
             self._files.append(path)
         return self._files.index(path)
 
-    def _note(self, row: Mapping[str, Any], number: int, offset: int) -> None:
+    def _index_row(self, row: Mapping[str, Any], file_number: int, offset: int) -> None:
+        """Note the position of a row, unless an ok row with its key is known and this one is not ok."""
         key, is_ok = bytes.fromhex(row["key"]), row.get("status", "ok") == "ok"
-        known = self._places.get(key)
-        if known is None or is_ok or not known[2]:
-            self._places[key] = (number, offset, is_ok)
+        location = self._locations.get(key)
+        if location is None or is_ok or not location[2]:
+            self._locations[key] = (file_number, offset, is_ok)
 
-    def _read(self, number: int, offset: int) -> Row:
-        if number not in self._reading:
-            self._reading[number] = self._files[number].open("rb")
-        handle = self._reading[number]
-        handle.seek(offset)
-        row: Row = json.loads(handle.readline())
+    def _read_row(self, file_number: int, offset: int) -> Row:
+        """Read the row at a position."""
+        if file_number not in self._readers:
+            self._readers[file_number] = self._files[file_number].open("rb")
+        reader = self._readers[file_number]
+        reader.seek(offset)
+        row: Row = json.loads(reader.readline())
         return row

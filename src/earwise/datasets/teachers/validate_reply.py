@@ -1,8 +1,9 @@
-"""Is a teacher's answer usable? Empty, refused, cut, malformed, in the wrong language: each is told apart and counted.
+"""Decides whether a teacher's answer is usable: not empty, refused, truncated, malformed or in the wrong language.
 
-Between a `Reply` and a row of the log (`build/llm.py`). Pure. Nothing is repaired by guessing: a JSON answer may stand
-in a code fence or after a thinking block, and must otherwise be JSON and nothing else. A wrong language is only called
-so on clear evidence, since a false alarm costs another request.
+Called by `request_runner.py` on every reply, before it becomes a row of the log. Nothing is repaired by guessing: a
+JSON answer may stand in a code fence or behind a thinking block, and must otherwise be JSON and nothing else. A wrong
+language is reported only on clear evidence, since a false alarm costs another request. The patterns for refusals and
+languages are ours.
 """
 
 import json
@@ -14,19 +15,24 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from earwise.datasets.teachers.teacher import Reply, Request
+from earwise.datasets.teachers.teacher import TeacherReply, TeacherRequest
 
-Kind = Literal["ok", "empty", "refusal", "truncated", "invalid", "language"]
+ReplyStatus = Literal["ok", "empty", "refusal", "truncated", "invalid", "language"]
+"""What is wrong with a reply: it is empty, refuses, was cut off at the token limit, does not fit the schema, or is in
+the wrong language."""
+MAX_REPORTED_PROBLEMS = 4
+"""Schema violations that a teacher is told about at once."""
 
 _THINK = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"^\s*```(?:json)?[ \t]*\n(.*?)\n?\s*```\s*$", re.DOTALL | re.IGNORECASE)
-# Both an apology or inability and what is refused, so that a translation of "I'm sorry I'm late" passes.
-_CANNOT = r"(?:can['’]?t|cannot|can not|won['’]?t|will not|must decline|am unable|am not able)"
-_DO = r"(?:help|assist|comply|provide|fulfil+|answer|do that|create|generate|write|request|translate)"
+# A refusal needs an apology or inability and also the refused action, so that a translation of "I'm sorry I'm late"
+# passes.
+_INABILITY = r"(?:can['’]?t|cannot|can not|won['’]?t|will not|must decline|am unable|am not able)"
+_REFUSED_ACTION = r"(?:help|assist|comply|provide|fulfil+|answer|do that|create|generate|write|request|translate)"
 _REFUSAL = re.compile(
     r"^\W*(?:"
-    rf"(?:i['’]?m |i am )?(?:sorry|afraid)\b.{{0,40}}\b{_CANNOT}\b.{{0,60}}\b{_DO}"
-    rf"|(?:unfortunately,? )?(?:i['’]?m unable|i {_CANNOT})\b.{{0,60}}\b{_DO}"
+    rf"(?:i['’]?m |i am )?(?:sorry|afraid)\b.{{0,40}}\b{_INABILITY}\b.{{0,60}}\b{_REFUSED_ACTION}"
+    rf"|(?:unfortunately,? )?(?:i['’]?m unable|i {_INABILITY})\b.{{0,60}}\b{_REFUSED_ACTION}"
     r"|as an ai\b"
     r"|(?:es )?tut mir leid.{0,60}\bnicht\b.{0,40}(?:helfen|beantworten|erfüllen|möglich|übersetzen|erstellen)"
     r"|(?:(?:je suis )?désolée?.{0,40})?je ne (?:peux|suis) pas.{0,60}(?:aider|répondre|mesure|fournir|traduire)"
@@ -49,12 +55,12 @@ _SCRIPTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("Devanagari", "\u0900-\u097f"),
     )
 )
-_WRITTEN_IN: Mapping[str, tuple[str, ...]] = {
+_SCRIPTS_OF_LANGUAGE: Mapping[str, tuple[str, ...]] = {
     "ja": ("kana", "Han"), "zh": ("Han",), "ko": ("Hangul",), "ru": ("Cyrillic",), "uk": ("Cyrillic",),
     "ar": ("Arabic",), "el": ("Greek",), "hi": ("Devanagari",),
 }  # fmt: skip
-# Words that hardly a sentence of the language is without, and that others seldom use.
-_COMMON: Mapping[str, frozenset[str]] = {
+# Words that almost every longer sentence of a language contains and other languages seldom use.
+_COMMON_WORDS: Mapping[str, frozenset[str]] = {
     code: frozenset(words.split())
     for code, words in {
         "en": "the and is of with this that are what which it was you there heard by",
@@ -67,91 +73,109 @@ _COMMON: Mapping[str, frozenset[str]] = {
     }.items()
 }
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|«[^»]*»|「[^」]*」")
-_ENOUGH_WORDS = 3
-_CLEARLY = 3  # times as many common words of another language
-_HAN_WITHOUT_KANA = 12  # a Japanese sentence of this many characters has kana
+# Another language is reported if the text has at least _MIN_COMMON_WORDS of its common words, and more than
+# _MIN_COMMON_WORDS_RATIO times as many as of the expected language.
+_MIN_COMMON_WORDS = 3
+_MIN_COMMON_WORDS_RATIO = 3
+_HAN_WITHOUT_KANA = 12  # a Japanese text with this many Han characters has kana too
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one answer."""
+class ReplyCheck:
+    """The outcome of checking one reply."""
 
-    status: Kind
+    status: ReplyStatus
+    """"ok", or what is wrong."""
     value: Any = None
     """The validated JSON value, or the text; None unless `status` is "ok"."""
     error: str = ""
-    """What is wrong, as it is told to the teacher."""
+    """What is wrong, as a sentence that the teacher gets when it is asked again."""
 
 
-def judge(reply: Reply, request: Request) -> Verdict:
-    """Take an answer apart, check it against the request's schema and language."""
+def validate_reply(reply: TeacherReply, request: TeacherRequest) -> ReplyCheck:
+    """Check a reply against the schema and the language that the request asks for.
+
+    Args:
+        reply: The teacher's answer.
+        request: The request that it answers.
+    """
     text = _THINK.sub("", reply.text).strip()
     if reply.refused:
-        return Verdict("refusal", error=f"it was refused or filtered: {text[:100]}")
+        return ReplyCheck("refusal", error=f"it was refused or filtered: {text[:100]}")
     if not text:
-        return Verdict("empty", error="it was empty.")
-    value, error = (text, "") if request.schema is None else _validated(text, request)
+        return ReplyCheck("empty", error="it was empty.")
+    value, error = (text, "") if request.schema is None else _parse_json(text, request)
     if error or request.schema is None:
         if _REFUSAL.match(text):
-            return Verdict("refusal", error=f"it was a refusal: {text[:100]}")
-        if reply.finish == "length":
-            return Verdict("truncated", error="it was longer than the limit; be brief.")
+            return ReplyCheck("refusal", error=f"it was a refusal: {text[:100]}")
+        if reply.finish_reason == "length":
+            return ReplyCheck("truncated", error="it was longer than the limit; be brief.")
     if error:
-        return Verdict("invalid", error=error)
-    if request.language and (found := wrong_language(" ".join(_texts(value)), request.language)):
-        return Verdict("language", error=f"it was in {found}; write all texts in {request.language}.")
-    return Verdict("ok", value)
+        return ReplyCheck("invalid", error=error)
+    if request.language and (language := wrong_language(" ".join(_texts(value)), request.language)):
+        return ReplyCheck("language", error=f"it was in {language}; write all texts in {request.language}.")
+    return ReplyCheck("ok", value)
 
 
 def wrong_language(text: str, expected: str) -> str | None:
-    """What a text is clearly written in other than the expected language; None if there is no clear evidence.
+    """Find out whether a text is clearly not in the expected language.
 
-    What stands in quotes (somebody's words in another language) is not looked at.
+    Text in quotation marks is ignored, since it may repeat somebody's words in another language.
 
-    >>> wrong_language("Der Hund bellt und die Katze ist nicht da.", "en"), wrong_language("A dog barks.", "en")
-    ('de', None)
-    >>> wrong_language("A dog barks.", "ja"), wrong_language("犬が吠えています。", "ja")
-    ('Latin script', None)
+    Args:
+        text: The text.
+        expected: Code of the language that the text should be in. Languages that are not known here are never
+            reported as wrong.
+    Returns:
+        Code of the other language, or its script ("Latin script"); None without clear evidence.
+
+    Example:
+        >>> wrong_language("Der Hund bellt und die Katze ist nicht da.", "en"), wrong_language("A dog barks.", "en")
+        ('de', None)
+        >>> wrong_language("A dog barks.", "ja"), wrong_language("犬が吠えています。", "ja")
+        ('Latin script', None)
     """
-    written = _WRITTEN_IN.get(expected, ("Latin",) if expected in _COMMON else ())
-    if not written:
+    scripts = _SCRIPTS_OF_LANGUAGE.get(expected, ("Latin",) if expected in _COMMON_WORDS else ())
+    if not scripts:
         return None
     text = _QUOTED.sub(" ", text)
     counts = {name: len(letters.findall(text)) for name, letters in _SCRIPTS}
     total = sum(counts.values())
     if not total:
         return None
-    if 2 * sum(counts[name] for name in written) < total:
+    if 2 * sum(counts[name] for name in scripts) < total:
         return f"{max(counts, key=lambda name: counts[name])} script"
     if expected == "ja" and not counts["kana"] and counts["Han"] >= _HAN_WITHOUT_KANA:
         return "zh"
     if expected == "zh" and counts["kana"] > counts["Han"] // 4:
         return "ja"
-    if expected not in _COMMON:
+    if expected not in _COMMON_WORDS:
         return None
     words = Counter(re.findall(r"[^\W\d_]+", text.lower()))
-    votes = {code: sum(words[word] for word in common) for code, common in _COMMON.items()}
-    best = max(votes, key=lambda code: votes[code])
-    return best if votes[best] >= max(_ENOUGH_WORDS, _CLEARLY * votes[expected] + 1) else None
+    votes = {code: sum(words[word] for word in common) for code, common in _COMMON_WORDS.items()}
+    winner = max(votes, key=lambda code: votes[code])
+    needed = max(_MIN_COMMON_WORDS, _MIN_COMMON_WORDS_RATIO * votes[expected] + 1)
+    return winner if votes[winner] >= needed else None
 
 
-def _validated(text: str, request: Request) -> tuple[Any, str]:
+def _parse_json(text: str, request: TeacherRequest) -> tuple[Any, str]:
+    """The JSON value in a text, validated against the request's schema, and ""; or None and what is wrong."""
     assert request.schema is not None
-    fenced = _FENCE.match(text)
+    fence = _FENCE.match(text)
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        value = json.loads(fence[1] if fence else text)
     except ValueError as error:
         return None, f"it is not JSON ({error}); write one JSON object and nothing else."
     try:
         return request.schema.model_validate(value, context=dict(request.facts)).model_dump(mode="json"), ""
     except ValidationError as error:
-        first = error.errors(include_url=False)
-        lines = [f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}" for one in first[:4]]
+        problems = error.errors(include_url=False)[:MAX_REPORTED_PROBLEMS]
+        lines = [f"{'.'.join(map(str, problem['loc'])) or 'answer'}: {problem['msg']}" for problem in problems]
         return None, "; ".join(lines) + "."
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a JSON value, not its keys."""
+    """All texts in a JSON value, without the keys of its objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):

@@ -22,15 +22,14 @@ import numpy as np
 from earwise.algorithms.chain_compression import MARKER
 from earwise.audio import decode_bytes, encode_ogg, seconds
 from earwise.data import manifest
-from earwise.datasets.teachers.keyed_log import WHOLE, KeyedLog, Row, Shard, in_shard
-from earwise.datasets.teachers.request_runner import content_key
+from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, Row, Shard, content_key, in_shard
 from earwise.datasets.teachers.validate_reply import wrong_language
 from earwise.datasets.xs_cot import speakable_text, speech_recognition
 from earwise.datasets.xs_cot.instructions import CORE, Item, Words
 from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.datasets.xs_cot.text_to_speech import SAMPLE_RATE, Voice
 from earwise.errors import ConfigError, DataError, EngineError
-from earwise.files import replacing, write_json, write_jsonl
+from earwise.files import atomic_write, write_json, write_jsonl
 from earwise.prompts import xs_cot_chain
 from earwise.types import Audio, Example, Turn
 
@@ -80,7 +79,7 @@ def plan(
     voices: Mapping[str, Voice],
     recogniser: Recogniser,
     *,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> list[Job]:
     """What is to be spoken, and what cannot be.
 
@@ -147,7 +146,7 @@ def run(
     voices: Mapping[str, Voice],
     recogniser: Recogniser,
     *,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     on_progress: Callable[[Job, Row], None] | None = None,
 ) -> Summary:
     """Speak and check what the log does not hold yet.
@@ -233,7 +232,7 @@ def _spoken(job: Job, folder: Path, voice: Voice, recogniser: Recogniser) -> Row
         data = encode_ogg(voice.speak(text, job.language), SAMPLE_RATE)
         wave = decode_bytes(data, job.id, SAMPLE_RATE)
         spoken = time.perf_counter()
-        with replacing(folder / _clip(job), "wb") as handle:
+        with atomic_write(folder / _clip(job), "wb") as handle:
             handle.write(data)
         row["step"] = "recognition"
         heard = recogniser.transcribe(wave, job.language)

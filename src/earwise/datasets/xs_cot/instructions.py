@@ -13,11 +13,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, StringConstraints
 
-from earwise.data.sources import tables
-from earwise.data.sources.tables import Bad
+from earwise.data.sources import example_builder, row_readers
+from earwise.data.sources.row_readers import OnSkip
 from earwise.datasets.teachers import request_runner
-from earwise.datasets.teachers.teacher import Request, Teacher
-from earwise.engine.remote.openai_http import tokens_in
+from earwise.datasets.teachers.teacher import TeacherRequest, Teacher
+from earwise.engine.remote.openai_http import estimate_tokens
 from earwise.errors import DataError
 
 CORE = "en"
@@ -55,41 +55,41 @@ class Translation(BaseModel):
     response: Said
 
 
-def read(path: Path, bad: Bad) -> Iterator[Item]:
+def read(path: Path, bad: OnSkip) -> Iterator[Item]:
     """Items of a phrase file: JSON lines of `id` and, per language code, `instruction`, `response`, maybe `reading`.
 
     Raises:
         DataError: if the file cannot be read, or its first row has no English.
     """
-    for where, row in tables.json_rows(path, ("id", CORE), bad):
+    for where, row in row_readers.json_rows(path, ("id", CORE), bad):
         try:
             found = {code: _words(value, f"{where}: {code}") for code, value in row.items() if isinstance(value, dict)}
             if CORE not in found:
                 raise DataError(f"{where}: no {CORE!r}; every item needs its English")
-            yield Item(tables.name(row, "id", where), found)
+            yield Item(example_builder.string_field(row, "id", where), found)
         except DataError as error:
             bad(str(error))
 
 
-def read_alpaca(path: Path, bad: Bad) -> Iterator[Item]:
+def read_alpaca(path: Path, bad: OnSkip) -> Iterator[Item]:
     """English items of an Alpaca-like file: a JSON list or JSON lines of `instruction`, `input`, `output`."""
-    for where, row in tables.json_rows(path, ("instruction", "output"), bad):
+    for where, row in row_readers.json_rows(path, ("instruction", "output"), bad):
         try:
-            instruction, response = tables.text(row, "instruction", where), tables.text(row, "output", where)
+            instruction, response = example_builder.text_field(row, "instruction", where), example_builder.text_field(row, "output", where)
         except DataError as error:
             bad(str(error))
             continue
         more = " ".join(str(row.get("input") or "").split())
         instruction = f"{instruction} {more}" if more else instruction
-        yield Item(f"alpaca-{tables.digest(instruction, response)}", {CORE: Words(instruction, response)})
+        yield Item(f"alpaca-{example_builder.short_hash(instruction, response)}", {CORE: Words(instruction, response)})
 
 
-def read_translations(path: Path, bad: Bad) -> dict[tuple[str, str], Words]:
+def read_translations(path: Path, bad: OnSkip) -> dict[tuple[str, str], Words]:
     """Translations of a file: JSON lines of `id`, `language`, `instruction`, `response`, maybe `reading`."""
     found = {}
-    for where, row in tables.json_rows(path, ("id", "language", "instruction", "response"), bad):
+    for where, row in row_readers.json_rows(path, ("id", "language", "instruction", "response"), bad):
         try:
-            key = tables.name(row, "id", where), tables.name(row, "language", where)
+            key = example_builder.string_field(row, "id", where), example_builder.string_field(row, "language", where)
             found[key] = _words(row, where)
         except DataError as error:
             bad(str(error))
@@ -104,7 +104,7 @@ def joined(items: Iterable[Item], translations: Mapping[tuple[str, str], Words])
         yield replace(item, words=more | dict(item.words))
 
 
-def requests(items: Iterable[Item], languages: Sequence[str]) -> Iterator[tuple[Item, str, Request]]:
+def requests(items: Iterable[Item], languages: Sequence[str]) -> Iterator[tuple[Item, str, TeacherRequest]]:
     """What a teacher must be asked: each item in each language that it lacks."""
     for item in items:
         core = item.words[CORE]
@@ -118,19 +118,19 @@ def requests(items: Iterable[Item], languages: Sequence[str]) -> Iterator[tuple[
             )
             given = json.dumps({"instruction": core.instruction, "response": core.response}, ensure_ascii=False)
             message = {"role": "user", "content": ask + given}
-            tokens = 2 * tokens_in(given)
-            request = Request(
+            tokens = 2 * estimate_tokens(given)
+            request = TeacherRequest(
                 f"{item.id}:{code}", "translation", (message,), Translation, language=code, expected_tokens=tokens
             )
             yield item, code, request
 
 
-def translated(items: Sequence[Item], languages: Sequence[str], teacher: Teacher, folder: Path, bad: Bad) -> list[Item]:
+def translated(items: Sequence[Item], languages: Sequence[str], teacher: Teacher, folder: Path, bad: OnSkip) -> list[Item]:
     """Items with the answers of a teacher that `llm.run` has asked; what has no usable answer is handed to `bad`."""
     asked = {request.id: (item, code) for item, code, request in requests(items, languages)}
     found: dict[tuple[str, str], Words] = {}
     every = (request for _, _, request in requests(items, languages))
-    for request, row in request_runner.answers(every, teacher, folder):
+    for request, row in request_runner.read_answers(every, teacher, folder):
         item, code = asked[request.id]
         if row is not None and row["status"] == "ok":
             found[item.id, code] = Words(row["value"]["instruction"], row["value"]["response"])

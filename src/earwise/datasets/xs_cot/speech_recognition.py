@@ -16,7 +16,7 @@ from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.types import Waveform
 
 if TYPE_CHECKING:
-    from earwise.models.parts.whisper_asr import Recogniser as Whisper
+    from earwise.models.parts.whisper_asr import WhisperRecogniser
 
 SAMPLE_RATE = 16000
 TOKENS_PER_S = 12
@@ -64,7 +64,7 @@ class LocalWhisper:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._module: Whisper | None = None
+        self._module: WhisperRecogniser | None = None
 
     def transcribe(self, wave: Waveform, language: str) -> str:
         """See `Recogniser`.

