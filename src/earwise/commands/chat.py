@@ -1,16 +1,18 @@
 """`earwise chat`: a conversation with sounds, in the terminal."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from earwise.commands.ask import hear
-from earwise.commands.loading import model_option, note, open_engine
+from earwise.commands.loading import (
+    max_new_tokens_option,
+    model_option,
+    note,
+    seed_option,
+    temperature_option,
+)
 from earwise.errors import EarwiseError
-
-if TYPE_CHECKING:
-    from earwise.types import Part, Waveform
 
 HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, /quit ends"
 
@@ -18,19 +20,11 @@ HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, 
 @click.command("chat", short_help="Talk with a model about sounds, turn by turn.")
 @click.argument("sounds", nargs=-1, metavar="[SOUND]...", type=click.Path(path_type=Path))
 @model_option
-@click.option(
-    "--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
-)
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="0 says the likeliest answer; above, draws one.",
-)
-@click.option("--seed", default=0, show_default=True, help="Of the draw.")
+@max_new_tokens_option(256)
+@temperature_option
+@seed_option
 def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperature: float, seed: int) -> None:
-    """Talk with MODEL about SOUND; attach further ones with /audio PATH.
+    """Talk with MODEL about SOUND; attach more sounds with /audio PATH.
 
     \b
     $ earwise chat dog.ogg
@@ -39,59 +33,43 @@ def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperatu
     > And now?
     > /quit
 
-    Also reads questions from a pipe, one a line.
+    Questions may also come from a pipe, one per line.
     """
-    from earwise.engine.base import Decoding, Prompt
-    from earwise.types import Audio, Text, Turn
+    from earwise.audio_model import load
+    from earwise.engine.base import SamplingParams
 
-    engine = open_engine(model)
+    conversation = load(model, note).chat(SamplingParams(max_new_tokens, temperature, seed=seed))
     note(HELP)
-    turns: list[Turn] = []
-    waves: list[Waveform] = []
-    attached: list[Part] = []
-    asked = 0
 
     def attach(path: Path) -> None:
-        waves.extend(hear(engine, path, "error", False))
-        attached.append(Audio(str(path)))
-        note(f"{path.name}: {len(waves[-1]) / engine.sample_rate:.1f} s")
+        note(f"{path.name}: {conversation.attach(path):.1f} s")
 
     for sound in sounds:
         attach(sound)
-    while (line := _line()) is not None:
-        word, _, rest = line.partition(" ")
+    while (line := _read_line()) is not None:
+        word, _, argument = line.partition(" ")
         try:
             if not line or word == "/help":
                 note(HELP)
             elif word == "/quit":
                 break
             elif word == "/reset":
-                turns, waves, attached = [], [], []
+                conversation.reset()
                 note("a new conversation")
             elif word == "/audio":
-                attach(Path(rest.strip()).expanduser())
+                attach(Path(argument.strip()).expanduser())
             elif word.startswith("/"):
                 note(f"{word}: no such command; {HELP}")
             else:
-                question = Turn("user", (*attached, Text(line)))
-                prompt = Prompt((*turns, question), tuple(waves), f"chat {asked}")
-                said = ""
-                for piece in engine.stream(
-                    prompt, Decoding(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-                ):
-                    click.echo(piece, nl=False)
-                    said += piece
+                for part in conversation.stream(line):
+                    click.echo(part, nl=False)
                 click.echo()
-                turns += [question, Turn("assistant", (Text(said),))]
-                attached, asked = [], asked + 1
         except EarwiseError as error:
             note(f"error: {error}")
 
 
-def _line() -> str | None:
-    """The next line of the user, stripped; None at the end of input, or when Ctrl-C is pressed at the prompt."""
-    import sys
-
+def _read_line() -> str | None:
+    """The next line of the user, stripped; None at the end of input, or after Ctrl-C at the prompt."""
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:

@@ -5,18 +5,20 @@ Loading itself is in `engine/loading.py`; here it only gets a progress callback 
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from earwise.engine.local import LocalEngine
     from earwise.engine.remote.client import RemoteEngine
     from earwise.models.base import AudioLM
+
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 # The keys of prompts.INSTRUCTIONS, repeated here because that module imports numpy. A test compares the two.
 STYLES = ("answer", "plain", "open", "think", "short-think", "adaptive", "tags", "structured", "spoken", "xs-cot")
@@ -30,9 +32,16 @@ model_option = click.option(
     help="A family (see `earwise models`), a folder with a trained model, module:function, or a server: URL#NAME.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
-max_new_tokens_option = click.option(
-    "--max-new-tokens", default=128, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
-)
+
+
+def max_new_tokens_option(default: int) -> "Callable[[Function], Function]":
+    """The option `--max-new-tokens` with a command's own default."""
+    return click.option(
+        "--max-new-tokens", default=default, show_default=True, type=click.IntRange(1),
+        help="Longest answer, in tokens.",
+    )  # fmt: skip
+
+
 temperature_option = click.option(
     "--temperature",
     default=0.0,

@@ -35,6 +35,10 @@ from earwise.config.stages import (
     WeightSyncConfig,
 )
 from earwise.errors import ConfigError
+from earwise.files import lock_folder
+
+RECORD = "recipe.json"
+"""File in a run's folder with the resolved recipe and the folder that its manifests start from."""
 
 
 class ConnectorConfig(Strict):
@@ -94,8 +98,8 @@ class Recipe(Strict):
     """Where the logs are shown while the run goes on, beside `metrics.jsonl`: tensorboard, wandb, trackio, or your own
     `module:function`."""
 
-    def shown_in(self, more: Sequence[str]) -> "Recipe":
-        """The same in more trackers."""
+    def tracked_in(self, more: Sequence[str]) -> "Recipe":
+        """The same recipe with more trackers."""
         return self.model_copy(update={"trackers": tuple(dict.fromkeys([*self.trackers, *more]))})
 
 
@@ -173,3 +177,27 @@ def _field_names() -> list[str]:
         JudgeConfig, WeightSyncConfig, DpoConfig, CompressConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]
+
+
+def recorded_recipe(folder: Path) -> tuple[Recipe, Path]:
+    """The recipe of an earlier run, and the folder that its manifests start from.
+
+    Args:
+        folder: Folder of the run.
+    Raises:
+        ConfigError: if the folder holds no run, or another process is about to start one in it.
+    """
+    record = folder / RECORD
+    try:
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        return check_recipe(recorded["recipe"], str(record)), Path(recorded["base"])
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            with lock_folder(folder):  # raises if a run has just begun here and not yet written its record
+                pass
+        raise ConfigError(
+            f"{folder}: no {RECORD} here; give the --out folder of an earlier `earwise train`, or, if it was "
+            "interrupted before its first step, the command that it was begun with"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{record}: is no recipe of a run ({error}); start the run anew") from error

@@ -1,0 +1,399 @@
+"""Ask a model about sounds from Python: `AudioModel` answers questions, `Answer` is what it returns, `Chat` talks.
+
+    answer = earwise.load("embedded").ask("dog.ogg", "Which sound is this?", choices=["a dog", "rain"])
+
+Above `engine`, which turns prompts into completions; `earwise ask` and `earwise chat` print what these classes return.
+"""
+
+import asyncio
+import base64
+import html
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike
+
+from earwise.answers import parse
+from earwise.audio import LongAudio, encode_wav, probe, to_waveform
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.clip_reader import ClipReader
+from earwise.engine.loading import open_engine
+from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
+from earwise.errors import AudioError, ConfigError, EngineError
+from earwise.prompts import prompt_turns, target_text
+from earwise.types import Audio, Example, Part, Status, Text, Turn, Waveform
+
+if TYPE_CHECKING:  # importing torch waits until `load` has begun to read the weights
+    from earwise.engine.local import LocalEngine
+    from earwise.engine.remote.client import RemoteEngine
+
+Sound = str | PathLike[str] | tuple[ArrayLike, int]
+"""One clip: the path of an audio file, or an array of samples (see `audio.to_waveform`) and its sample rate in Hz."""
+
+ANSWER_PARAMS = SamplingParams(max_new_tokens=128)
+"""Greedy decoding, used for questions where no sampling parameters are given."""
+
+CHAT_PARAMS = SamplingParams(max_new_tokens=256)
+"""The same for conversations."""
+
+
+def ignore_progress(line: str) -> None:
+    """The progress callback of callers that want none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A model's answer to one question. `str(answer)` is the answer alone; a notebook shows it with a player."""
+
+    question: str
+    answer: str
+    """The option that the model names; without options, or if it names none, the model's own words without tags."""
+    reasoning: str | None
+    """The reasoning before the answer; None if there is none."""
+    probabilities: Mapping[str, float] | None
+    """Probability of each option relative to all options, the most probable first; None if it was not asked for, or if
+    the server that runs the model reports no log-probabilities."""
+    text: str
+    """The completion as the model wrote it, tags included."""
+    choice: int | None
+    """Index of the option that the model names; None without options, or if it names none or several."""
+    status: Status
+    """`ok`, or why no answer could be read from the completion: `unparsed` or `ambiguous`."""
+    finish_reason: str
+    """`stop`: the model ended its answer; `length`: the token limit did."""
+    waveforms: tuple[Waveform, ...]
+    """The audio as the model received it."""
+    sample_rate: int
+    """Sample rate of `waveforms`, in Hz."""
+    start_s: float = 0.0
+    """Where the audio begins in its file, in seconds; above 0 only for later chunks of a long file."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the audio, in seconds."""
+        return sum(map(len, self.waveforms)) / self.sample_rate
+
+    def __str__(self) -> str:
+        return self.answer
+
+    def _repr_html_(self) -> str:
+        """The question, its audio and the answer, for notebooks."""
+        players = "".join(
+            '<audio controls src="data:audio/wav;base64,'
+            f'{base64.b64encode(encode_wav(waveform, self.sample_rate)).decode()}"></audio>'
+            for waveform in self.waveforms
+        )
+        shown = [("em", self.question), ("strong", self.answer), ("small", self.reasoning or "")]
+        lines = "".join(f"<p><{tag}>{html.escape(text)}</{tag}></p>" for tag, text in shown if text)
+        table = "".join(f"<li>{html.escape(name)}: {p:.3f}</li>" for name, p in (self.probabilities or {}).items())
+        return f"<div>{players}{lines}{f'<ul>{table}</ul>' if table else ''}</div>"
+
+
+class AudioModel:
+    """A model that answers questions about sounds; `load` makes one.
+
+    Args:
+        engine: The engine that runs the model.
+        notify: Called with lines about progress and about audio that is not used in full.
+    """
+
+    def __init__(self, engine: "LocalEngine | RemoteEngine", notify: Callable[[str], None] = ignore_progress) -> None:
+        self.engine = engine
+        self._notify = notify
+        self._lock = threading.Lock()  # an engine runs one batch at a time, whichever thread asks
+
+    @property
+    def name(self) -> str:
+        """Name of the model, as in result rows."""
+        return self.engine.name
+
+    @property
+    def revision(self) -> str:
+        """Hash of the weights, or the version that the server reports."""
+        return self.engine.revision
+
+    def ask(
+        self,
+        sounds: Sound | Sequence[Sound],
+        question: str,
+        *,
+        choices: Sequence[str] = (),
+        think: bool = False,
+        probabilities: bool = False,
+        long_audio: LongAudio = "error",
+        allow_silent: bool = False,
+        sampling_params: SamplingParams = ANSWER_PARAMS,
+    ) -> Answer:
+        """Ask one question about one clip or several.
+
+        Args:
+            sounds: A clip, or a list of clips in the order in which the question refers to them.
+            question: The question.
+            choices: The options of a multiple-choice question; empty for an open one.
+            think: Let the model reason before it answers.
+            probabilities: Also compute how probable each option is.
+            long_audio: For a clip longer than the model accepts: `error` refuses it, `truncate` uses its beginning.
+                `ask_chunks` asks about all of it.
+            allow_silent: Accept clips without any sound, which are refused otherwise.
+            sampling_params: Length limit and sampling; greedy by default.
+        Raises:
+            AudioError: if a clip cannot be read, is too long or silent.
+            EngineError: if the model or its server fails.
+        """
+        if long_audio == "chunk":
+            raise ConfigError("long_audio chunk gives one answer per chunk; call ask_chunks")
+        waveforms = self._read(sounds, long_audio, allow_silent)
+        item = _Question(question, tuple(choices), waveforms)
+        return self._answer([item], think, probabilities, sampling_params)[0]
+
+    async def aask(
+        self,
+        sounds: Sound | Sequence[Sound],
+        question: str,
+        *,
+        choices: Sequence[str] = (),
+        think: bool = False,
+        probabilities: bool = False,
+        sampling_params: SamplingParams = ANSWER_PARAMS,
+    ) -> Answer:
+        """Ask as `ask` does, in a thread, so that the event loop goes on. Calls wait for each other: for many questions
+        at once `ask_batch` is faster."""
+        return await asyncio.to_thread(
+            self.ask, sounds, question, choices=choices, think=think, probabilities=probabilities,
+            sampling_params=sampling_params,
+        )  # fmt: skip
+
+    def ask_batch(
+        self,
+        sounds: Sequence[Sound | Sequence[Sound]],
+        questions: str | Sequence[str],
+        *,
+        choices: Sequence[str] | Sequence[Sequence[str]] = (),
+        think: bool = False,
+        probabilities: bool = False,
+        sampling_params: SamplingParams = ANSWER_PARAMS,
+    ) -> list[Answer]:
+        """Ask many questions together. Questions about the same clip share its encoding and its prefill.
+
+        Args:
+            sounds: For each question its clip, or its list of clips.
+            questions: One question for all, or one per entry of `sounds`.
+            choices: Options for all questions, or one list of options per question.
+            think: Let the model reason before it answers.
+            probabilities: Also compute how probable each option is.
+            sampling_params: Length limit and sampling; greedy by default.
+        Returns:
+            The answers in the order of `sounds`; they are those that `ask` gives one by one.
+        Raises:
+            ConfigError: if the lists have different lengths.
+            AudioError: if a clip cannot be read, is too long or silent.
+            EngineError: if the model or its server fails.
+        """
+        texts = [questions] * len(sounds) if isinstance(questions, str) else list(questions)
+        options = [tuple(choices)] * len(sounds) if not choices or isinstance(choices[0], str) else list(choices)
+        if not len(sounds) == len(texts) == len(options):
+            raise ConfigError(
+                f"{len(sounds)} sounds, {len(texts)} questions and {len(options)} lists of options do not match; give "
+                "one of each per question"
+            )
+        items = [
+            _Question(text, tuple(option_texts), self._read(clips, "error", False))
+            for clips, text, option_texts in zip(sounds, texts, options, strict=True)
+        ]
+        return self._answer(items, think, probabilities, sampling_params)
+
+    def ask_chunks(
+        self,
+        sound: Sound,
+        question: str,
+        *,
+        choices: Sequence[str] = (),
+        think: bool = False,
+        probabilities: bool = False,
+        allow_silent: bool = False,
+        sampling_params: SamplingParams = ANSWER_PARAMS,
+    ) -> list[Answer]:
+        """Ask the same question about each chunk of a long clip; arguments as in `ask`.
+
+        Returns:
+            One answer per chunk, in order; `start_s` and `duration_s` say where it lies in the clip.
+        """
+        waveforms = self._read([sound], "chunk", allow_silent)
+        items, start_s = [], 0.0
+        for waveform in waveforms:
+            items.append(_Question(question, tuple(choices), (waveform,), start_s))
+            start_s += len(waveform) / self.engine.sample_rate
+        return self._answer(items, think, probabilities, sampling_params)
+
+    def chat(self, sampling_params: SamplingParams = CHAT_PARAMS) -> "Chat":
+        """Begin a conversation of several turns."""
+        return Chat(self, sampling_params)
+
+    def _read(self, sounds: Sound | Sequence[Sound], long_audio: LongAudio, allow_silent: bool) -> tuple[Waveform, ...]:
+        """The waveforms of clips at the engine's sample rate, one per clip, or one per chunk."""
+        reader = ClipReader(self.engine, long_audio)
+        clips = [sounds] if isinstance(sounds, str | PathLike | tuple) else list(sounds)
+        waveforms: list[Waveform] = []
+        for clip in clips:
+            if isinstance(clip, tuple):
+                waveforms.append(to_waveform(*clip, self.engine.sample_rate))
+                continue
+            path = Path(clip)
+            decoded = reader.read(path)
+            if decoded.is_silent and not allow_silent:
+                raise AudioError(
+                    f"{path}: is silent (nothing above -80 dBFS); record it again, or allow it (--allow-silent)"
+                )
+            if long_audio == "truncate" and reader.is_long(path):
+                self._notify(
+                    f"{path}: only the first {self.engine.max_audio_s:g} of {probe(path).duration_s:.1f} s are used"
+                )
+            waveforms += reader.split(decoded.waveform)
+        return tuple(waveforms)
+
+    def _answer(
+        self, items: "Sequence[_Question]", think: bool, probabilities: bool, sampling_params: SamplingParams
+    ) -> list[Answer]:
+        requests = [
+            AudioRequest(f"ask {number}", prompt_turns(item.example, item.style(think)), item.waveforms)
+            for number, item in enumerate(items)
+        ]
+        results: list[RequestResult] = []
+        with self._lock:
+            run_requests(self.engine, requests, sampling_params, on_batch=results.extend, batch=max(1, len(requests)))
+            if failed := next((result.error for result in results if result.error is not None), None):
+                raise failed
+            option_probabilities = self._option_probabilities(items) if probabilities else [None] * len(items)
+        return [
+            item.answer(result.completions[0].text, result.completions[0].finish_reason, by_option, self.engine)
+            for item, result, by_option in zip(items, results, option_probabilities, strict=True)
+        ]
+
+    def _option_probabilities(self, items: "Sequence[_Question]") -> Sequence[Mapping[str, float] | None]:
+        """For each question the probability of each option among the options, as the whole answer to the prompt of
+        style `answer`; None for a question without options."""
+        prompts = [
+            Prompt(prompt_turns(item.example, "answer"), item.waveforms, f"ask {n}") for n, item in enumerate(items)
+        ]
+        texts = [[target_text(item.example, "answer", option) for option in item.choices] for item in items]
+        try:
+            logprobs = self.engine.score(prompts, texts)
+        except EngineError as error:
+            self._notify(f"no probabilities of the options: {error}")
+            return [None] * len(items)
+        return [
+            _normalised(item.choices, values) if item.choices else None
+            for item, values in zip(items, logprobs, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A question with its decoded audio."""
+
+    question: str
+    choices: tuple[str, ...]
+    waveforms: tuple[Waveform, ...]
+    start_s: float = 0.0
+
+    @property
+    def example(self) -> Example:
+        """The question as an example without a gold answer."""
+        parts: tuple[Part, ...] = tuple(Audio(f"clip {number}") for number in range(len(self.waveforms)))
+        return Example("ask", (Turn("user", (*parts, Text(self.question))),), choices=self.choices)
+
+    def style(self, think: bool) -> str:
+        """The prompt style: a key of `prompts.INSTRUCTIONS`."""
+        return "think" if think else "answer" if self.choices else "open"
+
+    def answer(
+        self,
+        text: str,
+        finish_reason: str,
+        probabilities: Mapping[str, float] | None,
+        engine: "LocalEngine | RemoteEngine",
+    ) -> Answer:
+        """The answer that a completion holds."""
+        parsed = parse(text, self.choices)
+        return Answer(
+            question=self.question,
+            answer=parsed.answer or parse(text, ()).answer or text.strip(),
+            reasoning=parsed.reasoning,
+            probabilities=probabilities,
+            text=text,
+            choice=parsed.choice,
+            status=parsed.status,
+            finish_reason=finish_reason,
+            waveforms=self.waveforms,
+            sample_rate=engine.sample_rate,
+            start_s=self.start_s,
+        )
+
+
+def _normalised(options: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
+    """Probabilities of options relative to each other, the most probable first."""
+    largest = max(logprobs)
+    weights = [math.exp(value - largest) for value in logprobs]
+    pairs = zip(options, (weight / sum(weights) for weight in weights), strict=True)
+    return dict(sorted(pairs, key=lambda pair: -pair[1]))
+
+
+class Chat:
+    """A conversation of several turns, in which sounds may be attached to any question.
+
+    Args:
+        model: The model.
+        sampling_params: Length limit and sampling of every answer.
+    """
+
+    def __init__(self, model: AudioModel, sampling_params: SamplingParams) -> None:
+        self._model, self._sampling_params = model, sampling_params
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation and its sounds."""
+        self._turns: list[Turn] = []
+        self._waveforms: list[Waveform] = []
+        self._attached: list[Part] = []
+
+    def attach(self, sound: Sound) -> float:
+        """Attach a clip to the next question; returns its length in seconds."""
+        (waveform,) = self._model._read([sound], "error", False)
+        self._waveforms.append(waveform)
+        self._attached.append(Audio(f"clip {len(self._waveforms)}"))
+        return len(waveform) / self._model.engine.sample_rate
+
+    def stream(self, message: str) -> Iterator[str]:
+        """Send a message, and yield the reply in parts as the model writes it."""
+        user_turn = Turn("user", (*self._attached, Text(message)))
+        number = sum(turn.role == "user" for turn in self._turns)
+        prompt = Prompt((*self._turns, user_turn), tuple(self._waveforms), f"chat {number}")
+        reply = ""
+        for part in self._model.engine.stream(prompt, self._sampling_params):
+            reply += part
+            yield part
+        self._turns += [user_turn, Turn("assistant", (Text(reply),))]
+        self._attached = []
+
+    def send(self, message: str) -> str:
+        """Send a message, and return the whole reply."""
+        return "".join(self.stream(message))
+
+
+def load(name: str | PathLike[str] = "embedded", notify: Callable[[str], None] = ignore_progress) -> AudioModel:
+    """Load a model, or connect to a server that runs one.
+
+    Args:
+        name: A family (`earwise models` lists them), a folder with a trained or released model, `module:function`, or
+            the address of a server: `http://host:port/v1#NAME`.
+        notify: Called with lines about progress, for example `print`.
+    Raises:
+        ModelError: if there is no such model, or its weights cannot be loaded.
+        EngineError: if the server does not answer, or does not use the audio it is sent.
+    """
+    return AudioModel(open_engine(str(name), notify), notify)

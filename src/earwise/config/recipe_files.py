@@ -1,0 +1,43 @@
+"""Finds the file of a recipe: a recipe of the package by its name, a user's own by its path.
+
+`load_recipe` and the commands find a recipe here. The packaged recipes are the YAML files in `earwise/recipes`; their
+manifests are relative to the working folder, because the package itself holds no data. In a recipe file of the user
+manifests are relative to that file.
+"""
+
+import difflib
+from pathlib import Path
+
+from earwise.errors import ConfigError
+
+PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
+LAUNCH_CONFIGS = PACKAGED_RECIPES / "engines"
+"""Configuration files for `accelerate launch`."""
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(path.stem for path in PACKAGED_RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> tuple[Path, Path]:
+    """The file of a recipe, and the folder that its manifests start from.
+
+    Args:
+        name: Name of a packaged recipe (`r1-aqa`), or path of a YAML file.
+    Returns:
+        Path of the YAML file; the working folder for a packaged recipe, else the file's own folder.
+    Raises:
+        ConfigError: if there is neither such a file nor such a packaged recipe.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path, path.parent
+    if path.name == str(name) and path.suffix == "" and (packaged := PACKAGED_RECIPES / f"{name}.yaml").is_file():
+        return packaged, Path()
+    if path.stem in packaged_recipes():
+        hint = f"the recipe in the package is called {path.stem}"
+    else:
+        near = difflib.get_close_matches(path.stem, packaged_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the package has {', '.join(packaged_recipes())}"
+    raise ConfigError(f"{name}: no such file and no recipe of the package; {hint}")

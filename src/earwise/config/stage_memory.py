@@ -1,0 +1,38 @@
+"""What a training stage keeps in memory beside the weights and one forward pass; input of the memory planner. No torch.
+
+The classes in `train/stages/` describe themselves with this dataclass (`memory`), and `models/memory` turns it into
+bytes.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSize:
+    """Completions that are sampled together by the trained model.
+
+    Attributes:
+        prompts: Number of prompts.
+        group_size: Completions per prompt.
+        max_new_tokens: Longest completion, in tokens.
+    """
+
+    prompts: int
+    group_size: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageMemory:
+    """What a stage keeps in memory beside the weights and one forward pass.
+
+    Attributes:
+        keeps_reference: Whether a copy of the fully trained parameters is kept as the frozen reference.
+        rollout: The completions of a training step; None if it samples none.
+        decodes_in_batches: Whether the decoder runs while the batches of a step are made (sampling, reference,
+            measurements). Under FSDP2 every process then holds all layers for that time.
+    """
+
+    keeps_reference: bool = False
+    rollout: RolloutSize | None = None
+    decodes_in_batches: bool = False
