@@ -1,7 +1,8 @@
-"""The command line: `earwise COMMAND ...`. Results on stdout, progress on stderr, one clear line when something fails.
+"""The command line: `earwise COMMAND ...`. Results go to stdout, progress to stderr, and an error is one clear line.
 
-Top layer. Each command lives in `commands/` and imports torch and the rest only when it runs, so `earwise --help`
-answers at once. Exit codes: 0 done, 1 our own fault, 2 the user's input, 130 interrupted (finished work is kept).
+Top layer. Each command lives in `commands/` and imports torch and other large packages only when it runs, so that
+`earwise --help` answers at once. Exit codes: 0 done, 1 a fault of earwise, 2 wrong input, 130 interrupted (finished
+work is kept).
 """
 
 import os
@@ -9,12 +10,29 @@ import sys
 from collections.abc import Sequence
 
 import click
+from click.shell_completion import shell_complete
 
-from earwise.commands import ablate, ask, build, chat, doctor, evaluate, export, models, serve, train
+from earwise.commands import (
+    ablate,
+    ask,
+    build,
+    chat,
+    compare,
+    completion,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    models,
+    recipe,
+    report,
+    serve,
+    train,
+)
 from earwise.errors import EarwiseError
-from earwise.files import disk_refused
+from earwise.files import disk_error_message
 
-DONE, OUR_FAULT, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, OUR_FAULT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 @click.group(
@@ -24,59 +42,64 @@ DONE, OUR_FAULT, USER_INPUT, INTERRUPTED = 0, 1, 2, 130
 @click.version_option(package_name="earwise")
 @click.option("--traceback", "show_traceback", is_flag=True, help="Show where an error came from, for a bug report.")
 def app(show_traceback: bool) -> None:
-    """Teach language models to listen: ask, build data, train, evaluate.
+    """Teach language models to listen: ask, build data, train, evaluate, serve.
 
     \b
     earwise ask dog.ogg "Which sound is this?" --choices "dog bark,siren"
     earwise build labels my-sounds/ --out my-sounds/questions.jsonl
-    earwise train recipes/r1-aqa.yaml --profile cpu
+    earwise train r1-aqa --profile cpu
     earwise evaluate --task manifest --data starter:val --out runs/first
     """
 
 
 for command in (
-    ask.command, chat.command, build.group, train.command, ablate.command, evaluate.command, evaluate.compare,
-    evaluate.report, serve.command, doctor.command, export.command, models.command,
+    ask.command, chat.command, build.group, recipe.command, train.command, ablate.command, evaluate.command,
+    compare.command, report.command, serve.command, doctor.command, export.command, models.command, demo.command,
+    completion.command,
 ):  # fmt: skip
     app.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `earwise` program; ends the process with one of the exit codes above."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(given))
+    if instruction := os.environ.get(completion.COMPLETION_VARIABLE):  # a shell asks for completions, see `completion`
+        sys.exit(shell_complete(app, {}, "earwise", completion.COMPLETION_VARIABLE, instruction))
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns its exit code and never raises."""
+    """Run one command line. Every exception becomes one line on stderr and an exit code."""
     try:
-        # app.main would swallow the words of an interrupt
+        # not app.main, which would drop the message of an interrupt
         with app.make_context("earwise", list(arguments)) as context:
             app.invoke(context)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:  # a group without a command
+        click.echo(error.format_message())
+        return DONE
     except click.UsageError as error:
-        help_for = error.ctx.command_path if error.ctx is not None else "earwise"
-        return _fail(f"{error.format_message()} (see {help_for} --help)", USER_INPUT)
+        command_path = error.ctx.command_path if error.ctx is not None else "earwise"
+        return _fail(f"{error.format_message()} (see {command_path} --help)", WRONG_INPUT)
     except click.ClickException as error:
-        return _fail(error.format_message(), USER_INPUT)
+        return _fail(error.format_message(), WRONG_INPUT)
     except (KeyboardInterrupt, click.Abort) as error:
         return _fail(
             str(error) or "interrupted; finished work is kept, the same command goes on from there", INTERRUPTED
         )
     except EarwiseError as error:
-        _trace(arguments)
-        return _fail(str(error), USER_INPUT)
-    except BrokenPipeError:  # the reader of a pipe went away: no one is left to be told
+        _print_traceback(arguments)
+        return _fail(str(error), WRONG_INPUT)
+    except BrokenPipeError:  # the reader of a pipe has ended, so there is nobody to report to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except MemoryError:
-        _trace(arguments)
-        return _fail("out of memory; close other programs, or use a smaller batch or shorter clips", USER_INPUT)
-    except Exception as error:  # everything else is our own fault, and is said so
-        _trace(arguments)
-        if refused := disk_refused(error):
-            return _fail(refused, USER_INPUT)
+        _print_traceback(arguments)
+        return _fail("out of memory; close other programs, or use a smaller batch or shorter clips", WRONG_INPUT)
+    except Exception as error:
+        _print_traceback(arguments)
+        if message := disk_error_message(error):
+            return _fail(message, WRONG_INPUT)
         line = f"{type(error).__name__}: {error}"
         return _fail(
             f"internal error, our fault: {line}; run `earwise --traceback ...` and report what it shows", OUR_FAULT
@@ -84,12 +107,14 @@ def run(arguments: Sequence[str]) -> int:
     return DONE
 
 
-def _fail(line: str, code: int) -> int:
-    click.echo("error: " + " ".join(line.split()) if code != INTERRUPTED else line, err=True)
+def _fail(message: str, code: int) -> int:
+    """Print a message as one line to stderr; returns the exit code."""
+    click.echo(message if code == INTERRUPTED else "error: " + " ".join(message.split()), err=True)
     return code
 
 
-def _trace(arguments: Sequence[str]) -> None:
+def _print_traceback(arguments: Sequence[str]) -> None:
+    """Print the traceback of the current exception if the command line says `--traceback`."""
     if "--traceback" in arguments:
         import traceback
 

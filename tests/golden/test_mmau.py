@@ -23,7 +23,7 @@ def test_verdicts(golden: Golden, name: str, layout: mmau.Layout) -> None:
         prediction = case[layout.prediction_key]
         assert mmau.string_match(case["answer"], prediction, case["choices"]) == case["matched_by_string_match"], case
         example = Example("x", (), answer=(case["answer"],), choices=tuple(case["choices"]))
-        assert mmau.score(example, prediction).official == float(case["matched_by_string_match"]), case
+        assert mmau.score(example, prediction).values["official"] == float(case["matched_by_string_match"]), case
 
 
 @pytest.mark.parametrize(("name", "layout"), BENCHMARKS)
@@ -55,7 +55,12 @@ def test_what_crashes_the_official_program_is_counted_wrong(golden: Golden, name
             assert summary["total"]["accuracy"] == 0.0
             example = Example("x", (), answer=(row["answer"],), choices=tuple(row["choices"]))
             verdict = mmau.score(example, row.get(layout.prediction_key))
-            assert (verdict.official, verdict.strict, verdict.lenient, verdict.status) == (0.0, 0.0, 0.0, "error")
+            assert (
+                verdict.values["official"],
+                verdict.values["strict"],
+                verdict.values["lenient"],
+                verdict.status,
+            ) == (0.0, 0.0, 0.0, "error")
 
 
 @pytest.mark.parametrize(("name", "layout"), BENCHMARKS)
@@ -70,12 +75,15 @@ def test_gold_is_right_and_silence_is_unparsed(golden: Golden, name: str, layout
             f"<think>Hm.</think>\n<answer> {case['answer']} </answer>",
         ):
             verdict = mmau.score(example, output)
-            assert (verdict.strict, verdict.status) == (1.0, "ok"), (case, output)
+            assert (verdict.values["strict"], verdict.status) == (1.0, "ok"), (case, output)
             readable = mmau.string_match(case["answer"], case["answer"], case["choices"])
-            assert verdict.lenient == float(readable), (case, output)
+            assert verdict.values["lenient"] == float(readable), (case, output)
         for output in ("", "  \n", "<answer></answer>"):
             verdict = mmau.score(example, output)
-            assert (verdict.strict, verdict.lenient, verdict.status) == (0.0, 0.0, "unparsed"), (case, output)
+            assert (verdict.values["strict"], verdict.values["lenient"], verdict.status) == (0.0, 0.0, "unparsed"), (
+                case,
+                output,
+            )
 
 
 @pytest.mark.parametrize(("name", "layout"), BENCHMARKS)
@@ -86,4 +94,4 @@ def test_parsing_never_makes_a_wrong_answer_right(golden: Golden, name: str, lay
         if case["variant"] in wrong and layout.prediction_key in case:
             example = Example("x", (), answer=(case["answer"],), choices=tuple(case["choices"]))
             verdict = mmau.score(example, case[layout.prediction_key])
-            assert verdict.official == 1.0 or verdict.lenient == 0.0, (case, verdict)
+            assert verdict.values["official"] == 1.0 or verdict.values["lenient"] == 0.0, (case, verdict)

@@ -1,6 +1,7 @@
-"""What a recipe says under `eval:`, done: a model asked a manifest, with blind controls, into a folder; resumable.
+"""What a recipe asks for under `eval:`, carried out: a model on a manifest, with blind controls; resumable.
 
-Between evaluation, which knows nothing of recipes, and those who run whole recipes: `earwise train` and the demo.
+Between evaluation, which knows nothing of recipes, and the programs that run whole recipes: `earwise train`, ablations
+and the demo.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,74 +12,87 @@ from typing import Any
 from earwise.config.recipe import EvalConfig
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path
-from earwise.engine.base import Decoding, Engine
+from earwise.engine.base import Engine, SamplingParams
 from earwise.evaluate.controls import Control
-from earwise.evaluate.run import Progress, evaluate_with_controls
+from earwise.evaluate.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
+from earwise.evaluate.scores import headline
 from earwise.types import Example
 
-TELL_EVERY_S = 5.0
+PROGRESS_EVERY_S = 5.0
+"""Seconds between two progress lines."""
+
+Notify = Callable[[str], None]
+"""Receives one line of progress."""
 
 
-def measure(
-    one: EvalConfig,
+def evaluate_entry(
+    config: EvalConfig,
     base: Path,
     engine: Engine,
     out: Path,
     *,
     seed: int = 0,
-    blind: Sequence[Control] = ("silence", "shuffled"),
-    say: Callable[[str], None] = lambda _: None,
+    blind: Sequence[Control] = BLIND,
+    notify: Notify = lambda _: None,
 ) -> dict[str, Any]:
-    """Ask an engine the manifest of an `eval:` entry; rows that are finished in `out` are not asked again.
+    """Evaluate an engine as an entry under `eval:` says; rows that are finished in `out` are not asked again.
 
     Args:
-        one: Manifest, style, longest answer, limit.
-        base: Folder that a relative manifest starts from.
-        engine: Who answers.
+        config: The entry: manifest, prompt style, longest completion, number of items.
+        base: Folder that a relative manifest path starts from.
+        engine: The engine that answers.
         out: Folder of the evaluation.
-        seed: Of controls and the order of options.
-        blind: Controls.
-        say: Progress.
+        seed: Seed of the controls and of the options' order.
+        blind: The blind controls to run.
+        notify: Receives progress lines.
     Returns:
         What `metrics.json` holds.
     Raises:
-        EarwiseError: as `evaluate.run.evaluate`.
+        EarwiseError: see `evaluate.run.evaluate`.
     """
-    examples = spread(manifest.select(manifest.read(manifest_path(one.manifest, base)), one.where), one.limit)
-    decoding = Decoding(max_new_tokens=one.max_new_tokens)
+    rows = manifest.select(manifest.read(manifest_path(config.manifest, base)), config.where)
+    sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
+    options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed)
     return evaluate_with_controls(
-        engine, examples, out, blind=blind, seed=seed, style=one.style, decoding=decoding, on_progress=progress(say)
+        engine, evenly_spaced(rows, config.limit), out, options, blind=blind, on_progress=progress_printer(notify)
     )
 
 
-def spread(examples: list[Example], limit: int | None) -> list[Example]:
-    """`limit` examples evenly spaced over the list (in a sorted manifest the first are much alike); all for None."""
+def evenly_spaced(examples: list[Example], limit: int | None) -> list[Example]:
+    """`limit` examples evenly spaced over the list (the first ones of a sorted manifest are much alike); None: all."""
     if limit is None or limit >= len(examples):
         return examples
     return [examples[number * len(examples) // limit] for number in range(limit)]
 
 
-def headline(metrics: dict[str, Any]) -> dict[str, Any]:
-    """`n`, official accuracy with sound and under silence, share in the asked format; None where not measured."""
-    silence = metrics.get("blind", {}).get("silence", {})
+def headline_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures that sum up an evaluation before or after training.
+
+    Returns:
+        `n`, the headline `score` by name, `accuracy` (its value with the real sound), `blind_accuracy` (under silence)
+        and `format` (share of completions in the requested format); None where there is no value.
+    """
+    real, blind = headline(metrics), headline(metrics, control="silence")
     return {
         "n": metrics["n"],
-        "accuracy": metrics["accuracy"]["official"]["accuracy"],
-        "blind_accuracy": silence["accuracy"]["official"]["accuracy"] if "accuracy" in silence else None,
+        "score": metrics["headline"],
+        "accuracy": real.value if real else None,
+        "blind_accuracy": blind.value if blind else None,
         "format": metrics["format"]["accuracy"] if metrics["format"] else None,
     }
 
 
-def progress(say: Callable[[str], None]) -> Callable[[Progress], None]:
-    """A listener for `evaluate` that tells how far it is: at the end, and before that every few seconds."""
-    told = monotonic()
+def progress_printer(notify: Notify) -> Callable[[EvalProgress], None]:
+    """A callback for `evaluate` that sends progress lines: one at the end, and before that one every few seconds."""
+    last_time = monotonic()
 
-    def tell(state: Progress) -> None:
-        nonlocal told
-        if state.done < state.total and monotonic() - told < TELL_EVERY_S:
+    def report(progress: EvalProgress) -> None:
+        nonlocal last_time
+        if progress.done < progress.total and monotonic() - last_time < PROGRESS_EVERY_S:
             return
-        told = monotonic()
-        errors = f", {state.errors} errors" if state.errors else ""
-        say(f"  {state.control or 'with sound'}: {state.done} of {state.total} items, {state.correct} right{errors}")
+        last_time = monotonic()
+        control = progress.control or "with sound"
+        errors = f", {progress.errors} errors" if progress.errors else ""
+        notify(f"  {control}: {progress.done} of {progress.total} items, {progress.correct} right{errors}")
 
-    return tell
+    return report

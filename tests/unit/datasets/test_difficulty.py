@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from earwise.data import manifest
-from earwise.datasets.difficulty import Attempts, band, histogram, labelled, measure
+from earwise.datasets.difficulty import BANDS, AttemptSettings, band, count_bands, measure_pass_rates, with_pass_rates
 from earwise.datasets.teachers.keyed_log import KeyedLog
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, EngineError
 from earwise.types import Audio, Completion, Example, Text
 from scripted_engine import RATE, options, pitch_name, tone_task
@@ -27,11 +27,13 @@ class Dice:
         self.right, self.fails, self.up = right, fails, True
         self.calls: list[tuple[int, int, float]] = []
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
-        names = [pitch_name(prompt.waves[0]) for prompt in prompts]
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+    ) -> list[list[Completion]]:
+        names = [pitch_name(prompt.waveforms[0]) for prompt in prompts]
         if not self.up or (self.fails is not None and self.fails in names):
             raise EngineError("out of dice")
-        self.calls.append((len(prompts), n, decoding.temperature))
+        self.calls.append((len(prompts), n, sampling_params.temperature))
         return [self._say(prompt, str(name), n) for prompt, name in zip(prompts, names, strict=True)]
 
     def _say(self, prompt: Prompt, name: str, n: int) -> list[Completion]:
@@ -64,17 +66,17 @@ def test_bands_cover_every_count() -> None:
 
 def test_passes_are_counted_as_the_reward_judges(items: list[Example], tmp_path: Path) -> None:
     engine = Dice(RIGHT)
-    rows = measure(engine, items, tmp_path / "log", batch=3)
+    rows = measure_pass_rates(engine, items, tmp_path / "log", batch=3)
     assert [row["pass_count"] for row in rows] == [RIGHT[item.answer[0]] for item in items]
     assert all(row["attempts"] == 16 and row["id"] == item.id for row, item in zip(rows, items, strict=True))
     assert rows[1]["cut"] == 5 and rows[1]["unparsed"] == 0 and rows[1]["answers"]["middle tone"] == 5 + 5
     # all attempts of a prompt in one call, so that the engine can share the sound
     assert engine.calls == [(3, 16, 1.0), (3, 16, 1.0), (2, 16, 1.0)]
-    rated = list(labelled(items, rows, Attempts()))
+    rated = list(with_pass_rates(items, rows, AttemptSettings()))
     assert [item.difficulty for item in rated] == ["solved", "medium", "hard", "unsolved"] * 2
     assert rated[1].meta["pass_rate"] == 5 / 16 and rated[1].meta["policy"] == "dice"
     assert rated[1].meta["policy_decoding"]["temperature"] == 1.0
-    assert histogram(rated) == {"unsolved": 2, "hard": 2, "medium": 2, "easy": 0, "solved": 2, "unmeasured": 0}
+    assert count_bands(rated) == {"unsolved": 2, "hard": 2, "medium": 2, "easy": 0, "solved": 2, "unmeasured": 0}
     path = tmp_path / "rated.jsonl"
     manifest.write(path, rated)
     assert [item.difficulty for item in manifest.read(path)] == [item.difficulty for item in rated]
@@ -82,22 +84,24 @@ def test_passes_are_counted_as_the_reward_judges(items: list[Example], tmp_path:
 
 def test_nothing_is_tried_twice_and_other_settings_are_other_attempts(items: list[Example], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    measure(Dice(RIGHT), items[:5], log)
+    measure_pass_rates(Dice(RIGHT), items[:5], log)
     engine = Dice(RIGHT)
-    measure(engine, items, log)
+    measure_pass_rates(engine, items, log)
     assert sum(call[0] for call in engine.calls) == 3
     for other, attempts, changed in (
-        (Dice(RIGHT, revision="2"), Attempts(), items),
-        (Dice(RIGHT), Attempts(temperature=0.7), items),
-        (Dice(RIGHT), Attempts(count=8), items),
-        (Dice(RIGHT), Attempts(style="think"), items),
-        (Dice(RIGHT), Attempts(), [replace(item, choices=item.choices[::-1]) for item in items]),
+        (Dice(RIGHT, revision="2"), AttemptSettings(), items),
+        (Dice(RIGHT), AttemptSettings(temperature=0.7), items),
+        (Dice(RIGHT), AttemptSettings(count=8), items),
+        (Dice(RIGHT), AttemptSettings(style="think"), items),
+        (Dice(RIGHT), AttemptSettings(), [replace(item, choices=item.choices[::-1]) for item in items]),
     ):
-        measure(other, changed, log, attempts)
+        measure_pass_rates(other, changed, log, attempts)
         assert sum(call[0] for call in other.calls) == 8
     again = Dice(RIGHT)
     renamed = [replace(item, id=f"x{item.id}") for item in items]
-    assert [row["pass_count"] for row in measure(again, renamed, log)] == [RIGHT[item.answer[0]] for item in items]
+    assert [row["pass_count"] for row in measure_pass_rates(again, renamed, log)] == [
+        RIGHT[item.answer[0]] for item in items
+    ]
     assert again.calls == []
 
 
@@ -105,14 +109,14 @@ def test_a_broken_clip_is_counted_and_asked_again_when_it_is_mended(items: list[
     broken = items[2].audio_paths[0]
     whole = broken.read_bytes()
     broken.write_bytes(b"no sound")
-    rows = measure(Dice(RIGHT), items, tmp_path / "log")
+    rows = measure_pass_rates(Dice(RIGHT), items, tmp_path / "log")
     assert [row["status"] for row in rows].count("error") == 1 and rows[2]["status"] == "error"
-    rated = list(labelled(items, rows, Attempts()))
+    rated = list(with_pass_rates(items, rows, AttemptSettings()))
     assert rated[2].difficulty is None and broken.name in rated[2].meta["difficulty_error"]
-    assert histogram(rated)["unmeasured"] == 1
+    assert count_bands(rated)["unmeasured"] == 1
     broken.write_bytes(whole)
     engine = Dice(RIGHT)
-    assert measure(engine, items, tmp_path / "log")[2]["pass_count"] == 1
+    assert measure_pass_rates(engine, items, tmp_path / "log")[2]["pass_count"] == 1
     assert sum(call[0] for call in engine.calls) == 1
 
 
@@ -123,19 +127,23 @@ def test_long_clips_are_refused_cut_or_heard_in_pieces_and_counted(items: list[E
     soundfile.write(long, np.concatenate([first, second]), RATE)
 
     class Short(Dice):
-        def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
-            self.heard = [[(len(wave), pitch_name(wave)) for wave in prompt.waves] for prompt in prompts]
+        def generate(
+            self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+        ) -> list[list[Completion]]:
+            self.heard = [[(len(wave), pitch_name(wave)) for wave in prompt.waveforms] for prompt in prompts]
             self.parts = [[type(part) for part in prompt.turns[-1].parts] for prompt in prompts]
-            return super().generate(prompts, decoding, n)
+            return super().generate(prompts, sampling_params, n)
 
     engine = Short(RIGHT)
     engine.max_audio_s = 0.25
-    rows = measure(engine, items[:2], log)
+    rows = measure_pass_rates(engine, items[:2], log)
     assert [(row["status"], row["long_clips"]) for row in rows] == [("error", 1), ("ok", 0)]
     assert "lasts 0.50 s" in rows[0]["error"]
-    rows = measure(engine, items[:2], log, long_audio="truncate")  # another question, the short clip is not asked again
+    rows = measure_pass_rates(
+        engine, items[:2], log, long_audio="truncate"
+    )  # another question, the short clip is not asked again
     assert engine.heard == [[(2000, "low tone")]] and rows[0]["status"] == "ok" and rows[0]["long_clips"] == 1
-    measure(engine, items[:2], log, long_audio="chunk")
+    measure_pass_rates(engine, items[:2], log, long_audio="chunk")
     assert engine.heard == [[(2000, "low tone"), (2000, "hiss")]]
     assert engine.parts == [[Audio, Audio, Text]]
     with KeyedLog(log, read_only=True) as rows_kept:
@@ -145,33 +153,33 @@ def test_long_clips_are_refused_cut_or_heard_in_pieces_and_counted(items: list[E
 def test_an_engine_that_fails_on_one_prompt_goes_on_and_one_that_is_down_stops(
     items: list[Example], tmp_path: Path
 ) -> None:
-    rows = measure(Dice(RIGHT, fails="hiss"), items, tmp_path / "log", batch=3)
+    rows = measure_pass_rates(Dice(RIGHT, fails="hiss"), items, tmp_path / "log", batch=3)
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error"] * 2
     down = Dice(RIGHT)
     down.up = False
     with pytest.raises(EngineError, match="out of dice"):
-        measure(down, items, tmp_path / "other")
+        measure_pass_rates(down, items, tmp_path / "other")
     with KeyedLog(tmp_path / "other", read_only=True) as log:
         assert len(log) == 0
 
 
 def test_an_item_without_answer_is_refused(items: list[Example], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="item-000' has no answer"):
-        measure(Dice(RIGHT), [replace(items[0], answer=())], tmp_path / "log")
+        measure_pass_rates(Dice(RIGHT), [replace(items[0], answer=())], tmp_path / "log")
     with pytest.raises(ConfigError, match="attempts 0"):
-        Attempts(count=0)
+        AttemptSettings(count=0)
 
 
 def test_the_command(items: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real command on real files; only the model is a scripted engine, which the table cannot load."""
     from earwise.cli import run
-    from earwise.commands.build import difficulty
+    from earwise.commands.build import difficulty as difficulty_command
 
     def opened(name: str) -> Any:
         assert name == "embedded"
         return Dice(RIGHT)
 
-    monkeypatch.setattr(difficulty, "open_engine", opened)
+    monkeypatch.setattr(difficulty_command, "open_engine", opened)
     source, out = tmp_path / "items.jsonl", tmp_path / "rated.jsonl"
     manifest.write(source, items)
     for number in (1, 2):
@@ -185,4 +193,4 @@ def test_the_command(items: list[Example], tmp_path: Path, monkeypatch: pytest.M
     with KeyedLog(tmp_path / "rated.attempts", read_only=True) as log:
         assert len(log) == 8
     assert sum(1 for _ in (tmp_path / "rated.attempts" / "rows.jsonl").open()) == 0
-    assert difficulty.BANDS[0] == "unsolved"
+    assert BANDS[0] == "unsolved"

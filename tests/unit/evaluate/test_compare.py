@@ -8,7 +8,7 @@ import pytest
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
 from earwise.evaluate.compare import as_text, compare
-from earwise.evaluate.run import evaluate
+from earwise.evaluate.run import EvalOptions, evaluate
 from scripted_engine import ScriptedEngine, listener, tone_task
 
 
@@ -81,6 +81,6 @@ def test_one_id_with_another_clip_is_another_item(tmp_path: Path) -> None:
 
 
 def test_options_in_another_order_are_the_same_item(tmp_path: Path) -> None:
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "a", seed=1)
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "b", seed=2)
+    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "a", EvalOptions(seed=1))
+    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "b", EvalOptions(seed=2))
     assert compare(tmp_path / "a", tmp_path / "b")["n"] == 8

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from earwise.commands.evaluate import as_text
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, DataError, EngineError
+from earwise.evaluate.items import permuted
 from earwise.evaluate.results import read_run
-from earwise.evaluate.run import Progress, evaluate, evaluate_with_controls, is_formatted, permuted
+from earwise.evaluate.rows import is_formatted
+from earwise.evaluate.run import EvalOptions, EvalProgress, evaluate, evaluate_with_controls
+from earwise.evaluate.terminal import as_text
 from earwise.types import Audio, Example, Text, Turn
 from scripted_engine import PITCHES, ScriptedEngine, deaf, listener, options, tone_task, write_clip
 
@@ -63,7 +65,7 @@ def test_chance_is_said_of_the_items_it_covers(tmp_path: Path) -> None:
         *(replace(one, choices=(one.answer[0], "a bell")) for one in task[4:6]),
         *(replace(one, choices=()) for one in task[6:]),
     ]
-    metrics = evaluate(ScriptedEngine(deaf_of_all), mixed, tmp_path / "run", seed=3)
+    metrics = evaluate(ScriptedEngine(deaf_of_all), mixed, tmp_path / "run", EvalOptions(seed=3))
     assert metrics["n"] == 12 and metrics["chance_n"] == 6
     assert metrics["chance"] == pytest.approx((4 * 0.25 + 2 * 0.5) / 6)
     shown = {name: (row["chance"], row["official"]["n"]) for name, row in metrics["kinds"].items()}
@@ -114,7 +116,9 @@ def test_unreadable_clips_are_error_rows_counted_as_wrong(tmp_path: Path) -> Non
     bad = [row for row in rows(tmp_path / "run") if row["status"] == "error"]
     assert [row["id"] for row in bad] == ["item-001", "item-002", "item-003"]
     assert all(row["scores"] == {"official": 0.0, "strict": 0.0, "lenient": 0.0} for row in bad)
-    again = evaluate(ScriptedEngine(listener, max_audio_s=2.0), task, tmp_path / "cut", long_audio="truncate")
+    again = evaluate(
+        ScriptedEngine(listener, max_audio_s=2.0), task, tmp_path / "cut", EvalOptions(long_audio="truncate")
+    )
     assert again["error"]["count"] == 2 and again["truncated"] == 1
 
 
@@ -122,7 +126,7 @@ def test_batches_change_nothing(tmp_path: Path) -> None:
     task = tone_task(tmp_path)
     engines = {batch: ScriptedEngine(deaf) for batch in (1, 5, 16)}
     for batch, engine in engines.items():
-        evaluate(engine, task, tmp_path / str(batch), batch=batch)
+        evaluate(engine, task, tmp_path / str(batch), EvalOptions(batch=batch))
     assert timeless(tmp_path / "1") == timeless(tmp_path / "5") == timeless(tmp_path / "16")
     assert engines[5].batches == [5, 5, 5, 1]
 
@@ -135,18 +139,18 @@ def test_options_are_permuted_by_seed_and_id_alone(tmp_path: Path) -> None:
     assert len(orders) > 15
     turns = [permuted(example, 0, turn).choices for turn in range(4)]
     assert {order.index("low tone") for order in turns} == {0, 1, 2, 3}
-    evaluate(ScriptedEngine(deaf), [example, other], tmp_path / "a", shuffle_options=False)
+    evaluate(ScriptedEngine(deaf), [example, other], tmp_path / "a", EvalOptions(shuffle_options=False))
     assert [row["choices"] for row in rows(tmp_path / "a")] == [list(PITCHES)] * 2
 
 
 def test_permutations_average_out_a_position_habit(tmp_path: Path) -> None:
-    metrics = evaluate(ScriptedEngine(deaf), tone_task(tmp_path), tmp_path / "run", permutations=4)
+    metrics = evaluate(ScriptedEngine(deaf), tone_task(tmp_path), tmp_path / "run", EvalOptions(permutations=4))
     assert metrics["n"] == 16 and len(rows(tmp_path / "run")) == 64
     assert metrics["permutations"]["mean_accuracy"] == 0.25 and metrics["permutations"]["always_right"] == 0
     assert (
-        evaluate(ScriptedEngine(listener), tone_task(tmp_path), tmp_path / "l", permutations=4)["permutations"][
-            "always_right"
-        ]
+        evaluate(ScriptedEngine(listener), tone_task(tmp_path), tmp_path / "l", EvalOptions(permutations=4))[
+            "permutations"
+        ]["always_right"]
         == 1
     )
 
@@ -156,16 +160,16 @@ def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path: Path) -
     evaluate(ScriptedEngine(listener), task, out)
     before = (out / "samples.jsonl").read_bytes()
     silent = ScriptedEngine(listener)
-    evaluate(silent, task, out, batch=1)
+    evaluate(silent, task, out, EvalOptions(batch=1))
     assert silent.batches == [] and (out / "samples.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 now.*new --out"):
-        evaluate(ScriptedEngine(listener), task, out, seed=1)
+        evaluate(ScriptedEngine(listener), task, out, EvalOptions(seed=1))
     with pytest.raises(ConfigError, match="model: scripted there, other now"):
         evaluate(ScriptedEngine(listener, "other"), task, out)
     with pytest.raises(ConfigError, match="other items or another edition"):
         evaluate(ScriptedEngine(listener), task[:3], out)
     with pytest.raises(ConfigError, match="decoding: "):
-        evaluate(ScriptedEngine(listener), task, out, decoding=Decoding(temperature=1.0))
+        evaluate(ScriptedEngine(listener), task, out, EvalOptions(sampling_params=SamplingParams(temperature=1.0)))
     assert (out / "samples.jsonl").read_bytes() == before
 
 
@@ -184,7 +188,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from scripted_engine import ScriptedEngine, deaf, tone_task
-from earwise.evaluate.run import evaluate
+from earwise.evaluate.run import EvalOptions, evaluate
 
 def slow(prompt):
     time.sleep(0.02)
@@ -207,7 +211,7 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     assert 6 <= kept < 60 and not (out / "metrics.json").exists()
     engine = ScriptedEngine(deaf)
     task = tone_task(tmp_path, 60)
-    metrics = evaluate(engine, task, out, batch=3)
+    metrics = evaluate(engine, task, out, EvalOptions(batch=3))
     assert sum(engine.batches) == 60 - kept
     whole = evaluate(ScriptedEngine(deaf), task, tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
@@ -226,7 +230,7 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
 
     task = tone_task(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(ScriptedEngine(tired), task, tmp_path / "run", batch=4)
+        evaluate(ScriptedEngine(tired), task, tmp_path / "run", EvalOptions(batch=4))
     assert len(rows(tmp_path / "run")) == 8
     assert evaluate(ScriptedEngine(listener), task, tmp_path / "run")["n"] == 16
 
@@ -241,12 +245,12 @@ def test_one_prompt_that_breaks_the_engine_is_an_error_row_a_dead_engine_stops(t
         raise EngineError("server does not answer; start it")
 
     task = tone_task(tmp_path)
-    metrics = evaluate(ScriptedEngine(picky), task, tmp_path / "picky", batch=4)
+    metrics = evaluate(ScriptedEngine(picky), task, tmp_path / "picky", EvalOptions(batch=4))
     assert metrics["n"] == 16 and metrics["error"]["count"] == 1 and "too long" in metrics["first_error"]
-    assert evaluate(ScriptedEngine(picky), task, tmp_path / "single", batch=1)["error"]["count"] == 1
+    assert evaluate(ScriptedEngine(picky), task, tmp_path / "single", EvalOptions(batch=1))["error"]["count"] == 1
     for batch in (1, 4):
         with pytest.raises(EngineError, match="does not answer"):
-            evaluate(ScriptedEngine(dead), task, tmp_path / f"dead{batch}", batch=batch)
+            evaluate(ScriptedEngine(dead), task, tmp_path / f"dead{batch}", EvalOptions(batch=batch))
         assert not (tmp_path / f"dead{batch}" / "samples.jsonl").exists()
 
 
@@ -263,7 +267,7 @@ def test_a_server_that_dies_in_the_middle_stops_the_run(tmp_path: Path) -> None:
     for batch, kept in ((1, 4), (4, 4), (3, 3)):
         asked = 0
         with pytest.raises(EngineError, match="connection refused"):
-            evaluate(ScriptedEngine(dying), tone_task(tmp_path), tmp_path / f"run{batch}", batch=batch)
+            evaluate(ScriptedEngine(dying), tone_task(tmp_path), tmp_path / f"run{batch}", EvalOptions(batch=batch))
         assert [row["status"] for row in rows(tmp_path / f"run{batch}")] == ["ok"] * kept
 
 
@@ -314,7 +318,7 @@ def test_two_clips_text_only_and_free_answers(tmp_path: Path) -> None:
         Example("none", (Turn("user", (Text("Say hiss."),)),), ("hiss", "a hiss")),
         Example("unlabelled", (Turn("user", (Audio(str(second)), Text("What?"))),)),
     ]
-    engine = ScriptedEngine(lambda prompt: f"<answer>{'hiss' if len(prompt.waves) != 1 else 'low tone'}</answer>")
+    engine = ScriptedEngine(lambda prompt: f"<answer>{'hiss' if len(prompt.waveforms) != 1 else 'low tone'}</answer>")
     metrics = evaluate_with_controls(engine, task, tmp_path / "run")
     assert metrics["n"] == 3 and metrics["unlabelled"] == 1
     assert metrics["accuracy"]["official"]["accuracy"] == 1
@@ -333,8 +337,14 @@ def test_silent_clips_are_counted(tmp_path: Path) -> None:
 
 
 def test_progress_counts(tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 6), tmp_path / "run", batch=4, on_progress=seen.append)
+    seen: list[EvalProgress] = []
+    evaluate(
+        ScriptedEngine(listener),
+        tone_task(tmp_path, 6),
+        tmp_path / "run",
+        EvalOptions(batch=4),
+        on_progress=seen.append,
+    )
     assert [(p.done, p.total, p.correct, p.errors) for p in seen] == [(0, 6, 0, 0), (4, 6, 4, 0), (6, 6, 6, 0)]
 
 
@@ -350,7 +360,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(
     tmp_path: Path, change: Any, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        evaluate(ScriptedEngine(listener), tone_task(tmp_path, 2), tmp_path / "run", **change)
+        options = EvalOptions(**{name: value for name, value in change.items() if name != "control"})
+        engine, control = ScriptedEngine(listener), change.get("control")
+        evaluate(engine, tone_task(tmp_path, 2), tmp_path / "run", options, control=control)
     assert not (tmp_path / "run").exists()
 
 

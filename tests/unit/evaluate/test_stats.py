@@ -197,5 +197,5 @@ def test_position_bias() -> None:
         (None, 0, 0.0, 1, 0.25, 0.0, 0),
     ]
     assert stats.position_bias([], []) == []
-    with pytest.raises(ScoringError, match="1 right places for 0"):
+    with pytest.raises(ScoringError, match="1 right positions for 0"):
         stats.position_bias([0], [])

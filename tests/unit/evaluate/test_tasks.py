@@ -8,7 +8,7 @@ import pytest
 
 from earwise.data import manifest
 from earwise.errors import ConfigError, DataError
-from earwise.evaluate import tasks
+from earwise.evaluate.task import TASKS, Task, load_task
 from earwise.evaluate.tasks import mmar, mmau
 from scripted_engine import write_clip
 
@@ -58,18 +58,23 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_every_task_of_the_table_loads_and_strangers_are_named() -> None:
-    for task in tasks.TASKS:
-        assert callable(tasks.loader(task))
-    assert tasks.loader("earwise.evaluate.tasks.mmau:load") is mmau.load
+    for name in TASKS:
+        task = load_task(name)
+        assert isinstance(task, Task) and task.name == name and task.source and task.licence
+        assert callable(task.load) and callable(task.score) and callable(task.aggregate)
+    assert load_task("earwise.evaluate.tasks.mmau:TASK") is mmau.TASK
+    assert load_task("earwise.evaluate.tasks.mmau:load").load is mmau.load
     with pytest.raises(ConfigError, match="'mmaux' is none of manifest, mmau, mmar"):
-        tasks.loader("mmaux")
+        load_task("mmaux")
     with pytest.raises(ConfigError, match="no 'nothing' in 'json'"):
-        tasks.loader("json:nothing")
+        load_task("json:nothing")
+    with pytest.raises(ConfigError, match="neither a Task nor a function"):
+        load_task("earwise.evaluate.tasks.mmau:NAME")
 
 
 def test_mmau_fields(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "test-mini-audios" / "m1.wav", "low tone", 1)
-    (example,) = tasks.load("mmau", write(tmp_path / "mini.json", [mmau_row(1, category=["Reasoning"])]))
+    (example,) = load_task("mmau").load(write(tmp_path / "mini.json", [mmau_row(1, category=["Reasoning"])]))
     assert example.audio_paths == (clip,) and example.question == "What beeps, number 1?"
     assert example.choices == ("Oven", "Lorry", "Watch") and example.answer == ("Lorry",)
     assert (example.task, example.category, example.difficulty) == ("sound", "Reasoning", "easy")
@@ -129,7 +134,7 @@ def test_ids_are_unique(tmp_path: Path) -> None:
 
 def test_mmar_fields_and_the_reasoning_stays_out(tmp_path: Path) -> None:
     write_clip(tmp_path / "audio" / "r1.wav", "low tone", 1)
-    (example,) = tasks.load("mmar", write(tmp_path / "meta.jsonl", [mmar_row(1)]))
+    (example,) = load_task("mmar").load(write(tmp_path / "meta.jsonl", [mmar_row(1)]))
     assert (example.task, example.category, example.language) == ("mix-sound-speech", "Signal Layer", "")
     assert example.reasoning is None and not {"thinking", "cue", "rubric"} & example.meta.keys()
     assert "Nobody laughs" not in repr(example)
@@ -172,11 +177,11 @@ def test_manifest_task(tmp_path: Path) -> None:
     }
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps({**row, "answer": "x"}) + "\n")
-    assert tasks.load("manifest", path) == manifest.read(path)
-    assert tasks.load("manifest", path, tmp_path / "b")[0].audio_paths == (tmp_path / "b" / "a.wav",)
+    assert load_task("manifest").load(path) == manifest.read(path)
+    assert load_task("manifest").load(path, tmp_path / "b")[0].audio_paths == (tmp_path / "b" / "a.wav",)
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="none of its 1 rows has an answer"):
-        tasks.load("manifest", path)
+        load_task("manifest").load(path)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real benchmark files are not part of the repository")

@@ -1,13 +1,13 @@
-"""How Mellow's authors read answers: a letter before `)`, yes/no by containment, entailment by class.
+"""How Mellow's authors read answers: a letter before `)`, yes or no by containment, entailment by class.
 
-For comparing with their figures only; `metrics/mmau.py` is what earwise scores by. Verdicts and sums are theirs, traps
-included: an answer without a readable letter counts as option a, "no" is found in "not" and "know". What an unreadable
-answer is worth stands beside it as `unreadable`, the share of answers that got a letter as a gift.
+For comparison with their figures, by way of the task `mellow` (`evaluate/tasks/mellow.py`); earwise's own scores are
+those of `metrics/mmau.py`. Rules and sums are the released program's, traps included: an answer without a readable
+letter counts as option a, and "no" is found in "not" and "know". `unreadable` stands beside the accuracy and gives the
+share of answers that were read as option a for want of a letter.
 
-Deviations: 1. a class without items has the accuracy None where the official program crashes; 2. nothing to count is an
-error that says so.
-
-Source: papers/mellow.md section 5; soham97/mellow branch `training` @c8204d8, metrics/.
+Source: Mellow (arXiv:2503.08540), section 5; soham97/mellow, branch `training` @c8204d8, metrics/. Deviations: (1) a
+class without items has the accuracy None, where the released program crashes; (2) empty input raises an error that says
+so.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from earwise.errors import ScoringError
 
 LETTERS = ("a", "b", "c", "d")
 CLASSES = {"a": "Entailment", "b": "Neutral", "c": "Contradiction"}
+"""Letter -> class, in the order of the released scorer."""
 TASKS = ("sound", "music", "speech")
 DIFFICULTIES = ("easy", "hard", "medium")
 
 
 def head(text: str) -> str:
-    """What stands before the first `)`, lower case: where a letter is looked for.
+    """The text before the first `)`, lower case: the place where a letter is looked for.
 
     >>> head("B) a dog (barking)"), head("the answer is b) a dog")
     ('b', 'the answer is b')
@@ -29,88 +30,105 @@ def head(text: str) -> str:
     return text.split(")")[0].lower()
 
 
-def option_letter(response: str) -> str:
-    """The letter that the official reading takes, `a` where there is none to read.
+def has_letter(text: str) -> bool:
+    """Whether a text begins with an option's letter, as far as the released program can see."""
+    return head(text) in LETTERS
+
+
+def option_letter(prediction: str) -> str:
+    """The letter that the released program reads; `a` where it finds none.
 
     >>> [option_letter(text) for text in ("B) a dog", "c", "(c) rain", "")]
     ['b', 'c', 'a', 'a']
     """
-    return head(response) if head(response) in LETTERS else "a"
+    return head(prediction) if has_letter(prediction) else "a"
+
+
+def letter_matches(prediction: str, answer: str) -> bool:
+    """Whether the letter read from a prediction is that of an answer like `c) a dog`."""
+    return option_letter(prediction) == head(answer)
+
+
+def contains_answer(prediction: str, answer: str) -> bool:
+    """Whether a prediction contains the answer (`yes` or `no`), compared in lower case."""
+    return answer.lower() in prediction.lower()
 
 
 def multiple_choice(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Percent of predictions whose letter is the answer's; answers look like `c) a dog`.
+    """Percentage of predictions whose letter is the answer's; answers look like `c) a dog`.
 
     Raises:
-        ScoringError: if there is nothing to count, or the lists differ in length.
+        ScoringError: if the lists are empty or differ in length.
     """
     pairs = _paired(predictions, answers)
-    accuracy = 100 * sum(option_letter(said) == head(answer) for said, answer in pairs) / len(pairs)
-    return {"ACC": accuracy, "main": accuracy, "unreadable": 100 * _unreadable(predictions)}
+    accuracy = 100 * sum(letter_matches(prediction, answer) for prediction, answer in pairs) / len(pairs)
+    return {"ACC": accuracy, "main": accuracy, "unreadable": 100 * _unreadable_share(predictions)}
 
 
 def binary(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Percent of predictions that contain the answer (`yes` or `no`), letters compared in lower case.
+    """Percentage of predictions that contain the answer (`yes` or `no`).
 
     Raises:
-        ScoringError: if there is nothing to count, or the lists differ in length.
+        ScoringError: if the lists are empty or differ in length.
     """
     pairs = _paired(predictions, answers)
-    accuracy = 100 * sum(answer.lower() in said.lower() for said, answer in pairs) / len(pairs)
+    accuracy = 100 * sum(contains_answer(prediction, answer) for prediction, answer in pairs) / len(pairs)
     return {"ACC": accuracy, "main": accuracy}
 
 
 def mmau(predictions: Sequence[str], answers: Sequence[str], metadata: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Percent of predictions that begin as the answer does, by task, by difficulty and in all; no default letter here.
+    """Percentage of predictions that begin as the answer does, by task, by difficulty and in all.
+
+    Unlike `multiple_choice`, the released program has no default letter here.
 
     Args:
-        predictions: What was said.
-        answers: `c) a dog`.
+        predictions: The model's outputs.
+        answers: The right options, like `c) a dog`.
         metadata: `task` and `difficulty` of each item.
     Returns:
-        Each of `TASKS` and `DIFFICULTIES` (0 for one without items), `total` and `main` (the same).
+        Each of `TASKS` and `DIFFICULTIES` (0 where there are no items), `total` and `main` (the same value).
     Raises:
-        ScoringError: if there is nothing to count, the lists differ in length, or a group is not known.
+        ScoringError: if the lists are empty or differ in length, or a task or difficulty is not known.
     """
     pairs = _paired(predictions, answers)
     if len(metadata) != len(pairs):
         raise ScoringError(f"{len(pairs)} predictions but metadata of {len(metadata)}; give one of each per item")
-    verdicts: dict[str, list[bool]] = {group: [] for group in (*TASKS, *DIFFICULTIES)}
-    for number, ((said, answer), groups) in enumerate(zip(pairs, metadata, strict=True), 1):
-        for key, known in (("task", TASKS), ("difficulty", DIFFICULTIES)):
-            if groups.get(key) not in known:
-                raise ScoringError(f"item {number}: {key} {groups.get(key)!r} is none of {', '.join(known)}")
-            verdicts[groups[key]].append(head(said) == head(answer))
-    scores = {group: sum(right) / len(right) * 100 if right else 0.0 for group, right in verdicts.items()}
-    total = sum(sum(verdicts[task]) for task in TASKS) / len(pairs) * 100
+    correct: dict[str, list[bool]] = {group: [] for group in (*TASKS, *DIFFICULTIES)}
+    for number, ((prediction, answer), item) in enumerate(zip(pairs, metadata, strict=True), 1):
+        for key, names in (("task", TASKS), ("difficulty", DIFFICULTIES)):
+            if item.get(key) not in names:
+                raise ScoringError(f"item {number}: {key} {item.get(key)!r} is none of {', '.join(names)}")
+            correct[item[key]].append(head(prediction) == head(answer))
+    scores = {group: sum(flags) / len(flags) * 100 if flags else 0.0 for group, flags in correct.items()}
+    total = sum(sum(correct[task]) for task in TASKS) / len(pairs) * 100
     return scores | {"total": total, "main": total}
 
 
 def entailment(predictions: Sequence[str], answers: Sequence[str]) -> dict[str, float | None]:
-    """Accuracy, macro precision, recall and F1 over the letters met on either side, and accuracy by class, as shares.
+    """Accuracy, macro precision, recall and F1 over all letters that occur, and accuracy by class, as shares in [0, 1].
 
-    The classes are named in the scorer's order (a: entailment, b: neutral, c: contradiction), which is not the order of
-    the options in the data's description: read the data's key before quoting them.
+    The classes are named in the released scorer's order (a: entailment, b: neutral, c: contradiction), which is not the
+    order of the options in the data's description: look up the data's own order before quoting them.
 
     Raises:
-        ScoringError: if there is nothing to count, or the lists differ in length.
+        ScoringError: if the lists are empty or differ in length.
     """
-    pairs = [(option_letter(said), option_letter(answer)) for said, answer in _paired(predictions, answers)]
-    met = sorted({letter for pair in pairs for letter in pair})
-    hits = {letter: sum(said == answer == letter for said, answer in pairs) for letter in met}
-    said_as = {letter: sum(said == letter for said, _ in pairs) for letter in met}
-    truly = {letter: sum(answer == letter for _, answer in pairs) for letter in LETTERS}
+    pairs = [(option_letter(prediction), option_letter(answer)) for prediction, answer in _paired(predictions, answers)]
+    letters = sorted({letter for pair in pairs for letter in pair})
+    hits = {letter: sum(predicted == answer == letter for predicted, answer in pairs) for letter in letters}
+    num_predicted = {letter: sum(predicted == letter for predicted, _ in pairs) for letter in letters}
+    num_gold = {letter: sum(answer == letter for _, answer in pairs) for letter in LETTERS}
     accuracy = sum(hits.values()) / len(pairs)
     scores: dict[str, float | None] = {
         "ACC": accuracy,
-        "Precision": _mean([_share(hits[letter], said_as[letter]) for letter in met]),
-        "Recall": _mean([_share(hits[letter], truly[letter]) for letter in met]),
-        "F1": _mean([2 * hits[letter] / (said_as[letter] + truly[letter]) for letter in met]),
+        "Precision": _mean([_ratio(hits[letter], num_predicted[letter]) for letter in letters]),
+        "Recall": _mean([_ratio(hits[letter], num_gold[letter]) for letter in letters]),
+        "F1": _mean([2 * hits[letter] / (num_predicted[letter] + num_gold[letter]) for letter in letters]),
         "main": accuracy,
-        "unreadable": _unreadable(predictions),
+        "unreadable": _unreadable_share(predictions),
     }
     for letter, name in CLASSES.items():
-        scores[f"ACC_{name}"] = hits[letter] / truly[letter] if truly[letter] else None
+        scores[f"ACC_{name}"] = hits[letter] / num_gold[letter] if num_gold[letter] else None
     return scores
 
 
@@ -122,11 +140,11 @@ def _paired(predictions: Sequence[str], answers: Sequence[str]) -> list[tuple[st
     return list(zip(predictions, answers, strict=True))
 
 
-def _unreadable(predictions: Sequence[str]) -> float:
-    return sum(head(said) not in LETTERS for said in predictions) / len(predictions)
+def _unreadable_share(predictions: Sequence[str]) -> float:
+    return sum(not has_letter(prediction) for prediction in predictions) / len(predictions)
 
 
-def _share(part: int, whole: int) -> float:
+def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 

@@ -1,12 +1,14 @@
-"""Scores of one answer, and MMAU's summary lines: official, strict and lenient side by side.
+"""MMAU's scorer: three scores of one completion, and the summary that MMAU's and MMAR's programs print.
 
-Between the engine's output and `samples.jsonl`. The official matcher is the one of MMAU and MMAR (papers/evaluation.md
-section 2): words, not order. It is applied unchanged, to the raw output; `lenient` applies it after `answers.parse`;
-`strict` wants the option's text exactly. Whatever cannot be read is wrong and counted.
+Between the engine's output and `samples.jsonl`; also used for manifests. `official` is the matcher of MMAU
+(arXiv:2410.19168) and MMAR (arXiv:2505.13032): sets of words, without order. It is applied unchanged to the raw output.
+`lenient` applies it to the answer that `answers.parse` extracts; `strict` wants the option's text exactly. A completion
+whose answer cannot be read is wrong and counted.
 
-Deviations: 1. a prediction that is missing, null or a number is an `error` and wrong, where the official program skips
-a missing one before counting (`legacy_skip=True` does the same) and crashes on the others; 2. a group that the layout
-does not know is listed after those it knows, where the official program crashes.
+Source: Sakshi113/MMAU@f0a4a97 and ddlBoJack/MMAR@3bce090, evaluation.py. Deviations: (1) a prediction that is missing,
+null or a number is an `error` and wrong, where the official program skips missing ones before counting
+(`legacy_skip=True` does the same) and crashes on the others; (2) a group that the layout does not know is listed after
+those it knows, where the official program crashes.
 """
 
 import re
@@ -14,66 +16,73 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.answers import mentions, normalise, parse, said
+from earwise.answers import extract_answer, mentions, normalise, parse
 from earwise.errors import ScoringError
 from earwise.types import Example, Parsed, Score
 
 SCORER = "mmau-words/1"
-"""Name and version of `score`, for result rows; changes whenever a verdict could."""
+"""Name and version of `score`, for result rows; it changes whenever a score could."""
+SCORE_NOTES = {
+    "official": "the official matcher on the raw output",
+    "strict": "the answer is the option's text, letter for letter",
+    "lenient": "the official matcher on the extracted answer",
+}
+"""Names of the scores and what each one measures."""
 
 _WORD = re.compile(r"\b\w+\b")
 _RULE = "*" * 30
 
 
 def string_match(answer: str, prediction: str, choices: Iterable[str]) -> bool:
-    """The official verdict: all words of the answer are said, and no word that only other options have.
+    """The official matcher: the prediction holds all words of the answer, and no word that only other options have.
 
     >>> string_match("dog bark", "A Dog: bark!", ["dog bark", "cat"]), string_match("dog", "dog, cat", ["dog", "cat"])
     (True, False)
 
-    Source: Sakshi113/MMAU@f0a4a97 and ddlBoJack/MMAR@3bce090, in papers/evaluation.md section 2.
+    Source: `string_match` of both released programs, see the module's docstring.
     """
-    wanted, spoken = _words(answer), _words(prediction)
-    foreign = set().union(*(_words(choice) for choice in choices)) - wanted
-    return bool(spoken) and wanted <= spoken and not (foreign & spoken)
+    answer_words, predicted_words = _words(answer), _words(prediction)
+    foreign_words = set().union(*(_words(choice) for choice in choices)) - answer_words
+    return bool(predicted_words) and answer_words <= predicted_words and not (foreign_words & predicted_words)
 
 
-def score(example: Example, output: object) -> Score:
-    """All three verdicts on one output.
+def score(example: Example, completion: object) -> Score:
+    """The scores `official`, `strict` and `lenient` of one completion.
 
-    With options: official is the official matcher on the raw output, lenient the same on the parsed option, strict asks
-    that the answer as it was said is the option's text exactly. Open answers: official is equality with any accepted
-    answer up to case, blanks and outer punctuation, strict is equality, lenient asks that an accepted answer is said as
-    whole words.
+    With options, `official` is the official matcher on the raw output and `lenient` the same on the parsed option;
+    `strict` asks that the extracted answer is the option's text exactly. For open questions `official` is equality with
+    any accepted answer up to case, blanks and outer punctuation, `strict` is exact equality, and `lenient` asks that
+    the answer mentions an accepted one as whole words.
 
     Args:
-        example: The item; without an answer all verdicts are 0 and only `status` and `answer` mean something.
-        output: What the model said; anything but a string is an `error`.
+        example: The item; without an answer all scores are 0 and only `status` and `answer` mean something.
+        completion: The model's output; anything but a string is an `error`.
     """
-    if not isinstance(output, str):
-        return Score(0.0, 0.0, 0.0, "error", None, f"the prediction is {output!r}, not text")
-    parsed = parse(output, example.choices)
-    verbatim = said(output)
-    spoken = "" if verbatim is None else verbatim
-    exact = bool(spoken) and any(spoken == answer.strip() for answer in example.answer)
+    if not isinstance(completion, str):
+        values = dict.fromkeys(SCORE_NOTES, 0.0)
+        return Score(values, "error", None, f"the prediction is {completion!r}, not text")
+    parsed = parse(completion, example.choices)
+    answer_text = extract_answer(completion) or ""
+    strict = bool(answer_text) and any(answer_text == gold.strip() for gold in example.answer)
     if example.choices:
-        official = any(string_match(answer, output, example.choices) for answer in example.answer)
-        lenient = any(string_match(answer, parsed.answer or "", example.choices) for answer in example.answer)
+        official = any(string_match(gold, completion, example.choices) for gold in example.answer)
+        lenient = any(string_match(gold, parsed.answer or "", example.choices) for gold in example.answer)
     else:
-        official = bool(spoken) and normalise(spoken) in {normalise(answer) for answer in example.answer}
-        lenient = any(mentions(spoken, answer) for answer in example.answer) or exact
-    return Score(float(official), float(exact), float(lenient), parsed.status, parsed.answer, _why(parsed, spoken))
+        official = bool(answer_text) and normalise(answer_text) in {normalise(gold) for gold in example.answer}
+        lenient = any(mentions(answer_text, gold) for gold in example.answer) or strict
+    values = {"official": float(official), "strict": float(strict), "lenient": float(lenient)}
+    return Score(values, parsed.status, parsed.answer, _explanation(parsed, answer_text))
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The groups of an official summary: heading, field of the row, and the values that are always listed, in order.
-
-    `groups` whose values are empty list what they meet, in order of appearance.
-    """
+    """The groups of an official summary."""
 
     prediction_key: str
+    """Field of a row that holds the prediction."""
     groups: tuple[tuple[str, str, tuple[str, ...]], ...]
+    """Heading, field of the row, and the values that are always listed, in order. Where no values are given, those
+    that occur are listed in order of appearance."""
 
 
 MMAU = Layout(
@@ -109,30 +118,32 @@ def official_summary(
     Returns:
         `groups` (heading -> value -> `accuracy`, `count`), `total` (`accuracy`, `count`) and `no_prediction_count`.
     Raises:
-        ScoringError: if nothing is left to count, or a row lacks a field.
+        ScoringError: if no row is left to count, or a row lacks a field.
     """
-    verdicts: dict[str, dict[str, list[bool]]] = {}
+    correct_by_group: dict[str, dict[str, list[bool]]] = {}
     for heading, _, names in layout.groups:
-        verdicts[heading] = {name: [] for name in names}
-    everything: list[bool] = []
-    missing = 0
+        correct_by_group[heading] = {name: [] for name in names}
+    all_correct: list[bool] = []
+    num_missing = 0
     for number, row in enumerate(rows, 1):
         if layout.prediction_key not in row:
             if legacy_skip:
                 continue
-            missing += 1
+            num_missing += 1
         absent = [key for key in ("answer", "choices", *(key for _, key, _ in layout.groups)) if key not in row]
         if absent:
             raise ScoringError(f"row {number} has no {', '.join(absent)}; add predictions to the benchmark's own rows")
         prediction = row.get(layout.prediction_key)
         correct = isinstance(prediction, str) and string_match(row["answer"], prediction, row["choices"])
-        everything.append(correct)
+        all_correct.append(correct)
         for heading, key, _ in layout.groups:
-            verdicts[heading].setdefault(str(row[key]), []).append(correct)
-    if not everything:
+            correct_by_group[heading].setdefault(str(row[key]), []).append(correct)
+    if not all_correct:
         raise ScoringError(f"no row has a prediction under {layout.prediction_key!r}; there is nothing to count")
-    groups = {heading: {name: _percent(hits) for name, hits in group.items()} for heading, group in verdicts.items()}
-    return {"groups": groups, "total": _percent(everything), "no_prediction_count": missing}
+    groups = {
+        heading: {name: _percent(flags) for name, flags in group.items()} for heading, group in correct_by_group.items()
+    }
+    return {"groups": groups, "total": _percent(all_correct), "no_prediction_count": num_missing}
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -154,10 +165,11 @@ def _percent(correct: list[bool]) -> dict[str, float]:
     return {"accuracy": round(sum(correct) / len(correct) * 100, 2) if correct else 0.0, "count": len(correct)}
 
 
-def _why(parsed: Parsed, spoken: str) -> str:
+def _explanation(parsed: Parsed, answer_text: str) -> str:
+    """Why an answer could not be read; empty if it could."""
     if parsed.status == "ok":
         return ""
-    shown = f": {spoken[:80]!r}" if spoken else ""
-    return (
-        "names more than one answer" if parsed.status == "ambiguous" else "names no answer that can be read"
-    ) + shown
+    quoted = f": {answer_text[:80]!r}" if answer_text else ""
+    if parsed.status == "ambiguous":
+        return f"names more than one answer{quoted}"
+    return f"names no answer that can be read{quoted}"

@@ -1,7 +1,6 @@
-"""How sure a number is: intervals, paired differences, chance, position bias. numpy only, every random draw from a
-seed.
+"""How certain a number is: intervals, paired differences, chance level, position bias.
 
-Used by the evaluation's summary, `compare` and the report. Rules: papers/evaluation.md section 11.
+Used by the evaluation's summary, the comparison, ablations and the report. numpy only; every random draw has a seed.
 """
 
 import math
@@ -16,9 +15,12 @@ from earwise.errors import ScoringError
 Z95 = 1.959963984540054
 """Standard normal quantile of a two-sided 95 % interval."""
 BLOCK = 4096
-"""Bootstrap draws made at a time."""
+"""Bootstrap resamples made at a time."""
 FEW = 10
-"""Resampling items says nothing of what they do not hold: at least so many must differ from the commonest outcome."""
+"""The bootstrap is used only if at least this many items differ from the most common outcome: resampling cannot show
+outcomes that the items do not contain."""
+MEAN_DRAWS = 2000
+"""Resamples for the interval of a mean."""
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -42,7 +44,7 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def accuracy_row(correct: Sequence[bool]) -> dict[str, float]:
-    """`accuracy`, `n` and the 95 % interval `low`, `high` of a list of verdicts (accuracy 0 of n 0 when it is empty).
+    """`accuracy`, `n` and the 95 % Wilson interval `low`, `high` of a list of flags; accuracy 0 and n 0 if it is empty.
 
     >>> accuracy_row([True, False])["accuracy"]
     0.5
@@ -52,15 +54,38 @@ def accuracy_row(correct: Sequence[bool]) -> dict[str, float]:
     return {"accuracy": successes / n if n else 0.0, "n": n, "low": low, "high": high}
 
 
+def mean_row(values: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+    """The mean of scores with its 95 % interval: Wilson's if all scores are 0 or 1, else by resampling items.
+
+    >>> mean_row([1.0, 0.0]) == accuracy_row([True, False]), mean_row([0.5, 0.5])["low"]
+    (True, 0.5)
+
+    Args:
+        values: One score per item.
+        seed: Seed of the resampling.
+    Returns:
+        `accuracy` (the mean), `n`, `low` and `high`.
+    """
+    if is_binary(values):
+        return accuracy_row([value == 1 for value in values])
+    interval = paired_bootstrap(values, [0.0] * len(values), seed=seed, draws=MEAN_DRAWS)
+    return {"accuracy": interval["difference"], "n": len(values), "low": interval["low"], "high": interval["high"]}
+
+
+def is_binary(values: Sequence[float]) -> bool:
+    """Whether all scores are 0 or 1, so that they count correct and wrong items."""
+    return all(value in (0, 1) for value in values)
+
+
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], *, seed: int, draws: int = 10_000, level: float = 0.95
 ) -> dict[str, float]:
-    """Mean of a - b over items that both runs answered, by resampling items. Of verdicts see `paired_difference`.
+    """Mean of a - b over items that both runs answered, by resampling items. For flags see `paired_difference`.
 
     Args:
         a: One value per item.
-        b: The same items in the same order.
-        seed: Of the resampling.
+        b: Values of the same items in the same order.
+        seed: Seed of the resampling.
         draws: Number of resamples.
         level: Coverage of the interval.
     Returns:
@@ -73,7 +98,7 @@ def paired_bootstrap(
     values, counts = np.unique(np.asarray(a, np.float64) - np.asarray(b, np.float64), return_counts=True)
     n = len(a)
     rng = np.random.default_rng(seed)
-    # How often each distinct difference is drawn is multinomial: the bootstrap itself without drawing single items.
+    # The counts of the distinct differences in a resample are multinomial: no need to draw single items.
     means = np.concatenate(
         [rng.multinomial(n, counts / n, min(BLOCK, draws - at)) @ values / n for at in range(0, draws, BLOCK)]
     )
@@ -91,25 +116,25 @@ def paired_bootstrap(
 def paired_difference(
     a: Sequence[bool], b: Sequence[bool], *, seed: int, draws: int = 20_000, level: float = 0.95
 ) -> dict[str, Any]:
-    """Accuracy of `a` less accuracy of `b` on items that both answered, sure of no more than the items allow.
+    """Accuracy of `a` minus accuracy of `b` on items that both answered.
 
-    Many items: `paired_bootstrap`. Where nearly all have one outcome (few items; runs that hardly differ), it would
-    give an interval of no width: there p is the exact sign test's, on the items that only one of them has right, and
-    the interval the one that agrees with it.
+    With many different outcomes this is `paired_bootstrap`. Where nearly all items have one outcome (few items, or runs
+    that hardly differ), the bootstrap would give an interval of almost no width; there p is that of the exact sign test
+    on the items that only one of the runs answers correctly, and the interval is the one that agrees with that test.
 
     Args:
-        a: One verdict per item.
-        b: The same items in the same order.
-        seed: Of the draws.
-        draws: Number of resamples, or of draws from the limits' distributions.
+        a: One flag per item: whether it was answered correctly.
+        b: Flags of the same items in the same order.
+        seed: Seed of the random draws.
+        draws: Number of resamples, or of draws from the distributions of the exact limits.
         level: Coverage of the interval.
     Returns:
-        `difference`, `low`, `high`, the two-sided `p` of no difference, `n`, `wins` (right in `a` alone), `losses`
-        (right in `b` alone), and `method` (`bootstrap` or `exact`).
+        `difference`, `low`, `high`, the two-sided `p` of no difference, `n`, `wins` (correct in `a` alone), `losses`
+        (correct in `b` alone), and `method` (`bootstrap` or `exact`).
     Raises:
         ScoringError: if the lists differ in length or are empty.
-    Source: McNemar's exact test; interval after Fay and Lumbard 2021 (Statistics in Medicine 40), who meld the exact
-        limits of the share of items that differ and of the share of wins among them.
+    Source: McNemar's exact test; the interval follows Fay and Lumbard 2021 (Statistics in Medicine 40), who combine
+        the exact limits of the share of items that differ with those of the share of wins among them.
     """
     if len(a) != len(b) or not len(a):
         raise ScoringError(f"{len(a)} and {len(b)} verdicts cannot be paired; compare runs on the same items")
@@ -136,12 +161,12 @@ def paired_difference(
 
 
 def _beta(rng: np.random.Generator, a: int, b: int, draws: int) -> NDArray[np.float64]:
-    """Draws of a beta distribution; with a parameter 0 it stands at that end."""
+    """Draws from a beta distribution; with a parameter of 0 all mass lies at that end."""
     return rng.beta(a, b, draws) if a and b else np.full(draws, 0.0 if a == 0 else 1.0)
 
 
 def chance_level(option_counts: Iterable[int]) -> float:
-    """Expected accuracy of a guess: mean of 1 / options over the items; an open item (0 options) counts as 0.
+    """Expected accuracy of guessing: the mean of 1 / options over the items; an open item (0 options) counts as 0.
 
     >>> chance_level(len(choices) for choices in (("a", "b"), ("a", "b", "c", "d")))
     0.375
@@ -151,7 +176,7 @@ def chance_level(option_counts: Iterable[int]) -> float:
 
 
 def binomial_p(successes: int, n: int, chance: float) -> float:
-    """Exact one-sided p: the probability of at least so many successes when each item succeeds by chance.
+    """Exact one-sided p: the probability of at least `successes` successes if each item succeeds by chance.
 
     >>> binomial_p(2, 2, 0.25)
     0.0625
@@ -174,30 +199,33 @@ def binomial_p(successes: int, n: int, chance: float) -> float:
 
 
 def position_bias(gold: Sequence[int], chosen: Sequence[int | None]) -> list[dict[str, Any]]:
-    """One row per place in the list of options: how often it is right, how often it is chosen, accuracy where it is
+    """One row per position in the list of options: how often it is right, how often it is chosen, accuracy where it is
     right.
 
     Args:
-        gold: Place of the right option per item, from 0.
-        chosen: Place that was chosen, None where no option was named.
+        gold: Position of the right option of each item, from 0.
+        chosen: Position that was chosen; None where no option was named.
     Returns:
-        Rows with `position` (from 0; None in a last row for items where nothing was named), `gold` and `chosen`
-        (counts), `gold_share` (the accuracy of always taking this place), `chosen_share`, and `accuracy`, `n`, `low`,
-        `high` of the items whose right option stands there.
+        Rows with `position` (from 0; None in a last row for items where no option was named), `gold` and `chosen`
+        (counts), `gold_share` (the accuracy of always choosing this position), `chosen_share`, and `accuracy`, `n`,
+        `low`, `high` of the items whose right option has this position.
     Raises:
         ScoringError: if the lists differ in length.
     """
     if len(gold) != len(chosen):
-        raise ScoringError(f"{len(gold)} right places for {len(chosen)} chosen ones")
+        raise ScoringError(f"{len(gold)} right positions for {len(chosen)} chosen ones; give one of each per item")
     total = max(len(gold), 1)
-    last = max([*gold, *(place for place in chosen if place is not None)], default=-1)
-    places: list[int | None] = list(range(last + 1))
+    last = max([*gold, *(position for position in chosen if position is not None)], default=-1)
+    positions: list[int | None] = list(range(last + 1))
     if None in chosen:
-        places.append(None)
+        positions.append(None)
     rows: list[dict[str, Any]] = []
-    for place in places:
-        here = [picked == place for right, picked in zip(gold, chosen, strict=True) if right == place]
-        picks = sum(picked == place for picked in chosen)
-        shares = {"gold": len(here), "gold_share": len(here) / total, "chosen": picks, "chosen_share": picks / total}
-        rows.append({"position": place, **shares, **accuracy_row(here)})
+    for position in positions:
+        correct = [choice == position for right, choice in zip(gold, chosen, strict=True) if right == position]
+        num_chosen = sum(choice == position for choice in chosen)
+        shares = {
+            "gold": len(correct), "gold_share": len(correct) / total,
+            "chosen": num_chosen, "chosen_share": num_chosen / total,
+        }  # fmt: skip
+        rows.append({"position": position, **shares, **accuracy_row(correct)})
     return rows

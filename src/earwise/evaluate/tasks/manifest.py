@@ -1,10 +1,15 @@
-"""Any JSONL manifest as a task: what earwise's own builders write, and what a user writes by hand."""
+"""Any JSONL manifest as a task: what earwise's own builders write, and what a user writes by hand.
+
+Questions with options are scored like MMAU's (`metrics/mmau.py`), open questions by their accepted answers.
+"""
 
 from dataclasses import replace
 from pathlib import Path
 
 from earwise.data import manifest
 from earwise.errors import DataError
+from earwise.evaluate.metrics import mmau
+from earwise.evaluate.task import Task
 from earwise.types import Example
 
 
@@ -13,11 +18,24 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
 
     Args:
         path: The JSONL file.
-        audio_root: Folder that relative audio paths start from, if it is not the manifest's own.
+        audio_root: Folder that relative audio paths start from; None: the manifest's own folder.
     Raises:
-        DataError: if the manifest is wrong (see `earwise.data.manifest.read`), empty, or no row has an answer.
+        DataError: if the manifest is wrong (see `earwise.data.manifest.read`) or empty, or no row has an answer.
     """
     examples = manifest.read(path, check_files=audio_root is None)
     if not any(example.answer for example in examples):
         raise DataError(f"{path}: none of its {len(examples)} rows has an answer; evaluation needs gold answers")
     return examples if audio_root is None else [replace(example, root=audio_root) for example in examples]
+
+
+TASK = Task(
+    name="manifest",
+    load=load,
+    score=mmau.score,
+    scorer=mmau.SCORER,
+    score_notes=mmau.SCORE_NOTES,
+    headline="official",
+    reasoning_headline="lenient",
+    source="the user's own file",
+    licence="stated by each row",
+)

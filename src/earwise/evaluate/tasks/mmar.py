@@ -1,25 +1,26 @@
-"""MMAR's own format (arXiv:2505.13032): 1,000 questions on speech, sound, music and their mixtures, scored by MMAU's
-matcher.
+"""MMAR (arXiv:2505.13032): 1,000 questions about speech, sound, music and their mixtures, scored by MMAU's matcher.
 
-Source: the public `MMAR-meta` file of ddlBoJack/MMAR (a JSON list or one object a line). Fields: `id, audio_path,
-    question, choices,
-answer, modality, category, sub-category, language, source, url, timestamp, thinking, cue, rubric`. `Example.task` is
-the modality. The annotators' reasoning and the rubric are public and would leak the answer: they are left out of the
-Example.
+Source: the public `MMAR-meta` file of ddlBoJack/MMAR (a JSON list or one object per line). Fields: `id, audio_path,
+question, choices, answer, modality, category, sub-category, language, source, url, timestamp, thinking, cue, rubric`.
+`Example.task` is the modality. The annotators' reasoning and the rubric are public and would give the answer away: they
+are left out of the Example.
 """
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from earwise.evaluate.metrics import mmau as metric
+from earwise.evaluate.results import EvalRun
+from earwise.evaluate.task import Task
 from earwise.evaluate.tasks import mmau
 from earwise.types import Audio, Example, Text, Turn
 
 NAME = "mmar"
-PREDICTION_KEY = "answer_prediction"
 VERSIONS = {"25cfd0cbafb9fc29": "meta (3bce090)"}
-NEEDED = ("id", "audio_path", "question", "choices", "modality")
-LEFT_OUT = ("thinking", "cue", "rubric")
+"""First 16 digits of `mmau.fingerprint` -> edition, from the file at the named commit."""
+REQUIRED_FIELDS = ("id", "audio_path", "question", "choices", "modality")
+ANSWER_FIELDS = ("thinking", "cue", "rubric")
+"""Fields that explain the answer; they are left out of the Example."""
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -27,23 +28,29 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
 
     Args:
         path: The benchmark's meta file.
-        audio_root: Folder that holds `audio/` or the clips themselves; the file's own folder by default.
+        audio_root: Folder that holds `audio/` or the clips themselves; None: the file's own folder.
     Returns:
-        One Example an item, in the file's order.
+        One Example per item, in the file's order.
     Raises:
-        DataError: if the file is not MMAR's, or none of its clips is there.
+        DataError: if the file is not MMAR's, or none of its clips exists.
     """
-    rows = mmau.read_rows(path, NEEDED)
-    print_ = mmau.fingerprint(rows)
-    known = VERSIONS.get(print_, f"unknown ({print_}, {len(rows)} items)")
-    examples = [example(row, known, mmau.locate(str(row["audio_path"]), path, audio_root)) for row in rows]
+    rows = mmau.read_rows(path, REQUIRED_FIELDS)
+    digest = mmau.fingerprint(rows)
+    edition = VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")
+    examples = [_example(row, edition, mmau.locate(str(row["audio_path"]), path, audio_root)) for row in rows]
     mmau.check_audio(examples, path)
     return examples
 
 
-def example(row: dict[str, Any], known: str, clip: Path) -> Example:
+def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
+    """Write MMAR's submission file, see `mmau.write_submission`."""
+    return mmau.write_submission(run, path, source, metric.MMAR)
+
+
+def _example(row: dict[str, Any], edition: str, clip: Path) -> Example:
     """One item as an Example whose clip lies at `clip`."""
-    used = (*NEEDED, *LEFT_OUT, "answer", "category", "language", "source")
+    used_fields = (*REQUIRED_FIELDS, *ANSWER_FIELDS, "answer", "category", "language", "source")
+    other_fields = {key: value for key, value in row.items() if key not in used_fields}
     return Example(
         id=str(row["id"]),
         turns=(Turn("user", (Audio(str(clip.absolute())), Text(str(row["question"])))),),
@@ -55,12 +62,19 @@ def example(row: dict[str, Any], known: str, clip: Path) -> Example:
         group=str(row["audio_path"]),
         split="test",
         language=row.get("language") or "",
-        meta={"benchmark": NAME, "version": known, **{key: value for key, value in row.items() if key not in used}},
+        meta={"benchmark": NAME, "version": edition, **other_fields},
     )
 
 
-def write_official(
-    path: Path, samples: Iterable[Mapping[str, Any]], *, source: Path, key: str = PREDICTION_KEY, field: str = "output"
-) -> int:
-    """Write predictions in MMAR's own format; as `mmau.write_official`, with MMAR's key."""
-    return mmau.write_official(path, samples, source=source, key=key, field=field)
+TASK = Task(
+    name=NAME,
+    load=load,
+    score=metric.score,
+    scorer=metric.SCORER,
+    score_notes=metric.SCORE_NOTES,
+    headline="official",
+    reasoning_headline="lenient",
+    write_predictions=write_predictions,
+    source="arXiv:2505.13032, ddlBoJack/MMAR",
+    licence="see the benchmark's repository",
+)

@@ -1,0 +1,59 @@
+"""`earwise report`: one HTML page about evaluation and training runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from earwise.commands.loading import json_option, note, print_json
+from earwise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from earwise.report import RunSource
+
+
+@click.command("report", short_help="One HTML page of runs, with players and training curves.")
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), help="File to write. [default: report.html in the last RUN]"
+)
+@click.option(
+    "--training",
+    "-t",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder of a training run (or its metrics.jsonl) whose curves are drawn; may be repeated.",
+)
+@click.option("--title", help="Title of the page. [default: Evaluation; for training runs their names]")
+@click.option("--seed", default=0, show_default=True, help="Seed of the selection of sample clips.")
+@json_option
+def command(
+    folders: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str | None, seed: int, as_json: bool
+) -> None:
+    """Write one self-contained page about RUNs: the first is compared with (before), the last is in question (after).
+
+    A RUN is a folder of `earwise evaluate`, or of `earwise train`: of the latter the page shows the evaluations before
+    and after training, the curves, and samples from the training.
+
+    \b
+    earwise report runs/first
+    earwise report runs/r1-aqa-cpu
+    earwise report runs/before runs/after --training runs/r1-aqa --out report.html
+    """
+    from earwise.report import write_report
+    from earwise.report.training import is_training_run, read_evaluations
+
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name the file to write, for example {out / 'report.html'}")
+    training_runs = [folder for folder in folders if is_training_run(folder)]
+    runs: list[RunSource] = []
+    for folder in folders:
+        runs += read_evaluations(folder, len(folders) == 1) if folder in training_runs else [folder]
+    logs = [path / "metrics.jsonl" if path.is_dir() else path for path in (*training_runs, *training)]
+    default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
+    path = write_report(out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        note(f"{path.stat().st_size / 1e6:.1f} MB")
+        click.echo(str(path))
