@@ -1,4 +1,8 @@
-"""What every engine takes and gives. The evaluation, the rollouts and the server know only this."""
+"""The interface of an inference engine: prompts with audio in, completions out.
+
+Evaluation, rollouts and the server depend on this file only. `engine.local.LocalEngine` runs a model in this process;
+`engine.remote.client.RemoteEngine` sends the same prompts to an OpenAI-compatible server.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,51 +13,73 @@ from earwise.types import Completion, Turn, Waveform
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation and its sounds.
+    """A conversation with the audio that its turns refer to.
 
     Attributes:
-        turns: The conversation, ending with the user.
-        waves: One waveform per audio part, in order, mono float32 at the engine's sample rate.
-        key: Names the prompt; its random draws depend on `(seed, key)` and on nothing else in the batch.
+        turns: The conversation; the last turn is the user's.
+        waveforms: One waveform per audio part of the turns, in order: mono float32 at the engine's sample rate.
+        key: Name of the prompt. Its random draws depend on `(seed, key)` alone, never on the other prompts of the
+            batch.
     """
 
     turns: tuple[Turn, ...]
-    waves: tuple[Waveform, ...]
+    waveforms: tuple[Waveform, ...]
     key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
-    """Decoding settings, always explicit: a checkpoint's own generation config is never read."""
+class SamplingParams:
+    """How completions are sampled. Always explicit: a checkpoint's own generation config is never read."""
 
     max_new_tokens: int = 64
+    """Longest completion, in tokens, the end token included."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """Softmax temperature; 0 is greedy decoding."""
     top_p: float = 1.0
+    """Nucleus sampling: smallest set of likeliest tokens whose probabilities reach this sum; 1 keeps all tokens."""
     top_k: int = 0
+    """Number of likeliest tokens to sample from; 0 keeps all tokens."""
     seed: int = 0
+    """Seed of the random draws, combined with each prompt's key."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a result row."""
+        """The parameters as plain values, as they are stored in result rows and hashed for caches."""
         return asdict(self)
 
 
 class Engine(Protocol):
-    """Anything that answers prompts."""
+    """Anything that completes prompts and scores given continuations."""
 
     name: str
-    """Model name for result rows."""
+    """Model name, stored in result rows."""
     revision: str
-    """Hash of the weights, or what the server says of itself."""
+    """Hash of the weights, or the version that a remote server reports."""
     sample_rate: int
-    """Hz that `Prompt.waves` must have."""
+    """Sample rate in Hz that `Prompt.waveforms` must have."""
     max_audio_s: float
-    """Longest clip that is heard whole, seconds."""
+    """Longest clip in seconds that the model accepts."""
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
-        """Answer every prompt `n` times; the result does not depend on how prompts are batched."""
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+    ) -> list[list[Completion]]:
+        """Sample completions; the result does not depend on how prompts are batched.
+
+        Args:
+            prompts: Prompts to complete.
+            sampling_params: Length limit, temperature, truncation and seed.
+            n: Number of completions per prompt.
+        Returns:
+            For each prompt, `n` completions.
+        """
         ...
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Natural-log likelihood of each continuation (end mark included) after its prompt, summed over tokens."""
+        """Log-likelihood of given continuations.
+
+        Args:
+            prompts: Prompts that the continuations follow.
+            continuations: For each prompt, the texts to score.
+        Returns:
+            For each prompt and text, the natural-log probability of the text and its end token, summed over tokens.
+        """
         ...

@@ -1,7 +1,16 @@
-"""Token after token: the trie of what samples say, one state per distinct beginning, guesses in rows that are free.
+"""The decoding loop: sample many completions as one growing radix tree, with speculative decoding in spare rows.
 
-A pass computes the last token of every state, and guesses of what follows it (`draft.py`). At each of them all samples
-of the state draw as if they stood there; then every sample goes on as far as the guesses are what it drew.
+Samples of a prompt that are equal so far stand on the same leaf of a token tree. One iteration of the loop
+
+1. computes the last token of every leaf, and draft tokens below the leaves, in one forward pass (`_forward`);
+2. draws, at every leaf and at every draft token, the next token of every sample of the leaf as if the sample stood
+   there (`_draw`); the random number of a sample depends on its position only (`engine.rng`), so this is what the
+   sample would draw there in any batch and with any drafts;
+3. walks every sample down the draft tokens for as long as they are what it drew (`_walk`). Accepted drafts thus
+   advance a sample by several tokens per pass; where samples draw different tokens, the leaf splits.
+
+A leaf computes its next-token distribution once however many samples stand on it, and forking copies nothing
+(`engine.kv_cache`). The samples are nevertheless independent and identically distributed, as if drawn one by one.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -10,258 +19,330 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from earwise.engine.base import Decoding
-from earwise.engine.draft import LONGEST, Drafts, Guess
-from earwise.engine.kv_cache import TreeCache, following
-from earwise.engine.rng import Draws, drawn
+from earwise.engine.base import SamplingParams
+from earwise.engine.draft import MAX_CONTEXT, DraftToken, NgramDrafter
+from earwise.engine.kv_cache import TreeCache, next_layout
+from earwise.engine.rng import UniformDraws, sample_tokens
 from earwise.engine.static_cache import StaticCache
 from earwise.models.base import AudioLM
 
 
 @dataclass(slots=True)
-class Said:
-    """One sample so far: the drawn tokens, the end token included, their log-probabilities, and whether it ended."""
+class PartialCompletion:
+    """One sample while it is being decoded.
 
-    ids: list[int] = field(default_factory=list)
+    Attributes:
+        token_ids: Tokens drawn so far, the end token included.
+        logprobs: Natural-log probability of each token at temperature 1.
+        finished: True once the end token was drawn.
+    """
+
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    done: bool = False
+    finished: bool = False
 
 
-Watch = Callable[[Sequence[Sequence[Said]]], Collection[tuple[int, int]]]
-"""Sees the samples of every prompt after each token; gives back those that are to say no more, as (prompt, sample)."""
+StepCallback = Callable[[Sequence[Sequence[PartialCompletion]]], Collection[tuple[int, int]]]
+"""Called after every token with the samples of every prompt; returns the samples to stop early, as (prompt, sample)."""
 
 
 @dataclass(slots=True)
-class State:
-    """A distinct beginning: its prompt and tree, the samples that stand on it, where the token before its last stood in
-    the last pass, and its last token (not yet computed)."""
+class Leaf:
+    """A leaf of a token tree: the samples that have drawn the same tokens so far.
+
+    Attributes:
+        prompt: Index of the prompt.
+        tree: Index of the tree in the KV cache.
+        samples: Indices of the samples among the prompt's samples.
+        parent_query: Query index, in the previous pass, of the token before the leaf's.
+        token: Token id at the leaf, which is not computed yet.
+        position: Position of that token in its sequence.
+    """
 
     prompt: int
     tree: int
     samples: list[int]
-    column: int
+    parent_query: int
     token: int
     position: int
 
 
 @dataclass(slots=True)
-class Tally:
-    """What sampling has come to.
+class DecodeStats:
+    """Counts of the work done by an engine since it was made.
 
     Attributes:
-        distinct: Tokens computed that somebody said, trunks included.
-        guessed: Tokens computed on a guess.
-        kept: Those of them that somebody said.
-        sampled: Tokens handed out.
-        passes: Decoding passes.
+        computed_tokens: Tokens computed that belong to a prompt or a completion, each once however many samples
+            share it.
+        draft_tokens: Draft tokens computed.
+        accepted_tokens: Draft tokens that at least one sample drew.
+        sampled_tokens: Tokens of all completions together.
+        forward_passes: Decoding passes, prefill not included.
     """
 
-    distinct: int = 0
-    guessed: int = 0
-    kept: int = 0
-    sampled: int = 0
-    passes: int = 0
+    computed_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    sampled_tokens: int = 0
+    forward_passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRequest:
+    """The completions that one loop samples.
+
+    Attributes:
+        prompts: Token ids of each prompt.
+        completions: One list of samples per prompt; the loop fills them in.
+        draws: Random numbers of each prompt's samples.
+        sampling_params: Length limit, temperature and truncation.
+        callback: Called after every token, or None.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    completions: list[list[PartialCompletion]]
+    draws: Sequence[UniformDraws]
+    sampling_params: SamplingParams
+    callback: StepCallback | None = None
 
 
 @dataclass(slots=True)
-class _Pass:
-    """One forward pass: a row a state, then a row a guess.
+class _PassResult:
+    """One forward pass: a row for each leaf, then a row for each draft token.
 
     Attributes:
-        states: As they were before it.
-        guesses: Parents first.
-        columns: Where each row stood among its tree's queries.
-        slots: Where each guess's keys and values went.
-        scores: Of the next token, `(rows, vocab)`.
+        leaves: The leaves that were computed.
+        drafts: Draft tokens below them, parents first.
+        queries: Query index of each row within its tree.
+        draft_slots: KV slot of each draft token.
+        logits: Next-token logits, `(rows, vocab)`.
     """
 
-    states: list[State]
-    guesses: list[Guess]
-    columns: list[int]
-    slots: list[int]
-    scores: Tensor
+    leaves: list[Leaf]
+    drafts: list[DraftToken]
+    queries: list[int]
+    draft_slots: list[int]
+    logits: Tensor
 
-    def rows(self) -> Iterator[tuple[State, int]]:
-        """The state that each row belongs to, and how many tokens behind it the row is."""
-        yield from ((state, 0) for state in self.states)
-        yield from ((self.states[guess.state], guess.depth) for guess in self.guesses)
+    def rows(self) -> Iterator[tuple[Leaf, int]]:
+        """For each row its leaf and its depth below the leaf's token (0 for the leaf itself)."""
+        yield from ((leaf, 0) for leaf in self.leaves)
+        yield from ((self.leaves[draft.leaf], draft.depth) for draft in self.drafts)
 
 
-class Growth:
-    """The trees of one group of prompts while they grow.
+class DecodeLoop:
+    """Decodes one group of prompts whose prefill is in the cache.
 
     Args:
-        model: Who speaks.
-        cache: Keys and values of the trunks.
-        slots: The next free slot of each tree.
-        prompts: Token ids of each prompt.
-        said: Filled here; one list of samples a prompt.
-        draws: Random numbers of each prompt.
-        decoding: How to draw, and how long.
-        room: Rows that a pass of so many states may have at no further cost.
-        tally: Counted on here.
-        watch: See `Watch`.
+        model: Model that decodes.
+        cache: KV cache that holds the prompts.
+        next_slots: First unused slot of each tree.
+        request: Prompts, samples to fill in, and how to draw them.
+        row_capacity: Number of rows that a pass over this many leaves can have at no extra cost; drafts fill the rest.
+        stats: Counters, increased here.
     """
 
     def __init__(
-        self, model: AudioLM, cache: TreeCache | StaticCache, slots: list[int], prompts: Sequence[Sequence[int]],
-        said: list[list[Said]], draws: Sequence[Draws], decoding: Decoding, *, room: Callable[[int], int],
-        tally: Tally, watch: Watch | None,
+        self, model: AudioLM, cache: TreeCache | StaticCache, next_slots: list[int], request: DecodeRequest, *,
+        row_capacity: Callable[[int], int], stats: DecodeStats,
     ) -> None:  # fmt: skip
-        self._model, self._cache, self._slots = model, cache, slots
-        self._free: list[list[int]] = [[] for _ in slots]
-        """Slots of each tree that hold a guess which nobody said."""
-        self._said, self._draws, self._decoding = said, draws, decoding
-        self._room, self._tally, self._watch = room, tally, watch
-        self._prompts = prompts
-        self._drafts = Drafts(prompts, model.eos_ids) if room(1) > 1 else None
+        self._model, self._cache = model, cache
+        self._next_slots = next_slots
+        self._free_slots: list[list[int]] = [[] for _ in next_slots]
+        """Slots of each tree that hold rejected draft tokens and may be overwritten."""
+        self._request, self._completions = request, request.completions
+        self._max_new_tokens = request.sampling_params.max_new_tokens
+        self._row_capacity, self._stats = row_capacity, stats
+        self._drafter = NgramDrafter(request.prompts, model.eos_ids) if row_capacity(1) > 1 else None
 
-    def run(self, states: list[State], scores: Tensor) -> None:
-        """Go on from trunks until all samples have ended.
+    def run(self, leaves: list[Leaf], logits: Tensor) -> None:
+        """Decode until every sample has ended.
 
         Args:
-            states: One a prompt; its column is where the trunk's last token stood, its own token unused.
-            scores: Of the next token, `(states, vocab)`.
+            leaves: One leaf per prompt. Its `parent_query` is that of the prompt's last token; its token is not used.
+            logits: Logits of the first completion token, `(leaves, vocab)`.
         """
-        last = _Pass(states, [], [state.column for state in states], [], scores)
-        while states := self._walk(last):
-            self._drop_trees(states)
-            last = self._compute(states, self._guess(states))
+        result = _PassResult(leaves, [], [leaf.parent_query for leaf in leaves], [], logits)
+        while leaves := self._walk(result):
+            self._drop_finished_trees(leaves)
+            result = self._forward(leaves, self._propose_drafts(leaves))
 
-    def _walk(self, last: _Pass) -> list[State]:
-        """Draw the next tokens of every sample; the states of those that go on."""
-        rows = list(last.rows())
-        tokens, values = self._drawn(last.scores, rows)
-        count = len(last.states)
-        below = {
-            (guess.parent + count if guess.parent >= 0 else guess.state, guess.token): count + number
-            for number, guess in enumerate(last.guesses)
+    def _walk(self, result: _PassResult) -> list[Leaf]:
+        """Draw the next tokens of every sample and follow accepted drafts.
+
+        Returns:
+            The leaves of the samples that continue.
+        """
+        rows = list(result.rows())
+        tokens, logprobs = self._draw(result.logits, rows)
+        num_leaves = len(result.leaves)
+        child_rows = {
+            (draft.parent + num_leaves if draft.parent >= 0 else draft.leaf, draft.token): num_leaves + index
+            for index, draft in enumerate(result.drafts)
         }
-        seats = [{sample: seat for seat, sample in enumerate(state.samples)} for state in last.states]
-        owners = [*range(count), *(guess.state for guess in last.guesses)]
-        walking = [(row, state.samples) for row, state in enumerate(last.states)]
-        out: list[State] = []
-        reached: set[int] = set()
-        while walking:
-            further = []
-            for row, samples in walking:
-                (state, depth), seat = rows[row], seats[owners[row]]
-                said = {sample: (tokens[row][seat[sample]], values[row][seat[sample]]) for sample in samples}
-                for token, some in self._say(state.prompt, said).items():
-                    if (child := below.get((row, token))) is None:
-                        position = state.position + depth
-                        out.append(State(state.prompt, state.tree, some, last.columns[row], token, position))
+        leaf_of_row = [*range(num_leaves), *(draft.leaf for draft in result.drafts)]
+        columns = [{sample: column for column, sample in enumerate(leaf.samples)} for leaf in result.leaves]
+        frontier = [(row, leaf.samples) for row, leaf in enumerate(result.leaves)]
+        new_leaves: list[Leaf] = []
+        accepted_rows: set[int] = set()
+        while frontier:
+            next_frontier = []
+            for row, samples in frontier:
+                (leaf, depth), column = rows[row], columns[leaf_of_row[row]]
+                drawn = {sample: (tokens[row][column[sample]], logprobs[row][column[sample]]) for sample in samples}
+                for token, continuing in self._append(leaf.prompt, drawn).items():
+                    if (child := child_rows.get((row, token))) is None:
+                        position = leaf.position + depth
+                        new_leaves.append(
+                            Leaf(leaf.prompt, leaf.tree, continuing, result.queries[row], token, position)
+                        )
                     else:
-                        reached.add(child)
-                        further.append((child, some))
-            walking = further
-            if self._watch is not None and (enough := self._watch(self._said)):
-                walking = [(row, left) for row, some in walking if (left := _without(some, rows[row][0], enough))]
-                for state in out:
-                    state.samples = _without(state.samples, state, enough)
-        self._tally.distinct += len(reached)
-        self._tally.guessed += len(last.guesses)
-        self._tally.kept += len(reached)
-        for number, (guess, slot) in enumerate(zip(last.guesses, last.slots, strict=True)):
-            if count + number not in reached:
-                self._free[last.states[guess.state].tree].append(slot)
-        return [state for state in out if state.samples]
+                        accepted_rows.add(child)
+                        next_frontier.append((child, continuing))
+            frontier = next_frontier
+            callback = self._request.callback
+            if callback is not None and (stopped := callback(self._completions)):
+                frontier = [
+                    (row, remaining)
+                    for row, samples in frontier
+                    if (remaining := _without(samples, rows[row][0].prompt, stopped))
+                ]
+                for leaf in new_leaves:
+                    leaf.samples = _without(leaf.samples, leaf.prompt, stopped)
+        self._count_drafts(result, accepted_rows)
+        return [leaf for leaf in new_leaves if leaf.samples]
 
-    def _drawn(self, scores: Tensor, rows: Sequence[tuple[State, int]]) -> tuple[list[list[int]], list[list[float]]]:
-        """What each sample of a row's state says there, and its log-probability."""
-        logprobs = torch.log_softmax(scores.float(), -1)
-        width = max(len(state.samples) for state, _ in rows)
-        if self._decoding.temperature == 0:
-            chosen = logprobs.argmax(-1)[:, None].expand(-1, width)
+    def _count_drafts(self, result: _PassResult, accepted_rows: set[int]) -> None:
+        """Count the draft tokens of a pass, and free the slots of those that nobody drew."""
+        self._stats.computed_tokens += len(accepted_rows)
+        self._stats.draft_tokens += len(result.drafts)
+        self._stats.accepted_tokens += len(accepted_rows)
+        for index, (draft, slot) in enumerate(zip(result.drafts, result.draft_slots, strict=True)):
+            if len(result.leaves) + index not in accepted_rows:
+                self._free_slots[result.leaves[draft.leaf].tree].append(slot)
+
+    def _draw(self, logits: Tensor, rows: Sequence[tuple[Leaf, int]]) -> tuple[list[list[int]], list[list[float]]]:
+        """Draw, at every row, the next token of every sample of the row's leaf.
+
+        Args:
+            logits: Logits of each row, `(rows, vocab)`.
+            rows: Leaf and depth of each row.
+        Returns:
+            Tokens and their log-probabilities, per row and sample (in the order of the leaf's samples; rows with fewer
+            samples than the widest are padded).
+        """
+        logprobs = torch.log_softmax(logits.float(), -1)
+        width = max(len(leaf.samples) for leaf, _ in rows)
+        sampling_params = self._request.sampling_params
+        if sampling_params.temperature == 0:
+            tokens = logprobs.argmax(-1)[:, None].expand(-1, width)
         else:
-            numbers = torch.zeros(len(rows), width, dtype=torch.float64)
-            for row, (state, depth) in zip(numbers, rows, strict=True):
-                token = len(self._said[state.prompt][state.samples[0]].ids) + depth
-                row[: len(state.samples)] = self._draws[state.prompt].at(token, state.samples)
-            chosen = drawn(logprobs, numbers, self._decoding)
-        return chosen.tolist(), logprobs.gather(-1, chosen).tolist()
+            uniforms = torch.zeros(len(rows), width, dtype=torch.float64)
+            for row, (leaf, depth) in zip(uniforms, rows, strict=True):
+                position = len(self._completions[leaf.prompt][leaf.samples[0]].token_ids) + depth
+                row[: len(leaf.samples)] = self._request.draws[leaf.prompt].at(position, leaf.samples)
+            tokens = sample_tokens(logprobs, uniforms, sampling_params)
+        return tokens.tolist(), logprobs.gather(-1, tokens).tolist()
 
-    def _say(self, prompt: int, said: dict[int, tuple[int, float]]) -> dict[int, list[int]]:
-        """Write down what samples that said the same so far say next; who goes on, by token."""
-        before = self._context(prompt, next(iter(said)))
+    def _append(self, prompt: int, drawn: dict[int, tuple[int, float]]) -> dict[int, list[int]]:
+        """Append drawn tokens to samples that were equal so far.
+
+        Args:
+            prompt: Index of the prompt.
+            drawn: Sample -> drawn token and its log-probability.
+        Returns:
+            Token -> the samples that drew it, without samples that have ended.
+        """
+        first = next(iter(drawn))
+        context = self._context(prompt, first)
         groups: dict[int, list[int]] = {}
-        for sample, (token, value) in said.items():
-            one = self._said[prompt][sample]
-            one.ids.append(token)
-            one.logprobs.append(value)
-            one.done = token in self._model.eos_ids
+        for sample, (token, logprob) in drawn.items():
+            completion = self._completions[prompt][sample]
+            completion.token_ids.append(token)
+            completion.logprobs.append(logprob)
+            completion.finished = token in self._model.eos_ids
             groups.setdefault(token, []).append(sample)
-        self._tally.sampled += len(said)
-        if self._drafts is not None:
+        self._stats.sampled_tokens += len(drawn)
+        if self._drafter is not None:
             for token, samples in groups.items():
-                self._drafts.learn(before, token, len(samples))
-        full = len(self._said[prompt][next(iter(said))].ids) == self._decoding.max_new_tokens
-        return {} if full else {token: some for token, some in groups.items() if token not in self._model.eos_ids}
+                self._drafter.update(context, token, len(samples))
+        if len(self._completions[prompt][first].token_ids) == self._max_new_tokens:
+            return {}
+        return {token: samples for token, samples in groups.items() if token not in self._model.eos_ids}
 
     def _context(self, prompt: int, sample: int) -> list[int]:
-        """The last tokens of a sample, from its prompt where it has said too few."""
-        ids = self._said[prompt][sample].ids[-LONGEST:]
-        return ids if len(ids) == LONGEST else [*self._prompts[prompt][-LONGEST:], *ids][-LONGEST:]
+        """The last tokens of a sample for the drafter, filled up from its prompt if the completion is short."""
+        ids = self._completions[prompt][sample].token_ids[-MAX_CONTEXT:]
+        if len(ids) == MAX_CONTEXT:
+            return ids
+        return [*self._request.prompts[prompt][-MAX_CONTEXT:], *ids][-MAX_CONTEXT:]
 
-    def _guess(self, states: Sequence[State]) -> list[Guess]:
-        free = self._room(len(states)) - len(states)
-        if self._drafts is None or free <= 0:
+    def _propose_drafts(self, leaves: Sequence[Leaf]) -> list[DraftToken]:
+        """Draft tokens for the rows that the leaves leave free."""
+        spare_rows = self._row_capacity(len(leaves)) - len(leaves)
+        if self._drafter is None or spare_rows <= 0:
             return []
-        asked = []
-        for state in states:
-            sample = state.samples[0]
-            deepest = self._decoding.max_new_tokens - len(self._said[state.prompt][sample].ids) - 1
-            asked.append((state.prompt, self._context(state.prompt, sample), deepest))
-        return self._drafts.guess(asked, free)
+        contexts = []
+        for leaf in leaves:
+            sample = leaf.samples[0]
+            max_depth = self._max_new_tokens - len(self._completions[leaf.prompt][sample].token_ids) - 1
+            contexts.append((leaf.prompt, self._context(leaf.prompt, sample), max_depth))
+        return self._drafter.propose(contexts, spare_rows)
 
-    def _drop_trees(self, states: Sequence[State]) -> None:
-        """Forget trees that nobody stands on, once they are half of all."""
-        alive = sorted({state.tree for state in states})
-        if len(alive) > len(self._slots) // 2:
+    def _drop_finished_trees(self, leaves: Sequence[Leaf]) -> None:
+        """Remove trees without leaves from the cache, once they are half of all trees."""
+        alive = sorted({leaf.tree for leaf in leaves})
+        if len(alive) > len(self._next_slots) // 2:
             return
-        self._cache.keep(torch.tensor(alive, device=self._device))
-        renumber = {old: new for new, old in enumerate(alive)}
-        for state in states:
-            state.tree = renumber[state.tree]
-        self._slots = [self._slots[tree] for tree in alive]
-        self._free = [self._free[tree] for tree in alive]
+        self._cache.select_trees(torch.tensor(alive, device=self._device))
+        new_index = {old: new for new, old in enumerate(alive)}
+        for leaf in leaves:
+            leaf.tree = new_index[leaf.tree]
+        self._next_slots = [self._next_slots[tree] for tree in alive]
+        self._free_slots = [self._free_slots[tree] for tree in alive]
 
-    def _compute(self, states: list[State], guesses: list[Guess]) -> _Pass:
-        """The last token of every state, and the guesses that follow them."""
-        filled = [0] * len(self._slots)
-        columns: list[int] = []
-        numbers: list[list[int]] = []
+    def _forward(self, leaves: list[Leaf], drafts: list[DraftToken]) -> _PassResult:
+        """Compute the last token of every leaf and the draft tokens below them in one pass."""
+        tree_sizes = [0] * len(self._next_slots)
+        queries: list[int] = []
+        table: list[list[int]] = []  # one row per token: id, position, tree, parent query, query, slot
 
-        def put(tree: int, token: int, position: int, parent: int) -> None:
-            if self._free[tree]:
-                slot = self._free[tree].pop()
+        def add_token(tree: int, token: int, position: int, parent_query: int) -> None:
+            if self._free_slots[tree]:
+                slot = self._free_slots[tree].pop()
             else:
-                slot, self._slots[tree] = self._slots[tree], self._slots[tree] + 1
-            columns.append(filled[tree])
-            numbers.append([token, position, tree, parent, filled[tree], slot])
-            filled[tree] += 1
+                slot, self._next_slots[tree] = self._next_slots[tree], self._next_slots[tree] + 1
+            queries.append(tree_sizes[tree])
+            table.append([token, position, tree, parent_query, tree_sizes[tree], slot])
+            tree_sizes[tree] += 1
 
-        for state in states:
-            put(state.tree, state.token, state.position, state.column)
-        for guess in guesses:
-            state, parent = states[guess.state], guess.state if guess.parent < 0 else len(states) + guess.parent
-            put(state.tree, guess.token, state.position + guess.depth, columns[parent])
-        for state in states:
-            state.position += 1
-        ids, positions, rows, parents, places, slots = torch.tensor(numbers, device=self._device).unbind(1)
-        depths = [guess.depth for guess in guesses]
-        levels = [len(states), *(depths.count(depth) for depth in sorted(set(depths)))]
-        shape = (max(filled), max(self._slots))
-        step = following(self._cache.mask, rows, parents, places, slots, shape, levels)
-        self._tally.distinct += len(states)
-        self._tally.passes += 1
-        scores = self._cache.advance(self._model, ids, positions, step)
-        return _Pass(states, guesses, columns, [number[-1] for number in numbers[len(states) :]], scores)
+        for leaf in leaves:
+            add_token(leaf.tree, leaf.token, leaf.position, leaf.parent_query)
+        for draft in drafts:
+            leaf, parent_row = leaves[draft.leaf], draft.leaf if draft.parent < 0 else len(leaves) + draft.parent
+            add_token(leaf.tree, draft.token, leaf.position + draft.depth, queries[parent_row])
+        for leaf in leaves:
+            leaf.position += 1
+        # One copy to the device for all integers of the pass.
+        ids, positions, tree_index, parent_query, query_index, slot_index = torch.tensor(
+            table, device=self._device
+        ).unbind(1)
+        depths = [draft.depth for draft in drafts]
+        level_sizes = [len(leaves), *(depths.count(depth) for depth in sorted(set(depths)))]
+        mask_shape = (max(tree_sizes), max(self._next_slots))
+        layout = next_layout(
+            self._cache.mask, tree_index, parent_query, query_index, slot_index, mask_shape, level_sizes
+        )
+        self._stats.computed_tokens += len(leaves)
+        self._stats.forward_passes += 1
+        logits = self._cache.advance(self._model, ids, positions, layout)
+        return _PassResult(leaves, drafts, queries, [row[-1] for row in table[len(leaves) :]], logits)
 
     @property
     def _device(self) -> torch.device:
         return self._cache.mask.device
 
 
-def _without(samples: list[int], state: State, enough: Collection[tuple[int, int]]) -> list[int]:
-    return [sample for sample in samples if (state.prompt, sample) not in enough]
+def _without(samples: list[int], prompt: int, stopped: Collection[tuple[int, int]]) -> list[int]:
+    """The samples of a prompt that are not stopped."""
+    return [sample for sample in samples if (prompt, sample) not in stopped]

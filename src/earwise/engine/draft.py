@@ -1,117 +1,134 @@
-"""Guesses of what a sample will say next, so that one pass computes several of its tokens.
+"""N-gram drafts for speculative decoding: guess a sample's next tokens, so that one pass computes several of them.
 
-A decoding pass on a CPU is filled up to the number of rows that weights were packed for, and on an accelerator it waits
-for the weights whatever it computes: rows that would hold nothing hold guesses instead. The sampler draws at a guessed
-token as it would have drawn had the token been its own; who drew something else never sees it. So a guess changes how
-many passes a rollout takes, and nothing else.
+A decoding pass costs the same for every row count up to a limit: on a CPU, prepacked weights are padded to a fixed
+number of rows; on an accelerator, the pass waits for the weights to be read. Rows that would be padding therefore
+compute draft tokens instead. `engine.decode_loop` verifies them exactly: at each draft token it draws with the same
+random number that the sample would have used anyway, so a draft token is accepted if and only if it is what the sample
+draws. Drafts change how many passes a rollout takes and nothing else.
 
-Guesses are read off what was said: options and tags stand in the prompt, and answers to one question are much alike.
-They depend on the prompts and draws of one call alone, so that a run that is resumed computes what it would have
-computed.
+Drafts are looked up in n-gram counts of the prompts (options and tags are often repeated) and of the samples drawn so
+far (answers to one question resemble each other). The counts live for one `generate` call only, so that a resumed run
+computes the same passes as an uninterrupted one.
 
-Source: prompt lookup (the n-grams of a text as its own draft) and token trees verified in one pass are known ways of
-speculative decoding. Verified by the numbers that the sampler would have used anyway, they leave every draw as it is.
+Source: prompt lookup decoding (n-grams of the context as drafts) and token-tree verification in one pass are known
+forms of speculative decoding. Deviation: verification reuses the sampler's own random numbers instead of rejection
+sampling.
 """
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-LONGEST = 3
-"""Tokens of context that are looked up at most."""
-UNLIKELY = 0.1
-"""Guesses that are less likely than this are not worth their row."""
+MAX_CONTEXT = 3
+"""Longest context that is looked up, in tokens."""
+MIN_PROBABILITY = 0.1
+"""Draft tokens whose estimated probability is lower are not worth a row."""
 
-Counts = dict[tuple[int, ...], dict[int, int]]
+NgramCounts = dict[tuple[int, ...], dict[int, int]]
+"""Context -> next token -> how often it followed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
-    """A token that may come next.
+class DraftToken:
+    """A token that is computed before it is known whether a sample draws it.
 
     Attributes:
-        state: Number of the state that it follows.
-        parent: Number of the guess that it follows, in the order of the list; -1 for the state's own token.
-        token: Its id.
-        depth: 1 after the state's token, 2 after that.
+        leaf: Index of the leaf of the token tree below which the draft stands.
+        parent: Index of the draft token that it follows, in the order of the list; -1 if it follows the leaf's own
+            token.
+        token: Token id.
+        depth: Distance from the leaf's token, from 1.
     """
 
-    state: int
+    leaf: int
     parent: int
     token: int
     depth: int
 
 
-class Drafts:
-    """What followed what in the prompts and answers of one call.
+class NgramDrafter:
+    """N-gram counts of the prompts and completions of one `generate` call.
 
     Args:
         prompts: Token ids of each prompt.
-        ends: Tokens that nothing follows; they are not guessed.
+        end_ids: Ids of end tokens. They are never drafted, since nothing follows them.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], ends: Sequence[int] = ()) -> None:
-        self._ends = frozenset(ends)
-        self._asked: list[Counts] = []
-        self._said: Counts = {}
+    def __init__(self, prompts: Sequence[Sequence[int]], end_ids: Sequence[int] = ()) -> None:
+        self._end_ids = frozenset(end_ids)
+        self._prompt_counts: list[NgramCounts] = []
+        self._completion_counts: NgramCounts = {}
         for ids in prompts:
-            counts: Counts = {}
-            for at in range(1, len(ids)):
-                _count(counts, ids[max(0, at - LONGEST) : at], ids[at], 1)
-            self._asked.append(counts)
+            counts: NgramCounts = {}
+            for index in range(1, len(ids)):
+                _count(counts, ids[max(0, index - MAX_CONTEXT) : index], ids[index], 1)
+            self._prompt_counts.append(counts)
 
-    def learn(self, before: Sequence[int], token: int, samples: int = 1) -> None:
-        """So many samples said `token` after `before` (its last tokens are enough)."""
-        _count(self._said, before[-LONGEST:], token, samples)
-
-    def guess(self, states: Sequence[tuple[int, Sequence[int], int]], rows: int) -> list[Guess]:
-        """The likeliest continuations of some states, those of least depth first.
+    def update(self, context: Sequence[int], token: int, samples: int = 1) -> None:
+        """Count a drawn token.
 
         Args:
-            states: Prompt, last tokens said (the one that is about to be computed is the last), and how many tokens
-                deep guesses may go.
-            rows: Guesses at most, over all states.
+            context: Tokens before it; only the last `MAX_CONTEXT` are used.
+            token: Token id that was drawn.
+            samples: Number of samples that drew it.
+        """
+        _count(self._completion_counts, context[-MAX_CONTEXT:], token, samples)
+
+    def propose(self, leaves: Sequence[tuple[int, Sequence[int], int]], max_tokens: int) -> list[DraftToken]:
+        """The likeliest continuations of some leaves, as token trees.
+
+        A best-first search: the draft token with the highest estimated probability (the product along its path) is
+        taken next, and offers its own successors.
+
+        Args:
+            leaves: For each leaf the index of its prompt, its last tokens (the one about to be computed included), and
+                the largest allowed depth of a draft token below it.
+            max_tokens: Largest number of draft tokens over all leaves.
+        Returns:
+            Draft tokens ordered by depth, so that parents come before their children.
         """
         heap: list[tuple[float, int, int, tuple[int, ...], int, int]] = []
-        out: list[Guess] = []
+        drafts: list[DraftToken] = []
         pushed = 0
 
-        def offer(state: int, parent: int, context: tuple[int, ...], chance: float, depth: int) -> None:
+        def push_successors(leaf: int, parent: int, context: tuple[int, ...], probability: float, depth: int) -> None:
             nonlocal pushed
-            prompt, _, deepest = states[state]
-            if depth > deepest:
+            prompt, _, max_depth = leaves[leaf]
+            if depth > max_depth:
                 return
-            for token, share in self._likely(prompt, context):
-                if token not in self._ends and chance * share >= UNLIKELY:
-                    pushed += 1
-                    follows = (*context, token)[-LONGEST:]
-                    heapq.heappush(heap, (-chance * share, pushed, state, follows, parent, depth))
+            for token, share in self._successors(prompt, context):
+                if token not in self._end_ids and probability * share >= MIN_PROBABILITY:
+                    pushed += 1  # breaks ties between equal probabilities: first in, first out
+                    extended = (*context, token)[-MAX_CONTEXT:]
+                    heapq.heappush(heap, (-probability * share, pushed, leaf, extended, parent, depth))
 
-        if rows > 0:
-            for number, (_, last, _) in enumerate(states):
-                offer(number, -1, tuple(last[-LONGEST:]), 1.0, 1)
-        while heap and len(out) < rows:
-            chance, _, state, context, parent, depth = heapq.heappop(heap)
-            out.append(Guess(state, parent, context[-1], depth))
-            offer(state, len(out) - 1, context, -chance, depth + 1)
-        order = sorted(range(len(out)), key=lambda number: out[number].depth)
-        place = {old: new for new, old in enumerate(order)} | {-1: -1}
-        return [replace(out[number], parent=place[out[number].parent]) for number in order]
+        if max_tokens > 0:
+            for leaf, (_, last_tokens, _) in enumerate(leaves):
+                push_successors(leaf, -1, tuple(last_tokens[-MAX_CONTEXT:]), 1.0, 1)
+        while heap and len(drafts) < max_tokens:
+            negative, _, leaf, context, parent, depth = heapq.heappop(heap)
+            drafts.append(DraftToken(leaf, parent, context[-1], depth))
+            push_successors(leaf, len(drafts) - 1, context, -negative, depth + 1)
+        order = sorted(range(len(drafts)), key=lambda index: drafts[index].depth)
+        new_index = {old: new for new, old in enumerate(order)} | {-1: -1}
+        return [replace(drafts[index], parent=new_index[drafts[index].parent]) for index in order]
 
-    def _likely(self, prompt: int, context: tuple[int, ...]) -> list[tuple[int, float]]:
-        """What followed the longest part of the context that was met, and how often of all times."""
+    def _successors(self, prompt: int, context: tuple[int, ...]) -> list[tuple[int, float]]:
+        """Next tokens and their estimated probabilities, after the longest suffix of the context that was counted."""
         for start in range(len(context)):
-            asked, said = self._asked[prompt].get(context[start:]), self._said.get(context[start:])
-            if asked or said:
-                both = dict(said or {})
-                for token, count in (asked or {}).items():
-                    both[token] = both.get(token, 0) + count
-                total = sum(both.values()) + 1
-                return [(token, count / total) for token, count in both.items()]
+            in_prompt = self._prompt_counts[prompt].get(context[start:])
+            in_completions = self._completion_counts.get(context[start:])
+            if in_prompt or in_completions:
+                counts = dict(in_completions or {})
+                for token, count in (in_prompt or {}).items():
+                    counts[token] = counts.get(token, 0) + count
+                total = sum(counts.values()) + 1  # one more: a context seen once is no certainty
+                return [(token, count / total) for token, count in counts.items()]
         return []
 
 
-def _count(counts: Counts, before: Sequence[int], token: int, times: int) -> None:
-    for start in range(len(before)):
-        followers = counts.setdefault(tuple(before[start:]), {})
+def _count(counts: NgramCounts, context: Sequence[int], token: int, times: int) -> None:
+    """Add to the counts of a token after every suffix of a context."""
+    for start in range(len(context)):
+        followers = counts.setdefault(tuple(context[start:]), {})
         followers[token] = followers.get(token, 0) + times

@@ -1,7 +1,11 @@
-"""Keys and values of growing trees: forking a branch copies nothing.
+"""KV cache of growing token trees (a radix tree): samples share the keys and values of their common prefix.
 
-Every tree owns one row of slots per layer. A token's keys and values go to the next free slot of its tree, whichever
-branch it belongs to; a state remembers which slots it sees. Two branches that part share all slots up to the fork.
+Every tree owns one row of slots per layer. The keys and values of a new token go to a free slot of its tree, whichever
+branch it is on; an attention mask says which slots each query sees. Two branches share the slots of their common
+prefix, so forking a branch copies nothing, and one attention call serves all branches of a tree.
+
+`engine.local` computes the prompts with `TreeCache` (prefill); `engine.decode_loop` then adds tokens step by step.
+`engine.static_cache` holds the same layout in buffers of fixed shapes for CUDA graphs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,112 +17,133 @@ from torch import Tensor
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import attend
 
-ROOM = 32  # slots added beyond what a pass needs
+SPARE_SLOTS = 32
+"""Slots allocated beyond what a pass needs, so that the cache does not grow at every step."""
 
 
 @dataclass(slots=True)
-class Step:
-    """Where the tokens of one forward pass go and what they see.
+class StepLayout:
+    """Where the tokens of one forward pass belong and what they attend to.
+
+    Queries are arranged per tree as `(trees, queries)`; trees with fewer tokens in the pass are padded.
 
     Attributes:
-        rows: Tree of each token.
-        columns: Place of each token among its tree's queries; with one tree, in order.
-        slots: Slot of each token's keys and values.
-        mask: `(trees, 1, queries, slots)`, True where seen.
+        tree_index: Tree of each token, `(tokens,)`.
+        query_index: Position of each token among its tree's queries, `(tokens,)`. With one tree: 0, 1, 2, ...
+        slot_index: Slot that each token's keys and values are written to, `(tokens,)`.
+        mask: `(trees, 1, queries, slots)`, True where a query sees a slot.
     """
 
-    rows: Tensor
-    columns: Tensor
-    slots: Tensor
+    tree_index: Tensor
+    query_index: Tensor
+    slot_index: Tensor
     mask: Tensor
 
 
-def following(
-    mask: Tensor, rows: Tensor, parents: Tensor, columns: Tensor, slots: Tensor, shape: tuple[int, int],
-    levels: Sequence[int] = (),
-) -> Step:  # fmt: skip
-    """The step that computes further tokens: each sees what the token before it saw, and itself.
+def next_layout(
+    mask: Tensor, tree_index: Tensor, parent_query: Tensor, query_index: Tensor, slot_index: Tensor,
+    mask_shape: tuple[int, int], level_sizes: Sequence[int] = (),
+) -> StepLayout:  # fmt: skip
+    """The layout of a pass whose tokens continue those of the previous pass: each sees what its parent saw, and itself.
+
+    Tokens are ordered by level. Level 0 follows tokens of the previous pass; level 1 (draft tokens) follows level 0 of
+    this pass, level 2 follows level 1, and so on.
 
     Args:
-        mask: Of the step before, `(trees, 1, queries, slots)`.
-        rows: Tree of each token.
-        parents: Place that the token before it had among the queries of `mask`, or, beyond the first level, has among
-            those of this step.
-        columns: Its own place among its tree's queries.
-        slots: Its slot.
-        shape: Queries and slots of the new mask.
-        levels: How many tokens follow one of the step before, how many follow those, and so on; all of them follow the
-            step before if nothing is said.
+        mask: Mask of the previous pass, `(trees, 1, queries, slots)`.
+        tree_index: Tree of each token.
+        parent_query: Query index of each token's parent: in the previous pass for level 0, in this pass otherwise.
+        query_index: Query index of each token in this pass.
+        slot_index: Slot of each token.
+        mask_shape: Number of queries and of slots of the new mask.
+        level_sizes: Number of tokens per level; empty if all tokens are on level 0.
     """
-    seen = mask.new_zeros(len(mask), 1, *shape)
-    seen[..., 0] = True  # a row of padding must see something
-    before, start = mask[..., : shape[1]], 0
-    for count in levels or (len(rows),):
-        some = slice(start, start + count)
-        seen[rows[some], 0, columns[some], : before.shape[-1]] = before[rows[some], 0, parents[some]]
-        seen[rows[some], 0, columns[some], slots[some]] = True
-        before, start = seen, start + count
-    return Step(rows, columns, slots, seen)
+    new_mask = mask.new_zeros(len(mask), 1, *mask_shape)
+    new_mask[..., 0] = True  # a padded query must see something, or its softmax is NaN
+    parent_mask, start = mask[..., : mask_shape[1]], 0
+    for size in level_sizes or (len(tree_index),):
+        level = slice(start, start + size)
+        inherited = parent_mask[tree_index[level], 0, parent_query[level]]
+        new_mask[tree_index[level], 0, query_index[level], : parent_mask.shape[-1]] = inherited
+        new_mask[tree_index[level], 0, query_index[level], slot_index[level]] = True
+        parent_mask, start = new_mask, start + size
+    return StepLayout(tree_index, query_index, slot_index, new_mask)
 
 
 class TreeCache:
-    """Slots of the trees that the first pass brings; implements `Attend` for the step set by `begin`."""
+    """Keys and values in buffers that grow; the `AttentionFn` of the pass that `begin` announced.
+
+    The number of trees is that of the first pass.
+    """
 
     def __init__(self) -> None:
         self._keys: list[Tensor] = []
+        """Per layer `(trees, kv_heads, slots, head_dim)`."""
         self._values: list[Tensor] = []
-        self._step: Step | None = None
+        self._layout: StepLayout | None = None
         self._bias: Tensor | None = None
+        """The mask as an additive bias, shared by all layers of a pass."""
 
-    def begin(self, step: Step) -> None:
-        """Say where the tokens of the next forward pass belong."""
-        self._step, self._bias = step, None
+    def begin(self, layout: StepLayout) -> None:
+        """Set the layout of the next forward pass."""
+        self._layout, self._bias = layout, None
 
     @property
     def mask(self) -> Tensor:
-        """What the tokens of the last step see, `(trees, 1, queries, slots)`."""
-        assert self._step is not None, "begin() comes before the forward pass"
-        return self._step.mask
+        """Mask of the last pass, `(trees, 1, queries, slots)`."""
+        assert self._layout is not None, "begin() comes before the forward pass"
+        return self._layout.mask
 
-    def layers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Hand over keys and values layer by layer; they are let go here."""
+    def pop_layers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Hand over keys and values layer by layer, and release them here."""
         while self._keys:
             yield self._keys.pop(0), self._values.pop(0)
 
-    def advance(self, model: AudioLM, ids: Tensor, positions: Tensor, step: Step) -> Tensor:
-        """Compute one token of every state; returns scores `(states, vocab)` of the next."""
-        self.begin(step)
+    def advance(self, model: AudioLM, ids: Tensor, positions: Tensor, layout: StepLayout) -> Tensor:
+        """Compute a decoding pass.
+
+        Args:
+            model: Model that decodes.
+            ids: Token ids, `(tokens,)`.
+            positions: Position of each token in its sequence, `(tokens,)`.
+            layout: Trees, slots and mask of the pass.
+        Returns:
+            Logits of the token that follows each one, `(tokens, vocab)`.
+        """
+        self.begin(layout)
         return model.logits(model.decode(model.embed(ids), positions, self))
 
-    def keep(self, rows: Tensor) -> None:
-        """Drop all trees but these, renumbered in this order."""
-        if self._step is not None:
-            self._step = replace(self._step, mask=self._step.mask[rows])
-        self._keys = [keys[rows] for keys in self._keys]
-        self._values = [values[rows] for values in self._values]
+    def select_trees(self, trees: Tensor) -> None:
+        """Keep only these trees, renumbered in this order."""
+        if self._layout is not None:
+            self._layout = replace(self._layout, mask=self._layout.mask[trees])
+        self._keys = [keys[trees] for keys in self._keys]
+        self._values = [values[trees] for values in self._values]
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        step = self._step
-        assert step is not None, "begin() comes before the forward pass"
-        used = step.mask.shape[-1]
+        """Store the pass's keys and values and attend to all slots that the mask allows; see `AttentionFn`."""
+        layout = self._layout
+        assert layout is not None, "begin() comes before the forward pass"
+        used = layout.mask.shape[-1]
         if layer == len(self._keys):
-            shape = (step.mask.shape[0], keys.shape[1], used + ROOM, keys.shape[3])
+            shape = (layout.mask.shape[0], keys.shape[1], used + SPARE_SLOTS, keys.shape[3])
             self._keys.append(keys.new_zeros(shape))
             self._values.append(keys.new_zeros(shape))
         if self._keys[layer].shape[2] < used:
-            room = max(ROOM, used - self._keys[layer].shape[2], self._keys[layer].shape[2] // 4)
-            self._keys[layer] = torch.nn.functional.pad(self._keys[layer], (0, 0, 0, room))
-            self._values[layer] = torch.nn.functional.pad(self._values[layer], (0, 0, 0, room))
+            extra = max(SPARE_SLOTS, used - self._keys[layer].shape[2], self._keys[layer].shape[2] // 4)
+            self._keys[layer] = torch.nn.functional.pad(self._keys[layer], (0, 0, 0, extra))
+            self._values[layer] = torch.nn.functional.pad(self._values[layer], (0, 0, 0, extra))
         if self._bias is None or self._bias.dtype != queries.dtype:
-            self._bias = queries.new_zeros(step.mask.shape).masked_fill_(~step.mask, -torch.inf)
-        seen_keys, seen_values = self._keys[layer][:, :, :used], self._values[layer][:, :, :used]
-        if len(step.mask) == 1:  # one tree: its tokens are its columns, in order
-            self._keys[layer][0].index_copy_(1, step.slots, keys[0])
-            self._values[layer][0].index_copy_(1, step.slots, values[0])
-            return attend(queries, seen_keys, seen_values, self._bias, scale)
-        self._keys[layer][step.rows, :, step.slots] = keys[0].transpose(0, 1)
-        self._values[layer][step.rows, :, step.slots] = values[0].transpose(0, 1)
-        grid = queries.new_zeros(step.mask.shape[0], queries.shape[1], step.mask.shape[2], queries.shape[3])
-        grid[step.rows, :, step.columns] = queries[0].transpose(0, 1)
-        mixed = attend(grid, seen_keys, seen_values, self._bias, scale)
-        return mixed[step.rows, :, step.columns].transpose(0, 1)[None]
+            self._bias = queries.new_zeros(layout.mask.shape).masked_fill_(~layout.mask, -torch.inf)
+        cached_keys, cached_values = self._keys[layer][:, :, :used], self._values[layer][:, :, :used]
+        if len(layout.mask) == 1:  # one tree: its tokens are its queries, in order, and need no rearranging
+            self._keys[layer][0].index_copy_(1, layout.slot_index, keys[0])
+            self._values[layer][0].index_copy_(1, layout.slot_index, values[0])
+            return attend(queries, cached_keys, cached_values, self._bias, scale)
+        tree_index, query_index, slot_index = layout.tree_index, layout.query_index, layout.slot_index
+        self._keys[layer][tree_index, :, slot_index] = keys[0].transpose(0, 1)
+        self._values[layer][tree_index, :, slot_index] = values[0].transpose(0, 1)
+        by_tree = queries.new_zeros(layout.mask.shape[0], queries.shape[1], layout.mask.shape[2], queries.shape[3])
+        by_tree[tree_index, :, query_index] = queries[0].transpose(0, 1)
+        attended = attend(by_tree, cached_keys, cached_values, self._bias, scale)
+        return attended[tree_index, :, query_index].transpose(0, 1)[None]

@@ -57,7 +57,7 @@ def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | Re
     finally:
         gc.enable()
     if Path(name).is_dir():
-        engine.name = detect.named(engine.name, detect.checkpoint(Path(name))[1])
+        engine.name = detect.display_name(engine.name, detect.find_checkpoint(Path(name))[1])
     return engine
 
 
@@ -101,5 +101,5 @@ def uses_base_weights(name: str) -> bool:
     """Whether a model is built on the base weights that `fetch_base_weights` fetches."""
     from earwise.models import detect
 
-    family = detect.checkpoint(Path(name))[0] if Path(name).is_dir() else name
+    family = detect.find_checkpoint(Path(name))[0] if Path(name).is_dir() else name
     return family.split("-")[0] == "embedded"

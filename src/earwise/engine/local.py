@@ -1,27 +1,30 @@
-"""The local engine: listen once, prefill the trunk once, keep one state per distinct beginning.
+"""The local engine: encode each clip once, prefill each prompt once, and decode all samples as branches of one tree.
 
-Prompts asked together about the same sound share it: they are branches of one tree with the sound at its root. All
-samples of a prompt that have said the same so far stand on one state. A state computes its next-token distribution
-once, draws as many tokens from it as samples stand on it, and forks only where they differ: the samples are independent
-and identically distributed as if drawn one by one (`grow.py`, `draws.py`).
+`generate` goes through these steps for a batch of prompts:
+
+1. `_encode_prompts`: every distinct clip goes through the encoder (or the encoder cache) and the connector once;
+   every prompt becomes a token path.
+2. `_prefill`: prompts with the same first clip are merged into one token tree, so that the clip's audio tokens are
+   computed once for all of them; all trees go through the decoder in one packed pass.
+3. `engine.decode_loop`: all samples of a prompt start on one leaf of its tree, which forks only where they draw
+   different tokens. They are independent and identically distributed, as if drawn one by one.
+
+`score` packs prompts and continuations into trees in the same way, and reads log-probabilities from one forward pass.
 """
 
 import hashlib
+import queue
+import threading
 from collections.abc import Iterator, Sequence
-from functools import partial
-from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from earwise.answers import parse
-from earwise.audio import decode
-from earwise.engine.base import Engine, Prompt, SamplingParams
-from earwise.engine.decode_loop import Growth, PartialCompletion, State, DecodeStats, StepCallback
-from earwise.engine.kv_cache import Step, TreeCache
-from earwise.engine.rng import Draws
-from earwise.engine.static_cache import StaticCache, rung
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, Leaf, PartialCompletion, StepCallback
+from earwise.engine.kv_cache import StepLayout, TreeCache
+from earwise.engine.rng import UniformDraws
+from earwise.engine.static_cache import StaticCache, bucket_size
 from earwise.engine.token_delay import token_delay
 from earwise.errors import AudioError
 from earwise.forest import (
@@ -34,81 +37,102 @@ from earwise.forest import (
     target_logprobs,
 )
 from earwise.models.base import AudioLM
-from earwise.models.cpu_decode.prepacked import CHEAP, FEWEST, Packed
+from earwise.models.cpu_decode.prepacked import CHEAP_ROWS, MIN_ROWS, PrepackedWeights
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.prompts import prompt_turns
-from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
+from earwise.types import Completion, Waveform
 
-LONG = 48
-"""From so many tokens on answers are taken to part soon."""
-FEWEST_TOKENS = 8
-"""A pass on an accelerator may have so many tokens at the cost of one: it waits for the weights."""
+LONG_COMPLETION = 48
+"""Number of tokens from which samples of a prompt are expected to have diverged for most of their length."""
+ACCELERATOR_ROWS = 8
+"""Rows that a pass on an accelerator can have at the cost of one, since it waits for the weights to be read."""
+SCORE_PACK_TOKENS = 2048
+"""Largest number of tokens in one scoring pass."""
+REPLACEMENT_CHARACTER = "\ufffd"
+"""What a tokenizer decodes the first bytes of an incomplete character to."""
 
 
 class LocalEngine:
     """An `Engine` on a model in this process.
 
     Args:
-        model: Any `AudioLM`.
-        ears: Shared memory of what was heard; None makes one.
-        trees: Prompts sampled together; those about one sound share it.
-        static: Decode in buffers of fixed shapes (`static.py`); None does so on CUDA, where it pays.
+        model: The model.
+        encoder_cache: Cache of encoder states to share with other users of the model; None makes a new one.
+        batch_size: Number of prompts that are decoded together.
+        use_static_cache: True decodes in buffers of fixed shapes (`engine.static_cache`), False in buffers that grow;
+            None uses fixed shapes on CUDA, where they are captured as graphs.
     """
 
     def __init__(
-        self, model: AudioLM, *, encoder_cache: EncoderCache | None = None, trees: int = 32, static: bool | None = None
-    ) -> None:
+        self, model: AudioLM, *, encoder_cache: EncoderCache | None = None, batch_size: int = 32,
+        use_static_cache: bool | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.name = model.name
         self.revision = model.revision
         self.sample_rate = model.spec.sample_rate
         self.max_audio_s = model.spec.max_s
         self.encoder_cache = encoder_cache or EncoderCache(model)
-        self.trees = trees
-        self._packed = Packed(model.module, model.groups["decoder"])
+        self.batch_size = batch_size
+        self._prepacked = PrepackedWeights(model.module, model.parameter_prefixes["decoder"])
         on_cuda = self._device.type == "cuda"
-        self._static = StaticCache(model, capture=on_cuda) if (on_cuda if static is None else static) else None
+        static = on_cuda if use_static_cache is None else use_static_cache
+        self._static_cache = StaticCache(model, capture=on_cuda) if static else None
         self.stats = DecodeStats()
-        """What sampling has come to since the start."""
+        """Work done by this engine so far."""
 
-    def generate(self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1) -> list[list[Completion]]:
-        """Answer every prompt `n` times; see `Engine`."""
-        out: list[list[Completion]] = []
-        for start in range(0, len(prompts), self.trees):
-            out += self._group(prompts[start : start + self.trees], sampling_params, n, None)
-        return out
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+    ) -> list[list[Completion]]:
+        """Sample `n` completions of every prompt; see `Engine`.
 
-    def generate_with_callback(self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, watch: StepCallback) -> None:
-        """`generate` as one group, looked at while it grows: for a server, whose answers are told piece by piece and
-        may end before the model ends them. Nobody's draws change when another sample is ended."""
-        self._group(prompts, sampling_params, n, watch)
+        Raises:
+            AudioError: if a clip is longer than the model accepts.
+        """
+        completions: list[list[Completion]] = []
+        for start in range(0, len(prompts), self.batch_size):
+            completions += self._generate_batch(prompts[start : start + self.batch_size], sampling_params, n, None)
+        return completions
+
+    def generate_with_callback(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, callback: StepCallback
+    ) -> None:
+        """Like `generate`, as one batch, with a callback after every token.
+
+        For a server, which streams completions and stops some of them early. Stopping a sample does not change what the
+        other samples draw.
+
+        Args:
+            prompts: Prompts to complete.
+            sampling_params: Length limit, temperature, truncation and seed.
+            n: Number of completions per prompt.
+            callback: See `StepCallback`.
+        """
+        self._generate_batch(prompts, sampling_params, n, callback)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Iterator[str]:
-        """Answer one prompt, piece by piece as it is said."""
-        import queue
-        import threading
-
+        """Sample one completion and yield its text piece by piece while it is decoded."""
         pieces: queue.Queue[str | BaseException | None] = queue.Queue()
-        told = ""
+        sent = ""
 
-        def tell(said: Sequence[Sequence[PartialCompletion]]) -> tuple[()]:
-            nonlocal told
-            text = self.model.detokenize([i for i in said[0][0].token_ids if i not in self.model.eos_ids])
-            if not text.endswith("\ufffd"):
-                pieces.put(text[len(told) :])
-                told = text
+        def send_new_text(completions: Sequence[Sequence[PartialCompletion]]) -> tuple[()]:
+            nonlocal sent
+            ids = [token for token in completions[0][0].token_ids if token not in self.model.eos_ids]
+            text = self.model.tokenizer.decode(ids)
+            if not text.endswith(REPLACEMENT_CHARACTER):
+                pieces.put(text[len(sent) :])
+                sent = text
             return ()
 
-        def work() -> None:
+        def decode() -> None:
             try:
-                self._group([prompt], sampling_params, 1, tell)
+                self._generate_batch([prompt], sampling_params, 1, send_new_text)
                 pieces.put(None)
-            except BaseException as error:  # handed over to the reader, who raises it
+            except BaseException as error:  # handed over to the reading thread, which raises it
                 pieces.put(error)
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=decode, daemon=True).start()
         while (piece := pieces.get()) is not None:
             if isinstance(piece, BaseException):
                 raise piece
@@ -116,176 +140,189 @@ class LocalEngine:
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Log-likelihood of each continuation; one tree per prompt, the sound heard once."""
+        """Log-likelihood of each continuation; see `Engine`.
+
+        All continuations of all prompts with the same first clip form one tree, so the clip is computed once.
+
+        Raises:
+            AudioError: if a clip is longer than the model accepts.
+        """
         for prompt in prompts:
             self._check(prompt)
-        trunks, connected = self._trunks(prompts)
-        groves = _groves(trunks)
+        paths, audio_embeddings = self._encode_prompts(prompts)
+        tree_groups = _group_by_clip(paths)
         trees = [
             build_tree(
                 [
-                    trunks[number] + answer_path(self.model, option)
-                    for number in members
-                    for option in continuations[number]
+                    paths[index] + answer_path(self.model, continuation)
+                    for index in group
+                    for continuation in continuations[index]
                 ]
             )
-            for members in groves
+            for group in tree_groups
         ]
-        values: list[list[float]] = [[] for _ in groves]
-        for members in assign_bins([len(tree) for tree in trees], 2048):
-            forest = pack([trees[i] for i in members], self._device)
-            embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, connected)
+        tree_scores: list[list[float]] = [[] for _ in tree_groups]
+        for members in assign_bins([len(tree) for tree in trees], SCORE_PACK_TOKENS):
+            forest = pack([trees[tree] for tree in members], self._device)
+            embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, audio_embeddings)
             hidden = self.model.decode(embeddings, forest.positions, TreeAttention(forest))
             sums = branch_logprobs(target_logprobs(hidden, forest, self.model.logits), forest).sum(1)
             for tree, value in zip(forest.branch_trees.tolist(), sums.tolist(), strict=True):
-                values[members[tree]].append(value)
-        out: list[list[float]] = [[] for _ in prompts]
-        for members, scores in zip(groves, values, strict=True):
-            told = iter(scores)
-            for number in members:
-                out[number] = [next(told) for _ in continuations[number]]
-        return out
+                tree_scores[members[tree]].append(value)
+        scores: list[list[float]] = [[] for _ in prompts]
+        for group, values in zip(tree_groups, tree_scores, strict=True):
+            branch_scores = iter(values)
+            for index in group:
+                scores[index] = [next(branch_scores) for _ in continuations[index]]
+        return scores
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.module.parameters()).device
 
     def _check(self, prompt: Prompt) -> None:
-        for wave in prompt.waveforms:
-            if len(wave) > self.max_audio_s * self.sample_rate:
+        """Reject clips that are longer than the model accepts."""
+        for waveform in prompt.waveforms:
+            if len(waveform) > self.max_audio_s * self.sample_rate:
                 raise AudioError(
-                    f"clip of {len(wave) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s "
-                    f"that {self.name} hears; "
-                    "cut it, or choose long_audio: truncate or chunk"
+                    f"clip of {len(waveform) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s "
+                    f"that {self.name} hears; cut it, or choose long_audio: truncate or chunk"
                 )
 
     @torch.inference_mode()
-    def _group(
-        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, watch: StepCallback | None
+    def _generate_batch(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, callback: StepCallback | None
     ) -> list[list[Completion]]:
+        """Prefill and decode a batch of prompts; the arguments are those of `generate_with_callback`."""
         for prompt in prompts:
             self._check(prompt)
-        said = [[PartialCompletion() for _ in range(n)] for _ in prompts]
-        draws = [Draws(sampling_params.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)]
-        trunks, connected = self._trunks(prompts)
+        paths, audio_embeddings = self._encode_prompts(prompts)
+        request = DecodeRequest(
+            prompts=[path.ids for path in paths],
+            completions=[[PartialCompletion() for _ in range(n)] for _ in prompts],
+            draws=[UniformDraws(sampling_params.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)],
+            sampling_params=sampling_params,
+            callback=callback,
+        )
         cache = TreeCache()
-        states, scores, slots = self._prefill(trunks, connected, cache, n)
-        grow = partial(
-            Growth, self.model, slots=slots, prompts=[trunk.ids for trunk in trunks], said=said, draws=draws,
-            sampling_params=sampling_params, stats=self.stats, watch=watch,
-        )  # fmt: skip
-        if self._static is not None:
-            with self._static.holding(cache):
-                grow(self._static, room=lambda states: rung(max(states, FEWEST_TOKENS))).run(states, scores)
+        leaves, logits, next_slots = self._prefill(paths, audio_embeddings, cache, n)
+        if self._static_cache is not None:
+            with self._static_cache.loaded(cache):
+                DecodeLoop(
+                    self.model, self._static_cache, next_slots, request,
+                    row_capacity=lambda rows: bucket_size(max(rows, ACCELERATOR_ROWS)), stats=self.stats,
+                ).run(leaves, logits)  # fmt: skip
         else:
-            beginnings, passes = len(prompts) * (n if sampling_params.temperature else 1), sampling_params.max_new_tokens - 1
-            with self._packed.decoding(_with_guesses(beginnings, passes), passes=passes) as rows:
-                grow(cache, room=lambda _: rows).run(states, scores)
-        return [[self._completion(sample, sampling_params) for sample in samples] for samples in said]
+            max_leaves = len(prompts) * (n if sampling_params.temperature else 1)
+            passes = sampling_params.max_new_tokens - 1
+            with self._prepacked.active(_rows_with_drafts(max_leaves, passes), passes=passes) as padded_rows:
+                DecodeLoop(
+                    self.model, cache, next_slots, request, row_capacity=lambda _: padded_rows, stats=self.stats
+                ).run(leaves, logits)
+        return [[self._completion(sample) for sample in samples] for samples in request.completions]
 
-    def _trunks(self, prompts: Sequence[Prompt]) -> tuple[list[TokenPath], dict[int, Tensor]]:
-        """The path of every prompt, and the embeddings of every distinct clip under the number that the paths give
-        it."""
-        trunks: list[TokenPath] = []
-        numbers: dict[bytes, int] = {}
-        waveforms: list[Waveform] = []
+    def _encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[TokenPath], dict[int, Tensor]]:
+        """Tokenize prompts and embed their audio.
+
+        Returns:
+            The token path of every prompt, and the audio embeddings of every distinct clip by the number that the paths
+            give it.
+        """
+        paths: list[TokenPath] = []
+        clip_numbers: dict[bytes, int] = {}
+        distinct: list[Waveform] = []
         for prompt in prompts:
             clips = []
-            for wave in prompt.waveforms:
-                number = numbers.setdefault(hashlib.blake2b(wave.tobytes(), digest_size=16).digest(), len(numbers))
-                if number == len(waveforms):
-                    waveforms.append(wave)
+            for waveform in prompt.waveforms:
+                digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
+                number = clip_numbers.setdefault(digest, len(clip_numbers))
+                if number == len(distinct):
+                    distinct.append(waveform)
                 clips.append(number)
-            lengths = [len(wave) for wave in prompt.waveforms]
-            trunks.append(conversation_path(self.model, prompt.turns, clips, lengths, generate=True))
-        return trunks, dict(enumerate(self.model.project_audio(self.encoder_cache.encoder_states(waveforms))))
+            lengths = [len(waveform) for waveform in prompt.waveforms]
+            paths.append(conversation_path(self.model, prompt.turns, clips, lengths, generate=True))
+        encoder_states = self.encoder_cache.encoder_states(distinct)
+        return paths, dict(enumerate(self.model.project_audio(encoder_states)))
 
     def _prefill(
-        self, trunks: Sequence[TokenPath], connected: dict[int, Tensor], cache: TreeCache, n: int
-    ) -> tuple[list[State], Tensor, list[int]]:
-        """Compute all trunks in one pass; returns one state per prompt, its next-token scores, and the next free slot
-        of each tree."""
+        self, paths: Sequence[TokenPath], audio_embeddings: dict[int, Tensor], cache: TreeCache, n: int
+    ) -> tuple[list[Leaf], Tensor, list[int]]:
+        """Compute all prompts in one packed pass.
+
+        Args:
+            paths: Token path of each prompt.
+            audio_embeddings: Embeddings of each clip.
+            cache: Empty cache; receives the prompts' keys and values.
+            n: Number of samples per prompt.
+        Returns:
+            One leaf per prompt with all its samples, the logits of each prompt's first completion token, and the next
+            free slot of each tree.
+        """
         device = self._device
-        groves = _groves(trunks)
-        # The last token of each trunk is marked, so that the tree says where it stands.
-        trees = [build_tree([_marked(trunks[number]) for number in members]) for members in groves]
+        tree_groups = _group_by_clip(paths)
+        # Only the last token of each prompt is a target, so that the tree's branches say where the prompts end.
+        trees = [build_tree([_with_last_token_as_target(paths[index]) for index in group]) for group in tree_groups]
         forest = pack(trees, device)
-        slots = [len(tree) for tree in trees]
-        width = max(slots)
+        next_slots = [len(tree) for tree in trees]
+        width = max(next_slots)
         starts = torch.tensor(forest.tree_offsets[:-1], device=device)
-        lengths = torch.tensor(slots, device=device)
-        rows = torch.repeat_interleave(torch.arange(len(trees), device=device), lengths, output_size=len(forest))
-        index = torch.arange(len(forest), device=device) - starts[rows]
-        ends = torch.zeros(len(trees), width, dtype=torch.long, device=device)
-        ends[rows, index] = forest.subtree_ends - starts[rows]
-        place = torch.arange(width, device=device)
-        mask = (place[None, None, :] <= place[None, :, None]) & (place[None, :, None] < ends[:, None, :])
-        mask |= torch.eye(width, dtype=torch.bool, device=device)  # a row of padding must see something
-        cache.begin(Step(rows=rows, columns=index, slots=index, mask=mask[:, None]))
-        embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, connected)
+        sizes = torch.tensor(next_slots, device=device)
+        tree_index = torch.repeat_interleave(torch.arange(len(trees), device=device), sizes, output_size=len(forest))
+        slot_index = torch.arange(len(forest), device=device) - starts[tree_index]
+        subtree_ends = torch.zeros(len(trees), width, dtype=torch.long, device=device)
+        subtree_ends[tree_index, slot_index] = forest.subtree_ends - starts[tree_index]
+        slots = torch.arange(width, device=device)
+        mask = (slots[None, None, :] <= slots[None, :, None]) & (slots[None, :, None] < subtree_ends[:, None, :])
+        mask |= torch.eye(width, dtype=torch.bool, device=device)  # a padded query must see something
+        cache.begin(StepLayout(tree_index, query_index=slot_index, slot_index=slot_index, mask=mask[:, None]))
+        embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, audio_embeddings)
         hidden = self.model.decode(embeddings, forest.positions, cache)
         self.stats.computed_tokens += len(forest)
-        found = {
-            number: (tree, branch[0])
-            for tree, members in enumerate(groves)
-            for number, branch in zip(members, trees[tree].branches, strict=True)
+        last_tokens = {
+            index: (tree, branch[0])
+            for tree, group in enumerate(tree_groups)
+            for index, branch in zip(group, trees[tree].branches, strict=True)
         }
-        states, last = [], []
-        for number, trunk in enumerate(trunks):
-            tree, at = found[number]
-            states.append(State(number, tree, list(range(n)), at, -1, len(trunk.ids)))
-            last.append(forest.tree_offsets[tree] + at)
-        return states, self.model.logits(hidden[torch.tensor(last, device=device)]), slots
+        leaves, packed_indices = [], []
+        for index, path in enumerate(paths):
+            tree, last = last_tokens[index]
+            leaves.append(Leaf(index, tree, list(range(n)), parent_query=last, token=-1, position=len(path.ids)))
+            packed_indices.append(forest.tree_offsets[tree] + last)
+        return leaves, self.model.logits(hidden[torch.tensor(packed_indices, device=device)]), next_slots
 
-    def _completion(self, sample: PartialCompletion, sampling_params: SamplingParams) -> Completion:
+    def _completion(self, sample: PartialCompletion) -> Completion:
+        """A finished sample as a completion."""
         ids = sample.token_ids[:-1] if sample.finished else sample.token_ids
-        text = self.model.detokenize(ids)
-        delay = token_delay(text, ids, self.model.detokenize)
-        return Completion(text, tuple(sample.token_ids), tuple(sample.logprobs), "stop" if sample.finished else "length", delay)
+        text = self.model.tokenizer.decode(ids)
+        return Completion(
+            text,
+            tuple(sample.token_ids),
+            tuple(sample.logprobs),
+            finish_reason="stop" if sample.finished else "length",
+            reasoning_tokens=token_delay(text, ids, self.model.tokenizer.decode),
+        )
 
 
-def _groves(trunks: Sequence[TokenPath]) -> list[list[int]]:
-    """Numbers of the trunks that share a tree: those whose first clip is the same; a trunk without sound stands
-    alone."""
-    groves: dict[int, list[int]] = {}
-    for number, trunk in enumerate(trunks):
-        first = next((clip for clip in trunk.clips if clip >= 0), -1 - number)
-        groves.setdefault(first, []).append(number)
-    return list(groves.values())
+def _group_by_clip(paths: Sequence[TokenPath]) -> list[list[int]]:
+    """Group prompts into trees: those with the same first clip share one; a prompt without audio has its own."""
+    groups: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        first_clip = next((clip for clip in path.clips if clip >= 0), -1 - index)
+        groups.setdefault(first_clip, []).append(index)
+    return list(groups.values())
 
 
-def _with_guesses(beginnings: int, passes: int) -> int:
-    """Rows of a packed pass: as many again for guesses where answers may get long. Short ones leave room enough, since
-    they begin alike; a pass of up to `CHEAP` rows mostly waits for the weights."""
-    if beginnings < FEWEST or passes < LONG:
-        return beginnings
-    return max(beginnings, min(2 * beginnings, CHEAP))
+def _rows_with_drafts(max_leaves: int, passes: int) -> int:
+    """Number of rows to prepack weights for: twice the leaves if completions are long, so that drafts have room.
 
-
-def _marked(trunk: TokenPath) -> TokenPath:
-    """The same path with its last token, and no other, wanted."""
-    return TokenPath(trunk.ids, (False,) * (len(trunk.ids) - 1) + (True,), trunk.clips)
-
-
-def ask(engine: Engine, sound: str | PathLike[str] | Waveform, question: str, choices: Sequence[str] = ()) -> str:
-    """Ask one question about one sound.
-
-    Args:
-        engine: Who answers.
-        sound: A file, or a waveform at the engine's sample rate.
-        question: In words.
-        choices: Options, if there are any.
-    Returns:
-        The answer, tags taken off; the model's own words where they hold no answer.
-    Raises:
-        AudioError: if the file cannot be read or is longer than the engine hears.
+    Short completions share beginnings for much of their length, which leaves enough rows free. Up to `CHEAP_ROWS` rows
+    cost little, since such a pass mostly waits for the weights.
     """
-    wave = (
-        decode(Path(sound), engine.sample_rate, max_s=engine.max_audio_s)
-        if isinstance(sound, str | PathLike)
-        else sound
-    )
-    example = Example("ask", (Turn("user", (Audio("sound"), Text(question))),), choices=tuple(choices))
-    prompt = Prompt(prompt_turns(example, "answer" if choices else "open"), (wave,))
-    (said,) = engine.generate([prompt], SamplingParams())[0]
-    return parse(said.text, example.choices).answer or parse(said.text, ()).answer or said.text.strip()
+    if max_leaves < MIN_ROWS or passes < LONG_COMPLETION:
+        return max_leaves
+    return max(max_leaves, min(2 * max_leaves, CHEAP_ROWS))
+
+
+def _with_last_token_as_target(path: TokenPath) -> TokenPath:
+    """The same path with its last token as the only target."""
+    return TokenPath(path.ids, (False,) * (len(path.ids) - 1) + (True,), path.clips)

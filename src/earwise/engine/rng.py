@@ -1,7 +1,9 @@
-"""Random numbers of sampling, and what is drawn with them.
+"""Sampling with random numbers that belong to a sample and a position, so that batching never changes a result.
 
-A sample's number at its k-th token depends on the seed, its prompt's key, its own place among the prompt's samples and
-k: not on what else is in the batch, who has ended, or how many tokens a pass computes.
+The k-th token of a sample is drawn with one uniform number that depends on the seed, the prompt's key, the sample's
+index among the prompt's samples, and k. It does not depend on the other prompts in the batch, on which samples have
+finished, or on how many tokens one forward pass computes. That is what makes greedy and random decoding batch
+invariant, and what lets `engine.draft` verify draft tokens without changing the distribution.
 """
 
 import hashlib
@@ -10,57 +12,68 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from earwise.engine.base import Decoding
+from earwise.engine.base import SamplingParams
 
 
-class Draws:
-    """Uniform numbers of one prompt.
+class UniformDraws:
+    """The uniform random numbers of all samples of one prompt.
 
     Args:
-        seed: Of the decoding.
-        key: Of the prompt.
-        n: Its samples.
+        seed: Seed of the sampling parameters.
+        key: Key of the prompt.
+        n: Number of samples of the prompt.
     """
 
     def __init__(self, seed: int, key: str, n: int) -> None:
         digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
         self._generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
         self._n = n
-        self._numbers: list[Tensor] = []
+        self._rows: list[Tensor] = []
+        """One row of `n` numbers per completion position, generated when it is first needed."""
 
-    def at(self, token: int, samples: Sequence[int]) -> Tensor:
-        """Numbers in [0, 1) of some samples for their `token`-th token, `(samples,)`, float64."""
-        while len(self._numbers) <= token:
-            self._numbers.append(torch.rand(self._n, generator=self._generator, dtype=torch.float64))
-        numbers = self._numbers[token]
-        return numbers if len(samples) == self._n else numbers[list(samples)]
+    def at(self, position: int, samples: Sequence[int]) -> Tensor:
+        """The numbers of some samples for one position of their completions.
+
+        Args:
+            position: Index of the token in the completion, from 0.
+            samples: Indices of the samples among the prompt's `n`.
+        Returns:
+            Numbers in [0, 1), `(samples,)`, float64.
+        """
+        while len(self._rows) <= position:
+            self._rows.append(torch.rand(self._n, generator=self._generator, dtype=torch.float64))
+        row = self._rows[position]
+        return row if len(samples) == self._n else row[list(samples)]
 
 
-def drawn(logprobs: Tensor, numbers: Tensor, decoding: Decoding) -> Tensor:
-    """Tokens by inversion: the first one whose cumulated weight is above the uniform number.
+def sample_tokens(logprobs: Tensor, uniforms: Tensor, sampling_params: SamplingParams) -> Tensor:
+    """Draw tokens by inverse transform sampling: the first token whose cumulative probability exceeds the uniform.
 
     Args:
-        logprobs: Of the next token, `(rows, vocab)`.
-        numbers: Uniform, `(rows, samples)`, float64.
-        decoding: Temperature, top-k, top-p.
+        logprobs: Next-token log-probabilities, `(rows, vocab)`.
+        uniforms: Uniform random numbers, `(rows, samples)`, float64.
+        sampling_params: Temperature, top-k and top-p.
     Returns:
-        Token ids `(rows, samples)`.
+        Token ids, `(rows, samples)`.
     """
-    total = _weights(logprobs, decoding).double().cumsum(-1)
-    found = torch.searchsorted(total, numbers.to(total.device) * total[:, -1:], right=True)
-    return found.clamp_max(logprobs.shape[-1] - 1)
+    cumulative = _probabilities(logprobs, sampling_params).double().cumsum(-1)
+    # Scaled by the total, since top-k and top-p leave probabilities that do not add up to one.
+    tokens = torch.searchsorted(cumulative, uniforms.to(cumulative.device) * cumulative[:, -1:], right=True)
+    return tokens.clamp_max(logprobs.shape[-1] - 1)
 
 
-def _weights(logprobs: Tensor, decoding: Decoding) -> Tensor:
-    """Sampling probabilities after temperature, top-k and top-p (the smallest set of likeliest tokens that reaches
-    p)."""
-    scaled = logprobs / decoding.temperature
-    if decoding.top_k:
-        floor = scaled.topk(min(decoding.top_k, scaled.shape[-1]), -1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < floor, -torch.inf)
-    weights = torch.softmax(scaled, -1)
-    if decoding.top_p < 1:
-        ordered, order = weights.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= decoding.top_p
-        weights = weights.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-    return weights
+def _probabilities(logprobs: Tensor, sampling_params: SamplingParams) -> Tensor:
+    """Token probabilities after temperature, top-k and top-p, without renormalisation.
+
+    Top-p keeps the smallest set of likeliest tokens whose probabilities reach p.
+    """
+    scaled = logprobs / sampling_params.temperature
+    if sampling_params.top_k:
+        threshold = scaled.topk(min(sampling_params.top_k, scaled.shape[-1]), -1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
+    probabilities = torch.softmax(scaled, -1)
+    if sampling_params.top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling_params.top_p
+        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    return probabilities

@@ -1,6 +1,8 @@
-"""Token delay: how many tokens a listener waits for the answer, the price of reasoning aloud (papers/xs-cot.md, 8.4).
+"""Token delay: how many tokens a listener waits for the answer, the price of reasoning before answering.
 
-Between an engine's token ids and `Completion.reasoning_tokens`.
+Computed by the engine from the tokens of a completion and stored as `Completion.reasoning_tokens`.
+
+Source: XS-CoT (arXiv:2504.20835), the token delay of its evaluation.
 """
 
 from bisect import bisect_left
@@ -9,18 +11,20 @@ from collections.abc import Callable, Sequence
 from earwise.answers import answer_start
 
 
-def token_delay(text: str, ids: Sequence[int], detokenize: Callable[[Sequence[int]], str]) -> int:
-    """Tokens generated before the answer's first one, the mark that opens it (`<answer>`, `[ja-response]`) included.
+def token_delay(text: str, ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> int:
+    """Number of tokens before the first token of the answer.
+
+    The tag that opens the answer (`<answer>`, `[ja-response]`) counts as part of the delay.
 
     Args:
-        text: What was said.
-        ids: Its tokens, without the end token.
-        detokenize: Text of tokens.
+        text: Text of the completion.
+        ids: Its token ids, without the end token.
+        decode: Converts token ids to text.
     Returns:
-        0 without reasoning; all tokens where reasoning never comes to an answer.
+        0 if there is no reasoning; the number of all tokens if the reasoning never reaches an answer.
     """
     start = answer_start(text)
     if start is None:
         return len(ids)
-    before = len(text[:start].rstrip())  # a blank may belong to the answer's first token
-    return bisect_left(range(len(ids) + 1), before, key=lambda count: len(detokenize(ids[:count])))
+    characters_before = len(text[:start].rstrip())  # a space may belong to the answer's first token
+    return bisect_left(range(len(ids) + 1), characters_before, key=lambda count: len(decode(ids[:count])))

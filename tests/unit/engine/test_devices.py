@@ -1,8 +1,7 @@
-"""What a CPU test cannot see and an accelerator would punish: tensors made on the wrong device, and looks at numbers,
-each of which makes the host wait.
+"""Mistakes that cost nothing on a CPU and much on an accelerator: tensors on the wrong device, reads by the host.
 
-Models stand on torch's `meta` device, whose tensors have device, dtype and shape but no numbers: reading one fails by
-itself, and `OneDevice` fails an operation over two devices. Forests, clips and trunks are made by the code of a run.
+Models live on torch's `meta` device, whose tensors have device, dtype and shape but no values: reading one fails by
+itself, and `SingleDeviceMode` fails an operation over two devices. The code under test is that of a real run.
 """
 
 import sys
@@ -16,23 +15,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from builders import ask, sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone, user_question
 from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.decode_loop import Growth
-from earwise.engine.draft import Guess
+from earwise.engine.decode_loop import DecodeLoop, DecodeRequest
+from earwise.engine.draft import DraftToken
 from earwise.engine.kv_cache import TreeCache
 from earwise.engine.local import LocalEngine
 from earwise.engine.static_cache import StaticCache
 from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
-from earwise.models.parts.flex import BlockSparse
-from earwise.models.parts.recompute import recompute_layers
+from earwise.models.parts.flex import BlockSparseAttention
+from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.models.prompt_encoding import completion_path, conversation_path
-from earwise.train.batches import assemble
-from earwise.train.policy import Micro, Policy
-from earwise.train.trainable import Reference, parameter_groups, prepare
+from earwise.train.batches import build_micro_batches
+from earwise.train.policy import MicroBatch, Policy
+from earwise.train.trainable import Reference, parameter_groups, set_trainable
 from families.embedded import tiny as tiny_embedded
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
@@ -40,162 +39,167 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import gpu
 
 FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
-LORA = TrainableConfig(lora=LoraConfig(r=4, alpha=8.0))
+LORA = TrainableConfig(lora=LoraConfig(r=4, lora_alpha=8.0))
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
-class OneDevice(TorchDispatchMode):
-    """Fails operations over tensors of two devices; single numbers may come from anywhere, copies go between."""
+class SingleDeviceMode(TorchDispatchMode):
+    """Fails operations over tensors of two devices. Scalars may come from anywhere, and copies go between devices."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
-        devices = {one.device.type for one in given}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+        devices = {tensor.device.type for tensor in tensors}
         if len(devices) > 1 and func not in COPIES:
             raise AssertionError(f"{func} over {sorted(devices)}")
         return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
-def one_device() -> Iterator[None]:
-    with OneDevice():
+def single_device() -> Iterator[None]:
+    with SingleDeviceMode():
         yield
 
 
-def moved(module: nn.Module) -> None:
-    """Put a module on the device, in place; what two names share stays shared."""
-    there: dict[int, nn.Parameter] = {}
-    for part in module.modules():
-        for name, value in list(part._parameters.items()):
+def move_to_meta(module: nn.Module) -> None:
+    """Move a module to the meta device, in place; tied parameters stay tied."""
+    moved: dict[int, nn.Parameter] = {}
+    for submodule in module.modules():
+        for name, value in list(submodule._parameters.items()):
             if value is not None:
-                part._parameters[name] = there.setdefault(
+                submodule._parameters[name] = moved.setdefault(
                     id(value), nn.Parameter(value.to("meta"), value.requires_grad)
                 )
-        for name, value in list(part._buffers.items()):
+        for name, value in list(submodule._buffers.items()):
             if value is not None:
-                part._buffers[name] = value.to("meta")
+                submodule._buffers[name] = value.to("meta")
 
 
-def prompts(seconds: float = 0.2) -> list[Prompt]:
-    return [Prompt(ask("What" + "?" * n), (sound(seconds + 0.1 * n, 300, n),), str(n)) for n in range(3)]
+def make_prompts(seconds: float = 0.2) -> list[Prompt]:
+    """Three prompts with one clip each, of different lengths."""
+    return [Prompt(user_question("What" + "?" * n), (tone(seconds + 0.1 * n, 300, n),), str(n)) for n in range(3)]
 
 
-def micro_of(model: AudioLM, encoder_cache: EncoderCache | None) -> Micro:
-    """Three prompts with two completions each, packed where the model stands."""
+def make_micro_batch(model: AudioLM, encoder_cache: EncoderCache | None) -> MicroBatch:
+    """Three prompts with two completions each, packed on the model's device."""
     trees, waveforms = [], {}
-    for number, prompt in enumerate(prompts()):
+    for number, prompt in enumerate(make_prompts()):
         waveforms[number] = prompt.waveforms[0]
-        trunk = conversation_path(model, prompt.turns, [number], [len(prompt.waveforms[0])], generate=True)
-        trees.append([trunk + completion_path(ids) for ids in ((7, 8, 9), (7, 9, 8, 7))])
-    (micro,) = assemble(model, encoder_cache, trees, waveforms, 10_000)
-    assert micro.forest.ids.is_meta
-    return micro
+        path = conversation_path(model, prompt.turns, [number], [len(prompt.waveforms[0])], generate=True)
+        trees.append([path + completion_path(ids) for ids in ((7, 8, 9), (7, 9, 8, 7))])
+    (micro_batch,) = build_micro_batches(model, encoder_cache, trees, waveforms, 10_000)
+    assert micro_batch.forest.ids.is_meta
+    return micro_batch
 
 
-def trained_step(model: AudioLM, micro: Micro) -> None:
-    """Reference, forward, gradients, clipping and update, as the GRPO stage and the loop do them. The losses themselves
-    read their figures for the log, once a micro batch."""
+def train_one_step(model: AudioLM, micro_batch: MicroBatch) -> None:
+    """Reference, forward, gradients, clipping and update, as the GRPO stage and the training loop do them.
+
+    The losses themselves are left out: they read their metrics from the device once per micro batch.
+    """
     policy, reference = Policy(model), Reference(model.module)
-    before = reference.logprobs(policy, micro)
+    ref_logprobs = reference.logprobs(policy, micro_batch)
     model.module.train()
-    values = policy(micro.forest, micro.heard, micro.waveforms)
-    loss = ((values - before).square() * micro.forest.loss_mask).sum()
+    logprobs = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    loss = ((logprobs - ref_logprobs).square() * micro_batch.forest.loss_mask).sum()
     loss.backward()
-    optimizer = torch.optim.AdamW(parameter_groups(model, OptimizerConfig(lr=1e-6)))
-    held = [one for group in optimizer.param_groups for one in group["params"]]
-    assert all(one.grad is not None and one.grad.is_meta and one.grad.dtype == one.dtype for one in held)
-    torch.nn.utils.clip_grad_norm_(held, 1.0)
+    optimizer = torch.optim.AdamW(parameter_groups(model, OptimizerConfig(learning_rate=1e-6)))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        assert parameter.grad is not None and parameter.grad.is_meta and parameter.grad.dtype == parameter.dtype
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     model.module.eval()
 
 
-def decoded(model: AudioLM, encoder_cache: EncoderCache) -> StaticCache:
-    """Trunks, then two steps of decoding as on CUDA, the second of fewer trees; tokens are put in by hand."""
-    engine = LocalEngine(model, encoder_cache=encoder_cache, static=True)
-    static = engine._static
+def decode_two_steps(model: AudioLM, encoder_cache: EncoderCache) -> StaticCache:
+    """Prefill, then two decoding steps as on CUDA, the second with fewer trees; tokens are put in by hand."""
+    engine = LocalEngine(model, encoder_cache=encoder_cache, use_static_cache=True)
+    static = engine._static_cache
     assert static is not None
     static.capture = True
     with torch.inference_mode():
         cache = TreeCache()
-        trunks, connected = engine._trunks(prompts())
-        states, scores, slots = engine._prefill(trunks, connected, cache, 2)
-        assert scores.is_meta
-        with static.holding(cache):
-            growth = Growth(
-                model, static, slots, [trunk.ids for trunk in trunks], [], [], SamplingParams(),
-                room=lambda _: 8, stats=engine.stats, watch=None,
-            )  # fmt: skip
-            for state in states:
-                state.token = 7
-            guesses = [Guess(0, -1, 7, 1), Guess(2, -1, 7, 1), Guess(0, 0, 7, 2)]
-            found = growth._compute(states, guesses).scores
-            assert found.is_meta and found.shape == (len(scores) + 3, scores.shape[1])
-            left = [states[0], states[2]]
-            static.keep(torch.tensor([0, 2], device="meta"))
-            left[1].tree = 1
-            growth._slots, growth._free = [slots[0], slots[2]], [[], []]
-            assert growth._compute(left, []).scores.shape == scores[:2].shape
-    assert static.capture, "a step reads from the device: no graph can be recorded"
+        paths, audio_embeddings = engine._encode_prompts(make_prompts())
+        leaves, logits, next_slots = engine._prefill(paths, audio_embeddings, cache, 2)
+        assert logits.is_meta
+        with static.loaded(cache):
+            request = DecodeRequest([path.ids for path in paths], [], [], SamplingParams())
+            loop = DecodeLoop(model, static, next_slots, request, row_capacity=lambda _: 8, stats=engine.stats)
+            for leaf in leaves:
+                leaf.token = 7
+            drafts = [DraftToken(0, -1, 7, 1), DraftToken(2, -1, 7, 1), DraftToken(0, 0, 7, 2)]
+            first_step = loop._forward(leaves, drafts).logits
+            assert first_step.is_meta and first_step.shape == (len(logits) + 3, logits.shape[1])
+            remaining = [leaves[0], leaves[2]]
+            static.select_trees(torch.tensor([0, 2], device="meta"))
+            remaining[1].tree = 1
+            loop._next_slots, loop._free_slots = [next_slots[0], next_slots[2]], [[], []]
+            assert loop._forward(remaining, []).logits.shape == logits[:2].shape
+    assert static.capture, "a step reads from the device: no graph can be captured"
     return static
 
 
-def test_the_net_catches(one_device: None) -> None:
-    there, here = torch.zeros(3, device="meta"), torch.zeros(3)
-    for wrong in (lambda: there + here, lambda: there[torch.tensor([0])], lambda: torch.cat([there, here])):
+def test_the_checks_of_this_file_detect_mistakes(single_device: None) -> None:
+    on_meta, on_cpu = torch.zeros(3, device="meta"), torch.zeros(3)
+    mixed_calls = (
+        lambda: on_meta + on_cpu, lambda: on_meta[torch.tensor([0])], lambda: torch.cat([on_meta, on_cpu])
+    )  # fmt: skip
+    for mixed_call in mixed_calls:
         with pytest.raises(AssertionError, match="over"):
-            wrong()
+            mixed_call()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        bool(there.sum() > 0)
-    assert (there * torch.tensor(2.0) + here.to("meta")).is_meta
+        bool(on_meta.sum() > 0)
+    assert (on_meta * torch.tensor(2.0) + on_cpu.to("meta")).is_meta
 
 
 @pytest.mark.parametrize("trainable", [FULL, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_qwen2_audio_trains_and_decodes(trainable: TrainableConfig, dtype: torch.dtype, one_device: None) -> None:
+def test_qwen2_audio_trains_and_decodes(trainable: TrainableConfig, dtype: torch.dtype, single_device: None) -> None:
     model = tiny_qwen2_audio(1)
     model.module.to(dtype)
-    prepare(model, trainable)
-    moved(model.module)
-    recompute_layers(model.module)
+    set_trainable(model, trainable)
+    move_to_meta(model.module)
+    enable_gradient_checkpointing(model.module)
     encoder_cache = EncoderCache(model)
-    whole = trainable is FULL
-    micro = micro_of(model, None if whole else encoder_cache)
-    assert bool(micro.heard) != whole
-    trained_step(model, micro)
-    static = decoded(model, encoder_cache)
+    encoder_trains = trainable is FULL
+    micro_batch = make_micro_batch(model, None if encoder_trains else encoder_cache)
+    assert bool(micro_batch.encoder_states) != encoder_trains
+    train_one_step(model, micro_batch)
+    static = decode_two_steps(model, encoder_cache)
     assert [(shape.tokens, shape.trees) for shape in static.shapes] == [(8, 4), (2, 2)]
     assert {buffer.dtype for buffer in static._keys} == {dtype} and all(buffer.is_meta for buffer in static._keys)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_embedded_model_trains_and_decodes(dtype: torch.dtype, one_device: None) -> None:
-    """From what its encoder said on; the tied head stays tied."""
+def test_the_embedded_model_trains_and_decodes(dtype: torch.dtype, single_device: None) -> None:
+    """From cached encoder states on; the tied output head stays tied."""
     model = tiny_embedded(1).model
     for part in (model.module.encoder, model.module.decoder):
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
-    prepare(model, LORA)
+    set_trainable(model, LORA)
     encoder_cache = EncoderCache(model)
-    encoder_cache.encoder_states([prompt.waveforms[0] for prompt in prompts()])
-    moved(model.module)
+    encoder_cache.encoder_states([prompt.waveforms[0] for prompt in make_prompts()])
+    move_to_meta(model.module)
     assert model.module.head.weight is model.module.decoder.embed_tokens.weight
-    trained_step(model, micro_of(model, encoder_cache))
-    decoded(model, encoder_cache)
+    train_one_step(model, make_micro_batch(model, encoder_cache))
+    decode_two_steps(model, encoder_cache)
 
 
-def test_block_masks_are_made_where_the_forest_is(one_device: None) -> None:
+def test_block_masks_are_on_the_forest_device(single_device: None) -> None:
     model = tiny_qwen2_audio(1)
-    trunk = conversation_path(model, prompts()[0].turns, [0], [3200], generate=True)
-    forest = pack([build_tree([trunk + completion_path((5, 6)), trunk + completion_path((5, 7))])], torch.device("meta"))
-    mask = BlockSparse(forest, compiled=False)._mask
+    path = conversation_path(model, make_prompts()[0].turns, [0], [3200], generate=True)
+    forest = pack([build_tree([path + completion_path((5, 6)), path + completion_path((5, 7))])], torch.device("meta"))
+    mask = BlockSparseAttention(forest, compiled=False)._mask
     parts = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_indices, mask.q_indices, mask.full_q_indices)
     assert all(part is not None and part.is_meta for part in parts)
 
 
-def test_the_benchmark_at_the_real_width(one_device: None) -> None:
-    """Two layers of Qwen2-Audio-7B's in bfloat16, everything trained."""
+def test_the_gpu_benchmark_at_the_released_width(single_device: None) -> None:
+    """Two of Qwen2-Audio-7B's layers in bfloat16, everything trained."""
     audio, text = gpu.AUDIO | {"encoder_layers": 2}, gpu.TEXT | {"num_hidden_layers": 2}
     model = gpu.build(audio, text, "meta", torch.bfloat16)
-    prepare(model, FULL)
-    recompute_layers(model.module)
-    trained_step(model, micro_of(model, None))
-    decoded(model, EncoderCache(model))
+    set_trainable(model, FULL)
+    enable_gradient_checkpointing(model.module)
+    train_one_step(model, make_micro_batch(model, None))
+    decode_two_steps(model, EncoderCache(model))

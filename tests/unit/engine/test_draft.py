@@ -1,4 +1,4 @@
-"""Guesses: what they are, and that nobody who samples can tell whether there were any."""
+"""Draft tokens: which are proposed, and that they change the number of passes but nothing that is sampled."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,107 +6,118 @@ from dataclasses import replace
 import pytest
 import torch
 
-from builders import ask, largest, sound, tiny_qwen2_audio
+from builders import max_abs, tiny_qwen2_audio, tone, user_question
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.decode_loop import Growth, PartialCompletion
-from earwise.engine.draft import Drafts, Guess
+from earwise.engine.decode_loop import DecodeLoop, PartialCompletion
+from earwise.engine.draft import DraftToken, NgramDrafter
 from earwise.engine.local import LocalEngine
-from earwise.engine.rng import Draws, drawn
+from earwise.engine.rng import UniformDraws, sample_tokens
 
 
-def test_what_followed_comes_again() -> None:
-    drafts = Drafts([[1, 2, 3, 4, 5]])
-    assert drafts.guess([(0, [9, 2, 3], 8)], 8) == [Guess(0, -1, 4, 1), Guess(0, 0, 5, 2)]
-    assert drafts.guess([(0, [2, 3], 8)], 1) == [Guess(0, -1, 4, 1)]
-    assert drafts.guess([(0, [2, 3], 1)], 8) == [Guess(0, -1, 4, 1)], "no deeper than may be said"
-    assert drafts.guess([(0, [7], 8)], 8) == [] and drafts.guess([(0, [2, 3], 8)], 0) == []
+def test_a_token_that_followed_before_is_proposed_again() -> None:
+    drafter = NgramDrafter([[1, 2, 3, 4, 5]])
+    assert drafter.propose([(0, [9, 2, 3], 8)], 8) == [DraftToken(0, -1, 4, 1), DraftToken(0, 0, 5, 2)]
+    assert drafter.propose([(0, [2, 3], 8)], 1) == [DraftToken(0, -1, 4, 1)]
+    assert drafter.propose([(0, [2, 3], 1)], 8) == [DraftToken(0, -1, 4, 1)], "no deeper than the length limit allows"
+    assert drafter.propose([(0, [7], 8)], 8) == [] and drafter.propose([(0, [2, 3], 8)], 0) == []
 
 
-def test_the_longest_context_counts() -> None:
-    drafts = Drafts([[1, 2, 3, 8, 2, 4, 9, 2, 4]])
-    assert drafts.guess([(0, [1, 2], 1)], 8) == [Guess(0, -1, 3, 1)], "after 1 2 came 3, though after 2 more often 4"
-    assert [one.token for one in drafts.guess([(0, [2], 1)], 8)] == [4, 3]
+def test_the_longest_matching_context_decides() -> None:
+    drafter = NgramDrafter([[1, 2, 3, 8, 2, 4, 9, 2, 4]])
+    expected = [DraftToken(0, -1, 3, 1)]
+    assert drafter.propose([(0, [1, 2], 1)], 8) == expected, "after 1 2 came 3, though after 2 more often 4"
+    assert [draft.token for draft in drafter.propose([(0, [2], 1)], 8)] == [4, 3]
 
 
-def test_likelier_first_and_parents_before_their_children() -> None:
-    drafts = Drafts([[], []])
-    for before, token, samples in (([1], 2, 6), ([1], 3, 3), ([1, 2], 4, 6), ([1, 3], 5, 1)):
-        drafts.learn(before, token, samples)
+def test_likelier_tokens_come_first_and_parents_before_their_children() -> None:
+    drafter = NgramDrafter([[], []])
+    for context, token, samples in (([1], 2, 6), ([1], 3, 3), ([1, 2], 4, 6), ([1, 3], 5, 1)):
+        drafter.update(context, token, samples)
     # 2: 6/10, then 4: 6/7 of it; 3: 3/10, then 5: 1/2 of it.
-    expected = [Guess(0, -1, 2, 1), Guess(0, -1, 3, 1), Guess(0, 0, 4, 2), Guess(0, 1, 5, 2)]
-    assert drafts.guess([(0, [1], 9)], 9) == expected
-    assert drafts.guess([(0, [1], 9)], 2) == [expected[0], replace(expected[2], parent=0)]
-    both = drafts.guess([(0, [1], 9), (1, [1], 9)], 4)
-    assert [(one.state, one.token) for one in both] == [(0, 2), (1, 2), (0, 4), (1, 4)]
+    expected = [DraftToken(0, -1, 2, 1), DraftToken(0, -1, 3, 1), DraftToken(0, 0, 4, 2), DraftToken(0, 1, 5, 2)]
+    assert drafter.propose([(0, [1], 9)], 9) == expected
+    assert drafter.propose([(0, [1], 9)], 2) == [expected[0], replace(expected[2], parent=0)]
+    for_two_leaves = drafter.propose([(0, [1], 9), (1, [1], 9)], 4)
+    assert [(draft.leaf, draft.token) for draft in for_two_leaves] == [(0, 2), (1, 2), (0, 4), (1, 4)]
 
 
-def test_ends_are_not_guessed_and_prompts_are_not_mixed() -> None:
-    drafts = Drafts([[1, 2, 3], [1, 7]], ends=[3])
-    assert [one.token for one in drafts.guess([(0, [1], 5)], 9)] == [2]
-    assert [one.token for one in drafts.guess([(1, [1], 5)], 9)] == [7]
-    drafts.learn([1], 9, 10)
-    assert {one.token for one in drafts.guess([(1, [1], 5)], 9)} >= {9}, "what is said counts for all"
+def test_end_tokens_are_not_proposed_and_prompts_are_not_mixed() -> None:
+    drafter = NgramDrafter([[1, 2, 3], [1, 7]], end_ids=[3])
+    assert [draft.token for draft in drafter.propose([(0, [1], 5)], 9)] == [2]
+    assert [draft.token for draft in drafter.propose([(1, [1], 5)], 9)] == [7]
+    drafter.update([1], 9, 10)
+    tokens = {draft.token for draft in drafter.propose([(1, [1], 5)], 9)}
+    assert tokens >= {9}, "completions count for all prompts"
 
 
-def test_numbers_belong_to_a_sample_and_a_place() -> None:
-    one, other = Draws(3, "a", 5), Draws(3, "a", 5)
-    late = one.at(4, [1, 3])
-    assert torch.equal(late, other.at(4, range(5))[[1, 3]]), "asked for in another order, and without the rest"
-    assert not torch.equal(one.at(4, [1, 3]), one.at(5, [1, 3])) and torch.equal(one.at(4, [1, 3]), late)
-    assert not torch.equal(one.at(0, range(5)), Draws(4, "a", 5).at(0, range(5)))
+def test_random_numbers_belong_to_a_sample_and_a_position() -> None:
+    first, second = UniformDraws(3, "a", 5), UniformDraws(3, "a", 5)
+    late = first.at(4, [1, 3])
+    assert torch.equal(late, second.at(4, range(5))[[1, 3]]), "another order of calls, other samples beside them"
+    assert not torch.equal(first.at(4, [1, 3]), first.at(5, [1, 3])) and torch.equal(first.at(4, [1, 3]), late)
+    assert not torch.equal(first.at(0, range(5)), UniformDraws(4, "a", 5).at(0, range(5)))
 
 
-def test_inversion_by_hand() -> None:
+def test_inverse_transform_sampling_by_hand() -> None:
     logprobs = torch.tensor([[0.5, 0.25, 0.25]]).log()
-    numbers = torch.tensor([[0.0, 0.49, 0.51, 0.74, 0.76, 0.999]], dtype=torch.float64)
-    assert drawn(logprobs, numbers, SamplingParams(temperature=1.0)).tolist() == [[0, 0, 1, 1, 2, 2]]
-    assert drawn(logprobs, numbers, SamplingParams(temperature=1.0, top_k=1)).tolist() == [[0] * 6]
+    uniforms = torch.tensor([[0.0, 0.49, 0.51, 0.74, 0.76, 0.999]], dtype=torch.float64)
+    assert sample_tokens(logprobs, uniforms, SamplingParams(temperature=1.0)).tolist() == [[0, 0, 1, 1, 2, 2]]
+    assert sample_tokens(logprobs, uniforms, SamplingParams(temperature=1.0, top_k=1)).tolist() == [[0] * 6]
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
-@pytest.mark.parametrize("temperature", [0.0, 0.02, 0.4], ids=["greedy", "loops", "sampled"])
-def test_the_same_is_said_in_fewer_passes(static: bool, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model at a low temperature repeats itself, so that most guesses come true; at a higher one few do."""
+@pytest.mark.parametrize("use_static_cache", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize("temperature", [0.0, 0.02, 0.4], ids=["greedy", "repetitive", "varied"])
+def test_drafts_give_the_same_completions_in_fewer_passes(
+    use_static_cache: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A random model at a low temperature repeats itself, so most drafts are accepted; at a higher one few are."""
     model = tiny_qwen2_audio(seed=31)
-    turns = ask("Which of these? one two one two")
-    prompts = [Prompt(turns, (sound(0.2 + number / 5, 300, number),), f"d{number}") for number in range(3)]
-    sampling_params, n = SamplingParams(max_new_tokens=40, temperature=temperature, seed=2), 1 if temperature == 0 else 4
-    engine = LocalEngine(model, static=static)
-    found = engine.generate(prompts, sampling_params, n)
+    turns = user_question("Which of these? one two one two")
+    prompts = [Prompt(turns, (tone(0.2 + number / 5, 300, number),), f"d{number}") for number in range(3)]
+    sampling_params = SamplingParams(max_new_tokens=40, temperature=temperature, seed=2)
+    n = 1 if temperature == 0 else 4
+    engine = LocalEngine(model, use_static_cache=use_static_cache)
+    completions = engine.generate(prompts, sampling_params, n)
     stats = engine.stats
-    made = Growth.__init__
+    original_init = DecodeLoop.__init__
 
-    def without(self: Growth, *args: object, **settings: object) -> None:
-        made(self, *args, **settings | {"room": lambda states: states})
+    def init_without_drafts(self: DecodeLoop, *args: object, **options: object) -> None:
+        original_init(self, *args, **options | {"row_capacity": lambda rows: rows})
 
-    monkeypatch.setattr(Growth, "__init__", without)
-    plain = LocalEngine(model, static=static)
+    monkeypatch.setattr(DecodeLoop, "__init__", init_without_drafts)
+    plain = LocalEngine(model, use_static_cache=use_static_cache)
     expected = plain.generate(prompts, sampling_params, n)
     assert plain.stats.draft_tokens == 0 and plain.stats.forward_passes == 39
     assert stats.forward_passes < (33 if temperature == 0 else 39)
-    assert (stats.computed_tokens, stats.sampled_tokens) == (plain.stats.computed_tokens, plain.stats.sampled_tokens), "a guess is no token"
-    for group, others in zip(found, expected, strict=True):
-        for one, other in zip(group, others, strict=True):
-            assert one.token_ids == other.token_ids
-            assert largest([torch.tensor(one.logprobs) - torch.tensor(other.logprobs)]) < 1e-5
+    assert (stats.computed_tokens, stats.sampled_tokens) == (
+        plain.stats.computed_tokens, plain.stats.sampled_tokens
+    ), "rejected drafts are not counted as computed tokens"  # fmt: skip
+    for group, expected_group in zip(completions, expected, strict=True):
+        for completion, reference in zip(group, expected_group, strict=True):
+            assert completion.token_ids == reference.token_ids
+            assert max_abs([torch.tensor(completion.logprobs) - torch.tensor(reference.logprobs)]) < 1e-5
 
 
-def test_who_watches_sees_every_token() -> None:
-    """However many a pass computes; and who is sent away stops there, in the middle of a pass too."""
+def test_the_callback_sees_every_token_and_stops_samples_within_a_pass() -> None:
+    """It is called after every token however many a pass accepts, and a sample that it stops ends right there."""
     model = tiny_qwen2_audio(seed=31)
-    prompt = Prompt(ask("Which?"), (sound(0.4),), "w")
+    prompt = Prompt(user_question("Which?"), (tone(0.4),), "w")
     sampling_params = SamplingParams(max_new_tokens=40, temperature=0.02, seed=2)
-    engine = LocalEngine(model, static=True)
-    (free,) = engine.generate([prompt], sampling_params, 3)
-    assert engine.stats.forward_passes < 39 and all(len(one.token_ids) == 40 for one in free)
-    for cut in range(18, 34):
-        seen: list[list[int]] = [[], [], []]
+    engine = LocalEngine(model, use_static_cache=True)
+    (unstopped,) = engine.generate([prompt], sampling_params, 3)
+    assert engine.stats.forward_passes < 39 and all(len(completion.token_ids) == 40 for completion in unstopped)
+    for limit in range(18, 34):
+        lengths: list[list[int]] = [[], [], []]
 
-        def watch(said: Sequence[Sequence[PartialCompletion]], seen: list[list[int]] = seen, cut: int = cut) -> set[tuple[int, int]]:
-            for one, lengths in zip(said[0], seen, strict=True):
-                if not lengths or len(one.ids) > lengths[-1]:
-                    lengths.append(len(one.ids))
-            return {(0, 1)} if len(said[0][1].ids) >= cut else set()
+        def stop_second(
+            completions: Sequence[Sequence[PartialCompletion]],
+            lengths: list[list[int]] = lengths,
+            limit: int = limit,
+        ) -> set[tuple[int, int]]:
+            for completion, seen_lengths in zip(completions[0], lengths, strict=True):
+                if not seen_lengths or len(completion.token_ids) > seen_lengths[-1]:
+                    seen_lengths.append(len(completion.token_ids))
+            return {(0, 1)} if len(completions[0][1].token_ids) >= limit else set()
 
-        engine.generate_with_callback([prompt], sampling_params, 3, watch)
-        assert seen == [list(range(1, 41)), list(range(1, cut + 1)), list(range(1, 41))]
+        engine.generate_with_callback([prompt], sampling_params, 3, stop_second)
+        assert lengths == [list(range(1, 41)), list(range(1, limit + 1)), list(range(1, 41))]

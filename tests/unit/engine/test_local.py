@@ -1,6 +1,5 @@
-"""The local engine: against transformers' generate, against the plain forward, and against the exact distribution of
-short sequences.
-"""
+"""The local engine: compared with transformers' generate, with the plain forward pass, and with the exact distribution
+of short sequences."""
 
 import itertools
 from collections import Counter
@@ -9,339 +8,336 @@ import numpy as np
 import pytest
 import torch
 
-from builders import ask, largest, plain_copy, plain_inputs, plain_logprobs, sound, tiny_qwen2_audio
+from builders import hf_copy, hf_inputs, hf_logprobs, max_abs, tiny_qwen2_audio, tone, user_question
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.kv_cache import Step, TreeCache
+from earwise.engine.kv_cache import StepLayout, TreeCache
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError
-from earwise.forest import build_tree, pack
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
-from earwise.train.batches import assemble
+from earwise.train.batches import build_micro_batches
 from earwise.train.policy import Policy
 from earwise.types import Audio, Text, Turn
 
-SHORT = (Turn("system", (Text("Hear."),)), *ask("What?"))
+SYSTEM_TURN = Turn("system", (Text("Hear."),))
+SHORT_TURNS = (SYSTEM_TURN, *user_question("What?"))
 
 
-def prompts(count: int) -> list[Prompt]:
-    """Prompts of different lengths: one sound each, every third has two."""
-    out = []
+def make_prompts(count: int) -> list[Prompt]:
+    """Prompts of different lengths with one clip each; every third has two."""
+    prompts = []
     for number in range(count):
         clips = 2 if number % 3 == 2 else 1
-        waveforms = tuple(sound(0.1 + 0.13 * number, 200 + 90 * (number + clip), number) for clip in range(clips))
-        out.append(Prompt((SHORT[0], *ask("What" + "?" * number, clips)), waveforms, f"p{number}"))
-    return out
+        waveforms = tuple(tone(0.1 + 0.13 * number, 200 + 90 * (number + clip), number) for clip in range(clips))
+        prompts.append(Prompt((SYSTEM_TURN, *user_question("What" + "?" * number, clips)), waveforms, f"p{number}"))
+    return prompts
 
 
-def trunk(model: Qwen2Audio, prompt: Prompt):
+def prompt_path(model: Qwen2Audio, prompt: Prompt) -> TokenPath:
+    """The token path of a prompt."""
     return conversation_path(
         model, prompt.turns, range(len(prompt.waveforms)), [len(wave) for wave in prompt.waveforms], generate=True
     )
 
 
-def with_ends(model: Qwen2Audio, share: int) -> Qwen2Audio:
-    """Every `share`-th token ends a completion, so that branches end unevenly."""
-    model.eos_ids = (2, *range(8, 262, share))
+def with_many_end_tokens(model: Qwen2Audio, interval: int) -> Qwen2Audio:
+    """Make every `interval`-th token end a completion, so that branches end at different lengths."""
+    model.eos_ids = (2, *range(8, 262, interval))
     return model
 
 
-def without(model: Qwen2Audio, tokens: list[int]) -> Qwen2Audio:
-    """A model that never says these tokens."""
-    barred = torch.zeros(model.module.lm_head.out_features, dtype=torch.bool)
-    barred[tokens] = True
-    model.module.lm_head.register_forward_hook(lambda _m, _i, scores: scores.masked_fill(barred, -1e9))
+def without_tokens(model: Qwen2Audio, tokens: list[int]) -> Qwen2Audio:
+    """Make a model never sample these tokens."""
+    suppressed = torch.zeros(model.module.lm_head.out_features, dtype=torch.bool)
+    suppressed[tokens] = True
+    model.module.lm_head.register_forward_hook(lambda _m, _i, logits: logits.masked_fill(suppressed, -1e9))
     return model
 
 
 @pytest.mark.parametrize("trim", [True, False])
 def test_greedy_equals_generate(trim: bool) -> None:
-    model = with_ends(tiny_qwen2_audio(seed=11, trim=trim), 40)
-    some = prompts(4)
-    answers = LocalEngine(model).generate(some, SamplingParams(max_new_tokens=12))
-    module = plain_copy(model)
+    model = with_many_end_tokens(tiny_qwen2_audio(seed=11, trim=trim), 40)
+    prompts = make_prompts(4)
+    completions = LocalEngine(model).generate(prompts, SamplingParams(max_new_tokens=12))
+    module = hf_copy(model)
     lengths = set()
-    for prompt, (answer,) in zip(some, answers, strict=True):
-        inputs = plain_inputs(trunk(model, prompt), dict(enumerate(prompt.waveforms)))
-        said = module.generate(
+    for prompt, (completion,) in zip(prompts, completions, strict=True):
+        inputs = hf_inputs(prompt_path(model, prompt), dict(enumerate(prompt.waveforms)))
+        reference = module.generate(
             **inputs, max_new_tokens=12, do_sample=False, eos_token_id=list(model.eos_ids), pad_token_id=0
         )
-        assert answer.token_ids == tuple(said[0, inputs["input_ids"].shape[1] :].tolist())
-        assert answer.finish_reason == ("stop" if answer.token_ids[-1] in model.eos_ids else "length")
-        lengths.add(len(answer.token_ids))
-    assert len(lengths) > 1, "all answers have the same length: nothing is tested about ends"
+        assert completion.token_ids == tuple(reference[0, inputs["input_ids"].shape[1] :].tolist())
+        assert completion.finish_reason == ("stop" if completion.token_ids[-1] in model.eos_ids else "length")
+        lengths.add(len(completion.token_ids))
+    assert len(lengths) > 1, "all completions have the same length, so ends are not tested"
 
 
 def test_samples_equal_the_plain_forward_whatever_the_batch() -> None:
     """Many branches, uneven ends, trees that finish and are dropped, a cache that outgrows its first allocation."""
-    # transformers' class takes a placeholder that was sampled for a sound; ours does not, so it must not be said here.
-    model = with_ends(without(tiny_qwen2_audio(seed=12), [3]), 25)
-    some = prompts(5)
+    # transformers' class reads a sampled placeholder as audio; ours does not, so it must not be sampled here.
+    model = with_many_end_tokens(without_tokens(tiny_qwen2_audio(seed=12), [3]), 25)
+    prompts = make_prompts(5)
     sampling_params = SamplingParams(max_new_tokens=30, temperature=1.3, seed=5)
-    together = LocalEngine(model, trees=16).generate(some, sampling_params, 6)
-    apart = LocalEngine(model, trees=2).generate(some, sampling_params, 6)
-    alone = [LocalEngine(model).generate([prompt], sampling_params, 6)[0] for prompt in some]
-    lengths = Counter(len(one.token_ids) for group in together for one in group)
+    together = LocalEngine(model, batch_size=16).generate(prompts, sampling_params, 6)
+    in_pairs = LocalEngine(model, batch_size=2).generate(prompts, sampling_params, 6)
+    alone = [LocalEngine(model).generate([prompt], sampling_params, 6)[0] for prompt in prompts]
+    lengths = Counter(len(completion.token_ids) for group in together for completion in group)
     assert len(lengths) > 8 and min(lengths) < 6 and max(lengths) > 20
-    for groups in (apart, alone):
-        for ours, theirs in zip(together, groups, strict=True):
-            assert [one.token_ids for one in ours] == [one.token_ids for one in theirs]
+    for other_groups in (in_pairs, alone):
+        for group, other_group in zip(together, other_groups, strict=True):
+            assert [first.token_ids for first in group] == [second.token_ids for second in other_group]
+            pairs = zip(group, other_group, strict=True)
             assert (
-                largest(
-                    [
-                        torch.tensor(one.logprobs) - torch.tensor(two.logprobs)
-                        for one, two in zip(ours, theirs, strict=True)
-                    ]
-                )
+                max_abs([torch.tensor(first.logprobs) - torch.tensor(second.logprobs) for first, second in pairs])
                 < 1e-5
             )
-    plain = plain_copy(model)
+    reference = hf_copy(model)
     with torch.no_grad():
-        for prompt, group in zip(some, together, strict=True):
-            for one in group:
-                path = trunk(model, prompt) + completion_path(one.token_ids)
-                assert (
-                    largest([plain_logprobs(plain, path, dict(enumerate(prompt.waveforms))) - torch.tensor(one.logprobs)])
-                    < 1e-5
-                )
-                ended = one.token_ids[-1] in model.eos_ids
-                assert one.finish_reason == ("stop" if ended else "length") and (ended or len(one.token_ids) == 30)
-                assert not set(one.token_ids[:-1]) & set(model.eos_ids)
-                assert one.text == model.detokenize(one.token_ids[: len(one.token_ids) - ended])
+        for prompt, group in zip(prompts, together, strict=True):
+            for completion in group:
+                path = prompt_path(model, prompt) + completion_path(completion.token_ids)
+                expected = hf_logprobs(reference, path, dict(enumerate(prompt.waveforms)))
+                assert max_abs([expected - torch.tensor(completion.logprobs)]) < 1e-5
+                ended = completion.token_ids[-1] in model.eos_ids
+                assert completion.finish_reason == ("stop" if ended else "length")
+                assert ended or len(completion.token_ids) == 30
+                assert not set(completion.token_ids[:-1]) & set(model.eos_ids)
+                text_ids = completion.token_ids[: len(completion.token_ids) - ended]
+                assert completion.text == model.tokenizer.decode(text_ids)
 
 
-def test_a_trainer_reads_the_same_log_probabilities() -> None:
-    """What sampling reports is what the policy's forward on the packed tries gives, with the sounds heard once for
-    both.
-    """
+def test_the_policy_computes_the_log_probabilities_that_sampling_reported() -> None:
+    """The policy's forward on packed trees agrees with the engine; both use the same cached encoder states."""
     model = tiny_qwen2_audio(seed=13)
-    some = prompts(3)
+    prompts = make_prompts(3)
     engine = LocalEngine(model)
-    groups = engine.generate(some, SamplingParams(max_new_tokens=6, temperature=0.7, seed=1), 8)
+    groups = engine.generate(prompts, SamplingParams(max_new_tokens=6, temperature=0.7, seed=1), 8)
     waveforms, trees = {}, []
-    for prompt, group in zip(some, groups, strict=True):
-        numbers = range(len(waveforms), len(waveforms) + len(prompt.waveforms))
-        waveforms |= dict(zip(numbers, prompt.waveforms, strict=True))
-        start = conversation_path(model, prompt.turns, numbers, [len(wave) for wave in prompt.waveforms], generate=True)
-        trees.append([start + completion_path(one.token_ids) for one in group])
-    (micro,) = assemble(model, engine.encoder_cache, trees, waveforms, 10**6)
+    for prompt, group in zip(prompts, groups, strict=True):
+        clips = range(len(waveforms), len(waveforms) + len(prompt.waveforms))
+        waveforms |= dict(zip(clips, prompt.waveforms, strict=True))
+        lengths = [len(waveform) for waveform in prompt.waveforms]
+        path = conversation_path(model, prompt.turns, clips, lengths, generate=True)
+        trees.append([path + completion_path(completion.token_ids) for completion in group])
+    (micro_batch,) = build_micro_batches(model, engine.encoder_cache, trees, waveforms, 10**6)
     model.module.model.multi_modal_projector.requires_grad_(True)
-    logprobs = Policy(model)(micro.forest, micro.heard, micro.waveforms)
-    sampled = [one.logprobs for group in groups for one in group]
-    assert largest([logprobs[row, : len(one)] - torch.tensor(one) for row, one in enumerate(sampled)]) < 1e-5
-    # Heard under inference mode by the engine, and yet a connector can be trained on it.
+    logprobs = Policy(model)(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    sampled = [completion.logprobs for group in groups for completion in group]
+    differences = [logprobs[row, : len(values)] - torch.tensor(values) for row, values in enumerate(sampled)]
+    assert max_abs(differences) < 1e-5
+    # The engine encoded the clips in inference mode, and yet a connector can be trained on the cached states.
     logprobs.sum().backward()
     assert model.module.model.multi_modal_projector.linear.weight.grad.abs().sum() > 0
 
 
 def p_value(observed: list[float], expected: list[float]) -> float:
-    """Of Pearson's chi-square test."""
-    o, e = torch.tensor(observed, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64)
-    keep = e > 0
-    assert not o[~keep].any()
-    statistic = ((o - e)[keep].square() / e[keep]).sum()
-    return float(torch.special.gammaincc((keep.sum() - 1).double() / 2, statistic / 2))
+    """The p-value of Pearson's chi-square test of observed against expected counts."""
+    observed_counts, expected_counts = (torch.tensor(counts, dtype=torch.float64) for counts in (observed, expected))
+    possible = expected_counts > 0
+    assert not observed_counts[~possible].any()
+    statistic = ((observed_counts - expected_counts)[possible].square() / expected_counts[possible]).sum()
+    return float(torch.special.gammaincc((possible.sum() - 1).double() / 2, statistic / 2))
 
 
-def small_vocabulary(seed: int) -> Qwen2Audio:
-    """Only five tokens can be said, one of them ends the completion."""
-    return without(tiny_qwen2_audio(seed), [token for token in range(272) if token not in SAYABLE])
+ALLOWED_TOKENS = [2, 50, 60, 70, 80]
 
 
-SAYABLE = [2, 50, 60, 70, 80]
+def model_of_five_tokens(seed: int) -> Qwen2Audio:
+    """A model that can sample only five tokens, one of which ends the completion."""
+    suppressed = [token for token in range(272) if token not in ALLOWED_TOKENS]
+    return without_tokens(tiny_qwen2_audio(seed), suppressed)
 
 
-def exact(model: Qwen2Audio, prompt: Prompt, length: int, temperature: float) -> dict[tuple[int, ...], float]:
-    """Probability of every completion of at most `length` tokens, by the plain forward of one path at a time."""
-    ends = set(model.eos_ids)
-    start = trunk(model, prompt)
-    heard = dict(enumerate(model.encode_audio(prompt.waveforms)))
-    nexts: dict[tuple[int, ...], dict[int, float]] = {}
+def exact_distribution(
+    model: Qwen2Audio, prompt: Prompt, length: int, temperature: float
+) -> dict[tuple[int, ...], float]:
+    """Probability of every completion of at most `length` tokens, by the plain forward pass of one path at a time."""
+    start = prompt_path(model, prompt)
+    encoder_states = dict(enumerate(model.encode_audio(prompt.waveforms)))
+    cached: dict[tuple[int, ...], dict[int, float]] = {}
 
-    def following(said: tuple[int, ...]) -> dict[int, float]:
-        if said not in nexts:
-            forest = pack([build_tree([start + completion_path((*said, token)) for token in SAYABLE])])
-            last = Policy(model)(forest, heard, {})[:, len(said)]
-            nexts[said] = dict(zip(SAYABLE, (last / temperature).softmax(0).tolist(), strict=True))
-        return nexts[said]
+    def next_token_probabilities(prefix: tuple[int, ...]) -> dict[int, float]:
+        if prefix not in cached:
+            paths = [start + completion_path((*prefix, token)) for token in ALLOWED_TOKENS]
+            logprobs = Policy(model)(pack([build_tree(paths)]), encoder_states, {})[:, len(prefix)]
+            cached[prefix] = dict(zip(ALLOWED_TOKENS, (logprobs / temperature).softmax(0).tolist(), strict=True))
+        return cached[prefix]
 
-    out: dict[tuple[int, ...], float] = {}
-    for tokens in itertools.product(SAYABLE, repeat=length):
-        cut = next((at + 1 for at, token in enumerate(tokens) if token in ends), length)
-        said, probability = tokens[:cut], 1.0
-        if said not in out:
-            for at, token in enumerate(said):
-                probability *= following(said[:at])[token]
-            out[said] = probability
-    return out
+    probabilities: dict[tuple[int, ...], float] = {}
+    for tokens in itertools.product(ALLOWED_TOKENS, repeat=length):
+        ends = (index + 1 for index, token in enumerate(tokens) if token in model.eos_ids)
+        completion, probability = tokens[: next(ends, length)], 1.0
+        if completion not in probabilities:
+            for index, token in enumerate(completion):
+                probability *= next_token_probabilities(completion[:index])[token]
+            probabilities[completion] = probability
+    return probabilities
 
 
 @torch.no_grad()
 def test_the_sampler_is_exact() -> None:
-    """30,000 samples that share states against the exact distribution of all sequences of three tokens; pairs of
-    samples are independent.
-    """
-    model, n = small_vocabulary(21), 30_000
-    prompt = Prompt(SHORT, (sound(0.3),), "exact")
+    """30,000 samples that share computation, against the exact distribution of all completions of three tokens; pairs
+    of samples are independent."""
+    model, n = model_of_five_tokens(21), 30_000
+    prompt = Prompt(SHORT_TURNS, (tone(0.3),), "exact")
     engine = LocalEngine(model)
     (samples,) = engine.generate([prompt], SamplingParams(max_new_tokens=3, temperature=0.8, seed=3), n)
-    assert engine.stats.computed_tokens < len(trunk(model, prompt).ids) + 1 + 4 + 16 + 1
-    expected = exact(model, prompt, 3, 0.8)
+    assert engine.stats.computed_tokens < len(prompt_path(model, prompt).ids) + 1 + 4 + 16 + 1
+    expected = exact_distribution(model, prompt, 3, 0.8)
     assert sum(expected.values()) == pytest.approx(1, abs=1e-5) and len(expected) == 1 + 4 + 16 * 5
-    counts = Counter(one.token_ids for one in samples)
+    counts = Counter(sample.token_ids for sample in samples)
     assert counts.keys() <= expected.keys()
-    observed = [counts[said] for said in expected]
-    assert p_value(observed, [n * share for share in expected.values()]) > 1e-3
+    observed = [counts[completion] for completion in expected]
+    assert p_value(observed, [n * probability for probability in expected.values()]) > 1e-3
     # The same counts refute a neighbouring distribution, so the test can fail.
-    other = exact(model, prompt, 3, 0.9)
-    assert p_value(observed, [n * other[said] for said in expected]) < 1e-6
-    first = torch.tensor([one.token_ids[0] for one in samples])
-    joint = torch.stack([((first[0::2] == a) & (first[1::2] == b)).sum() for a in SAYABLE for b in SAYABLE])
-    share = torch.tensor([(first == a).double().mean() for a in SAYABLE])
-    assert p_value(joint.tolist(), (n // 2 * torch.outer(share, share)).flatten().tolist()) > 1e-3
-    # Log-probabilities are those of temperature 1, whatever the samples were drawn at.
-    natural = exact(model, prompt, 3, 1.0)
-    for said in counts:
-        one = next(sample for sample in samples if sample.token_ids == said)
-        assert sum(one.logprobs) == pytest.approx(torch.tensor(natural[said]).log().item(), abs=1e-4)
+    neighbouring = exact_distribution(model, prompt, 3, 0.9)
+    assert p_value(observed, [n * neighbouring[completion] for completion in expected]) < 1e-6
+    first = torch.tensor([sample.token_ids[0] for sample in samples])
+    joint = torch.stack(
+        [((first[0::2] == a) & (first[1::2] == b)).sum() for a in ALLOWED_TOKENS for b in ALLOWED_TOKENS]
+    )
+    marginal = torch.tensor([(first == token).double().mean() for token in ALLOWED_TOKENS])
+    assert p_value(joint.tolist(), (n // 2 * torch.outer(marginal, marginal)).flatten().tolist()) > 1e-3
+    # Log-probabilities are those of temperature 1, whatever temperature the samples were drawn at.
+    unscaled = exact_distribution(model, prompt, 3, 1.0)
+    for completion in counts:
+        sample = next(sample for sample in samples if sample.token_ids == completion)
+        assert sum(sample.logprobs) == pytest.approx(torch.tensor(unscaled[completion]).log().item(), abs=1e-4)
 
 
 @torch.no_grad()
-def test_top_k_and_top_p_keep_the_likeliest() -> None:
-    model = small_vocabulary(22)
-    prompt = Prompt(SHORT, (sound(0.3),), "top")
-    shares = exact(model, prompt, 1, 1.0)
-    ranked = sorted(shares, key=shares.get, reverse=True)
-    reach = shares[ranked[0]] + shares[ranked[1]]
-    for sampling_params, kept in (
+def test_top_k_and_top_p_keep_the_likeliest_tokens() -> None:
+    model = model_of_five_tokens(22)
+    prompt = Prompt(SHORT_TURNS, (tone(0.3),), "top")
+    probabilities = exact_distribution(model, prompt, 1, 1.0)
+    ranked = sorted(probabilities, key=probabilities.get, reverse=True)
+    two_likeliest = probabilities[ranked[0]] + probabilities[ranked[1]]
+    for sampling_params, num_kept in (
         (SamplingParams(max_new_tokens=1, temperature=1.0, top_k=2), 2),
-        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=reach - 1e-3), 2),
-        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=reach + 1e-3), 3),
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=two_likeliest - 1e-3), 2),
+        (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=two_likeliest + 1e-3), 3),
         (SamplingParams(max_new_tokens=1, temperature=1.0, top_p=1e-6), 1),
     ):
         (samples,) = LocalEngine(model).generate([prompt], sampling_params, 3000)
-        counts = Counter(one.token_ids for one in samples)
-        assert set(counts) == set(ranked[:kept])
-        total = sum(shares[said] for said in ranked[:kept])
-        if kept > 1:
-            assert (
-                p_value(
-                    [counts[said] for said in ranked[:kept]], [3000 * shares[said] / total for said in ranked[:kept]]
-                )
-                > 1e-3
-            )
+        counts = Counter(sample.token_ids for sample in samples)
+        likeliest = ranked[:num_kept]
+        assert set(counts) == set(likeliest)
+        total = sum(probabilities[completion] for completion in likeliest)
+        if num_kept > 1:
+            expected = [3000 * probabilities[completion] / total for completion in likeliest]
+            assert p_value([counts[completion] for completion in likeliest], expected) > 1e-3
 
 
-def test_seeds_and_keys() -> None:
+def test_draws_depend_on_seed_and_key() -> None:
     engine = LocalEngine(tiny_qwen2_audio(seed=14))
-    one = Prompt(SHORT, (sound(0.2),), "one")
+    prompt = Prompt(SHORT_TURNS, (tone(0.2),), "one")
 
-    def said(prompt: Prompt, seed: int) -> list[tuple[int, ...]]:
-        return [
-            sample.token_ids
-            for sample in engine.generate([prompt], SamplingParams(max_new_tokens=4, temperature=1.0, seed=seed), 4)[0]
-        ]
+    def sampled_tokens(prompt: Prompt, seed: int) -> list[tuple[int, ...]]:
+        sampling_params = SamplingParams(max_new_tokens=4, temperature=1.0, seed=seed)
+        return [completion.token_ids for completion in engine.generate([prompt], sampling_params, 4)[0]]
 
-    assert said(one, 0) == said(one, 0)
-    assert said(one, 0) != said(one, 1)
-    assert said(one, 0) != said(Prompt(one.turns, one.waveforms, "two"), 0)
+    assert sampled_tokens(prompt, 0) == sampled_tokens(prompt, 0)
+    assert sampled_tokens(prompt, 0) != sampled_tokens(prompt, 1)
+    assert sampled_tokens(prompt, 0) != sampled_tokens(Prompt(prompt.turns, prompt.waveforms, "two"), 0)
 
 
 def test_score_equals_the_sum_of_log_probabilities() -> None:
     model = tiny_qwen2_audio(seed=15)
-    some = prompts(3)
-    history = (*SHORT, Turn("assistant", (Text("A cat."),)), Turn("user", (Audio("b.wav"), Text("And this?"))))
-    some.append(Prompt(history, (sound(0.2), sound(0.4, 900)), "history"))
-    some.append(Prompt((Turn("user", (Text("No sound."),)),), (), "silent"))
-    options = [["dog", "a dog", "a door", ""], ["dog"], ["yes", "no"], ["yes", "no"], ["dog", "dog"]]
-    scores = LocalEngine(model).score(some, options)
-    plain = plain_copy(model)
-    assert [len(row) for row in scores] == [len(row) for row in options]
-    for prompt, texts, row in zip(some, options, scores, strict=True):
+    prompts = make_prompts(3)
+    history = (
+        *SHORT_TURNS, Turn("assistant", (Text("A cat."),)), Turn("user", (Audio("b.wav"), Text("And this?")))
+    )  # fmt: skip
+    prompts.append(Prompt(history, (tone(0.2), tone(0.4, 900)), "history"))
+    prompts.append(Prompt((Turn("user", (Text("No sound."),)),), (), "silent"))
+    continuations = [["dog", "a dog", "a door", ""], ["dog"], ["yes", "no"], ["yes", "no"], ["dog", "dog"]]
+    scores = LocalEngine(model).score(prompts, continuations)
+    reference = hf_copy(model)
+    assert [len(row) for row in scores] == [len(row) for row in continuations]
+    for prompt, texts, row in zip(prompts, continuations, scores, strict=True):
         for text, score in zip(texts, row, strict=True):
             with torch.no_grad():
-                want = plain_logprobs(
-                    plain, trunk(model, prompt) + answer_path(model, text), dict(enumerate(prompt.waveforms))
-                )
-            assert (
-                len(want) == len(text) + 1
-            )  # bytes and the end mark; the earlier answer in the history does not count
-            assert score == pytest.approx(float(want.sum()), abs=2e-5 * len(want))
+                path = prompt_path(model, prompt) + answer_path(model, text)
+                expected = hf_logprobs(reference, path, dict(enumerate(prompt.waveforms)))
+            # Its bytes and the end token; the earlier answer in the history does not count.
+            assert len(expected) == len(text) + 1
+            assert score == pytest.approx(float(expected.sum()), abs=2e-5 * len(expected))
     assert LocalEngine(model).score([], []) == []
 
 
-def test_questions_about_one_sound_share_it() -> None:
-    """One tree for all of them: the same tokens and log-probabilities as alone, and the sound computed once."""
-    model = with_ends(without(tiny_qwen2_audio(seed=19), [3]), 25)
-    waveforms, other = (sound(0.9, 300, 1),), (sound(0.4, 700, 2),)
-    some = [Prompt((SHORT[0], *ask("Who" + "?" * i)), waveforms, f"a{i}") for i in range(3)]
-    some += [Prompt((SHORT[0], *ask("Who")), other, "b"), Prompt((SHORT[0], *ask("Both", 2)), waveforms + other, "c")]
-    some.append(Prompt(some[0].turns, (waveforms[0].copy(),), "twin"))  # an equal prompt with draws of its own
+def test_questions_about_one_clip_share_its_audio_tokens() -> None:
+    """They form one tree: results are those of separate calls, and the clip is computed once."""
+    model = with_many_end_tokens(without_tokens(tiny_qwen2_audio(seed=19), [3]), 25)
+    clip, other_clip = (tone(0.9, 300, 1),), (tone(0.4, 700, 2),)
+    prompts = [Prompt((SYSTEM_TURN, *user_question("Who" + "?" * i)), clip, f"a{i}") for i in range(3)]
+    prompts.append(Prompt((SYSTEM_TURN, *user_question("Who")), other_clip, "b"))
+    prompts.append(Prompt((SYSTEM_TURN, *user_question("Both", 2)), clip + other_clip, "c"))
+    prompts.append(Prompt(prompts[0].turns, (clip[0].copy(),), "twin"))  # an equal prompt with draws of its own
     sampling_params = SamplingParams(max_new_tokens=12, temperature=1.2, seed=4)
     engine = LocalEngine(model)
-    together = engine.generate(some, sampling_params, 4)
-    trunks = [trunk(model, prompt) for prompt in some]
-    saved = sum(tokens_alone(model, prompt, sampling_params) for prompt in some) - engine.stats.computed_tokens
-    assert saved > 4 * sum(clip >= 0 for clip in trunks[0].clips), "the sound was computed more than once"
-    for prompt, group in zip(some, together, strict=True):
+    together = engine.generate(prompts, sampling_params, 4)
+    paths = [prompt_path(model, prompt) for prompt in prompts]
+    separately = sum(computed_tokens(model, prompt, sampling_params) for prompt in prompts)
+    num_audio_tokens = sum(clip_number >= 0 for clip_number in paths[0].clips)
+    assert separately - engine.stats.computed_tokens > 4 * num_audio_tokens, "the clip was computed more than once"
+    for prompt, group in zip(prompts, together, strict=True):
         (alone,) = LocalEngine(model).generate([prompt], sampling_params, 4)
-        for one, two in zip(group, alone, strict=True):
-            assert one.token_ids == two.token_ids
-            assert largest([torch.tensor(one.logprobs) - torch.tensor(two.logprobs)]) < 1e-5
-    options = [["dog", "cat"]] * len(some)
-    alone_scores = [LocalEngine(model).score([prompt], [["dog", "cat"]])[0] for prompt in some]
-    assert np.allclose(engine.score(some, options), alone_scores, atol=2e-5)
+        for first, second in zip(group, alone, strict=True):
+            assert first.token_ids == second.token_ids
+            assert max_abs([torch.tensor(first.logprobs) - torch.tensor(second.logprobs)]) < 1e-5
+    continuations = [["dog", "cat"]] * len(prompts)
+    scores_alone = [LocalEngine(model).score([prompt], [["dog", "cat"]])[0] for prompt in prompts]
+    assert np.allclose(engine.score(prompts, continuations), scores_alone, atol=2e-5)
 
 
-def tokens_alone(model: Qwen2Audio, prompt: Prompt, sampling_params: SamplingParams) -> int:
-    """Tokens computed for one prompt by itself."""
+def computed_tokens(model: Qwen2Audio, prompt: Prompt, sampling_params: SamplingParams) -> int:
+    """Number of tokens computed for one prompt by itself."""
     engine = LocalEngine(model)
     engine.generate([prompt], sampling_params, 4)
     return engine.stats.computed_tokens
 
 
-def test_stream_says_what_generate_says() -> None:
+def test_stream_yields_what_generate_returns() -> None:
     engine = LocalEngine(tiny_qwen2_audio(seed=16))
-    prompt = prompts(1)[0]
+    prompt = make_prompts(1)[0]
     sampling_params = SamplingParams(max_new_tokens=10)
     pieces = list(engine.stream(prompt, sampling_params))
-    said = engine.generate([prompt], sampling_params)[0][0].text
-    assert said.startswith("".join(pieces)) and len(pieces) > 1
+    text = engine.generate([prompt], sampling_params)[0][0].text
+    assert text.startswith("".join(pieces)) and len(pieces) > 1
 
 
-def test_prompts_it_refuses() -> None:
+def test_too_long_clips_are_rejected() -> None:
     engine = LocalEngine(tiny_qwen2_audio())
     for call in (
-        lambda p: engine.generate([p], SamplingParams()),
-        lambda p: engine.score([p], [["a"]]),
-        lambda p: list(engine.stream(p, SamplingParams())),
+        lambda prompt: engine.generate([prompt], SamplingParams()),
+        lambda prompt: engine.score([prompt], [["a"]]),
+        lambda prompt: list(engine.stream(prompt, SamplingParams())),
     ):
         with pytest.raises(AudioError, match=r"clip of 2\.5 s is longer than the 2 s that tiny hears"):
-            call(Prompt(SHORT, (sound(2.5),)))
+            call(Prompt(SHORT_TURNS, (tone(2.5),)))
     assert engine.generate([], SamplingParams()) == []
 
 
-def test_cache_keeps_rows_and_grows() -> None:
-    """Two trees written slot by slot; one is dropped, the other outgrows its slots and still reads what was written
-    first.
-    """
+def test_the_cache_drops_trees_and_grows() -> None:
+    """Two trees are written slot by slot; one is dropped, the other outgrows its slots and still reads its first."""
     cache = TreeCache()
     generator = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(2, 100, 1, 4, generator=generator) for _ in range(2))
     query = torch.randn(1, 1, 1, 4, generator=generator)
 
-    def write(rows: list[int], tree: int | None, slot: int) -> torch.Tensor:
-        mask = torch.ones(len(rows), 1, 1, slot + 1, dtype=torch.bool)
-        at = torch.arange(len(rows))
-        cache.begin(Step(at, torch.zeros(len(rows), dtype=torch.long), torch.full((len(rows),), slot), mask))
-        numbers = rows if tree is None else [tree]
-        put = [source[numbers, slot].transpose(0, 1)[None] for source in (keys, values)]
-        return cache(0, query.expand(1, 1, len(rows), 4), *put, 0.5)
+    def write_slot(sources: list[int], slot: int) -> torch.Tensor:
+        """Write one slot of every tree in the cache, from these of the two key and value sequences."""
+        count = len(sources)
+        mask = torch.ones(count, 1, 1, slot + 1, dtype=torch.bool)
+        query_index, slot_index = torch.zeros(count, dtype=torch.long), torch.full((count,), slot)
+        cache.begin(StepLayout(torch.arange(count), query_index, slot_index, mask))
+        new = [source[sources, slot].transpose(0, 1)[None] for source in (keys, values)]
+        return cache(0, query.expand(1, 1, count, 4), *new, 0.5)
 
     for slot in range(3):
-        write([0, 1], None, slot)
-    cache.keep(torch.tensor([1]))
+        write_slot([0, 1], slot)
+    cache.select_trees(torch.tensor([1]))
     for slot in range(3, 100):
-        out = write([0], 1, slot)
-    weight = (keys[1, :, 0] @ query.flatten() * 0.5).softmax(0)
-    assert largest([out.flatten() - weight @ values[1, :, 0]]) < 1e-6
+        out = write_slot([1], slot)
+    weights = (keys[1, :, 0] @ query.flatten() * 0.5).softmax(0)
+    assert max_abs([out.flatten() - weights @ values[1, :, 0]]) < 1e-6

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders import ask, sound
+from builders import tone, user_question
 from chat_server import Chat, Say, chooser, counted, deaf, listener, serving, sounds, texts
 from earwise import cli
 from earwise.data.manifest_path import STARTER
@@ -19,7 +19,7 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.remote.address import ServerAddress, parse_address, slug
 from earwise.engine.remote.client import RemoteEngine
 from earwise.engine.remote.openai_http import RequestLimits
-from earwise.engine.remote.probe import Heard, bursts, chirp, open_remote_engine, deafness
+from earwise.engine.remote.probe import Heard, bursts, chirp, deafness, open_remote_engine
 from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.types import Audio, Text, Turn
 
@@ -29,7 +29,7 @@ PATIENT = RequestLimits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
 
 
 def prompts(count: int, seconds: float = 0.5) -> list[Prompt]:
-    return [Prompt(ask(f"question {k}"), (sound(seconds, 200.0 + 100 * k),), f"key {k}") for k in range(count)]
+    return [Prompt(user_question(f"question {k}"), (tone(seconds, 200.0 + 100 * k),), f"key {k}") for k in range(count)]
 
 
 def engine_on(chat: Chat, **more: Any) -> RemoteEngine:
@@ -43,7 +43,7 @@ def engine_on(chat: Chat, **more: Any) -> RemoteEngine:
 
 @pytest.mark.parametrize("part", ["input_audio", "audio_url"])
 def test_a_sound_arrives_as_it_was(part: str) -> None:
-    wave = sound(0.7)
+    wave = tone(0.7)
     turns = (
         Turn("system", (Text("Be brief."),)),
         Turn("user", (Audio("a"), Text("What is it?"))),
@@ -164,7 +164,9 @@ def test_one_bad_prompt_costs_no_other_a_second_request() -> None:
         with pytest.raises(EngineError, match="rejects this request: status 400: too long"):
             engine.generate(prompts(4), SamplingParams())
         assert len(chat.bodies) == 4
-        again = [engine.generate([prompt], SamplingParams())[0][0].text for prompt in prompts(4) if prompt.key != "key 2"]
+        again = [
+            engine.generate([prompt], SamplingParams())[0][0].text for prompt in prompts(4) if prompt.key != "key 2"
+        ]
         assert len(chat.bodies) == 4 and all(again)
         engine.generate(prompts(1), SamplingParams())  # given out once only: a canary is really asked
         assert len(chat.bodies) == 5
@@ -201,9 +203,9 @@ def test_a_wrong_key_ends_it_at_once() -> None:
 def test_too_long_and_too_few_sounds_are_refused_here() -> None:
     engine = RemoteEngine(ServerAddress("http://127.0.0.1:9/v1", "m"))
     with pytest.raises(AudioError, match=r"31\.0 s is longer than the 30 s.*max_s="):
-        engine.generate([Prompt(ask("?"), (np.zeros(31 * 16000, np.float32),))], SamplingParams())
+        engine.generate([Prompt(user_question("?"), (np.zeros(31 * 16000, np.float32),))], SamplingParams())
     with pytest.raises(EngineError, match="2 audio parts but 1 sounds"):
-        engine.generate([Prompt(ask("?", 2), (sound(1.0),))], SamplingParams())
+        engine.generate([Prompt(user_question("?", 2), (tone(1.0),))], SamplingParams())
 
 
 def test_the_pace_is_kept() -> None:
@@ -302,7 +304,7 @@ def test_sound_that_is_dropped_later_is_noticed() -> None:
         engine = open_remote_engine(f"{chat.url}#m")
         assert engine.generate(prompts(1, 4.0), SamplingParams())[0][0].text == "a tone"
         with pytest.raises(EngineError, match=r"16\.0 s of sound took 109 tokens, about 400 were due"):
-            engine.generate([Prompt(ask("?", 4), (sound(4.0),) * 4)], SamplingParams())
+            engine.generate([Prompt(user_question("?", 4), (tone(4.0),) * 4)], SamplingParams())
 
 
 def test_what_counts_as_hearing() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from builders import sound
-from earwise.models.parts.beats import Beats, BeatsConfig, Distance, fbank, folded, tokens
+from builders import tone
+from earwise.models.parts.beats import Beats, BeatsConfig, RelativePositionBias, fbank, fold_weight_norm, token_count
 
 SMALL = BeatsConfig(patch_dim=12, layers=2, dim=24, ffn_dim=32, heads=2, conv_kernel=16, conv_groups=4)
 
@@ -27,14 +27,14 @@ def test_fbank_of_a_tone_and_of_silence() -> None:
 
 
 def test_fbank_hears_no_constant_and_starts_each_window_anew() -> None:
-    wave = sound(0.3)
+    wave = tone(0.3)
     torch.testing.assert_close(fbank(wave + np.float32(0.25)), fbank(wave), atol=1e-3, rtol=0)
     torch.testing.assert_close(fbank(wave[160:]), fbank(wave)[1:], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("frames", "count"), [(15, 0), (16, 8), (98, 48), (2998, 1496)])
 def test_tokens(frames: int, count: int) -> None:
-    assert tokens(frames) == count
+    assert token_count(frames) == count
 
 
 def test_buckets_of_distances() -> None:
@@ -42,7 +42,7 @@ def test_buckets_of_distances() -> None:
     # 80 (1 + log10(distance / 80)): 252 gives 119.86, 253 gives 120.002; from 800 on the last of each half.
     far = {-80: 80, -252: 119, -253: 120, 253: 280, -799: 159, -800: 159, 5000: 319}
     wanted = near | far
-    assert Distance(320, 800, 2).bucket(torch.tensor(list(wanted))).tolist() == list(wanted.values())
+    assert RelativePositionBias(320, 800, 2).bucket(torch.tensor(list(wanted))).tolist() == list(wanted.values())
 
 
 def test_folded_is_torchs_weight_norm() -> None:
@@ -51,16 +51,16 @@ def test_folded_is_torchs_weight_norm() -> None:
     with torch.no_grad():
         normed.parametrizations.weight.original0.mul_(1.7)
     gain, direction = normed.parametrizations.weight.original0, normed.parametrizations.weight.original1
-    torch.testing.assert_close(folded(gain, direction), normed.weight)
+    torch.testing.assert_close(fold_weight_norm(gain, direction), normed.weight)
 
 
 @torch.no_grad()
 def test_padding_is_not_heard() -> None:
     torch.manual_seed(0)
     ear = Beats(SMALL).eval()
-    short, long = fbank(sound(0.8)), fbank(sound(1.5, 700.0, 1))
+    short, long = fbank(tone(0.8)), fbank(tone(1.5, 700.0, 1))
     batch = torch.nn.utils.rnn.pad_sequence([short, long], batch_first=True)
-    counts = torch.tensor([tokens(len(short)), tokens(len(long))])
+    counts = torch.tensor([token_count(len(short)), token_count(len(long))])
     seen = torch.arange(int(counts.max())) < counts[:, None]
     together = ear(batch, seen)
     for row, picture in enumerate((short, long)):

@@ -12,21 +12,21 @@ import soundfile
 import torch
 from torch import Tensor
 
-from builders import ask, sound
+from builders import tone, user_question
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, ModelError
 from earwise.models import base
 from earwise.models.embedded import model as embedded
-from earwise.models.embedded.connector import KINDS, Choice, chosen, make
+from earwise.models.embedded.connector import KINDS, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.model import Embedded
 from earwise.models.memory import config_shapes
 from earwise.models.memory.published_sizes import of_family
 from earwise.models.parts import whisper
-from earwise.models.parts.projector import LayerMix, Residual
+from earwise.models.parts.projector import LayerMix, ResidualProjection
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.train import run
-from earwise.train.batches import assemble
+from earwise.train.batches import build_micro_batches
 from earwise.train.policy import Policy, check_forest
 from earwise.types import Audio, Example, Text, Turn
 from families.embedded import at_random, keep_base
@@ -68,17 +68,17 @@ def shaken(model: Embedded) -> Embedded:
 def by_formula(model: Embedded, seconds: float) -> Tensor:
     """A connector's embeddings of one clip, window by window, from the encoder's states."""
     connector: Any = model.module.connector
-    mel = whisper.log_mel(sound(seconds), model._extractor)
+    mel = whisper.log_mel(tone(seconds), model._extractor)
     (layers,) = whisper.layer_states(model.module.encoder, [mel])
-    read = layers if model.choice.layers == "all" else layers[-1:]
+    read = layers if model.connector_spec.layers == "all" else layers[-1:]
     level = read.mean(1, keepdim=True).std(-1, keepdim=True, correction=0) + 1e-6
     gates = connector.gates.softmax(0)[:, None, None] * len(read)
     states = torch.cat(list(read / level * gates), -1)  # (states, layers * dim)
-    windows = states.split(model.choice.token_ms // 20)
-    if model.choice.kind == "qformer":
+    windows = states.split(model.connector_spec.token_ms // 20)
+    if model.connector_spec.kind == "qformer":
         return torch.cat([connector.out(connector.former.ask(window[None])[0]) for window in windows])
     rows = torch.stack([states.mean(0), *(window.mean(0) for window in windows)])
-    if model.choice.kind == "linear":
+    if model.connector_spec.kind == "linear":
         return rows @ connector.project.weight.T + connector.project.bias
     straight = rows @ connector.project.straight.weight.T
     both = straight + torch.nn.functional.gelu(straight) @ connector.project.bent.weight.T
@@ -90,7 +90,7 @@ def by_formula(model: Embedded, seconds: float) -> Tensor:
 @torch.no_grad()
 def test_what_a_connector_says_is_its_formula(choice: dict[str, Any]) -> None:
     model = shaken(blank(choice))
-    clips = [sound(seconds) for seconds in (0.02, 1.0, 0.33)]
+    clips = [tone(seconds) for seconds in (0.02, 1.0, 0.33)]
     together = model.project_audio(model.encode_audio(clips))
     assert [len(one) for one in together] == [model.audio_tokens(len(clip)) for clip in clips]
     torch.testing.assert_close(together[1], by_formula(model, 1.0), atol=2e-5, rtol=1e-4)
@@ -106,7 +106,7 @@ def test_tokens_by_hand() -> None:
 
 
 def test_residual_by_hand() -> None:
-    part = Residual(1, 2)
+    part = ResidualProjection(1, 2)
     with torch.no_grad():
         part.straight.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         part.bent.weight.copy_(torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
@@ -119,15 +119,15 @@ def test_residual_by_hand() -> None:
 def test_the_forest_is_exact_and_the_gradient_reaches_every_part(kind: str) -> None:
     model = shaken(blank({"kind": kind, "token_ms": 100}))
     model.module.connector.requires_grad_(True)
-    waveforms = {0: sound(1.0), 1: sound(0.5, 700.0)}
+    waveforms = {0: tone(1.0), 1: tone(0.5, 700.0)}
     trees = []
     for clip, wave in waveforms.items():
-        trunk = conversation_path(model, ask("What?"), [clip], [len(wave)], generate=True)
+        trunk = conversation_path(model, user_question("What?"), [clip], [len(wave)], generate=True)
         trees.append([trunk + answer_path(model, text) for text in ("a dog", "a door", "rain")])
-    (micro,) = assemble(model, None, trees, waveforms, 10_000)
+    (micro_batch,) = build_micro_batches(model, None, trees, waveforms, 10_000)
     policy = Policy(model)
-    assert check_forest(policy, micro, tolerance=1e-4) < 1e-4
-    policy(micro.forest, {}, micro.waveforms).sum().backward()
+    assert check_forest(policy, micro_batch, tolerance=1e-4) < 1e-4
+    policy(micro_batch.forest, {}, micro_batch.waveforms).sum().backward()
     # A lone query attends to itself whatever it asks, and a bias that all keys share changes no attention.
     idle = ("layer.0.attention.attention.", "layer.1.attention.attention.", "crossattention.attention.key.bias")
     for name, parameter in model.module.connector.named_parameters():
@@ -141,8 +141,8 @@ def test_a_checkpoint_keeps_its_connector(choice: dict[str, Any], tmp_path: Path
     model.save(tmp_path / "saved")
     again = base.load(str(tmp_path / "saved"), device="cpu")
     assert isinstance(again, Embedded)
-    assert again.choice == model.choice == Choice(**choice)
-    clip = [sound(0.7)]
+    assert again.connector_spec == model.connector_spec == ConnectorSpec(**choice)
+    clip = [tone(0.7)]
     assert torch.equal(again.project_audio(again.encode_audio(clip))[0], model.project_audio(model.encode_audio(clip))[0])
     assert config_shapes.of_folder(tmp_path / "saved").tokens_per_s == model.spec.tokens_per_s
     again.save(tmp_path / "twice")
@@ -161,11 +161,11 @@ def test_nothing_chosen_is_what_was_before() -> None:
 
 
 def test_a_decoder_that_never_read(tmp_path: Path) -> None:
-    read, drawn = blank(None).module.decoder, blank(None, decoder_start="random", seed=2)
+    read, drawn = blank(None).module.decoder, blank(None, decoder_init="random", seed=2)
     table = drawn.module.decoder.embed_tokens.weight
     assert float(table.std()) == pytest.approx(0.02, rel=0.1) and float(read.embed_tokens.weight.std()) > 0.5
     assert torch.equal(drawn.module.head.weight, table)
-    same, other = (blank(None, decoder_start="random", seed=seed).module.decoder.state_dict() for seed in (2, 3))
+    same, other = (blank(None, decoder_init="random", seed=seed).module.decoder.state_dict() for seed in (2, 3))
     mine = drawn.module.decoder.state_dict()
     assert all(torch.equal(mine[name], same[name]) for name in mine)
     assert not torch.equal(mine["embed_tokens.weight"], other["embed_tokens.weight"])
@@ -184,14 +184,14 @@ def test_the_planner_counts_what_is_chosen() -> None:
     """Seven layers of 512 to 576: gates 7, linear 3584 x 576 + 576; the last alone: gate 1, residual 512 x 576 +
     576 x 576 + 2 x 576."""
     known = of_family("embedded")[0]
-    assert config_shapes.with_connector(known, Choice()) == known
-    linear = config_shapes.with_connector(known, Choice("linear", token_ms=640))
+    assert config_shapes.with_connector(known, ConnectorSpec()) == known
+    linear = config_shapes.with_connector(known, ConnectorSpec("linear", token_ms=640))
     assert (linear.connector, linear.tokens_per_s) == (7 + 3584 * 576 + 576, 1.5625)
     assert (
-        config_shapes.with_connector(known, Choice("residual", "last")).connector == 1 + 512 * 576 + 576 * 576 + 2 * 576
+        config_shapes.with_connector(known, ConnectorSpec("residual", "last")).connector == 1 + 512 * 576 + 576 * 576 + 2 * 576
     )
-    former = make(Choice("qformer"), 3, 16, 32)
-    assert config_shapes.with_connector(known, Choice("qformer")).connector > 10 * sum(
+    former = build_connector(ConnectorSpec("qformer"), 3, 16, 32)
+    assert config_shapes.with_connector(known, ConnectorSpec("qformer")).connector > 10 * sum(
         p.numel() for p in former.parameters()
     )
 
@@ -219,11 +219,11 @@ def test_a_run_trains_what_was_chosen_and_its_later_stages_go_on_with_it(
     choice: dict[str, Any], tmp_path: Path
 ) -> None:
     asked = recipe(tmp_path, {"connector": choice, "trim": True})
-    first = run.model_of(asked)
-    assert first.revision == f"blank-{Choice(**choice)}-4", "the recipe's seed decides what is drawn"
+    first = run.load_recipe_model(asked)
+    assert first.revision == f"blank-{ConnectorSpec(**choice)}-4", "the recipe's seed decides what is drawn"
     run.start(asked, tmp_path / "run", tmp_path)
     stages = [base.load(str(tmp_path / "run" / name), device="cpu") for name in ("stage-0-sft/final", "final")]
-    assert [model.choice for model in stages] == [Choice(**choice)] * 2
+    assert [model.connector_spec for model in stages] == [ConnectorSpec(**choice)] * 2
     gates = [model.module.connector.gates for model in (first, *stages)]
     weights = [dict(model.module.connector.named_parameters())["out.weight" if choice["kind"] == "qformer"
                else "project.straight.weight"] for model in (first, *stages)]  # fmt: skip
@@ -236,8 +236,8 @@ def test_a_run_trains_what_was_chosen_and_its_later_stages_go_on_with_it(
 
 def test_a_run_from_a_decoder_that_never_read_ends_with_it(tmp_path: Path) -> None:
     frozen = {"encoder": "frozen", "connector": "full", "decoder": "frozen"}
-    asked = recipe(tmp_path, {"decoder_start": "random"}, trainable=frozen)
-    start = run.model_of(asked).module.decoder.state_dict()
+    asked = recipe(tmp_path, {"decoder_init": "random"}, trainable=frozen)
+    start = run.load_recipe_model(asked).module.decoder.state_dict()
     run.start(asked, tmp_path / "run", tmp_path)
     end: Any = base.load(str(tmp_path / "run"), device="cpu")
     kept = end.module.decoder.state_dict()
@@ -247,8 +247,8 @@ def test_a_run_from_a_decoder_that_never_read_ends_with_it(tmp_path: Path) -> No
 def test_what_cannot_be_chosen_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="connector is for name: embedded-blank, embedded was trained with its own"):
         recipe(tmp_path, {"name": "embedded", "connector": {"kind": "linear"}})
-    with pytest.raises(ConfigError, match="decoder_start is for name: embedded-blank, qwen2_audio was"):
-        recipe(tmp_path, {"name": "qwen2_audio", "decoder_start": "random"})
+    with pytest.raises(ConfigError, match="decoder_init is for name: embedded-blank, qwen2_audio was"):
+        recipe(tmp_path, {"name": "qwen2_audio", "decoder_init": "random"})
     with pytest.raises(ConfigError, match=r"model\.connector\.token_ms.*multiple of 20, got 50"):
         recipe(tmp_path, {"connector": {"token_ms": 50}})
     with pytest.raises(ModelError, match=r"model 'embedded': its loader takes no connector"):
@@ -258,8 +258,8 @@ def test_what_cannot_be_chosen_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="token_ms 30: give a multiple of 20"):
         blank({"token_ms": 30})
     with pytest.raises(ModelError, match="is not known to this version"):
-        chosen({"kind": "mix", "depth": 3})
-    other = recipe(tmp_path, {"connector": {"kind": "linear"}}, start="ridge")
+        parse_connector_spec({"kind": "mix", "depth": 3})
+    other = recipe(tmp_path, {"connector": {"kind": "linear"}}, connector_init="ridge")
     with pytest.raises(ConfigError, match="connector mix, not for embedded-blank with connector linear; use start: no"):
         run.start(other, tmp_path / "run", tmp_path)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention as torch_flex
 
-from builders import ask, largest, sound, tiny_qwen2_audio
+from builders import user_question, max_abs, tone, tiny_qwen2_audio
 from earwise.forest import (
     Forest,
     TokenPath,
@@ -19,7 +19,7 @@ from earwise.forest import (
     target_logprobs,
 )
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.flex import BlockSparse, block_mask, filled
+from earwise.models.parts.flex import BlockSparseAttention, block_mask, filled
 from earwise.models.prompt_encoding import answer_path, conversation_path
 
 
@@ -99,9 +99,9 @@ def test_equals_dense_masks(heads: int, kv_heads: int) -> None:
         keys, values = (torch.randn(1, kv_heads, len(forest), 16, generator=generator) for _ in range(2))
         dense = TreeAttention(forest, "dense")(0, queries, keys, values, 0.3)
         for shortest in (64, 512):
-            sparse = BlockSparse(forest, compiled=False, shortest=shortest)(0, queries, keys, values, 0.3)
+            sparse = BlockSparseAttention(forest, compiled=False, shortest=shortest)(0, queries, keys, values, 0.3)
             assert sparse.shape == dense.shape
-            assert largest([sparse - dense]) < 1e-5
+            assert max_abs([sparse - dense]) < 1e-5
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_gradients_equal_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [torch.randn(1, 2, len(forest), 16, generator=generator, requires_grad=True) for _ in range(3)]
     weight = torch.randn(1, 2, len(forest), 16, generator=generator)
     found = []
-    for attention in (TreeAttention(forest, "dense"), BlockSparse(forest, compiled=False, shortest=64)):
+    for attention in (TreeAttention(forest, "dense"), BlockSparseAttention(forest, compiled=False, shortest=64)):
         found.append(torch.autograd.grad((attention(0, *parts, 0.25) * weight).sum(), parts))  # type: ignore[arg-type]
     for dense, sparse in zip(*found, strict=True):
         assert float((dense - sparse).norm() / dense.norm()) < 1e-5
@@ -123,17 +123,17 @@ def test_gradients_equal_dense_masks(monkeypatch: pytest.MonkeyPatch) -> None:
 @torch.no_grad()
 def test_a_model_says_the_same_through_both_kernels() -> None:
     model = tiny_qwen2_audio(4)
-    wave = sound(0.5)
-    trunk = conversation_path(model, ask("Which?"), [0], [len(wave)], generate=True)
+    wave = tone(0.5)
+    trunk = conversation_path(model, user_question("Which?"), [0], [len(wave)], generate=True)
     forest = pack([build_tree([trunk + answer_path(model, text) for text in ("a dog", "a door", "a dog")])] * 2)
     connected = dict(enumerate(model.project_audio(model.encode_audio([wave]))))
     embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
     said = []
-    for attention in (TreeAttention(forest, "dense"), BlockSparse(forest, compiled=False, shortest=128)):
+    for attention in (TreeAttention(forest, "dense"), BlockSparseAttention(forest, compiled=False, shortest=128)):
         hidden = model.decode(embeddings, forest.positions, attention)
         said.append(branch_logprobs(target_logprobs(hidden, forest, model.logits), forest))
-    assert largest([said[0] - said[1]]) < 1e-5
-    assert largest([said[0]]) > 0.1
+    assert max_abs([said[0] - said[1]]) < 1e-5
+    assert max_abs([said[0]]) > 0.1
 
 
 def test_dense_is_taken_on_a_cpu() -> None:
@@ -150,9 +150,9 @@ def test_one_compilation_a_length() -> None:
     for seed, trees in enumerate((1, 2, 4, 14)):
         forest = grown(seed, trees)
         parts = [torch.randn(1, 2, len(forest), 16, generator=torch.Generator().manual_seed(seed)) for _ in range(3)]
-        sparse = BlockSparse(forest, compiled=False)
+        sparse = BlockSparseAttention(forest, compiled=False)
         sparse._run = traced
-        assert largest([sparse(0, *parts, 0.25) - TreeAttention(forest, "dense")(0, *parts, 0.25)]) < 1e-5
+        assert max_abs([sparse(0, *parts, 0.25) - TreeAttention(forest, "dense")(0, *parts, 0.25)]) < 1e-5
         lengths.add(len(forest))
         rounded.add(filled(len(forest)))
     assert len(lengths) > len(rounded) == 2
@@ -169,8 +169,8 @@ def test_compiled_once_for_all_packs_of_a_length() -> None:
         forest = grown(seed)
         parts = [torch.randn(1, 2, len(forest), 16, generator=torch.Generator().manual_seed(seed)) for _ in range(3)]
         assert filled(len(forest)) == 1024
-        fused = BlockSparse(forest)(0, *parts, 0.25)
-        assert largest([fused - TreeAttention(forest, "dense")(0, *parts, 0.25)]) < 1e-5
+        fused = BlockSparseAttention(forest)(0, *parts, 0.25)
+        assert max_abs([fused - TreeAttention(forest, "dense")(0, *parts, 0.25)]) < 1e-5
         seen.append(compiles["unique_graphs"])
     assert seen[0] == seen[1] == seen[2]
 

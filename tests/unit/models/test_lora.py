@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from builders import largest
+from builders import max_abs
 from earwise.models.parts import lora
 
 
@@ -43,8 +43,8 @@ def test_merged_equals_peft() -> None:
     assert sorted(state) == ["first.lora_A", "first.lora_B", "second.lora_A", "second.lora_B"]
     merged, x = plain(), torch.randn(5, 4)
     lora.merge(dict(merged.named_parameters()), state)
-    assert largest([merged(x) - module(x)]) < 1e-6
-    assert largest([plain()(x) - module(x)]) > 1e-2
+    assert max_abs([merged(x) - module(x)]) < 1e-6
+    assert max_abs([plain()(x) - module(x)]) > 1e-2
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_stacked_adds_up() -> None:
         lora.collect(adapted(seed, rank, 4.0, targets))
         for seed, rank, targets in ((1, 2, ["first"]), (2, 3, ["first", "second"]))
     )
-    both = lora.stacked(one, two)
+    both = lora.concatenate_ranks(one, two)
     assert (
         both["first.lora_A"].shape == (5, 4)
         and both["first.lora_B"].shape == (3, 5)
@@ -64,12 +64,12 @@ def test_stacked_adds_up() -> None:
     lora.merge(dict(in_turn.named_parameters()), one)
     lora.merge(dict(in_turn.named_parameters()), two)
     assert (
-        largest([a - b for a, b in zip(at_once.state_dict().values(), in_turn.state_dict().values(), strict=True)])
+        max_abs([a - b for a, b in zip(at_once.state_dict().values(), in_turn.state_dict().values(), strict=True)])
         < 1e-6
     )
     first = lora.first_ranks(both, 2)
     assert all(torch.equal(first[name], value) for name, value in one.items())
-    assert lora.stacked({}, one).keys() == one.keys() == lora.stacked(one, {}).keys()
+    assert lora.concatenate_ranks({}, one).keys() == one.keys() == lora.concatenate_ranks(one, {}).keys()
 
 
 def test_nothing_to_collect_and_nothing_that_fits() -> None:

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from builders import largest
+from builders import max_abs
 from earwise.models.parts import lora_product
 
 
@@ -32,21 +32,21 @@ def gradients(module: nn.Module, rows: Tensor) -> dict[str, Tensor]:
 def test_equals_peft(shape: tuple[int, ...], rows_need: bool) -> None:
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=rows_need)
     theirs, ours = adapted(), adapted()
-    assert lora_product.fuse(ours) == 2
+    assert lora_product.fuse_lora_layers(ours) == 2
     assert list(theirs.state_dict()) == list(ours.state_dict())
-    assert largest([theirs(rows) - ours(rows)]) < 1e-6
+    assert max_abs([theirs(rows) - ours(rows)]) < 1e-6
     wanted, found = gradients(theirs, rows), gradients(ours, rows)
     assert set(wanted) == set(found) and len(found) == 4 + rows_need
-    assert largest([wanted[name] - found[name] for name in wanted]) < 1e-4
+    assert max_abs([wanted[name] - found[name] for name in wanted]) < 1e-4
 
 
 def test_weights_that_are_trained_too() -> None:
     theirs, ours = adapted(), adapted()
-    lora_product.fuse(ours)
+    lora_product.fuse_lora_layers(ours)
     rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     wanted, found = (gradients(module.requires_grad_(True), rows) for module in (theirs, ours))
     assert set(wanted) == set(found) and "0.base_layer.bias" in found
-    assert largest([wanted[name] - found[name] for name in wanted]) < 1e-4
+    assert max_abs([wanted[name] - found[name] for name in wanted]) < 1e-4
 
 
 def test_gradient_is_the_derivative() -> None:
@@ -62,28 +62,28 @@ def test_gradient_is_the_derivative() -> None:
 
 def test_switches_are_peft_s() -> None:
     module = adapted()
-    lora_product.fuse(module)
+    lora_product.fuse_lora_layers(module)
     rows = torch.randn(4, 6)
     on = module(rows)
     for layer in (module[0], module[2]):
         layer.enable_adapters(False)
     off = module(rows)
-    assert largest([module[2].base_layer(nn.functional.silu(module[0].base_layer(rows))) - off]) == 0
-    assert largest([on - off]) > 1e-2
+    assert max_abs([module[2].base_layer(nn.functional.silu(module[0].base_layer(rows))) - off]) == 0
+    assert max_abs([on - off]) > 1e-2
     for layer in (module[0], module[2]):
         layer.enable_adapters(True)
         layer.merge()
-    assert largest([module(rows) - on]) < 1e-5
+    assert max_abs([module(rows) - on]) < 1e-5
 
 
 def test_what_does_not_fit_stays_peft_s() -> None:
-    assert lora_product.fuse(adapted(lora_dropout=0.1)) == 0
-    assert lora_product.fuse(adapted(use_dora=True)) == 0
+    assert lora_product.fuse_lora_layers(adapted(lora_dropout=0.1)) == 0
+    assert lora_product.fuse_lora_layers(adapted(use_dora=True)) == 0
     half = adapted()
-    assert lora_product.fuse(half) == 2
+    assert lora_product.fuse_lora_layers(half) == 2
     half.bfloat16()
     rows = torch.randn(4, 6, dtype=torch.bfloat16)
     ours = half(rows)
     for layer in (half[0], half[2]):
         del layer.forward
-    assert largest([ours - half(rows)]) == 0
+    assert max_abs([ours - half(rows)]) == 0

@@ -1,4 +1,4 @@
-"""Packed weights: the same numbers as the layers themselves, for any number of rows, and never stale."""
+"""Prepacked weights: the same numbers as the original layers, for any number of rows, and never outdated."""
 
 import pytest
 import torch
@@ -7,98 +7,99 @@ from torch import nn
 from builders import tiny_qwen2_audio
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.forest import TokenPath, build_tree, pack
-from earwise.models.cpu_decode.prepacked import PAYS, Packed
+from earwise.models.cpu_decode.prepacked import BREAK_EVEN_PASSES, PrepackedWeights
 from earwise.models.parts.attention import TreeAttention
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
 
 
-def layers() -> nn.ModuleDict:
+def two_linear_layers() -> nn.ModuleDict:
+    """A "decoder" of two linear layers, one with a bias."""
     torch.manual_seed(0)
     return nn.ModuleDict({"decoder": nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 7, bias=False))})
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
-def test_equal_for_any_number_of_rows(rows: int) -> None:
-    module = layers()
+def test_results_are_equal_for_any_number_of_rows(rows: int) -> None:
+    module = two_linear_layers()
     hidden = torch.randn(1, rows, 24)
-    plain = module["decoder"](hidden)
-    packed = Packed(module, ("decoder.",))
-    with packed.decoding(8, passes=PAYS):
+    expected = module["decoder"](hidden)
+    weights = PrepackedWeights(module, ("decoder.",))
+    with weights.active(8, passes=BREAK_EVEN_PASSES):
         assert "forward" in vars(module["decoder"][0])
-        inside = module["decoder"](hidden)
+        packed = module["decoder"](hidden)
     assert "forward" not in vars(module["decoder"][0])
-    torch.testing.assert_close(inside, plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
-def test_a_row_does_not_depend_on_the_others() -> None:
-    module = layers()
+def test_a_row_does_not_depend_on_the_other_rows() -> None:
+    module = two_linear_layers()
     hidden = torch.randn(8, 24)
-    with Packed(module, ("decoder.",)).decoding(8, passes=PAYS):
+    with PrepackedWeights(module, ("decoder.",)).active(8, passes=BREAK_EVEN_PASSES):
         together = module["decoder"](hidden)
         assert torch.equal(together[5:6], module["decoder"](hidden[5:6]))
 
 
 @torch.no_grad()
-def test_packed_anew_when_a_weight_changes() -> None:
-    module = layers()
-    packed = Packed(module, ("decoder.",))
+def test_a_changed_weight_is_packed_again() -> None:
+    module = two_linear_layers()
+    weights = PrepackedWeights(module, ("decoder.",))
     hidden = torch.randn(4, 24)
-    with packed.decoding(8, passes=PAYS):
+    with weights.active(8, passes=BREAK_EVEN_PASSES):
         before = module["decoder"](hidden)
     module["decoder"][0].weight.mul_(2)
-    with packed.decoding(8, passes=PAYS):
+    with weights.active(8, passes=BREAK_EVEN_PASSES):
         after = module["decoder"](hidden)
     torch.testing.assert_close(after, module["decoder"](hidden), rtol=0, atol=1e-6)
     assert not torch.allclose(before, after)
 
 
 @torch.no_grad()
-def test_few_passes_or_rows_pack_nothing() -> None:
-    module = layers()
-    packed = Packed(module, ("decoder.",))
-    for rows, passes in ((8, PAYS - 1), (2, PAYS)):
-        with packed.decoding(rows, passes=passes):
+def test_nothing_is_packed_for_few_passes_or_rows() -> None:
+    module = two_linear_layers()
+    weights = PrepackedWeights(module, ("decoder.",))
+    for rows, passes in ((8, BREAK_EVEN_PASSES - 1), (2, BREAK_EVEN_PASSES)):
+        with weights.active(rows, passes=passes):
             assert "forward" not in vars(module["decoder"][0])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("with_lora", [False, True])
 @pytest.mark.parametrize("tokens", [2, 8, 9])
-def test_whole_decoder_layers_with_and_without_lora(tokens: int, adapted: bool) -> None:
+def test_whole_decoder_layers_with_and_without_lora(tokens: int, with_lora: bool) -> None:
     model = tiny_qwen2_audio(seed=2)
-    packed = Packed(model.module, model.groups["decoder"])
-    if adapted:
-        with packed.decoding(8, passes=PAYS):
-            pass  # what was packed before LoRA came must not stand for what comes after
+    weights = PrepackedWeights(model.module, model.parameter_prefixes["decoder"])
+    if with_lora:
+        with weights.active(8, passes=BREAK_EVEN_PASSES):
+            pass  # what was packed before LoRA was added must not be used afterwards
         torch.manual_seed(1)
-        prepare(model, TrainableConfig(lora=LoraConfig(r=4, alpha=8)))
+        set_trainable(model, TrainableConfig(lora=LoraConfig(r=4, lora_alpha=8)))
         for name, parameter in model.module.named_parameters():
             if "lora_B" in name:
                 nn.init.normal_(parameter, std=0.2)
     path = TokenPath(tuple(range(10, 10 + tokens)), (False,) * (tokens - 1) + (True,), (-1,) * tokens)
     forest = pack([build_tree([path])])
 
-    def scores() -> torch.Tensor:
+    def logits() -> torch.Tensor:
         return model.logits(model.decode(model.embed(forest.ids), forest.positions, TreeAttention(forest)))
 
-    plain = scores()
+    expected = logits()
     layer = model.module.model.language_model.layers[1]
-    with packed.decoding(8, passes=PAYS):
+    with weights.active(8, passes=BREAK_EVEN_PASSES):
         assert "forward" in vars(layer) and "forward" in vars(model.module.lm_head)
-        torch.testing.assert_close(scores(), plain, rtol=0, atol=2e-5)
+        torch.testing.assert_close(logits(), expected, rtol=0, atol=2e-5)
     assert "forward" not in vars(layer)
-    if adapted:
+    if with_lora:
         for name, parameter in model.module.named_parameters():
             if "lora_" in name:
                 parameter.mul_(0.5)
-        with packed.decoding(8, passes=PAYS):
-            changed = scores()
-        torch.testing.assert_close(changed, scores(), rtol=0, atol=2e-5)
-        assert not torch.allclose(changed, plain)
+        with weights.active(8, passes=BREAK_EVEN_PASSES):
+            changed = logits()
+        torch.testing.assert_close(changed, logits(), rtol=0, atol=2e-5)
+        assert not torch.allclose(changed, expected)
         with torch.enable_grad():
-            scores().sum().backward()
+            logits().sum().backward()
         assert layer.self_attn.q_proj.lora_B["default"].weight.grad is not None

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from builders import sound
+from builders import tone
 from earwise.errors import AudioError, ConfigError
 from earwise.models.embedded.convert_base import recogniser_from_ctranslate2
 from earwise.models.parts import whisper_asr
@@ -112,7 +112,7 @@ def test_converted_weights_are_the_originals(folder: Path) -> None:
 
 def test_greedy_words_are_the_originals(folder: Path) -> None:
     recogniser = whisper_asr.load(folder)
-    waveforms = [sound(1.0, 300.0), sound(2.0, 700.0, seed=1)]
+    waveforms = [tone(1.0, 300.0), tone(2.0, 700.0, seed=1)]
     together = recogniser.transcribe(waveforms, "de", max_new_tokens=8)
     assert together == [recogniser.transcribe([wave], "de", max_new_tokens=8)[0] for wave in waveforms]
     model, extractor = original(), WhisperFeatureExtractor(feature_size=8)
@@ -133,6 +133,6 @@ def test_greedy_words_are_the_originals(folder: Path) -> None:
 def test_refusals(folder: Path) -> None:
     recogniser = whisper_asr.load(folder)
     with pytest.raises(ConfigError, match="'xx' is none of Whisper's"):
-        recogniser.transcribe([sound(1.0)], "xx")
+        recogniser.transcribe([tone(1.0)], "xx")
     with pytest.raises(AudioError, match=r"lasts 31\.0 s"):
         recogniser.transcribe([np.zeros(31 * 16000, np.float32)], "de")

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
-from earwise.engine.remote.openai_http import Limits
+from earwise.engine.remote.openai_http import RequestLimits
 from earwise.errors import ConfigError
 
 Part = Literal["input_audio", "audio_url"]
@@ -24,7 +24,7 @@ KEY, OPENAI_KEY, OPENAI_URL = "EARWISE_API_KEY", "OPENAI_API_KEY", "OPENAI_BASE_
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServerAddress:
     """A model on a server."""
 
     url: str
@@ -43,7 +43,7 @@ class Address:
     """Of one answer."""
     logprobs: bool | None = None
     """Whether log-probabilities are asked for; None: of servers that are known to give them."""
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
@@ -60,12 +60,12 @@ def is_remote(name: str) -> bool:
 
 def slug(name: str) -> str:
     """A file name for an address: server and model, without options."""
-    address = parse(name)
+    address = parse_address(name)
     shown = "-".join(filter(None, (urlsplit(address.url).netloc, address.model)))
     return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in shown)
 
 
-def parse(name: str, environment: Mapping[str, str] | None = None) -> Address:
+def parse_address(name: str, environment: Mapping[str, str] | None = None) -> ServerAddress:
     """The address that a name stands for.
 
     Raises:
@@ -95,7 +95,7 @@ def parse(name: str, environment: Mapping[str, str] | None = None) -> Address:
     given = {option: _value(name, option, text) for option, text in parse_qsl(query, keep_blank_values=True)}
     limited = {option: given.pop(option) for option in list(given) if option in _LIMITS}
     settings = {_NAMES.get(option, option): value for option, value in given.items()}
-    return Address(url.rstrip("/"), model, key or None, limits=Limits(**limited), **settings)
+    return ServerAddress(url.rstrip("/"), model, key or None, limits=RequestLimits(**limited), **settings)
 
 
 _NAMES = {"rate": "sample_rate", "max_s": "max_audio_s", "timeout": "timeout_s"}

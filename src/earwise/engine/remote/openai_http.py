@@ -21,7 +21,7 @@ from earwise.errors import ConfigError, EngineError
 if TYPE_CHECKING:
     import httpx
 
-Body = dict[str, Any]
+JsonObject = dict[str, Any]
 T = TypeVar("T")
 CHARS_PER_TOKEN = 4  # of UTF-8 bytes: English about 4.2, Japanese about 3 a character
 CONNECT_S = 20.0
@@ -30,7 +30,7 @@ BUSY = (408, 409, 425, 429)
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class TemporaryFailure:
     """No answer now: worth another try."""
 
     reason: str
@@ -38,14 +38,14 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedRequest:
     """This request is never going to be accepted."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """How hard a server may be worked."""
 
     concurrency: int = 16
@@ -72,7 +72,7 @@ class Limits:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
 
 
-class Pace:
+class RateLimiter:
     """Spaces events evenly, so that no minute holds more than the limit (plus the one that begins it).
 
     Args:
@@ -94,7 +94,7 @@ class Pace:
         self._free_at = max(self._free_at, until)
 
 
-class Line(Generic[T]):
+class RateLimitedSender(Generic[T]):
     """The way to a server that all requests share: its pace, its pauses, its tries.
 
     Args:
@@ -104,20 +104,20 @@ class Line(Generic[T]):
     """
 
     def __init__(
-        self, limits: Limits, used: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None
+        self, limits: RequestLimits, used: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None
     ) -> None:
         self.limits = limits
         self._used, self._on_pause = used, on_pause
-        self._requests, self._tokens = Pace(limits.requests_per_minute), Pace(limits.tokens_per_minute)
+        self._requests, self._tokens = RateLimiter(limits.requests_per_minute), RateLimiter(limits.tokens_per_minute)
 
     async def send(
         self,
-        ask: Callable[[Body], Awaitable[T | Busy | Rejected]],
-        body: Body,
+        ask: Callable[[JsonObject], Awaitable[T | TemporaryFailure | RejectedRequest]],
+        body: JsonObject,
         expected: int,
         rng: random.Random,
         tries: int | None = None,
-    ) -> T | Busy | Rejected:
+    ) -> T | TemporaryFailure | RejectedRequest:
         """Ask until there is an answer.
 
         Args:
@@ -134,8 +134,8 @@ class Line(Generic[T]):
             if wait:
                 await asyncio.sleep(wait)
             reply = await ask(body)
-            if not isinstance(reply, Busy):
-                used = 0 if isinstance(reply, Rejected) else self._used(reply)
+            if not isinstance(reply, TemporaryFailure):
+                used = 0 if isinstance(reply, RejectedRequest) else self._used(reply)
                 self._tokens.reserve(used - expected, time.monotonic())
                 return reply
             self._tokens.reserve(-expected, time.monotonic())
@@ -169,7 +169,9 @@ async def connection(url: str, api_key: str | None, timeout_s: float) -> "AsyncI
         yield client
 
 
-async def post(client: "httpx.AsyncClient", url: str, body: Body) -> Body | Busy | Rejected:
+async def post(
+    client: "httpx.AsyncClient", url: str, body: JsonObject
+) -> JsonObject | TemporaryFailure | RejectedRequest:
     """One attempt at `url/chat/completions`: the answer, which has at least one choice with a message; or why not.
 
     Raises:
@@ -180,22 +182,22 @@ async def post(client: "httpx.AsyncClient", url: str, body: Body) -> Body | Busy
     try:
         response = await client.post(f"{url.rstrip('/')}/chat/completions", json=body)
     except httpx.TimeoutException:
-        return Busy("timeout")
+        return TemporaryFailure("timeout")
     except httpx.TransportError as error:
-        return Busy(f"connection: {error or type(error).__name__}")
+        return TemporaryFailure(f"connection: {error or type(error).__name__}")
     refused = refusal(url, response)
     if refused is not None:
         return refused
     try:
-        answer: Body = response.json()
+        answer: JsonObject = response.json()
         if all(isinstance(choice["message"], Mapping) for choice in answer["choices"]) and answer["choices"]:
             return answer
     except (ValueError, LookupError, TypeError):
         pass
-    return Busy(f"status {response.status_code} without a chat completion")
+    return TemporaryFailure(f"status {response.status_code} without a chat completion")
 
 
-def refusal(url: str, response: "httpx.Response") -> Busy | Rejected | None:
+def refusal(url: str, response: "httpx.Response") -> TemporaryFailure | RejectedRequest | None:
     """What a status says; None where it says that all is well.
 
     Raises:
@@ -205,18 +207,20 @@ def refusal(url: str, response: "httpx.Response") -> Busy | Rejected | None:
     if status in WRONG_DOOR or (status == 429 and "insufficient_quota" in response.text):
         raise EngineError(f"{url} says {status} ({about}); check the address, the model and the key")
     if status in BUSY or status >= 500:
-        return Busy(f"status {status}", retry_after_s(response.headers.get("retry-after"), datetime.now(UTC)))
-    return Rejected(f"status {status}: {about}") if status >= 400 else None
+        return TemporaryFailure(
+            f"status {status}", retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+        )
+    return RejectedRequest(f"status {status}: {about}") if status >= 400 else None
 
 
-def usage(answer: Body) -> tuple[int, int] | None:
+def token_usage(answer: JsonObject) -> tuple[int, int] | None:
     """Tokens of prompt and answer as the server counted them; None where it did not."""
     counts = answer.get("usage") or {}
     found = counts.get("prompt_tokens"), counts.get("completion_tokens")
     return (found[0], found[1]) if isinstance(found[0], int) and isinstance(found[1], int) else None
 
 
-def tokens_in(value: object) -> int:
+def estimate_tokens(value: object) -> int:
     """About how many tokens a text (or the texts of a JSON value) has.
 
     >>> tokens_in("A dog barks twice."), tokens_in([{"role": "user", "content": "abcdefgh"}])
@@ -225,8 +229,8 @@ def tokens_in(value: object) -> int:
     if isinstance(value, str):
         return -(-len(value.encode()) // CHARS_PER_TOKEN)
     if isinstance(value, Mapping):
-        return sum(tokens_in(part) for key, part in value.items() if key != "role")
-    return sum(tokens_in(part) for part in value) if isinstance(value, list | tuple) else 0
+        return sum(estimate_tokens(part) for key, part in value.items() if key != "role")
+    return sum(estimate_tokens(part) for part in value) if isinstance(value, list | tuple) else 0
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
@@ -247,6 +251,6 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
         return None
 
 
-def key_from(variable: str) -> str | None:
+def api_key_from_environment(variable: str) -> str | None:
     """An API key from the environment; None if the variable is not set."""
     return os.environ.get(variable) or None

@@ -15,8 +15,8 @@ import numpy as np
 from earwise.audio import num_samples
 from earwise.engine.base import Prompt
 from earwise.engine.remote import openai_http
-from earwise.engine.remote.address import Address, parse
-from earwise.engine.remote.client import Exchange, RemoteEngine, wait_for
+from earwise.engine.remote.address import ServerAddress, parse_address
+from earwise.engine.remote.client import Exchange, RemoteEngine, run_coroutine
 from earwise.errors import ConfigError, EngineError
 from earwise.types import Audio, Text, Turn, Waveform
 
@@ -53,32 +53,32 @@ class Heard:
         return (self.long - self.short) / (LONG_S - SHORT_S)
 
 
-def connect(
-    name: str, *, log: Path | None = None, say: Callable[[str], None] = lambda _: None, probe: bool = True
+def open_remote_engine(
+    name: str, *, log: Path | None = None, notify: Callable[[str], None] = lambda _: None, probe: bool = True
 ) -> RemoteEngine:
     """The engine of a name.
 
     Args:
         name: See `address.py`.
         log: JSONL file for every prompt and answer.
-        say: Progress.
+        notify: Progress.
         probe: False trusts the server to hear.
     Raises:
         ConfigError: if the name is wrong, or the server has several models and none is named.
         EngineError: if nothing answers there, sound is refused, or it was not shown to be heard.
     """
-    address = parse(name)
-    server = wait_for(_ask_who(address))
+    address = parse_address(name)
+    server = run_coroutine(_ask_who(address))
     engine = RemoteEngine(replace(address, model=server.model), kind=server.kind, revision=server.revision, log=log)
     if probe:
-        heard = listen(engine)
+        heard = probe_audio(engine)
         rate = f"{heard.tokens_per_s:g} tokens a second" if heard.tokens_per_s else "as many tokens at any length"
-        say(f"{engine.name} at {address.url} ({server.kind or 'unknown make'}) hears: {rate} of sound")
+        notify(f"{engine.name} at {address.url} ({server.kind or 'unknown make'}) hears: {rate} of sound")
         engine.tokens_per_s = heard.tokens_per_s
     return engine
 
 
-def listen(engine: RemoteEngine) -> Heard:
+def probe_audio(engine: RemoteEngine) -> Heard:
     """Ask the probe's three questions.
 
     Raises:
@@ -86,7 +86,7 @@ def listen(engine: RemoteEngine) -> Heard:
     """
     rate = engine.sample_rate
     asked = [_question(), _question(chirp(SHORT_S, rate)), _question(bursts(LONG_S, rate))]
-    results = engine.ask_raw(asked, PROBE_TOKENS)
+    results = engine.generate_raw(asked, PROBE_TOKENS)
     for number, result in enumerate(results):
         if isinstance(result, EngineError):
             other = "audio_url" if engine.address.part == "input_audio" else "input_audio"
@@ -136,12 +136,12 @@ def bursts(seconds: float, rate: int) -> Waveform:
     return (0.3 * on * np.random.default_rng(0).standard_normal(samples)).clip(-1, 1).astype(np.float32)
 
 
-def _question(*waves: Waveform) -> Prompt:
-    parts = tuple(Audio("probe") for _ in waves)
-    return Prompt((Turn("user", (*parts, Text(QUESTION))),), waves, "probe")
+def _question(*waveforms: Waveform) -> Prompt:
+    parts = tuple(Audio("probe") for _ in waveforms)
+    return Prompt((Turn("user", (*parts, Text(QUESTION))),), waveforms, "probe")
 
 
-async def _ask_who(address: Address) -> Server:
+async def _ask_who(address: ServerAddress) -> Server:
     """What stands in the server's list of models; a server without a list is taken at its user's word."""
     import httpx
 

@@ -1,1 +1,1 @@
-"""Decoding a few rows quickly on a CPU: prepacked weights and fused layers."""
+"""Fast decoding of a few rows on a CPU: prepacked GEMM weights and fused decoder layers."""

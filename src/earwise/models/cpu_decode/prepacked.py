@@ -1,12 +1,17 @@
-"""Decoding on a CPU: weights of linear layers packed once for a fixed number of rows, LoRA merged in.
+"""Prepacked GEMM weights for decoding on a CPU: weight matrices are rearranged once, not on every call; LoRA is merged.
 
-A matrix product with few rows is bound by how fast weights are read, and a BLAS that takes a weight as `nn.Linear`
-stores it rearranges it on every call: from 3 to 96 rows that takes more time than the product. Packed once
-(`lean.py`), the products of 8 rows of a 135M decoder take 40 ms instead of 104 on two cores, 32 rows 76 instead of 182.
-Rows are filled up to the number that was packed for, so a row's result does not depend on how many others there are.
-Packing takes some 0.3 s and as much memory as the weights; it pays after half a dozen passes. What is packed holds
-until its own weights change: with LoRA the head is packed once. Elsewhere (CUDA, bfloat16, no MKL, large models)
-nothing is packed and nothing changes.
+A matrix product with few rows is bound by reading the weights. A BLAS that receives a weight as `nn.Linear` stores it
+rearranges it for its kernels on every call, which takes longer than the product itself from 3 to about 96 rows. With
+weights packed once for a fixed number of rows, a pass of 8 rows through a 135M decoder takes 40 ms instead of 104 on
+two cores, 32 rows 76 ms instead of 182.
+
+Every pass is padded to the number of rows that the weights were packed for, so a row's result does not depend on how
+many other rows there are. Packing takes about 0.3 s and as much memory as the weights, and pays off after half a dozen
+passes. Packed weights stay valid until the original weights change; when only LoRA is trained, the output head is
+packed once. On other devices, in other dtypes, without MKL, and for large models, nothing is packed and nothing
+changes.
+
+`models.cpu_decode.fused_layers` builds the replacement `forward` of each layer; this file decides when to use it.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,99 +21,110 @@ import torch
 from torch import Tensor, nn
 
 from earwise.models.cpu_decode import fused_layers
-from earwise.models.memory.published_sizes import LARGEST_PACKED_BYTES
+from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES
 
-SIZES = (8, 16, 32, 64, 96)
-"""Rows that weights are packed for; beyond the last the plain product is as fast."""
-FEWEST = 3
-"""One and two rows go through a matrix-vector product at full speed."""
-CHEAP = 16
-"""Up to here a pass mostly waits for the weights: 16 rows take a quarter longer than 8."""
-PAYS = 8
-"""Passes after which packing has paid for itself."""
+ROW_COUNTS = (8, 16, 32, 64, 96)
+"""Numbers of rows that weights are packed for. Beyond the last, the ordinary product is as fast."""
+MIN_ROWS = 3
+"""Fewest rows worth packing for: one and two rows use a matrix-vector product, which already runs at full speed."""
+CHEAP_ROWS = 16
+"""Up to this many rows, a pass mostly waits for the weights: 16 rows take a quarter longer than 8."""
+BREAK_EVEN_PASSES = 8
+"""Number of passes after which packing has paid off."""
 
 
-class Packed:
+class PrepackedWeights:
     """The packed decoder of one model.
 
     Args:
         module: The whole model.
-        decoder: Prefixes of the names whose linear layers are packed, the head among them.
+        decoder: Name prefixes of the parameters to pack: those of the decoder and its output head.
     """
 
     def __init__(self, module: nn.Module, decoder: tuple[str, ...]) -> None:
         self._module = module
         self._decoder = decoder
         self._rows = 0
-        self._made: dict[nn.Module, tuple[tuple[int, ...], Callable[..., Tensor] | None]] = {}
-        """What stands for each layer, and the weights that it was made from."""
+        """Number of rows that the current packing is for."""
+        self._packed: dict[nn.Module, tuple[tuple[int, ...], Callable[..., Tensor] | None]] = {}
+        """Layer -> versions of the weights that were packed, and the replacement `forward` (None if there is none)."""
 
     @contextmanager
-    def decoding(self, rows: int, *, passes: int) -> Iterator[int]:
-        """Inside, passes of up to `rows` rows (rounded up to a size) go through packed weights, without gradients.
+    def active(self, rows: int, *, passes: int) -> Iterator[int]:
+        """Route passes of few rows through packed weights, without gradients, inside the context.
 
         Args:
             rows: Rows of the widest pass that is expected.
-            passes: Passes that are expected; for a few, nothing is packed anew.
+            passes: Number of passes that are expected. For fewer than `BREAK_EVEN_PASSES`, nothing is packed anew.
         Yields:
-            Rows that every pass is filled up to, 0 if nothing is packed.
+            The number of rows that every pass is padded to, or 0 if nothing is packed.
         """
-        size = next((size for size in SIZES if size >= rows), SIZES[-1])
-        if rows < FEWEST or not torch.backends.mkl.is_available() or not self._pack(size, worth=passes >= PAYS):
+        padded_rows = next((count for count in ROW_COUNTS if count >= rows), ROW_COUNTS[-1])
+        if (
+            rows < MIN_ROWS
+            or not torch.backends.mkl.is_available()
+            or not self._pack(padded_rows, may_pack=passes >= BREAK_EVEN_PASSES)
+        ):
             yield 0
             return
-        forwards = [(layer, forward) for layer, (_, forward) in self._made.items() if forward is not None]
-        own = [vars(layer).get("forward") for layer, _ in forwards]
+        forwards = [(layer, forward) for layer, (_, forward) in self._packed.items() if forward is not None]
+        originals = [vars(layer).get("forward") for layer, _ in forwards]
         for layer, forward in forwards:
             layer.forward = forward  # type: ignore[method-assign]
         try:
-            yield size
+            yield padded_rows
         finally:
-            for (layer, _), before in zip(forwards, own, strict=True):
-                if before is None:
+            for (layer, _), original in zip(forwards, originals, strict=True):
+                if original is None:
                     del layer.forward
                 else:
-                    layer.forward = before
+                    layer.forward = original
 
     @torch.no_grad()
-    def _pack(self, size: int, *, worth: bool) -> bool:
-        """Pack unless it is done; False if nothing is packed."""
-        layers = _layers(self._module, self._decoder)
-        used = [parameter for layer in layers for parameter in layer.parameters()]
-        if not used or sum(parameter.nbytes for parameter in used) > LARGEST_PACKED_BYTES:
+    def _pack(self, rows: int, *, may_pack: bool) -> bool:
+        """Pack the layers that are not packed already.
+
+        Args:
+            rows: Number of rows to pack for.
+            may_pack: False only checks whether everything is packed already.
+        Returns:
+            True if packed weights can be used.
+        """
+        layers = _packable_layers(self._module, self._decoder)
+        parameters = [parameter for layer in layers for parameter in layer.parameters()]
+        if not parameters or sum(parameter.nbytes for parameter in parameters) > LARGEST_PREPACKED_BYTES:
             return False
-        if any(parameter.device.type != "cpu" for parameter in used):
+        if any(parameter.device.type != "cpu" for parameter in parameters):
             return False
-        versions = {layer: _versions(layer) for layer in layers}
-        still = {
-            layer: made
-            for layer, made in self._made.items()
-            if size == self._rows and layer in versions and made[0] == versions[layer]
+        versions = {layer: _weight_versions(layer) for layer in layers}
+        still_valid = {
+            layer: packed
+            for layer, packed in self._packed.items()
+            if rows == self._rows and layer in versions and packed[0] == versions[layer]
         }
-        if len(still) < len(layers) and not worth:
+        if len(still_valid) < len(layers) and not may_pack:
             return False
-        self._made, self._rows = still, size  # the old copies go before new ones come
+        self._packed, self._rows = still_valid, rows  # release outdated copies before new ones are made
         scratch: fused_layers.Scratch = {}
         for layer in layers:
-            if layer not in still:
-                self._made[layer] = versions[layer], fused_layers.forward(layer, size, scratch)
-        return any(forward is not None for _, forward in self._made.values())
+            if layer not in still_valid:
+                self._packed[layer] = versions[layer], fused_layers.packed_forward(layer, rows, scratch)
+        return any(forward is not None for _, forward in self._packed.values())
 
 
-def _versions(layer: nn.Module) -> tuple[int, ...]:
-    """Changes when a weight of the layer does."""
+def _weight_versions(layer: nn.Module) -> tuple[int, ...]:
+    """Numbers that change when a weight of the layer is moved or written to."""
     return tuple(number for weight in layer.parameters() for number in (weight.data_ptr(), weight._version))
 
 
-def _layers(module: nn.Module, decoder: tuple[str, ...]) -> list[nn.Module]:
-    """Of the decoder: whole layers where they are of a kind that is known, else their linear layers, with LoRA if they
-    carry it."""
-    found: list[nn.Module] = []
-    inside: str | None = None
+def _packable_layers(module: nn.Module, decoder: tuple[str, ...]) -> list[nn.Module]:
+    """The decoder's layers to pack: whole layers of a supported class, otherwise single linear layers (with LoRA)."""
+    layers: list[nn.Module] = []
+    parent: str | None = None
     for name, layer in module.named_modules():
-        if not f"{name}.".startswith(decoder) or (inside and name.startswith(inside)):
+        if not f"{name}.".startswith(decoder) or (parent and name.startswith(parent)):
             continue
-        if isinstance(layer, nn.Linear) or hasattr(layer, "lora_A") or fused_layers.knows(layer):
-            found.append(layer)
-            inside = f"{name}."
-    return found
+        if isinstance(layer, nn.Linear) or hasattr(layer, "lora_A") or fused_layers.is_supported_layer(layer):
+            layers.append(layer)
+            parent = f"{name}."
+    return layers

@@ -75,9 +75,9 @@ class Embedded:
         """Which connector `module` has."""
         self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.connector_spec.token_ms)
         self.template = EMBEDDED
-        self.groups = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
-        self.trims = trim
-        self.masks = False
+        self.parameter_prefixes = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
+        self.trims_padding = trim
+        self.masks_padding = False
         self.placeholder_id = tokenizer.token_to_id(PLACEHOLDER)
         self.eos_ids = (tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>"))
         self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids)
@@ -107,7 +107,7 @@ class Embedded:
         `projector.pool_states`."""
         if not waveforms:
             return []
-        window_s = None if self.trims else self.spec.max_s
+        window_s = None if self.trims_padding else self.spec.max_s
         mels = [whisper.log_mel(wave, self._extractor, window_s=window_s) for wave in waveforms]
         heard = whisper.layer_states(self.module.encoder, mels)
         real = [whisper.states(len(wave)) for wave in waveforms]
@@ -150,10 +150,10 @@ class Embedded:
             if f"{name.rpartition('.lora_')[0]}.weight" not in full_weights
         }
         if full_weights:
-            merged = checkpoint.merged_state(self.module)
+            merged = checkpoint.merged_state_dict(self.module)
             state |= {name: merged[name].float() for name in full_weights}
         save_file(state, folder / "trained.safetensors")
-        marks = {"family": "embedded", "base": base_weights.BASE, "trim": self.trims, "connector": asdict(self.connector_spec)}
+        marks = {"family": "embedded", "base": base_weights.BASE, "trim": self.trims_padding, "connector": asdict(self.connector_spec)}
         (folder / MARKER).write_text(json.dumps(marks, indent=1) + "\n")
 
 
@@ -268,7 +268,7 @@ def _build(
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
-    tokenizer = checkpoint.tokenizer(base, PLACEHOLDER)
+    tokenizer = checkpoint.read_tokenizer(base, PLACEHOLDER)
     return Embedded(
         module, tokenizer, name=name, revision=weights.revision, merged_lora=weights.merged_lora, trim=trim,
         full_weights=weights.full_weights, connector_spec=connector_spec,
