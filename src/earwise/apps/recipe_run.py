@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from earwise.apps.recipe_eval import evaluate_entry, headline_figures
+from earwise.commands.preflight import preflight
 from earwise.config.recipe import RECORD, Recipe, recorded_recipe
 from earwise.engine.loading import fetch_base_weights
 from earwise.engine.local import LocalEngine
@@ -19,7 +20,6 @@ from earwise.errors import ConfigError
 from earwise.files import lock_folder
 from earwise.models import detect
 from earwise.train import run
-from earwise.train.check_recipe import check_recipe_data
 from earwise.train.distributed import parallel
 
 Notify = Callable[[str], None]
@@ -58,6 +58,8 @@ class TrainResult:
     """Empty without `eval:`, without `TrainOptions.evaluate`, and in all processes but the first."""
     seconds: float
     """Duration of the call, in seconds."""
+    is_first_process: bool = True
+    """Whether this process is the one that reports; False in all others of a distributed run."""
 
 
 def train_recipe(
@@ -82,7 +84,7 @@ def train_recipe(
         KeyboardInterrupt: if the run was interrupted; the message says how to continue it.
     """
     recipe = recipe.tracked_in(options.track)
-    check_recipe_data(recipe, base, notify)
+    preflight(recipe, base)
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
     if not options.evaluate:
@@ -111,7 +113,7 @@ def resume_run(
         KeyboardInterrupt: as `train_recipe`.
     """
     recipe, base = recorded_recipe(out)
-    check_recipe_data(recipe.tracked_in(options.track), base, notify)
+    preflight(recipe.tracked_in(options.track), base)
     if (out / "final" / detect.MARKER).exists():
         notify(
             f"{out}: is finished, nothing is left to train; "
@@ -143,7 +145,7 @@ def _train_and_evaluate(
     evaluations = tuple(
         Evaluation(entry.manifest, *figures) for entry, *figures in zip(entries, before, after, strict=True)
     )
-    return TrainResult(final, out, evaluations, perf_counter() - started)
+    return TrainResult(final, out, evaluations, perf_counter() - started, is_first)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from earwise.config.deprecated import with_new_names
+from earwise.config.deprecated import warn_on_stderr, with_new_names
 from earwise.config.overrides import assign
 from earwise.config.stages import (
     BandConfig,
@@ -142,9 +142,21 @@ def load_recipe(
 
 
 def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
-    """Validate a merged recipe; see `load_recipe`."""
+    """Validate a merged recipe.
+
+    Args:
+        raw: The recipe as plain values. Old names of keys are accepted; one line on stderr lists them.
+        where: Path of the recipe, for messages.
+    Raises:
+        ConfigError: naming the recipe, the key, the value and the remedy.
+    """
+    old_names: list[str] = []
+    raw = with_new_names(raw, where, old_names.append)
+    if old_names:
+        changes = ", ".join(line.removeprefix(f"{where}: ").partition(";")[0] for line in old_names)
+        warn_on_stderr(f"{where}: {changes}; old names work for one more release")
     try:
-        return Recipe.model_validate(with_new_names(raw, where))
+        return Recipe.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_first_problem(error)}") from error
 

@@ -20,6 +20,20 @@ def packaged_recipes() -> list[str]:
     return sorted(path.stem for path in PACKAGED_RECIPES.glob("*.yaml"))
 
 
+def find_packaged(name: str) -> Path:
+    """The YAML file of a packaged recipe.
+
+    Raises:
+        ConfigError: if there is no recipe of that name; the message suggests the nearest.
+    """
+    path = PACKAGED_RECIPES / f"{name}.yaml"
+    if name not in packaged_recipes():
+        near = difflib.get_close_matches(name, packaged_recipes(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(packaged_recipes())}"
+        raise ConfigError(f"recipe {name!r} is not in the package; {hint}")
+    return path
+
+
 def find_recipe(name: str | Path) -> tuple[Path, Path]:
     """The file of a recipe, and the folder that its manifests start from.
 
@@ -33,11 +47,9 @@ def find_recipe(name: str | Path) -> tuple[Path, Path]:
     path = Path(name)
     if path.is_file():
         return path, path.parent
-    if path.name == str(name) and path.suffix == "" and (packaged := PACKAGED_RECIPES / f"{name}.yaml").is_file():
-        return packaged, Path()
+    if path.name == str(name) and not path.suffix:
+        return find_packaged(path.name), Path()
+    remedy = "give the path of a YAML file, or the name of a packaged recipe (`earwise recipe` lists them)"
     if path.stem in packaged_recipes():
-        hint = f"the recipe in the package is called {path.stem}"
-    else:
-        near = difflib.get_close_matches(path.stem, packaged_recipes(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the package has {', '.join(packaged_recipes())}"
-    raise ConfigError(f"{name}: no such file and no recipe of the package; {hint}")
+        remedy = f"the recipe of the package is named by {path.stem!r} alone"
+    raise ConfigError(f"{name}: no such file; {remedy}")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from earwise.config.resolve import resolve_entry, require
+from earwise.config.resolve import require, resolve_entry
 from earwise.errors import ConfigError
 
 

@@ -1,0 +1,104 @@
+"""Runs the HTTP server of one model until Ctrl-C: takes the socket, builds the application, answers a first prompt.
+
+`earwise serve` calls `open_socket` before it loads the model, so that a port in use is reported at once, and then
+`run_server`.
+"""
+
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import uvicorn
+
+from earwise.datasets.xs_cot.speech_recognition import open_recogniser
+from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.local import LocalEngine
+from earwise.errors import ConfigError
+from earwise.serve.api import Api, Rules
+from earwise.serve.batching import Capacity
+from earwise.serve.weight_updates import Weights
+from earwise.types import Audio, Text, Turn
+
+LOCAL_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of a server."""
+
+    name: str
+    """Name of the model in requests."""
+    rules: Rules
+    """Limits and permissions of requests."""
+    capacity: Capacity
+    """Size of a batch, and number of requests that may wait."""
+    weight_updates_family: str | None = None
+    """Family of the model, if requests may put newer weights in place; None refuses such requests."""
+    transcribe: bool = False
+    """Also serve transcription, by Whisper base."""
+    seed: int = 0
+    """Seed of the seeds of requests that give none."""
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Bind the socket of the server.
+
+    Args:
+        host: Name or address to listen on.
+        port: Port; 0 takes a free one.
+    Raises:
+        ConfigError: if the address is not one of this machine, or the port is in use.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server_socket = socket.socket(family, kind, protocol)
+        server_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server_socket.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"{host}:{port}: cannot be listened at ({error.strerror or error}); choose another --port or --host"
+        ) from error
+    return server_socket
+
+
+def run_server(
+    engine: LocalEngine, server_socket: socket.socket, config: ServerConfig, notify: Callable[[str], None]
+) -> None:
+    """Serve a model until Ctrl-C.
+
+    Args:
+        engine: The engine of the model; nothing else may use it from now on.
+        server_socket: Socket from `open_socket`.
+        config: Settings of the server.
+        notify: Called with the address once the server answers.
+    Raises:
+        EngineError: if the model cannot answer a prompt.
+    """
+    family = config.weight_updates_family
+    weights = Weights(engine, family) if family is not None else None
+    recogniser = open_recogniser("whisper", say=notify) if config.transcribe else None
+    application = Api(
+        engine, config.name, config.rules, config.capacity, weights=weights, recogniser=recogniser,
+        draws=random.Random(config.seed),
+    ).app()  # fmt: skip
+    _warm_up(engine)
+    host, port = server_socket.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    notify(f"{config.name} ({engine.revision}) at {url}/v1; a page at {url}/")
+    if config.rules.api_key is None and host not in LOCAL_ADDRESSES:
+        notify(f"everyone who reaches {host} may send requests: no --api-key was given")
+    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
+    try:
+        uvicorn.Server(settings).run(sockets=[server_socket])
+    except KeyboardInterrupt:
+        notify("stopped")
+
+
+def _warm_up(engine: LocalEngine) -> None:
+    """Answer one short prompt, so that the first request does not wait for what happens only once, and a model that
+    cannot answer ends the command before it serves."""
+    noise = np.random.default_rng(0).normal(0, 0.1, engine.sample_rate).astype(np.float32)
+    turn = Turn("user", (Audio("noise"), Text("What is it?")))
+    engine.generate([Prompt((turn,), (noise,))], SamplingParams(max_new_tokens=2))
