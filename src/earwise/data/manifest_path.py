@@ -1,4 +1,4 @@
-"""Where a manifest lies that a recipe or a command names."""
+"""Resolves the manifest names that recipes and commands accept: paths, `starter:train` and `starter:val`."""
 
 from pathlib import Path
 
@@ -8,10 +8,13 @@ STARTER = Path(__file__).parents[1] / "assets" / "starter"
 
 
 def manifest_path(name: str, base: Path) -> Path:
-    """`starter:train` and `starter:val` are bundled, anything else is relative to `base`.
+    """File of a manifest.
 
+    Args:
+        name: `starter:train` or `starter:val` for the bundled starter set, or a path.
+        base: Folder that a relative path starts from.
     Raises:
-        ConfigError: for another name that begins with `starter:`.
+        ConfigError: for any other name that begins with `starter:`.
     """
     if name.startswith("starter:"):
         path = STARTER / f"{name.removeprefix('starter:')}.jsonl"

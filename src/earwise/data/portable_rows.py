@@ -1,8 +1,8 @@
-"""What travels when a manifest is packed: rows whose paths stay inside any folder, and their sounds' bytes.
+"""Manifest rows together with their audio files, for packing into one archive and unpacking elsewhere.
 
-Under `data/shards.py` and `data/parquet.py`. One sample is held at a time, so memory does not grow with the collection.
-A sound goes by the path that its row gives it, so that it comes back under it; one outside the manifest's folder goes
-by its hash under `clips/`.
+Used by `data/webdataset.py` and `data/parquet.py`. One row is held in memory at a time, so memory does not grow with
+the size of the manifest. An audio file keeps the relative path that its row gives it, and is unpacked under that path;
+a file outside the manifest's folder is renamed to its hash under `clips/`.
 """
 
 from collections.abc import Iterator
@@ -17,66 +17,87 @@ from earwise.types import Audio, Example, Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A row that travels: its number from 0, the row with paths as they will be, and the files they are now."""
+class PortableRow:
+    """A manifest row whose audio paths stay inside any folder it is unpacked into."""
 
     number: int
+    """Number of the row, counted from 0."""
     example: Example
+    """The row, with the paths that its audio files get when they are unpacked."""
     files: tuple[Path, ...]
+    """The row's audio files as they are now, in the order of `audio_parts`."""
     size: int
-    """Bytes of the files."""
+    """Size of all `files` in bytes."""
 
 
-def samples(path: Path) -> Iterator[Sample]:
-    """The rows of a manifest, ready to be packed.
+def portable_rows(path: Path) -> Iterator[PortableRow]:
+    """Read the rows of a manifest for packing.
 
     Raises:
-        DataError: for a bad row or a missing sound; see `manifest.iterate`.
+        DataError: for an invalid row or a missing audio file (see `manifest.iterate`).
     """
-    names: dict[Path, str] = {}
+    new_paths: dict[Path, str] = {}
     for number, example in enumerate(manifest.iterate(path, check_files=True)):
         files = example.audio_paths
         turns = []
         for turn in example.turns:
-            parts = (_inside(part, example.root, names) if isinstance(part, Audio) else part for part in turn.parts)
+            parts = (
+                _inside_folder(part, example.root, new_paths) if isinstance(part, Audio) else part
+                for part in turn.parts
+            )
             turns.append(Turn(turn.role, tuple(parts)))
-        yield Sample(number, replace(example, turns=tuple(turns)), files, sum(file.stat().st_size for file in files))
+        size = sum(file.stat().st_size for file in files)
+        yield PortableRow(number, replace(example, turns=tuple(turns)), files, size)
 
 
-def _inside(part: Audio, root: Path, names: dict[Path, str]) -> Audio:
-    """A path that stays within any folder it is unpacked into."""
-    if _is_safe(part.path):
-        return part
-    file = root / part.path
-    if file not in names:
-        names[file] = f"clips/{audio_sha256(file)[:32]}{file.suffix.lower()}"
-    return Audio(names[file])
-
-
-def _is_safe(path: str) -> bool:
-    parts = PurePath(path).parts
-    return not (PurePath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path)
-
-
-def sounds(example: Example) -> list[Audio]:
+def audio_parts(example: Example) -> list[Audio]:
+    """The audio parts of all turns, in order."""
     return [part for turn in example.turns for part in turn.parts if isinstance(part, Audio)]
 
 
-def read_row(data: bytes, root: Path, where: str) -> Example:
+def read_row(data: bytes, root: Path, location: str) -> Example:
+    """Parse the JSON of a packed row; `location` is the prefix of error messages."""
     try:
-        return manifest.from_line(data.decode("utf-8"), root=root, location=where)
+        return manifest.from_line(data.decode("utf-8"), root=root, location=location)
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: is not UTF-8 text ({error.reason}); pack it again") from error
+        raise DataError(f"{location}: is not UTF-8 text ({error.reason}); pack it again") from error
 
 
-def write_sound(root: Path, name: str, data: bytes, where: str) -> None:
-    """Write a sound once; the same again is passed over, so that an interrupted unpacking goes on from there."""
-    if not _is_safe(name):
-        raise DataError(f"{where}: path {name!r} leads out of the folder; do not unpack this")
+def write_audio(root: Path, name: str, data: bytes, location: str) -> None:
+    """Write an unpacked audio file.
+
+    A file that already holds the same bytes is left alone, so that an interrupted unpacking can be continued.
+
+    Args:
+        root: Folder that is unpacked into.
+        name: Path of the file, relative to `root`.
+        data: Content of the file.
+        location: Prefix of error messages.
+    Raises:
+        DataError: if the path leads out of `root`, or the file exists with other content.
+    """
+    if not _stays_inside(name):
+        raise DataError(f"{location}: path {name!r} leads out of the folder; do not unpack this")
     path = root / name
     if path.exists():
         if path.read_bytes() != data:
-            raise DataError(f"{where}: {path} is already there with other bytes; choose another folder")
+            raise DataError(f"{location}: {path} is already there with other bytes; choose another folder")
         return
     with atomic_write(path, "wb") as handle:
         handle.write(data)
+
+
+def _inside_folder(part: Audio, root: Path, new_paths: dict[Path, str]) -> Audio:
+    """The audio part with a path that stays inside any folder; `new_paths` caches the renamed files."""
+    if _stays_inside(part.path):
+        return part
+    file = root / part.path
+    if file not in new_paths:
+        new_paths[file] = f"clips/{audio_sha256(file)[:32]}{file.suffix.lower()}"
+    return Audio(new_paths[file])
+
+
+def _stays_inside(path: str) -> bool:
+    """True for a relative path that cannot lead out of the folder it starts from, on any operating system."""
+    parts = PurePath(path).parts
+    return not (PurePath(path).is_absolute() or ".." in parts or "\\" in path or ":" in path)

@@ -79,13 +79,13 @@ def test_order_and_position_of_a_mixture_are_the_same_with_and_without_index() -
 
 def test_training_takes_rows_and_lists_alike() -> None:
     from earwise.data.manifest import select
-    from earwise.train.stages.sft import units
+    from earwise.train.batches import group_by_clips
 
     read, rows = manifest.read(STARTER / "val.jsonl"), open_rows(STARTER / "val.jsonl")
     where = {"category": "music"}
     wanted = [row for row in select(read, where) if row.answer]  # as before there was an index
-    assert list(units(rows.select(where, require_answer=True))) == units(wanted)
-    assert len(units(wanted)) > 10
+    assert list(group_by_clips(rows.select(where, require_answer=True))) == group_by_clips(wanted)
+    assert len(group_by_clips(wanted)) > 10
 
 
 def test_parts_cut_lines_anywhere_and_lose_none(tmp_path: Path) -> None:

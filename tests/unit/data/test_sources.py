@@ -77,7 +77,7 @@ def test_clotho_finds_names_with_entities(tmp_path):
     assert clips(examples[0]) == ["validation/Grillons-d'Italie.wav"]
     assert [line.partition(": ")[2] for line in lines] == [
         "caption_3 is ' ' where a text is expected",
-        "file_name 'Grillons-d&#39;Italie.wav' stands in row 2 already",
+        "file_name 'Grillons-d&#39;Italie.wav' is already in row 2",
     ]
 
 
@@ -298,7 +298,7 @@ def test_another_file_is_refused_in_one_line(tmp_path):
 
 def test_a_json_list_is_read_past_broken_items(tmp_path, monkeypatch):
     monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)  # items lie across chunks
-    monkeypatch.setattr(row_readers, "LONGEST_ITEM_CHARS", 64)
+    monkeypatch.setattr(row_readers, "MAX_ITEM_CHARS", 64)
     text = '[{"id": 1, "t": "a ] } , {"},\n {"id": 2, "t": "b" oops}, {"id": 3, "t": "ü"}, 7, {"id": 4, "t": "'
     path = put(tmp_path, "x.json", text.encode() + b'\xff"}, {"id": 5, "t": "e"}, {"id": 6')
     lines = []
@@ -364,7 +364,7 @@ def test_audioskills_conversations_become_examples(tmp_path):
     assert [line.rpartition("item ")[2] for line in lines] == [
         "4: answer '(A) two' is not one of the options by letter and text",
         "5: <sound-2> where there are 1 sounds",
-        "6: conversations is no list of questions and answers in turns",
+        "6: conversations is no list of alternating questions and answers",
         "7: turn 1 is not from human",
         "8: sound is '' where a file or a list of files is expected",
     ]

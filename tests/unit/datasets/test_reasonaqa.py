@@ -271,8 +271,8 @@ def test_published_items_that_contradict_themselves_are_listed(tmp_path, change,
 
 
 def test_options_are_found_in_order_only():
-    assert published.options_of("is b) here? a) one b) two") == ("is b) here?", ("one", "two"))
-    assert published.options_of("no options (a) here") == ("no options (a) here", ())
+    assert published.split_options("is b) here? a) one b) two") == ("is b) here?", ("one", "two"))
+    assert published.split_options("no options (a) here") == ("no options (a) here", ())
 
 
 def test_missing_audio_is_skipped_kept_or_an_error(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from earwise.cli import run
-from earwise.data.process_pool import AHEAD, ordered_map
+from earwise.data.process_pool import CHUNKS_IN_FLIGHT, ordered_map
 from earwise.datasets.scan.clip_stats import FLOOR_DB, facts, frame_levels_db, scan
 from earwise.datasets.scan.scan_manifest import Tally, tally
 from earwise.errors import ConfigError, DataError
@@ -93,7 +93,7 @@ def test_items_are_taken_only_a_little_ahead() -> None:
 
     results = ordered_map(square, items(), workers=2, chunk=3)
     assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert len(taken) <= 3 * (2 * AHEAD + 3)
+    assert len(taken) <= 3 * (2 * CHUNKS_IN_FLIGHT + 3)
     results.close()  # type: ignore[attr-defined]
 
 

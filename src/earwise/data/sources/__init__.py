@@ -1,8 +1,9 @@
-"""The public data sets, one file each: a reader turns a set's published files into Examples, row by row.
+"""Readers of public data sets, one file per data set: each converts the published files to Examples, row by row.
 
-Between the files as their authors publish them and the manifest. `SOURCES` is the explicit table (lazy strings); a
-source of your own is `module:function` with the same signature: `load(path, audio_root, split, on_skip)`, a generator of
-Examples that hands every row it cannot use to `bad` as one line naming file and row.
+First step of `earwise build source`. A reader is a function `load(path, audio_root, split, on_skip)` that yields
+Examples and reports every row that it cannot use to `on_skip`, as one line naming file and row. To add a data set,
+write a reader and add a row to `SOURCES` (lazy strings: a reader is imported when it is used); a reader outside this
+package is named as `module:function`.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ Loader = Callable[[Path, Path, str, OnSkip], Iterator[Example]]
 
 
 def loader(source: str) -> Loader:
-    """The reader of a source in `SOURCES`, or of a user's own `module:function`.
+    """The reader of a source: a key of `SOURCES`, or a user's own `module:function`.
 
     Raises:
         ConfigError: if there is no such source, module or function.
@@ -51,17 +52,17 @@ def loader(source: str) -> Loader:
 def load(
     source: str, path: Path, on_skip: OnSkip, *, audio_root: Path | None = None, split: str | None = None
 ) -> Iterator[Example]:
-    """Read `path` as `source`, row by row, in constant memory unless the reader says otherwise.
+    """Read a published file, row by row, in constant memory unless the reader's documentation says otherwise.
 
     Args:
         source: A key of `SOURCES`, or `module:function`.
-        path: The published file, or for `librispeech` the folder.
-        on_skip: Takes one line for every row that cannot be used.
-        audio_root: Folder that audio paths start from; the folder of `path` by default.
-        split: train, val or test; None tells it from the file's name.
+        path: The published file; for `librispeech` the folder.
+        on_skip: Callback that receives one line for every row that cannot be used.
+        audio_root: Folder that audio paths start from; None for the folder of `path`.
+        split: Split of the file (train, val or test); None derives it from the file's name.
     Raises:
         ConfigError: if there is no such source.
-        DataError: if the file is missing or is not of this source.
+        DataError: if the file is missing or is not a file of this data set.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; name the file that {source} publishes")

@@ -1,16 +1,25 @@
-"""Audio difference (CLD on Clotho, ACD on AudioCaps): two clips and what sets them apart, in three tiers, as CSV.
+"""ADIFF, audio difference (CLD on Clotho, ACD on AudioCaps): explanations of how two clips differ, as CSV.
 
 Source: Deshmukh et al. 2025 (ADIFF, arXiv:2502.04476), `data/{CLD,ACD}/*_adiff_{fewwords,sentence,detail}_answer.csv`
-with the columns `taskname,filepath1,filepath2,caption1,caption2,input,answer`. The tier stands in `input`.
+with the columns `taskname,filepath1,filepath2,caption1,caption2,input,answer`. There are three tiers of detail, which
+`input` tells apart.
 """
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from earwise.data.sources import clotho, example_builder, row_readers
-from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources import clotho
+from earwise.data.sources.example_builder import (
+    SourceInfo,
+    build_example,
+    convert_rows,
+    pick_by_hash,
+    short_hash,
+    string_field,
+    text_field,
+)
 from earwise.data.sources.question_templates import DIFFERENCE
-from earwise.data.sources.row_readers import OnSkip, Row
+from earwise.data.sources.row_readers import OnSkip, Row, csv_rows
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -25,24 +34,26 @@ SUBSETS = {"clothov21": "CLD", "audiocaps": "ACD"}
 
 
 def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
-    """One Example of two clips a row."""
+    """One Example with two clips per row."""
 
-    def make(where: str, row: Row) -> Iterator[Example]:
+    def convert(location: str, row: Row) -> Iterator[Example]:
         subset, tier = SUBSETS.get(row["taskname"]), TIERS.get(row["input"])
         if subset is None or tier is None:
-            raise DataError(f"{where}: taskname {row['taskname']!r}, input {row['input']!r:.60}: not of this data set")
-        clips = [example_builder.string_field(row, key, where) for key in ("filepath1", "filepath2")]
-        captions = [example_builder.text_field(row, key, where) for key in ("caption1", "caption2")]
-        answer = example_builder.text_field(row, "answer", where)
-        identifier = f"{subset.lower()}-{split}-{tier}-{example_builder.short_hash(*clips, *captions, answer)}"
-        origin = SourceInfo(subset, LICENCE, audio_root, split)
-        yield difference_example(origin, identifier, clips, captions, answer, tier, subset)
+            raise DataError(
+                f"{location}: taskname {row['taskname']!r}, input {row['input']!r:.60}: not a row of this data set"
+            )
+        clips = [string_field(row, key, location) for key in ("filepath1", "filepath2")]
+        captions = [text_field(row, key, location) for key in ("caption1", "caption2")]
+        answer = text_field(row, "answer", location)
+        identifier = f"{subset.lower()}-{split}-{tier}-{short_hash(*clips, *captions, answer)}"
+        info = SourceInfo(subset, LICENCE, audio_root, split)
+        yield difference_example(info, identifier, clips, captions, answer, tier, subset)
 
-    yield from example_builder.convert_rows(row_readers.csv_rows(path, COLUMNS, on_skip), make, on_skip)
+    yield from convert_rows(csv_rows(path, COLUMNS, on_skip), convert, on_skip)
 
 
 def group_of(clip: str) -> str:
-    """The unit that must not cross splits, from a path as ReasonAQA and ADIFF write it.
+    """Group (the unit that must not cross splits) of a clip, from its path in ReasonAQA and ADIFF.
 
     >>> group_of("AudioCapsLarger/test/Y6BJ455B1aAs.wav"), group_of("ClothoV21/validation/heartbeat-40bpm.wav")
     ('youtube:6BJ455B1aAs', 'clotho:heartbeat-40bpm.wav')
@@ -52,14 +63,24 @@ def group_of(clip: str) -> str:
 
 
 def difference_example(
-    origin: SourceInfo, identifier: str, clips: list[str], captions: list[str], answer: str, tier: int, subset: str
+    info: SourceInfo, identifier: str, clips: list[str], captions: list[str], answer: str, tier: int, subset: str
 ) -> Example:
-    """How the first clip differs from the second, in few words (tier 1), a sentence (2) or in detail (3)."""
-    return example_builder.build_example(
-        origin,
+    """Example that asks how the first clip differs from the second.
+
+    Args:
+        info: Source, licence, split and audio folder.
+        identifier: Id of the example; also selects the wording of the question.
+        clips: Paths of the two clips.
+        captions: Their captions, kept in `meta`.
+        answer: Explanation of the difference.
+        tier: Level of detail: 1 few words, 2 one sentence, 3 in detail.
+        subset: Part of ReasonAQA, CLD or ACD.
+    """
+    return build_example(
+        info,
         identifier,
         clips,
-        example_builder.pick_by_hash(DIFFERENCE[tier], identifier),
+        pick_by_hash(DIFFERENCE[tier], identifier),
         [answer],
         task="difference",
         category="sound",

@@ -1,15 +1,16 @@
-"""ClothoAQA: six questions a clip, each answered by three annotators, as CSV `file_name,QuestionText,answer,...`.
+"""ClothoAQA: six questions per clip, each answered by three annotators, as CSV `file_name,QuestionText,answer,...`.
 
-Source: Lipping et al. 2022 (EUSIPCO), files `clotho_aqa_{train,val,test}.csv`; 1,991 clips of Clotho, four questions
-answered by yes or no and two by one word. The annotators disagree on many questions; what to do with them is `votes`:
+Source: Lipping et al. 2022 (EUSIPCO), files `clotho_aqa_{train,val,test}.csv`; 1,991 clips of Clotho, each with four
+yes/no questions and two questions with a one-word answer. The annotators disagree on many questions; `votes` selects
+how they are merged:
 
-- `majority` (default): one row a question with the answer of most annotators; where a yes/no question has no majority
-  it is handed to `bad`, where a one-word question has none every answer is accepted. `conflict` marks both and every
-  question that was not answered alike by all.
-- `all`: one row an annotator, as ReasonAQA keeps them: the same question with answers that contradict each other.
-- `unanimous`: only questions that all answered alike.
+- `majority` (default): one Example per question, with the answer of most annotators. A yes/no question without a
+  majority is skipped; a one-word question without a majority accepts every answer. `meta.conflict` marks every question
+  on which the annotators disagree.
+- `all`: one Example per annotator, as in ReasonAQA: the same question with answers that contradict each other.
+- `unanimous`: only questions to which all annotators gave the same answer.
 
-The whole file is held (35k rows), since the answers to one question stand apart.
+The whole file is held in memory (35k rows), because the answers to a question are in separate rows.
 """
 
 from collections import Counter
@@ -17,9 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from earwise.data.sources import clotho, example_builder, row_readers
-from earwise.data.sources.example_builder import SourceInfo
-from earwise.data.sources.row_readers import OnSkip
+from earwise.data.sources import clotho
+from earwise.data.sources.example_builder import (
+    SourceInfo,
+    build_example,
+    find_audio,
+    short_hash,
+    string_field,
+    text_field,
+)
+from earwise.data.sources.row_readers import OnSkip, csv_rows
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -38,57 +46,66 @@ def load(
     one_word: bool = True,
     source: str = "ClothoAQA",
 ) -> Iterator[Example]:
-    """Yes/no questions (task `yes_no`, with choices) and, if `one_word`, questions with free answers (task `open`)."""
-    origin = SourceInfo(source, LICENCE, audio_root, split)
-    asked: dict[tuple[str, str], list[str]] = {}
-    for where, row in row_readers.csv_rows(path, ("file_name", "QuestionText", "answer"), on_skip):
+    """Yes/no questions (task `yes_no`, with choices) and one-word questions (task `open`).
+
+    Args:
+        path: File of one split.
+        audio_root: Folder of the clips.
+        split: Split of the file.
+        on_skip: Callback for every row or question that is skipped.
+        votes: How the answers of the annotators are merged (see above).
+        one_word: Whether to include the one-word questions.
+        source: Value of the examples' field `source`.
+    """
+    info = SourceInfo(source, LICENCE, audio_root, split)
+    answers_by_question: dict[tuple[str, str], list[str]] = {}
+    for location, row in csv_rows(path, ("file_name", "QuestionText", "answer"), on_skip):
         try:
             key = (
-                example_builder.string_field(row, "file_name", where),
-                example_builder.text_field(row, "QuestionText", where),
+                string_field(row, "file_name", location),
+                text_field(row, "QuestionText", location),
             )
-            answer = example_builder.text_field(row, "answer", where).lower().rstrip(".")
+            answer = text_field(row, "answer", location).lower().rstrip(".")
         except DataError as error:
             on_skip(str(error))
             continue
-        asked.setdefault(key, []).append(answer)
-    for (clip, question), answers in asked.items():
+        answers_by_question.setdefault(key, []).append(answer)
+    for (clip, question), answers in answers_by_question.items():
         if not one_word and not set(answers) <= set(YES_NO):
             continue
-        counted = Counter(answers)
-        accepted = _accepted(counted, votes)
+        vote_counts = Counter(answers)
+        accepted = _accepted(vote_counts, votes)
         if accepted is None:
             on_skip(f"{path}: {clip!r}, {question!r}: answers {', '.join(answers)}: no majority")
             continue
-        binary = set(answers) <= set(YES_NO)
-        for number, right in enumerate(accepted):
-            yield example_builder.build_example(
-                origin,
-                f"clothoaqa-{split}-{example_builder.short_hash(clip, question)}"
-                + (f"-{number + 1}" if votes == "all" else ""),
+        is_yes_no = set(answers) <= set(YES_NO)
+        for number, accepted_answers in enumerate(accepted):
+            yield build_example(
+                info,
+                f"clothoaqa-{split}-{short_hash(clip, question)}" + (f"-{number + 1}" if votes == "all" else ""),
                 [_locate(audio_root, split, clip)],
                 question,
-                right,
-                choices=YES_NO if binary else (),
-                task="yes_no" if binary else "open",
+                accepted_answers,
+                choices=YES_NO if is_yes_no else (),
+                task="yes_no" if is_yes_no else "open",
                 category="sound",
                 group=clotho.group(clip),
-                meta={"votes": dict(counted), "conflict": len(counted) > 1},
+                meta={"votes": dict(vote_counts), "conflict": len(vote_counts) > 1},
             )
 
 
-def _accepted(counted: Counter[str], votes: Votes) -> list[tuple[str, ...]] | None:
-    """The accepted answers of each row to be made of one question; None where a yes/no question is undecided."""
+def _accepted(vote_counts: Counter[str], votes: Votes) -> list[tuple[str, ...]] | None:
+    """Accepted answers of each Example of a question; None for a yes/no question without a majority."""
     if votes == "all":
-        return [(answer,) for answer in counted.elements()]
+        return [(answer,) for answer in vote_counts.elements()]
     if votes == "unanimous":
-        return [tuple(counted)] if len(counted) == 1 else []
-    (first, most), *rest = counted.most_common()
-    if not rest or 2 * most > counted.total():
+        return [tuple(vote_counts)] if len(vote_counts) == 1 else []
+    (first, most), *others = vote_counts.most_common()
+    if not others or 2 * most > vote_counts.total():
         return [(first,)]
-    return None if set(counted) <= set(YES_NO) else [tuple(counted)]
+    return None if set(vote_counts) <= set(YES_NO) else [tuple(vote_counts)]
 
 
 def _locate(audio_root: Path, split: str, clip: str) -> str:
-    own = example_builder.find_audio(audio_root, (f"audio_files/{clip}", clip))
-    return own if (audio_root / own).is_file() else clotho.locate(audio_root, split, clip)
+    path = find_audio(audio_root, (f"audio_files/{clip}", clip))
+    return path if (audio_root / path).is_file() else clotho.locate(audio_root, split, clip)

@@ -1,4 +1,7 @@
-"""From the fields of a published row to an Example."""
+"""Builds Examples from the fields of published rows: checked fields, split, audio path, stable ids and wordings.
+
+Used by every reader in this folder, together with `row_readers.py`, which reads the published files.
+"""
 
 import hashlib
 import os
@@ -12,8 +15,8 @@ from earwise.data.sources.row_readers import OnSkip, Row
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
 
-_SPLITS = (
-    ("val", r"val|valid|validation|dev"),  # before train: Clotho's "development" is no "dev"
+_SPLIT_PATTERNS = (
+    ("val", r"val|valid|validation|dev"),  # checked before train; Clotho's "development" is its training split
     ("train", r"train|training|development|balanced_train|unbalanced_train"),
     ("test", r"test|testA|testB|eval|evaluation"),
 )
@@ -21,7 +24,7 @@ _SPLITS = (
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """What all rows of one file share."""
+    """What all rows of one published file have in common."""
 
     source: str
     licence: str
@@ -31,81 +34,96 @@ class SourceInfo:
 
 
 def convert_rows(
-    rows: Iterable[tuple[str, Row]], make: Callable[[str, Row], Iterable[Example]], on_skip: OnSkip
+    rows: Iterable[tuple[str, Row]], convert: Callable[[str, Row], Iterable[Example]], on_skip: OnSkip
 ) -> Iterator[Example]:
-    """The examples of every row; a row for which `make` raises DataError is handed to `bad`."""
-    for where, row in rows:
+    """Convert rows to Examples.
+
+    Args:
+        rows: Pairs of location (file and row, for error messages) and row.
+        convert: Function that returns the Examples of a row, and raises DataError for a row that cannot be used.
+        on_skip: Callback that receives the message of every DataError; the row is skipped.
+    """
+    for location, row in rows:
         try:
-            made = list(make(where, row))
+            examples = list(convert(location, row))
         except DataError as error:
             on_skip(str(error))
             continue
-        yield from made
+        yield from examples
 
 
-def text_field(row: Row, key: str, where: str) -> str:
-    """The text in a field, with single blanks between its words.
+def text_field(row: Row, key: str, location: str) -> str:
+    """The text in a field, with every run of white space replaced by one space.
 
     Raises:
-        DataError: if it is missing, empty or no text.
+        DataError: if the field is missing, blank or not a string.
     """
-    return " ".join(string_field(row, key, where).split())
+    return " ".join(string_field(row, key, location).split())
 
 
-def string_field(row: Row, key: str, where: str) -> str:
-    """The text in a field as it stands (file names may hold double blanks).
+def string_field(row: Row, key: str, location: str) -> str:
+    """The text in a field, unchanged (file names may contain double spaces).
 
     Raises:
-        DataError: if it is missing, empty or no text.
+        DataError: if the field is missing, blank or not a string.
     """
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {key} is {value!r:.40} where a text is expected")
+        raise DataError(f"{location}: {key} is {value!r:.40} where a text is expected")
     return value
 
 
 def split_from_name(path: Path) -> str:
-    """train, val or test from the words in a file's name, then of its folder; train where they say nothing.
+    """Split (train, val or test) from the words in a file's name, else in its folder's name, else train.
 
-    >>> split_of(Path("clotho_captions_development.csv")), split_of(Path("MusicBench_test_A.json"))
+    >>> split_from_name(Path("clotho_captions_development.csv")), split_from_name(Path("MusicBench_test_A.json"))
     ('train', 'test')
     """
-    for part in (path.stem, path.parent.name):
-        words = re.split(r"[^a-zA-Z]+", part.lower())
-        for split, pattern in _SPLITS:
+    for name in (path.stem, path.parent.name):
+        words = re.split(r"[^a-zA-Z]+", name.lower())
+        for split, pattern in _SPLIT_PATTERNS:
             if any(re.fullmatch(pattern, word) for word in words):
                 return split
     return "train"
 
 
 def find_audio(root: Path, names: Iterable[str]) -> str:
-    """The first of the relative `names` that is a file under `root`; the very first where none is."""
+    """The first of the relative paths `names` that is a file under `root`; the first of all if none exists."""
     candidates = list(dict.fromkeys(names))
-    return next((each for each in candidates if os.path.isfile(os.path.join(root, each))), candidates[0])  # noqa: PTH113, PTH118 (a stat per row: pathlib costs four times as much)
+    return next((name for name in candidates if os.path.isfile(os.path.join(root, name))), candidates[0])  # noqa: PTH113, PTH118 (one call per row: pathlib is four times slower)
 
 
 def build_example(
-    origin: SourceInfo, identifier: str, audio: Sequence[str], ask: str, answer: Sequence[str], **fields: Any
+    info: SourceInfo, identifier: str, clips: Sequence[str], question: str, answer: Sequence[str], **fields: Any
 ) -> Example:
-    """One user turn, the clips first, and what is right."""
-    turn = Turn("user", (*(Audio(clip) for clip in audio), Text(ask)))
+    """Example with a single user turn: the clips, then the question.
+
+    Args:
+        info: Source, licence, split and audio folder of the file.
+        identifier: Id of the example.
+        clips: Audio paths relative to `info.root`.
+        question: Text after the clips.
+        answer: Accepted answers, the one to train on first.
+        **fields: Further fields of `Example`.
+    """
+    turn = Turn("user", (*(Audio(clip) for clip in clips), Text(question)))
     return Example(
         id=identifier,
         turns=(turn,),
         answer=tuple(answer),
-        source=origin.source,
-        licence=origin.licence,
-        split=origin.split,
-        root=origin.root,
+        source=info.source,
+        licence=info.licence,
+        split=info.split,
+        root=info.root,
         **fields,
     )
 
 
 def short_hash(*parts: str) -> str:
-    """Ten hex digits that name these texts."""
+    """Hash of several texts, 10 hex digits."""
     return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:10]
 
 
-def pick_by_hash(wordings: Sequence[str], key: str) -> str:
-    """One of the wordings, always the same for the same key."""
-    return wordings[int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % len(wordings)]
+def pick_by_hash(templates: Sequence[str], key: str) -> str:
+    """One of the templates, chosen by the hash of `key`, so that the same key always gets the same template."""
+    return templates[int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % len(templates)]

@@ -1,4 +1,4 @@
-"""How the readers in this folder ask, where a data set has answers but no questions. All wordings are ours."""
+"""Question templates for data sets that publish answers but no questions. All wordings are ours."""
 
 CAPTION = (
     "Describe what you hear.",
@@ -27,7 +27,7 @@ CAPTION_BOTH = (
     "Write a caption for each of the two clips.",
     "What can be heard in the first audio, and what in the second?",
 )
-# Tiers of the difference task (papers: ADIFF, Mellow): few words, a sentence, in detail.
+# Tiers of the difference task (ADIFF, arXiv:2502.04476; Mellow, arXiv:2503.08540): few words, a sentence, in detail.
 DIFFERENCE = {
     1: (
         "In a few words, how do the two recordings differ?",
@@ -53,7 +53,7 @@ ENTAILMENT = (
     'Judge this statement by the recording: "{hypothesis}"',
     'What does the sound say about the claim "{hypothesis}"?',
 )
-# Names and order of Mellow's prompt; the third is the neutral class, the fourth is never the key.
+# Options and order as in Mellow's prompt (arXiv:2503.08540); the third is the neutral class, the fourth is never right.
 ENTAILMENT_CHOICES = (
     "it is definitely true",
     "it is definitely false",

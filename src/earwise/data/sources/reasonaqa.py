@@ -1,11 +1,12 @@
-"""ReasonAQA, Mellow's training set: one JSON list a split, read item by item (train.json has 968k of them).
+"""ReasonAQA, Mellow's training set: one JSON list per split, read item by item (train.json has 968k items).
 
-Source: Zenodo record 15036628; papers: Mellow (arXiv:2503.08540). Fields `taskname, filepath1, filepath2, caption1,
-caption2, input, answer, subtype`. Captions and differences carry a symbol in `input` that the authors' loader replaces
-by one of many wordings: so do we, by ours. Multiple choice is written into the question, `a) .. b) .. c) .. d) ..`, and
-the answer is letter and text; both are taken apart, and an item whose letter and text disagree is a bad one.
-`meta.subset` names the row of the specification's table (`build/reasonaqa.py` counts them). Deviation: the case of
-questions and answers is kept, the released loader lowers all but the differences.
+Source: Zenodo record 15036628; paper: Mellow (arXiv:2503.08540). Fields `taskname, filepath1, filepath2, caption1,
+caption2, input, answer, subtype`. For captions and differences, `input` is a symbol that the authors' loader replaces
+by one of many wordings; we do the same with our own wordings. The options of multiple-choice questions are written into
+the question, `a) .. b) .. c) .. d) ..`, and the answer is letter and text; both are separated here, and an item whose
+letter and text disagree is skipped. `meta.subset` is the row of the paper's table that an item belongs to
+(`datasets/published/reasonaqa.py` compares the counts). Deviation: the case of questions and answers is kept; the
+released loader lowers all but the differences.
 """
 
 import re
@@ -13,11 +14,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from earwise.data.sources import adiff, example_builder, row_readers
+from earwise.data.sources import adiff
 from earwise.data.sources.clothoaqa import YES_NO
-from earwise.data.sources.example_builder import SourceInfo
+from earwise.data.sources.example_builder import (
+    SourceInfo,
+    build_example,
+    convert_rows,
+    pick_by_hash,
+    string_field,
+    text_field,
+)
 from earwise.data.sources.question_templates import CAPTION_BOTH, CAPTION_FIRST, CAPTION_SECOND, DIFFERENCE, EMOTION
-from earwise.data.sources.row_readers import OnSkip, Row
+from earwise.data.sources.row_readers import OnSkip, Row, json_rows
 from earwise.errors import DataError
 from earwise.types import Example
 
@@ -29,17 +37,17 @@ _ANSWER = re.compile(r"\s*\(?([a-j])\)\s*(.*)", re.DOTALL | re.IGNORECASE)
 
 
 def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[Example]:
-    """One Example an item; ids follow the item's number, since some items occur twice."""
-    for number, (where, row) in enumerate(row_readers.json_rows(path, FIELDS, on_skip)):
+    """One Example per item; ids contain the item's number, because some items occur twice."""
+    for number, (location, row) in enumerate(json_rows(path, FIELDS, on_skip)):
 
-        def make(where: str, row: Row, number: int = number) -> Iterator[Example]:
-            yield _example(row, where, f"reasonaqa-{split}-{number}", split, audio_root)
+        def convert(location: str, row: Row, number: int = number) -> Iterator[Example]:
+            yield _example(row, location, f"reasonaqa-{split}-{number}", split, audio_root)
 
-        yield from example_builder.convert_rows([(where, row)], make, on_skip)
+        yield from convert_rows([(location, row)], convert, on_skip)
 
 
 def subset_of(row: Row) -> str:
-    """The row of the specification's table that an item belongs to; `unknown: SUBTYPE` where nothing tells.
+    """Row of the paper's table that an item belongs to; `unknown: SUBTYPE` if it cannot be determined.
 
     >>> subset_of({"subtype": "ACD-1.json", "taskname": "audiocaps", "input": "explain the difference in few words"})
     'ACD'
@@ -62,11 +70,14 @@ def subset_of(row: Row) -> str:
     return f"unknown: {row['subtype']}"
 
 
-def options_of(question: str) -> tuple[str, tuple[str, ...]]:
-    """A question and the options written into it in order, as `a) .. b) ..` or `(A) .. (B) ..`; no options where there
-    are fewer than two.
+def split_options(question: str) -> tuple[str, tuple[str, ...]]:
+    """Separate a question from the options written into it in order, as `a) .. b) ..` or `(A) .. (B) ..`.
 
-    >>> options_of("what is it? a) a dog b) a car (red) c) rain")
+    Returns:
+        The question without its options, and the options; the whole question and no options if there are fewer than
+        two.
+
+    >>> split_options("what is it? a) a dog b) a car (red) c) rain")
     ('what is it?', ('a dog', 'a car (red)', 'rain'))
     """
     marks: list[re.Match[str]] = []
@@ -82,17 +93,17 @@ def options_of(question: str) -> tuple[str, tuple[str, ...]]:
     return question[: marks[0].start()].strip(), tuple(options)
 
 
-def _example(row: Row, where: str, identifier: str, split: str, audio_root: Path) -> Example:
-    subset, symbol = subset_of(row), example_builder.text_field(row, "input", where)
-    clips = [example_builder.string_field(row, "filepath1", where).replace("\\", "/")]
+def _example(row: Row, location: str, identifier: str, split: str, audio_root: Path) -> Example:
+    subset, symbol = subset_of(row), text_field(row, "input", location)
+    clips = [string_field(row, "filepath1", location).replace("\\", "/")]
     if row["filepath2"]:
-        clips.append(example_builder.string_field(row, "filepath2", where).replace("\\", "/"))
-    question, answer, task, choices = _asked(row, where, identifier)
+        clips.append(string_field(row, "filepath2", location).replace("\\", "/"))
+    question, answer, task, choices = _question(row, location, identifier)
     meta: dict[str, Any] = {"subset": subset, "subtype": row["subtype"], "input": symbol}
     meta |= {key: row[key] for key in ("caption1", "caption2") if row[key]}
     if symbol in adiff.TIERS:
         meta["tier"] = adiff.TIERS[symbol]
-    return example_builder.build_example(
+    return build_example(
         SourceInfo("ReasonAQA", LICENCE, audio_root, split),
         identifier,
         clips,
@@ -106,63 +117,62 @@ def _example(row: Row, where: str, identifier: str, split: str, audio_root: Path
     )
 
 
-def _asked(row: Row, where: str, key: str) -> tuple[str, str, str, tuple[str, ...]]:
-    """Question, answer, task and choices of an item."""
-    symbol = example_builder.text_field(row, "input", where)
+def _question(row: Row, location: str, key: str) -> tuple[str, str, str, tuple[str, ...]]:
+    """Question, answer, task and choices of an item; `key` selects the wording."""
+    symbol = text_field(row, "input", location)
     if symbol == "caption both audios":
-        first, second = (
-            example_builder.text_field(row, field, where).rstrip(".") for field in ("caption1", "caption2")
-        )
+        first, second = (text_field(row, field, location).rstrip(".") for field in ("caption1", "caption2"))
         return (
-            example_builder.pick_by_hash(CAPTION_BOTH, key),
+            pick_by_hash(CAPTION_BOTH, key),
             f"The first: {first}. The second: {second}.",
             "caption",
             (),
         )
     if symbol == "caption first audio":
         return (
-            example_builder.pick_by_hash(CAPTION_FIRST, key),
-            example_builder.text_field(row, "caption1", where),
+            pick_by_hash(CAPTION_FIRST, key),
+            text_field(row, "caption1", location),
             "caption",
             (),
         )
     if symbol == "caption second audio":
         return (
-            example_builder.pick_by_hash(CAPTION_SECOND, key),
-            example_builder.text_field(row, "caption2", where),
+            pick_by_hash(CAPTION_SECOND, key),
+            text_field(row, "caption2", location),
             "caption",
             (),
         )
-    answer = example_builder.text_field(row, "answer", where)
+    answer = text_field(row, "answer", location)
     if symbol in adiff.TIERS:
-        return example_builder.pick_by_hash(DIFFERENCE[adiff.TIERS[symbol]], key), answer, "difference", ()
-    asked = symbol.replace(EMOTION_SYMBOL, example_builder.pick_by_hash(EMOTION, key))
+        return pick_by_hash(DIFFERENCE[adiff.TIERS[symbol]], key), answer, "difference", ()
+    text = symbol.replace(EMOTION_SYMBOL, pick_by_hash(EMOTION, key))
     if answer.lower().rstrip(".") in YES_NO:
-        return asked, answer.lower().rstrip("."), "yes_no", YES_NO
-    question, choices = options_of(asked)
+        return text, answer.lower().rstrip("."), "yes_no", YES_NO
+    question, choices = split_options(text)
     if not choices:
-        return asked, answer, "detail", ()
+        return text, answer, "detail", ()
     task = "entailment" if subset_of(row) in ("CLE", "ACE") else "multiple_choice"
-    return question, choices[key_of(answer, choices, where)], task, choices
+    return question, choices[answer_index(answer, choices, location)], task, choices
 
 
-def key_of(answer: str, choices: tuple[str, ...], where: str) -> int:
-    """Which option the answer names by letter and text.
+def answer_index(answer: str, choices: tuple[str, ...], location: str) -> int:
+    """Index of the option that an answer such as "b) a car" names.
 
     Raises:
-        DataError: if options are empty or equal, or letter and text name no option or two.
+        DataError: if options are empty or equal, or letter and text do not name the same option.
     """
-    plain = [_plain(choice) for choice in choices]
-    if not all(plain) or len(set(plain)) < len(plain):
-        raise DataError(f"{where}: options {', '.join(choices)!r:.80}: one is empty or stands twice")
+    plain_choices = [_plain(choice) for choice in choices]
+    if not all(plain_choices) or len(set(plain_choices)) < len(plain_choices):
+        raise DataError(f"{location}: options {', '.join(choices)!r:.80}: one is empty or occurs twice")
     lettered = _ANSWER.fullmatch(answer)
-    said = _plain(lettered[2] if lettered else answer)
-    by_text = plain.index(said) if said in plain else None
+    text = _plain(lettered[2] if lettered else answer)
+    by_text = plain_choices.index(text) if text in plain_choices else None
     by_letter = "abcdefghij".index(lettered[1].lower()) if lettered else by_text
-    if by_letter is None or by_letter >= len(choices) or (said and by_text != by_letter):
-        raise DataError(f"{where}: answer {answer!r:.60} is not one of the options by letter and text")
+    if by_letter is None or by_letter >= len(choices) or (text and by_text != by_letter):
+        raise DataError(f"{location}: answer {answer!r:.60} is not one of the options by letter and text")
     return by_letter
 
 
-def _plain(words: str) -> str:
-    return " ".join(re.findall(r"\w+", words.lower()))
+def _plain(text: str) -> str:
+    """The words of a text in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", text.lower()))

@@ -1,4 +1,9 @@
-"""Published tables, row by row: CSV, JSON lines, a JSON list of any size, an object that holds such a list."""
+"""Reads published files row by row: CSV, JSON lines, a JSON list of any size, or an object that contains such a list.
+
+Used by every reader in this folder. A file that is not the expected one raises DataError. A row that is damaged is
+reported to `on_skip` as one line naming file and row, and reading continues with the next row. Only the current row is
+held in memory, so a list of a million items needs no more memory than one item.
+"""
 
 import codecs
 import csv
@@ -12,32 +17,32 @@ from earwise.errors import DataError
 
 Row = Mapping[str, Any]
 OnSkip = Callable[[str], None]
-"""Takes one line about a row that cannot be used."""
+"""Callback that receives one line about a row that cannot be used."""
 
 CHUNK_CHARS = 1 << 20
-LONGEST_ITEM_CHARS = 1 << 22  # an item of a JSON list that is longer is taken for a broken one
-_BETWEEN = re.compile(r"[\s,]*")
+MAX_ITEM_CHARS = 1 << 22  # a longer item of a JSON list is treated as damaged
+_SEPARATORS = re.compile(r"[\s,]*")
 _NEXT_ITEM = re.compile(r"\}\s*,\s*(?=\{)")
 
 
 def csv_rows(
     path: Path,
-    needed: Sequence[str],
+    required: Sequence[str],
     on_skip: OnSkip,
     *,
     delimiter: str = ",",
     quoted: bool = True,
     header: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """The rows of a CSV or TSV file as `(where, row)`; blank lines and `#` lines before the rows are passed over.
+    """Read a CSV or TSV file as pairs `(location, row)`; blank lines and leading comment lines (`#`) are skipped.
 
     Args:
-        path: The table; bytes that are not UTF-8 are read as Windows-1252 (ClothoAQA and MELD hold some).
-        needed: Columns that must be there.
-        on_skip: Takes a line for every row with another number of fields than the header.
-        delimiter: Between fields.
-        quoted: Whether fields may stand in double quotes; where False a quote is an ordinary character.
-        header: The columns, where the file has no header line.
+        path: File; bytes that are not UTF-8 are read as Windows-1252 (ClothoAQA and MELD contain some).
+        required: Columns that the file must have.
+        on_skip: Callback for every row whose number of fields differs from the header's.
+        delimiter: Character between fields.
+        quoted: Whether fields may be enclosed in double quotes; False treats a quote as an ordinary character.
+        header: Column names of a file without a header line.
     Raises:
         DataError: if the file cannot be read, or a column is missing.
     """
@@ -45,10 +50,10 @@ def csv_rows(
         _lines(path),
         delimiter=delimiter,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        skipinitialspace=header is not None,  # AudioSet writes a blank after its commas
+        skipinitialspace=header is not None,  # AudioSet writes a space after its commas
     )
     columns = list(header) if header is not None else [name.strip() for name in next(reader, [])]
-    if missing := [name for name in needed if name not in columns]:
+    if missing := [name for name in required if name not in columns]:
         raise DataError(
             f"{path}: column {missing[0]!r} is missing, found {', '.join(columns)[:80]}; is this the published file?"
         )
@@ -62,41 +67,48 @@ def csv_rows(
             continue
         if not fields or (header is not None and fields[0].startswith("#")):
             continue
-        where = f"{path}:row {reader.line_num}"
+        location = f"{path}:row {reader.line_num}"
         if len(fields) == len(columns):
-            yield where, dict(zip(columns, fields, strict=True))
+            yield location, dict(zip(columns, fields, strict=True))
         else:
-            on_skip(f"{where}: {len(fields)} fields where the header has {len(columns)}")
+            on_skip(f"{location}: {len(fields)} fields where the header has {len(columns)}")
 
 
 def json_rows(
-    path: Path, needed: Sequence[str], on_skip: OnSkip, *, key: str | None = None
+    path: Path, required: Sequence[str], on_skip: OnSkip, *, key: str | None = None
 ) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSON list, of JSON lines, or of the list under `key` of one object, as `(where, row)`.
+    """Read the objects of a JSON list, of JSON lines, or of a list inside one object, as pairs `(location, row)`.
 
+    Args:
+        path: File.
+        required: Fields that every object must have.
+        on_skip: Callback for every item that is not valid JSON, no object, or lacks a field.
+        key: Key of the list, if the file is one object that contains the list.
     Raises:
-        DataError: if the file cannot be read, or the first object lacks a field (another file).
+        DataError: if the file cannot be read, or the first object lacks a field (it is probably another file).
     """
-    first = True
-    for where, value in _json_values(path, on_skip, key):
+    is_first = True
+    for location, value in _json_values(path, on_skip, key):
         if not isinstance(value, dict):
-            on_skip(f"{where}: a JSON {type(value).__name__} where an object is expected")
+            on_skip(f"{location}: a JSON {type(value).__name__} where an object is expected")
             continue
-        missing = [name for name in needed if name not in value]
-        if missing and first:
-            raise DataError(f"{where}: field {missing[0]!r} is missing, found {', '.join(value)[:80]}; another file?")
-        first = False
+        missing = [name for name in required if name not in value]
+        if missing and is_first:
+            raise DataError(
+                f"{location}: field {missing[0]!r} is missing, found {', '.join(value)[:80]}; another file?"
+            )
+        is_first = False
         if missing:
-            on_skip(f"{where}: field {missing[0]!r} is missing")
+            on_skip(f"{location}: field {missing[0]!r} is missing")
         else:
-            yield where, value
+            yield location, value
 
 
 def text_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not blank, as `(where, line)`.
+    """The lines of a text file that are not blank, as pairs `(location, line)`.
 
     Raises:
-        DataError: if it cannot be read.
+        DataError: if the file cannot be read.
     """
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
@@ -104,6 +116,7 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file; a line that is not UTF-8 is decoded as Windows-1252."""
     try:
         with path.open("rb") as handle:
             for number, line in enumerate(handle):
@@ -118,67 +131,78 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _json_values(path: Path, on_skip: OnSkip, key: str | None) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file that is a list, contains a list under `key`, or has one value per line."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as handle:
             head = handle.read(CHUNK_CHARS)
-            opened = re.match(r"\s*\[", head)
-            if opened is None and key is not None:
-                opened = re.search(rf'"{re.escape(key)}"\s*:\s*\[', head)
-            if opened is not None:
-                yield from _listed(path, handle, head[opened.end() :], on_skip)
+            list_start = re.match(r"\s*\[", head)
+            if list_start is None and key is not None:
+                list_start = re.search(rf'"{re.escape(key)}"\s*:\s*\[', head)
+            if list_start is not None:
+                yield from _list_items(path, handle, head[list_start.end() :], on_skip)
                 return
             handle.seek(0)
-            yield from _one_a_line(path, handle, on_skip)
+            yield from _json_lines(path, handle, on_skip)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _one_a_line(path: Path, handle: IO[str], on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path, handle: IO[str], on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
+    """The values of a file with one JSON value per line."""
     for number, line in enumerate(handle, 1):
         if not line.strip():
             continue
-        where = f"{path}:row {number}"
+        location = f"{path}:row {number}"
         if "\ufffd" in line:
-            on_skip(f"{where}: not UTF-8")
+            on_skip(f"{location}: not UTF-8")
             continue
         try:
             value = json.loads(line)
         except ValueError as error:
-            on_skip(f"{where}: not JSON ({error})")
+            on_skip(f"{location}: not JSON ({error})")
             continue
-        yield where, value
+        yield location, value
 
 
-def _listed(path: Path, handle: IO[str], buffer: str, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
-    """The items of an opened list. After a broken item reading goes on at the next object that begins after a comma."""
-    decoder, at, number = json.JSONDecoder(), 0, 0
+def _list_items(path: Path, handle: IO[str], buffer: str, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
+    """The items of a JSON list, read in chunks.
+
+    After an item that is not valid JSON, reading continues at the next object that begins after a comma.
+
+    Args:
+        path: File, for error messages.
+        handle: The open file, positioned after `buffer`.
+        buffer: First part of the file, from the first character after the list's opening bracket.
+        on_skip: Callback for every damaged item.
+    """
+    decoder, position, number = json.JSONDecoder(), 0, 0
     while True:
-        at = _BETWEEN.match(buffer, at).end()  # type: ignore[union-attr]  # matches the empty string
-        if at == len(buffer):
-            buffer, at = handle.read(CHUNK_CHARS), 0
+        position = _SEPARATORS.match(buffer, position).end()  # type: ignore[union-attr]  # matches the empty string
+        if position == len(buffer):
+            buffer, position = handle.read(CHUNK_CHARS), 0
             if not buffer:
-                on_skip(f"{path}:item {number + 1}: the list breaks off here; download the file again")
+                on_skip(f"{path}:item {number + 1}: the list ends in the middle; download the file again")
                 return
             continue
-        if buffer[at] == "]":
+        if buffer[position] == "]":
             return
         try:
-            value, end = decoder.raw_decode(buffer, at)
+            value, end = decoder.raw_decode(buffer, position)
         except ValueError as error:
-            more = handle.read(CHUNK_CHARS) if len(buffer) - at < LONGEST_ITEM_CHARS else ""
-            if more:  # perhaps the item only goes on in the next chunk
-                buffer, at = buffer[at:] + more, 0
+            next_chunk = handle.read(CHUNK_CHARS) if len(buffer) - position < MAX_ITEM_CHARS else ""
+            if next_chunk:  # the item may continue in the next chunk
+                buffer, position = buffer[position:] + next_chunk, 0
                 continue
             number += 1
             on_skip(f"{path}:item {number}: not JSON ({error.args[0].split(':')[0]})")
-            following = _NEXT_ITEM.search(buffer, at)
-            if following is None:
+            next_item = _NEXT_ITEM.search(buffer, position)
+            if next_item is None:
                 return
-            at = following.end()
+            position = next_item.end()
             continue
         number += 1
-        if "\ufffd" in buffer[at:end]:
+        if "\ufffd" in buffer[position:end]:
             on_skip(f"{path}:item {number}: not UTF-8")
         else:
             yield f"{path}:item {number}", value
-        at = end
+        position = end
