@@ -1,4 +1,4 @@
-"""Options of commands that ask a teacher, and the teacher and limits that they amount to."""
+"""Options of the commands that need a teacher, and the teacher that they describe."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import click
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from earwise.datasets.teachers.teacher import Teacher
+    from earwise.datasets.teachers.teacher import Teacher, TemplateReply
     from earwise.engine.remote.openai_http import RequestLimits
 
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -18,8 +18,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         default="template",
         show_default=True,
         metavar="URL",
-        help="An OpenAI-compatible server, up to /v1 (or URL#NAME); `template` fills in from labels, offline, "
-        "for trials.",
+        help="Address of an OpenAI-compatible server, up to /v1 (or URL#NAME); `template` fills in sentences from "
+        "labels, offline, for trials.",
     ),
     click.option("--teacher-model", default="", metavar="NAME", help="Name of the model on that server."),
     click.option(
@@ -28,32 +28,54 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         show_default=True,
         help="Environment variable that holds the server's key.",
     ),
-    click.option("--teacher-temperature", default=0.7, show_default=True, type=click.FloatRange(0)),
-    click.option("--teacher-max-tokens", default=1024, show_default=True, type=click.IntRange(1)),
+    click.option(
+        "--teacher-temperature",
+        default=0.7,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Sampling temperature of the teacher; 0 is greedy.",
+    ),
+    click.option(
+        "--teacher-max-tokens",
+        default=1024,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Longest answer of the teacher, in tokens.",
+    ),
     click.option(
         "--structured",
         default="json_schema",
         show_default=True,
         type=click.Choice(["json_schema", "json_object", "none"]),
-        help="How the server is asked for JSON; what comes is checked either way.",
+        help="How the server is told to answer in JSON; the answers are checked in any case.",
     ),
     click.option(
-        "--retry-failed", is_flag=True, help="Ask again what failed in an earlier run (refused, malformed, cut ...)."
+        "--retry-failed",
+        is_flag=True,
+        help="Send requests again that failed in an earlier run (refused, malformed, truncated ...).",
     ),
-    click.option("--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Requests at once."),
-    click.option("--requests-per-minute", type=click.FloatRange(0, min_open=True), help="No faster than this."),
-    click.option("--tokens-per-minute", type=click.FloatRange(0, min_open=True), help="No faster than this."),
+    click.option(
+        "--concurrency", default=16, show_default=True, type=click.IntRange(1), help="Requests in flight at once."
+    ),
+    click.option(
+        "--requests-per-minute",
+        type=click.FloatRange(0, min_open=True),
+        help="Rate limit of requests; none by default.",
+    ),
+    click.option(
+        "--tokens-per-minute", type=click.FloatRange(0, min_open=True), help="Rate limit of tokens; none by default."
+    ),
     click.option(
         "--price",
         metavar="IN,OUT",
-        help="Cost of a million input and a million output tokens, for estimates and counts: 0.15,0.60",
+        help="Price of a million input and a million output tokens, for estimates and counts: 0.15,0.60",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherOptions:
-    """What the options say."""
+    """The values of the teacher's options, named like them."""
 
     teacher: str
     teacher_model: str
@@ -69,56 +91,57 @@ class TeacherOptions:
 
 
 def teacher_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options above; it takes them as `**asked` and makes `TeacherOptions(**asked)` of them."""
+    """Add the teacher's options to a command; `TeacherOptions` collects their values."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def open_teacher(asked: TeacherOptions, template_replies: "Mapping[str, Callable[[Mapping[str, Any]], Any]]") -> "Teacher":
-    """The teacher.
+def open_teacher(options: TeacherOptions, template_replies: "Mapping[str, TemplateReply]") -> "Teacher":
+    """Make the teacher that the options describe.
 
     Args:
-        asked: The options.
-        fillers: What a template says to each kind of request.
+        options: Values of the teacher's options.
+        template_replies: Kind of request -> function that fills in the answer, for a template teacher.
     Raises:
-        ConfigError: if a server is named without a model, or the price is no pair of numbers.
+        ConfigError: if a server is named without a model, or the price is not a pair of numbers.
     """
-    from earwise.datasets.teachers import teacher as teachers
+    from earwise.datasets.teachers.teacher import RemoteTeacher, TemplateTeacher
     from earwise.engine.remote import openai_http
 
-    if asked.teacher == "template":
-        return teachers.TemplateTeacher(template_replies)
-    url, _, named = asked.teacher.partition("#")
-    if not (asked.teacher_model or named):
-        raise ConfigError(f"--teacher {asked.teacher} needs --teacher-model, the model's name on that server")
-    return teachers.RemoteTeacher(
+    if options.teacher == "template":
+        return TemplateTeacher(template_replies)
+    url, _, model = options.teacher.partition("#")
+    if not (options.teacher_model or model):
+        raise ConfigError(f"--teacher {options.teacher} needs --teacher-model, the model's name on that server")
+    return RemoteTeacher(
         url,
-        asked.teacher_model or named,
-        api_key=openai_http.api_key_from_environment(asked.api_key_variable),
-        temperature=asked.teacher_temperature,
-        max_tokens=asked.teacher_max_tokens,
-        response_format=asked.structured,  # type: ignore[arg-type]  # click checked it
-        price=_price(asked.price),
+        options.teacher_model or model,
+        api_key=openai_http.api_key_from_environment(options.api_key_variable),
+        temperature=options.teacher_temperature,
+        max_tokens=options.teacher_max_tokens,
+        response_format=options.structured,  # type: ignore[arg-type]  # click checked it
+        price=_parse_price(options.price),
     )
 
 
-def limits(asked: TeacherOptions) -> "RequestLimits":
-    """How hard the teacher may be worked."""
+def teacher_limits(options: TeacherOptions) -> "RequestLimits":
+    """Concurrency and rate limits of the teacher."""
     from earwise.engine.remote.openai_http import RequestLimits
 
     return RequestLimits(
-        concurrency=asked.concurrency,
-        requests_per_minute=asked.requests_per_minute,
-        tokens_per_minute=asked.tokens_per_minute,
+        concurrency=options.concurrency,
+        requests_per_minute=options.requests_per_minute,
+        tokens_per_minute=options.tokens_per_minute,
     )
 
 
-def _price(text: str | None) -> tuple[float, float] | None:
+def _parse_price(text: str | None) -> tuple[float, float] | None:
+    """Parse the prices of input and output tokens, separated by a comma."""
     if text is None:
         return None
     try:
-        first, second = (float(part) for part in text.split(","))
+        input_price, output_price = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--price {text!r} is not two numbers; write for example 0.15,0.60") from error
-    return first, second
+    return input_price, output_price

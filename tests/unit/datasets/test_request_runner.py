@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,9 @@ from chat_server import Say, serving
 from earwise.datasets.teachers import request_runner
 from earwise.datasets.teachers.keyed_log import KeyedLog, in_shard, parse_shard
 from earwise.datasets.teachers.request_runner import ask_teacher, request_key
-from earwise.datasets.teachers.teacher import RemoteTeacher, TeacherReply, TeacherRequest, TemplateTeacher
-from earwise.datasets.teachers.validate_reply import validate_reply, wrong_language
+from earwise.datasets.teachers.teacher import RemoteTeacher, TeacherRequest, TemplateTeacher
 from earwise.engine.remote.openai_http import RateLimiter, RequestLimits, retry_after_s
-from earwise.errors import ConfigError, DataError, EngineError
+from earwise.errors import ConfigError, EngineError
 
 QUICK = RequestLimits(concurrency=4, backoff_s=0.01, max_backoff_s=0.02)
 
@@ -282,35 +280,6 @@ def test_a_partial_last_line_is_cut_and_a_damaged_line_is_asked_again(tmp_path: 
         assert len(reopened) == 4 and all(row["status"] == "ok" for row in reopened.rows())
 
 
-def test_two_runs_cannot_write_one_log(tmp_path: Path) -> None:
-    with KeyedLog(tmp_path), pytest.raises(DataError, match=r"another run.*--shard"):
-        KeyedLog(tmp_path)
-    KeyedLog(tmp_path).close()
-
-
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
-    """A limit of the file size stands in for a full disk: the row that does not fit leaves nothing in the file."""
-    code = f"""
-import resource, signal
-from pathlib import Path
-from earwise.datasets.teachers.keyed_log import KeyedLog
-from earwise.errors import DataError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-log = KeyedLog(Path({str(tmp_path)!r}))
-try:
-    for number in range(100):
-        log.append({{"key": f"{{number:064x}}", "text": "x" * 50}})
-except DataError as error:
-    print(number, error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    count, message = done.stdout.split(" ", 1)
-    assert "free some space, then run the same command again" in message
-    data = (tmp_path / "rows.jsonl").read_bytes()
-    assert data.endswith(b"}\n") and len(data.splitlines()) == int(count) > 3
-
-
 def test_template_teacher_is_named_in_its_rows_and_is_not_asked_twice(tmp_path: Path) -> None:
     teacher = TemplateTeacher({"test": lambda facts: {"colour": facts["colour"]}})
     summary = ask_teacher([request_for("a", Colour, facts={"colour": "red"})], teacher, tmp_path)
@@ -321,52 +290,6 @@ def test_template_teacher_is_named_in_its_rows_and_is_not_asked_twice(tmp_path: 
     assert dict(wrong.failed) == {"invalid": 1} and rows(tmp_path)[1]["answers"] == 1
     with pytest.raises(ConfigError, match=r"no sentences for 'essay'.*--teacher"):
         ask_teacher([TeacherRequest(id="x", kind="essay", messages=())], teacher, tmp_path)
-
-
-def test_validate_reply() -> None:
-    def status(text: str, schema: type[BaseModel] | None = None, **more: Any) -> str:
-        return validate_reply(TeacherReply(text, 0, 0), request_for("q", schema, **more)).status
-
-    assert validate_reply(TeacherReply("", 0, 0, refused=True), request_for("q")).status == "refusal"
-    assert validate_reply(TeacherReply("a b", 0, 0, finish_reason="length"), request_for("q")).status == "truncated"
-    assert (
-        validate_reply(TeacherReply('{"colour": "x"}', 0, 0, finish_reason="length"), request_for("q", Colour)).status
-        == "ok"
-    )
-    assert status("<think>long</think>\n") == "empty"
-    assert status("As an AI, I have no ears.") == "refusal"
-    assert status("申し訳ありませんが、その依頼にはお応えできません。") == "refusal"
-    assert status("Es tut mir leid, aber dabei kann ich nicht helfen.") == "refusal"
-    # Texts that a translator may have to write
-    for text in ("I'm sorry I am late.", "Es tut mir leid.", "Sorry, I can't hear the dog.", "Je ne sais pas."):
-        assert status(text) == "ok", text
-    assert status('{"colour": "I cannot help with that"}', Colour) == "ok"
-    assert status('Sure! {"colour": "red"}', Colour) == "invalid"
-    assert status('{"colour": "der Hund ist nicht in dem Haus und die Katze"}', Colour, language="en") == "language"
-    assert status('{"colour": "red"}', Colour, language="en") == "ok"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected", "wrong"),
-    [
-        ("A dog barks twice and then it rains.", "en", None),
-        ("Ein Hund bellt und die Katze ist nicht da.", "en", "de"),
-        ("Ein Hund bellt und die Katze ist nicht da.", "de", None),
-        ("Le chien est dans la rue et les enfants sont avec une dame.", "en", "fr"),
-        ("dog barking", "de", None),
-        ("A dog barks.", "ja", "Latin script"),
-        ("犬が二回吠えて、雨が降り始める。", "ja", None),
-        ("狗叫了两声然后开始下大雨了天气很冷", "ja", "zh"),
-        ("犬が二回吠えて、雨が降り始める。", "zh", "ja"),
-        ("狗叫了两声，然后开始下雨。", "zh", None),
-        ("狗叫了两声，然后开始下雨。", "en", "Han script"),
-        ("Собака лает дважды.", "en", "Cyrillic script"),
-        ("12 + 34", "en", None),
-        ("anything at all", "xx", None),
-    ],
-)
-def test_wrong_language_needs_clear_evidence(text: str, expected: str, wrong: str | None) -> None:
-    assert wrong_language(text, expected) == wrong
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
@@ -389,13 +312,3 @@ def test_request_runner_imports_neither_torch_nor_numpy() -> None:
     code = "import sys, earwise.datasets.teachers.request_runner; print('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
-
-
-def test_opening_a_large_log_is_fast(tmp_path: Path) -> None:
-    """50,000 rows take well under a second of processor time, so a million rows take about ten seconds."""
-    line = '{{"key": "{0:064x}", "status": "ok", "value": "a sentence of some length, as a teacher writes it"}}\n'
-    (tmp_path / "rows.jsonl").write_text("".join(line.format(number) for number in range(50_000)))
-    start = time.process_time()
-    with KeyedLog(tmp_path, read_only=True) as log:
-        assert len(log) == 50_000 and (log.get(f"{49_999:064x}") or {})["value"].startswith("a sentence")
-    assert time.process_time() - start < 2.0

@@ -1,7 +1,8 @@
-"""What is known of each clip in words: captions that are given, that an audio model writes, or that labels amount to.
+"""Captions of clips: given with the clip, written by an audio model, or filled in from its labels.
 
-First step of `build/sari.py` (papers/sari.md, section 2: an audio model writes captions, sets that have some keep
-them). Every caption says who it is from.
+First step of SARI's corpus (arXiv:2504.15900): in the paper an audio model writes the captions, and data sets that have
+captions keep them. Captions from labels are ours, for trials without a model. Every caption carries the name of its
+author.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,86 +20,104 @@ from earwise.engine.base import Engine, SamplingParams
 from earwise.types import Audio, Completion, Text, Turn
 
 KIND = "caption"
-GIVEN = "given"
+PROVIDED = "given"
+"""Author of captions that came with the clips."""
 PROMPT = (
     "Describe everything that can be heard in this audio in two or three sentences: sounds and their order, music, "
     "speech and what is said, the speaker, the place."
 )
 MAX_NEW_TOKENS = 192
-_SAID_LAST = ("kind",)  # "A recording of speech." only where nothing better is known
+LEAST_INFORMATIVE_FIELDS = ("kind",)
+"""Label fields that are stated only if there is no other ("A recording of speech.")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A caption and who wrote it: `given`, a template, or the model's name."""
+    """A caption of a clip."""
 
     text: str
+    """The caption."""
     by: str
+    """Its author: `PROVIDED`, the name of a template teacher, or the name of an audio model."""
 
 
-def given(row: Mapping[str, Any]) -> str | None:
-    """The caption that a row holds: `caption`, or the first of `captions`.
+def row_caption(row: Mapping[str, Any]) -> str | None:
+    """The caption in a row: its field `caption`, or the first of `captions`; None if there is none.
 
-    >>> given({"captions": ["Rain falls.", "It rains."]}), given({"caption": " "})
-    ('Rain falls.', None)
+    Example:
+        >>> row_caption({"captions": ["Rain falls.", "It rains."]}), row_caption({"caption": " "})
+        ('Rain falls.', None)
     """
-    listed = row.get("captions")
-    text = row.get("caption") or (listed[0] if isinstance(listed, list) and listed else None)
+    captions = row.get("captions")
+    text = row.get("caption") or (captions[0] if isinstance(captions, list) and captions else None)
     return " ".join(text.split()) or None if isinstance(text, str) else None
 
 
-def facts_of(row: LabelRow) -> list[list[str]]:
-    """Field and name of everything that labels say of a clip, the best first."""
-    found = [[fact.field, fact.name] for fact in clip_questions.label_facts(row, tuple(clip_questions.FIELDS))]
-    best = [fact for fact in found if fact[0] not in _SAID_LAST]
-    return best or found
+def caption_facts(row: LabelRow) -> list[list[str]]:
+    """What a clip's labels state, as pairs of field and name, the most informative ones only."""
+    facts = [[fact.field, fact.name] for fact in clip_questions.label_facts(row, tuple(clip_questions.FIELDS))]
+    informative_facts = [fact for fact in facts if fact[0] not in LEAST_INFORMATIVE_FIELDS]
+    return informative_facts or facts
 
 
 def template_caption(facts: Mapping[str, Any]) -> str:
-    """Sentences that say the facts.
+    """Fill in a caption: one sentence for each pair of field and name in `facts["said"]`.
 
-    >>> template_caption({"said": [["sound", "dog"], ["language", "German"]]})
-    'A dog is barking. Someone is speaking German.'
+    Example:
+        >>> template_caption({"said": [["sound", "dog"], ["language", "German"]]})
+        'A dog is barking. Someone is speaking German.'
     """
     return " ".join(question_templates.captions(field, name)[0] for field, name in facts["said"])
 
 
 def template_request(name: str, facts: Sequence[Sequence[str]]) -> TeacherRequest:
-    """Ask the template teacher for a caption; a language model is not asked, since it has no ears."""
+    """Request for a caption to the template teacher. A language model is never asked, since it gets no audio.
+
+    Args:
+        name: Name of the clip.
+        facts: Facts from `caption_facts`.
+    """
     return TeacherRequest(name, KIND, ({"role": "user", "content": "Caption the clip."},), facts={"said": facts})
 
 
-def by_engine(
+def write_captions(
     engine: Engine,
     paths: Sequence[Path],
     folder: Path,
     *,
     batch: int = 16,
-    writer: Shard = UNSHARDED,
+    shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Caption | None, str]]:
-    """Let an audio model describe clips; greedy, resumable.
+    """Let an audio model describe clips, greedily. Captions that the log holds already are not written again.
 
+    Args:
+        engine: The audio model. Of a clip longer than it accepts it gets the beginning.
+        paths: Files of the clips.
+        folder: Folder of the log.
+        batch: Clips handed to the engine at a time; changes nothing but speed.
+        shard: Shard of this process, which names the log's file that is written.
+        on_progress: Called after every batch with the number of finished clips and the number of all.
     Returns:
-        For each path its caption and "", or None and why there is none ("empty", or the error of the file).
+        For each clip its caption and "", or None and the reason: "empty", or the error of the file.
     """
 
-    def read(asked: AudioQuery, completions: list[Completion]) -> dict[str, Any]:
+    def read(query: AudioQuery, completions: list[Completion]) -> dict[str, Any]:
         text = " ".join(split_reasoning(completions[0].text)[1].split())
         return {"value": text} if text else {"status": "empty", "error": "empty"}
 
-    asked = [
-        AudioQuery(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (path,), {}) for path in paths
+    queries = [
+        AudioQuery(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (path,), {})
+        for path in paths
     ]
-    sampling_params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
     rows = run_audio_queries(
         engine,
-        asked,
+        queries,
         folder,
         read=read,
-        sampling_params=sampling_params,
+        sampling_params=SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
         options=QueryOptions(batch=batch, long_audio="truncate"),
-        shard=writer,
+        shard=shard,
         on_progress=on_progress,
     )
     return [

@@ -1,9 +1,9 @@
-"""Chains of reasoning that end at a known answer: what a teacher is asked for, what it may say, how it is rendered.
+"""Chains of reasoning that end at a known answer: the request to a teacher, the checks of its answer, the final text.
 
-For `build/sari.py` (arXiv 2504.15900; papers/sari.md, sections 2 and 3): structured chains have four parts (planning,
-caption, reasoning, summary), unstructured ones none. The writer reads a caption and never hears the clip. Prompts and
-checks are ours; the paper's are not published. A chain is refused, with the reason told to the teacher, if a part is
-empty or holds tags, if it speaks of the description it was written from, or if its end does not state the answer.
+Last step of SARI's corpus (arXiv:2504.15900). A structured chain has four parts (planning, caption, reasoning,
+summary), an unstructured one is free text. The teacher reads a caption and gets no audio. Prompts and checks are ours,
+since the paper's are not published. A chain fails its checks if a part is empty or contains tags, mentions the
+description that it was written from, or does not end with the answer; the teacher is told why.
 """
 
 import re
@@ -17,20 +17,20 @@ from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.errors import ConfigError
 from earwise.types import Example
 
-CHAINS = ("structured", "unstructured")
+CHAIN_STYLES = ("structured", "unstructured")
 KIND = "chain"
 
-SYSTEM = (
+SYSTEM_PROMPT = (
     "You write training data for a model that listens. You cannot hear the clip yourself: all you know of it is a "
     "description. Write as somebody who hears the clip, do not speak of the description, and claim nothing that it "
     "does not support. Answer with one JSON object and nothing else."
 )
-TASK = """What can be heard: {caption}
+TASK_PROMPT = """What can be heard: {caption}
 Question: {question}
 {options}Right answer: {answer}
 
 """
-WANTED: Mapping[str, str] = {
+STYLE_PROMPTS: Mapping[str, str] = {
     "structured": "Write the reasoning that leads to the right answer, in four parts, as JSON with these keys:\n"
     "planning: what the question asks for and what to listen for, one or two sentences;\n"
     "caption: what can be heard, as far as it matters here, one or two sentences;\n"
@@ -48,8 +48,8 @@ _SOURCE = re.compile(
 )
 
 
-def _part(text: str) -> str:
-    """One part of a chain, tidied; refused if it is empty, tagged, or betrays what it was written from."""
+def _checked_text(text: str) -> str:
+    """One text of an answer, with single blanks; raises if it is empty, has tags, or mentions the description."""
     text = " ".join(text.split())
     if not text:
         raise ValueError("is empty")
@@ -60,27 +60,31 @@ def _part(text: str) -> str:
     return text
 
 
-Part = Annotated[str, AfterValidator(_part)]
+PlainText = Annotated[str, AfterValidator(_checked_text)]
+"""A text that passes `_checked_text`."""
 
 
-def _states(text: str, info: ValidationInfo, where: str) -> None:
+def _require_answer(text: str, info: ValidationInfo, part: str) -> None:
+    """Raise if a part of a chain does not mention the answer, which the validation context holds."""
     answer = (info.context or {}).get("answer")
     if answer and not mentions(text, answer):
-        raise ValueError(f"{where} does not state the right answer {answer!r} in its own words")
+        raise ValueError(f"{part} does not state the right answer {answer!r} in its own words")
 
 
+# The JSON schemas of these models are sent to the teacher and are part of the keys of logged answers. They contain the
+# names, docstrings and fields of the classes: changing one makes every logged chain be requested again.
 class Structured(BaseModel):
     """Four parts; the summary states the answer."""
 
     model_config = ConfigDict(extra="forbid")
-    planning: Part
-    caption: Part
-    reasoning: Part
-    summary: Part
+    planning: PlainText
+    caption: PlainText
+    reasoning: PlainText
+    summary: PlainText
 
     @model_validator(mode="after")
     def _concludes(self, info: ValidationInfo) -> "Structured":
-        _states(self.summary, info, "summary")
+        _require_answer(self.summary, info, "summary")
         return self
 
 
@@ -88,34 +92,40 @@ class Unstructured(BaseModel):
     """Free thought that comes to the answer."""
 
     model_config = ConfigDict(extra="forbid")
-    thought: Part
+    thought: PlainText
 
     @model_validator(mode="after")
     def _concludes(self, info: ValidationInfo) -> "Unstructured":
-        _states(self.thought, info, "thought")
+        _require_answer(self.thought, info, "thought")
         return self
 
 
 SCHEMAS: Mapping[str, type[BaseModel]] = {"structured": Structured, "unstructured": Unstructured}
 
 
-def check(styles: Sequence[str]) -> None:
-    """Refuse an unknown kind of chain.
+def check_chain_styles(styles: Sequence[str]) -> None:
+    """Check that styles of chains exist.
 
     Raises:
-        ConfigError: naming it.
+        ConfigError: naming the first one that does not.
     """
     for style in styles:
-        if style not in CHAINS:
-            raise ConfigError(f"chain {style!r} is none of {', '.join(CHAINS)}")
+        if style not in CHAIN_STYLES:
+            raise ConfigError(f"chain {style!r} is none of {', '.join(CHAIN_STYLES)}")
 
 
 def chain_request(example: Example, caption: str, style: str) -> TeacherRequest:
-    """Ask for one chain about one example whose clip is known by a caption."""
+    """Request for one chain.
+
+    Args:
+        example: The question and its answer.
+        caption: Caption of the example's clip.
+        style: Style of the chain, out of `CHAIN_STYLES`.
+    """
     answer = example.answer[0]
-    options = "".join(f"- {choice}\n" for choice in example.choices)
-    text = TASK.format(
-        caption=caption, question=example.question, options=f"Options:\n{options}" if options else "", answer=answer
+    choices = "".join(f"- {choice}\n" for choice in example.choices)
+    task = TASK_PROMPT.format(
+        caption=caption, question=example.question, options=f"Options:\n{choices}" if choices else "", answer=answer
     )
     facts = {
         "style": style, "caption": caption, "question": example.question, "choices": list(example.choices),
@@ -125,8 +135,8 @@ def chain_request(example: Example, caption: str, style: str) -> TeacherRequest:
         id=f"{example.id}:{style}",
         kind=KIND,
         messages=(
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": text + WANTED[style].format(answer=answer)},
+            {"role": "system", "content": SYSTEM_PROMPT},
+            {"role": "user", "content": task + STYLE_PROMPTS[style].format(answer=answer)},
         ),
         schema=SCHEMAS[style],
         facts=facts,
@@ -135,11 +145,12 @@ def chain_request(example: Example, caption: str, style: str) -> TeacherRequest:
     )
 
 
-def rendered(value: Mapping[str, Any], style: str) -> str:
-    """The `reasoning` of a row: the four sections in their tags, or the thought as it is.
+def render_chain(value: Mapping[str, Any], style: str) -> str:
+    """The `reasoning` of an example, from a validated answer: four sections in their tags, or the free text.
 
-    >>> rendered({"planning": "p", "caption": "c", "reasoning": "r", "summary": "s"}, "structured")
-    '<planning>p</planning><caption>c</caption><reasoning>r</reasoning><summary>s</summary>'
+    Example:
+        >>> render_chain({"planning": "p", "caption": "c", "reasoning": "r", "summary": "s"}, "structured")
+        '<planning>p</planning><caption>c</caption><reasoning>r</reasoning><summary>s</summary>'
     """
     if style == "unstructured":
         return str(value["thought"])
@@ -147,17 +158,17 @@ def rendered(value: Mapping[str, Any], style: str) -> str:
 
 
 def template_chain(facts: Mapping[str, Any]) -> dict[str, str]:
-    """A chain filled in from facts alone: form without thought, for tests and the offline demo."""
+    """A chain filled in from the facts of a request: the form without the thought, for tests and offline trials."""
     answer = facts["answer"]
-    others = [f'"{choice}"' for choice in facts["choices"] if choice != answer]
-    listed = others[0] if len(others) == 1 else f"{', '.join(others[:-1])} or {others[-1]}" if others else ""
-    against = f" It does not fit {listed}." if listed else ""
+    quoted = [f'"{choice}"' for choice in facts["choices"] if choice != answer]
+    wrong_options = quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}" if quoted else ""
+    contrast = f" It does not fit {wrong_options}." if wrong_options else ""
     if facts["style"] == "unstructured":
-        thought = f'Let me listen. {facts["caption"]} That fits "{answer}".{against} So it is "{answer}".'
+        thought = f'Let me listen. {facts["caption"]} That fits "{answer}".{contrast} So it is "{answer}".'
         return {"thought": thought}
     return {
         "planning": f'I am asked: "{facts["question"]}" I listen for what tells the answers apart.',
         "caption": facts["caption"],
-        "reasoning": f'What I hear fits "{answer}".{against}',
+        "reasoning": f'What I hear fits "{answer}".{contrast}',
         "summary": f'The answer is "{answer}".',
     }

@@ -1,9 +1,9 @@
-"""Multiple-choice questions about a clip that a teacher knows by its caption alone.
+"""Multiple-choice questions about a clip, written by a teacher that reads the clip's caption.
 
-Second step of `build/sari.py` (papers/sari.md, section 2: a text model writes the questions from captions only). The
-prompt and the checks are ours. A question is refused, with the reason told to the teacher, if it gives its answer away,
-speaks of the caption, or its options are not distinct texts with the answer among them. Options are put in an order of
-ours, by seed: teachers like some places better than others.
+Second step of SARI's corpus (arXiv:2504.15900), where a text model writes the questions from captions alone. The prompt
+and the checks are ours. A question fails its checks if it gives its answer away, mentions the caption, or its options
+are not different texts that include the answer; the teacher is told why. The options are shuffled by seed, since
+teachers prefer some positions of the right answer to others.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from earwise.answers import mentions, normalise
-from earwise.datasets.sari.chains import Part
+from earwise.datasets.sari.chains import PlainText
 from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.types import Audio, Example, Text, Turn
 
 KIND = "question"
-SYSTEM = (
+SYSTEM_PROMPT = (
     "You write questions for people who hear an audio clip. You cannot hear it yourself: all you know of it is a "
     "description, which they do not see. Answer with one JSON object and nothing else."
 )
-TASK = """What can be heard: {caption}
+TASK_PROMPT = """What can be heard: {caption}
 
 Write {count} multiple-choice question{s} that can only be answered by listening: about sounds and what makes them, \
 their order or number, music, voices, the place, or what follows from them. Each has {choices} options, one of which \
@@ -35,20 +35,22 @@ JSON: {{"questions": [{{"question": "...", "choices": ["...", ...], "answer": "t
 _CATCH_ALL = re.compile(r"^(?:all|none|both|any) of (?:the|these|them)\b", re.IGNORECASE)
 
 
+# The JSON schemas of these models are sent to the teacher and are part of the keys of logged answers. They contain the
+# names, docstrings and fields of the classes: changing one makes every logged question be requested again.
 class Question(BaseModel):
     """One question with its options."""
 
     model_config = ConfigDict(extra="forbid")
-    question: Part
-    choices: list[Part]
-    answer: Part
+    question: PlainText
+    choices: list[PlainText]
+    answer: PlainText
 
     @field_validator("choices")
     @classmethod
     def _distinct(cls, choices: list[str], info: ValidationInfo) -> list[str]:
-        wanted = (info.context or {}).get("n_choices")
-        if len(choices) < 2 or (wanted and len(choices) != wanted):
-            raise ValueError(f"has {len(choices)} options, {wanted or 'two or more'} are wanted")
+        n_choices = (info.context or {}).get("n_choices")
+        if len(choices) < 2 or (n_choices and len(choices) != n_choices):
+            raise ValueError(f"has {len(choices)} options, {n_choices or 'two or more'} are wanted")
         if len({normalise(choice) for choice in choices}) < len(choices):
             raise ValueError("holds two options that are the same")
         if catch_all := next((choice for choice in choices if _CATCH_ALL.match(choice)), None):
@@ -59,8 +61,8 @@ class Question(BaseModel):
     def _answer_fits(self) -> "Question":
         if self.answer not in self.choices:
             raise ValueError(f"answer {self.answer!r} is not one of the choices, word for word")
-        given_away = [choice for choice in self.choices if mentions(self.question, choice)]
-        if given_away == [self.answer]:
+        mentioned_choices = [choice for choice in self.choices if mentions(self.question, choice)]
+        if mentioned_choices == [self.answer]:
             raise ValueError(f"the question gives its answer {self.answer!r} away")
         return self
 
@@ -73,33 +75,34 @@ class Questions(BaseModel):
 
     @field_validator("questions")
     @classmethod
-    def _some(cls, questions: list[Question], info: ValidationInfo) -> list[Question]:
-        most = (info.context or {}).get("count")
-        if not questions or (most and len(questions) > most):
-            raise ValueError(f"holds {len(questions)} questions, {most or 'some'} are wanted")
+    def _count_fits(cls, questions: list[Question], info: ValidationInfo) -> list[Question]:
+        max_count = (info.context or {}).get("count")
+        if not questions or (max_count and len(questions) > max_count):
+            raise ValueError(f"holds {len(questions)} questions, {max_count or 'some'} are wanted")
         return questions
 
 
 def question_request(
     name: str, path: str, caption: str, *, count: int, n_choices: int | None, drawn: Sequence[Mapping[str, Any]] = ()
 ) -> TeacherRequest:
-    """Ask for questions about one clip.
+    """Request for questions about one clip.
 
     Args:
-        name: Of the clip, for people.
-        path: Of the clip as its row says: clips with equal captions get questions of their own.
-        caption: All that the teacher learns.
-        count: Questions.
-        n_choices: Options of each; None: as many as come.
-        drawn: Questions that are known already, for the template teacher: `question`, `choices`, `answer`.
+        name: Name of the clip in logs and messages.
+        path: Path of the clip in its row. It selects the sample, so that two clips with the same caption get questions
+            of their own.
+        caption: Caption of the clip, which is all that the teacher learns about it.
+        count: Number of questions.
+        n_choices: Number of options of a question; None accepts any number.
+        drawn: Questions drawn from the clip's labels, with `question`, `choices` and `answer`, which a template teacher
+            returns as its answer.
     """
-    text = TASK.format(caption=caption, count=count, s="" if count == 1 else "s", choices=n_choices or "some")
-    sample_index = int.from_bytes(hashlib.sha256(path.encode()).digest()[:3], "big")
+    task = TASK_PROMPT.format(caption=caption, count=count, s="" if count == 1 else "s", choices=n_choices or "some")
     return TeacherRequest(
         id=name,
         kind=KIND,
-        sample_index=sample_index,
-        messages=({"role": "system", "content": SYSTEM}, {"role": "user", "content": text}),
+        sample_index=int.from_bytes(hashlib.sha256(path.encode()).digest()[:3], "big"),
+        messages=({"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": task}),
         schema=Questions,
         facts={"count": count, "n_choices": n_choices, "drawn": [dict(question) for question in drawn]},
         language="en",
@@ -108,22 +111,22 @@ def question_request(
 
 
 def template_questions(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Hands out the questions that were drawn from labels."""
+    """The template teacher's answer: the questions that were drawn from labels."""
     return {"questions": facts["drawn"]}
 
 
-def example(
-    value: Mapping[str, Any], path: str, root: Path, about: Mapping[str, Any], *, seed: int, shuffle: bool = True
+def question_example(
+    value: Mapping[str, Any], path: str, root: Path, row: Mapping[str, Any], *, seed: int, shuffle: bool = True
 ) -> Example:
-    """One question of a teacher's answer as an example.
+    """Make an example of one question in a teacher's answer.
 
     Args:
-        value: `question`, `choices`, `answer`.
-        path: Of the clip, from `root`.
+        value: The question, with `question`, `choices` and `answer`.
+        path: Path of the clip, relative to `root`.
         root: Folder that the path starts from.
-        about: What the clip's row says: category, source, licence, group, split.
-        seed: Of the options' order, together with the question itself.
-        shuffle: Whether the order is ours; False leaves it.
+        row: The clip's row, for category, source, licence, group and split.
+        seed: Seed of the order of the options, together with the question itself.
+        shuffle: Whether to shuffle the options; False keeps the teacher's order.
     """
     choices = list(value["choices"])
     content = "\x1f".join((path, value["question"], *sorted(choices), value["answer"]))
@@ -135,10 +138,10 @@ def example(
         answer=(value["answer"],),
         choices=tuple(choices),
         task="question",
-        category=about.get("category", ""),
-        source=about.get("source", ""),
-        licence=about.get("licence", ""),
-        group=about.get("group", ""),
-        split=about.get("split", "train"),
+        category=row.get("category", ""),
+        source=row.get("source", ""),
+        licence=row.get("licence", ""),
+        group=row.get("group", ""),
+        split=row.get("split", "train"),
         root=root,
     )

@@ -1,326 +1,247 @@
-"""The pool of SARI's corpus: clips and given items -> captions -> questions, each with the caption it can be known by.
+"""The pool of SARI's corpus: questions about clips, each with the caption of its clip.
 
-First half of `build/sari.py`, which tries the pool on a policy and writes chains. Every step has a log of its own and
-does only what is missing; what fails is counted and listed, never dropped in silence.
+First half of `build_sari`: clips -> captions (`captions.py`) -> questions by the teacher (`multiple_choice.py`), beside
+the questions that exist already. Every step has a log of its own and does only the work that is missing. What fails is
+counted and listed in the report.
 """
 
-import hashlib
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.difficulty import AttemptSettings
-from earwise.datasets.labels import clip_questions as labels
+from earwise.datasets.labels import clip_questions
 from earwise.datasets.labels.collection import LabelRow
-from earwise.datasets.sari import captions, chains, multiple_choice
+from earwise.datasets.sari import captions, multiple_choice
+from earwise.datasets.sari.build_report import BuildReport, every_tenth
 from earwise.datasets.sari.captions import Caption
+from earwise.datasets.sari.inputs import Clip, SelectedInputs
+from earwise.datasets.sari.options import SariModels, SariOptions
 from earwise.datasets.teachers import request_runner
-from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard, in_shard
-from earwise.datasets.teachers.teacher import TeacherRequest, Teacher
-from earwise.engine.base import Engine
-from earwise.engine.remote.openai_http import RequestLimits
+from earwise.datasets.teachers.keyed_log import Shard
+from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.errors import ConfigError, DataError
-from earwise.types import Audio, Example
+from earwise.types import Example
+
+DrawnQuestions = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Path of a clip -> questions drawn from its labels, with `question`, `choices` and `answer`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the corpus shall be."""
+class BuildContext:
+    """What every step of a build needs."""
 
-    seed: int = 0
-    n_sft: int = 2000
-    n_rl: int = 30000
-    chains: tuple[str, ...] = chains.CHAINS
-    questions_per_clip: int = 1
-    n_choices: int = 4
-    attempts: AttemptSettings = field(default_factory=AttemptSettings)
-    keep_unsolved: bool = False
-    """Keep items that no attempt answered."""
-    split: str | None = "train"
-    """Only clips and items of this split; None: all."""
+    models: SariModels
+    options: SariOptions
+    work: Path
+    """Folder of the steps' logs."""
+    shard: Shard
+    """Shard of this process."""
+    report: BuildReport
+    """Collects counts and failures."""
 
-    def __post_init__(self) -> None:
-        chains.check(self.chains)
-        if not self.chains:
-            raise ConfigError(f"no kind of chain is named; choose out of {', '.join(chains.CHAINS)}")
-        if min(self.n_sft, self.n_rl) < 0 or self.questions_per_clip < 1 or self.n_choices < 2:
-            raise ConfigError(
-                f"sizes {self.n_sft} and {self.n_rl} must be 0 or more, questions per clip {self.questions_per_clip} "
-                f"1 or more, options {self.n_choices} 2 or more"
-            )
+    def ask_teacher(self, requests: Sequence[TeacherRequest], step: str, shard: Shard) -> Path:
+        """Send the requests of one step to the teacher and add their counts to the report.
 
-
-@dataclass(frozen=True, slots=True)
-class Helpers:
-    """Who does the work."""
-
-    teacher: Teacher
-    captioner: Engine | None = None
-    """Describes clips without a caption."""
-    policy: Engine | None = None
-    """Tries every item; None: pass rates are not measured and nothing is dropped."""
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    batch: int = 16
-    retry_failed: bool = False
-    """Ask the teacher again what failed in an earlier run."""
-    note: Callable[[str], None] = lambda line: None
+        Args:
+            requests: The requests.
+            step: Name of the step; its log and its lines of progress are called by the plural.
+            shard: Shard that names the log's file.
+        Returns:
+            Folder of the log.
+        """
+        folder = self.work / f"{step}s"
+        on_progress = every_tenth(self.models.notify, folder.name)
+        summary = request_runner.ask_teacher(
+            requests,
+            self.models.teacher,
+            folder,
+            limits=self.models.limits,
+            log_shard=shard,
+            retry_failed=self.models.retry_failed,
+            on_progress=lambda counts: on_progress(counts.already + counts.asked, len(requests)),
+        )
+        self.models.notify(f"{folder.name}: {summary.describe()}")
+        self.report.add_run(step, summary)
+        return folder
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """A clip, what its row says, and its caption where it is known."""
+def caption_clips(selected: SelectedInputs, context: BuildContext) -> dict[Path, Caption]:
+    """Caption every clip that can be captioned.
 
-    path: str
-    root: Path
-    about: Mapping[str, Any]
-    said: Sequence[Sequence[str]]
-    """Facts that a template can make a caption of."""
-
-    @property
-    def file(self) -> Path:
-        return self.root / self.path
-
-
-class Count:
-    """Counts of a step and what went wrong in it."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, dict[str, Any]] = {}
-        self.failed: list[dict[str, str]] = []
-
-    def add(self, step: str, summary: request_runner.RunSummary) -> None:
-        """Add the counts of one run of a teacher."""
-        self.steps[step] = _sum(self.steps.get(step, {}), summary.as_dict())
-
-    def fail(self, step: str, identifier: str, status: str, error: str) -> None:
-        """Note one thing that did not come about."""
-        self.failed.append({"step": step, "id": identifier, "status": status, "error": error})
-
-    def failures(self) -> dict[str, dict[str, int]]:
-        """How many things failed, by step and kind."""
-        found: dict[str, Counter[str]] = {}
-        for one in self.failed:
-            found.setdefault(one["step"], Counter())[one["status"]] += 1
-        return {step: dict(kinds) for step, kinds in found.items()}
-
-
-def inputs(
-    rows: Sequence[LabelRow], root: Path, items: Sequence[Example], settings: Settings, shard: Shard
-) -> tuple[list[Clip], list[tuple[Example, Clip]], dict[str, int]]:
-    """Clips to ask about, items with their clips, and how many items cannot be used and why."""
-
-    def ours(path: str) -> bool:
-        return shard == UNSHARDED or in_shard(hashlib.sha256(path.encode()).hexdigest(), shard)
-
-    asked = [
-        Clip(row["path"], root, row, captions.facts_of(row))
-        for row in rows
-        if settings.split in (None, row["split"]) and ours(row["path"])
-    ]
-    by_file = {clip.file.absolute(): clip for clip in asked}
-    usable: list[tuple[Example, Clip]] = []
-    left_out = Counter[str]()
-    for item in items:
-        if settings.split not in (None, item.split):
-            left_out["other split"] += 1
-        elif not item.choices or not item.answer:
-            left_out["no choices or no answer"] += 1
-        elif len(item.audio_paths) != 1:
-            left_out["not one clip"] += 1
-        elif ours(next(part.path for turn in item.turns for part in turn.parts if isinstance(part, Audio))):
-            said = [[str(item.meta["field"]), str(item.meta["label"])]] if {"field", "label"} <= set(item.meta) else []
-            clip = by_file.get(item.audio_paths[0].absolute())
-            usable.append((item, clip or Clip(item.audio_paths[0].as_posix(), Path(), item.meta, said)))
-    return asked, usable, dict(left_out)
-
-
-def caption_clips(
-    asked: Sequence[Clip],
-    usable: Sequence[tuple[Example, Clip]],
-    folder: Path,
-    helpers: Helpers,
-    count: Count,
-    shard: Shard,
-) -> dict[Path, Caption]:
-    """A caption for every clip that can have one."""
-    clips = {clip.file: clip for clip in (*asked, *(clip for _, clip in usable))}
-    known: dict[Path, Caption] = {}
-    bare: list[Clip] = []
+    Returns:
+        File of a clip -> its caption: the one in its row, else one by the audio model, else, for a template teacher,
+        one filled in from its labels.
+    Raises:
+        ConfigError: if a clip has no caption, the teacher is a language model, and there is no audio model.
+    """
+    clips = {clip.file: clip for clip in (*selected.clips, *(clip for _, clip in selected.questions))}
+    captions_by_file: dict[Path, Caption] = {}
+    uncaptioned: list[Clip] = []
     for file, clip in clips.items():
-        if (text := captions.given(clip.about)) is not None:
-            known[file] = Caption(text, captions.GIVEN)
+        if (text := captions.row_caption(clip.row)) is not None:
+            captions_by_file[file] = Caption(text, captions.PROVIDED)
         else:
-            bare.append(clip)
-    if not bare:
-        return known
-    if helpers.captioner is not None:
-        told = progress(helpers, "captions")
-        files = [clip.file for clip in bare]
-        made = captions.by_engine(helpers.captioner, files, folder, batch=helpers.batch, writer=shard, on_progress=told)
-        for file, (caption, error) in zip(files, made, strict=True):
-            if caption is not None:
-                known[file] = caption
-            else:
-                count.fail("caption", file.as_posix(), "empty" if error == "empty" else "error", error)
-    elif helpers.teacher.is_template:
-        requests = [captions.template_request(clip.file.as_posix(), clip.said) for clip in bare if clip.said]
-        count.add(
-            "caption",
-            request_runner.ask_teacher(requests, helpers.teacher, folder, log_shard=shard, retry_failed=helpers.retry_failed),
-        )
-        for request, row in request_runner.read_answers(requests, helpers.teacher, folder):
-            if row is not None and row["status"] == "ok":
-                known[Path(request.id)] = Caption(row["value"], row["teacher"])
-        for clip in bare:
-            if not clip.said:
-                count.fail("caption", clip.file.as_posix(), "unknown", "the labels say nothing that can be heard")
-    else:
-        raise ConfigError(
-            f"{len(bare)} clips have no caption (first: {bare[0].path}), and {helpers.teacher.name} has no ears; add a "
-            "field caption to the rows, or name an audio model with --captioner"
-        )
-    return known
+            uncaptioned.append(clip)
+    if not uncaptioned:
+        return captions_by_file
+    if context.models.captioner is not None:
+        return captions_by_file | _captions_by_model(uncaptioned, context)
+    if context.models.teacher.is_template:
+        return captions_by_file | _captions_by_template(uncaptioned, context)
+    raise ConfigError(
+        f"{len(uncaptioned)} clips have no caption (first: {uncaptioned[0].path}), and the teacher "
+        f"{context.models.teacher.name} gets no audio; add a field caption to the rows, or name an audio model with "
+        "--captioner"
+    )
 
 
-def with_captions(usable: Sequence[tuple[Example, Clip]], known: Mapping[Path, Caption]) -> list[Example]:
-    """The given items with their captions; without one an item can be practised on, but not be reasoned about."""
-    made = []
-    for item, clip in usable:
-        caption = known.get(clip.file)
-        about = {"caption": caption.text, "caption_by": caption.by} if caption else {}
-        made.append(replace(item, reasoning=None, meta={**item.meta, **about}))
-    return made
+def _captions_by_model(clips: Sequence[Clip], context: BuildContext) -> dict[Path, Caption]:
+    """Captions that the audio model writes; clips without one are reported."""
+    assert context.models.captioner is not None
+    files = [clip.file for clip in clips]
+    answers = captions.write_captions(
+        context.models.captioner,
+        files,
+        context.work / "captions",
+        batch=context.models.batch,
+        shard=context.shard,
+        on_progress=every_tenth(context.models.notify, "captions"),
+    )
+    captions_by_file: dict[Path, Caption] = {}
+    for file, (caption, error) in zip(files, answers, strict=True):
+        if caption is not None:
+            captions_by_file[file] = caption
+        else:
+            status = "empty" if error == "empty" else "error"
+            context.report.add_failure("caption", file.as_posix(), status, error)
+    return captions_by_file
 
 
-def ask_questions(
-    asked: Sequence[Clip],
-    known: Mapping[Path, Caption],
+def _captions_by_template(clips: Sequence[Clip], context: BuildContext) -> dict[Path, Caption]:
+    """Captions filled in from labels; clips whose labels state nothing are reported."""
+    models, folder = context.models, context.work / "captions"
+    requests = [captions.template_request(clip.file.as_posix(), clip.facts) for clip in clips if clip.facts]
+    summary = request_runner.ask_teacher(
+        requests, models.teacher, folder, log_shard=context.shard, retry_failed=models.retry_failed
+    )
+    context.report.add_run("caption", summary)
+    captions_by_file = {
+        Path(request.id): Caption(row["value"], row["teacher"])
+        for request, row in request_runner.read_answers(requests, models.teacher, folder)
+        if row is not None and row["status"] == "ok"
+    }
+    for clip in clips:
+        if not clip.facts:
+            message = "the labels say nothing that can be heard"
+            context.report.add_failure("caption", clip.file.as_posix(), "unknown", message)
+    return captions_by_file
+
+
+def with_captions(questions: Sequence[tuple[Example, Clip]], captions_by_file: Mapping[Path, Caption]) -> list[Example]:
+    """The existing questions with the captions of their clips; without a caption a question gets no chain."""
+    examples = []
+    for example, clip in questions:
+        caption = captions_by_file.get(clip.file)
+        fields = {"caption": caption.text, "caption_by": caption.by} if caption else {}
+        examples.append(replace(example, reasoning=None, meta={**example.meta, **fields}))
+    return examples
+
+
+def write_questions(
+    selected: SelectedInputs,
+    captions_by_file: Mapping[Path, Caption],
     requests: Sequence[TeacherRequest],
-    folder: Path,
-    helpers: Helpers,
-    settings: Settings,
-    count: Count,
-    shard: Shard,
+    context: BuildContext,
 ) -> list[Example]:
-    """The answers to `question_requests` as examples, each with its caption and who wrote what."""
+    """Let the teacher write questions.
+
+    Args:
+        selected: The clips.
+        captions_by_file: The clips' captions.
+        requests: Requests from `question_requests`.
+        context: The build.
+    Returns:
+        One example for each question, with its caption and the authors of both. Failed requests are reported.
+    """
     if not requests:
         return []
-    clips = {clip.file.as_posix(): clip for clip in asked}
-    count.add("question", run_teacher(requests, folder, helpers, "questions", shard))
-    made = []
-    for request, row in request_runner.read_answers(requests, helpers.teacher, folder):
+    clips = {clip.file.as_posix(): clip for clip in selected.clips}
+    teacher = context.models.teacher
+    folder = context.ask_teacher(requests, "question", context.shard)
+    examples = []
+    for request, row in request_runner.read_answers(requests, teacher, folder):
         if row is None or row["status"] != "ok":
-            count.fail("question", request.id, *why(row))
+            context.report.add_failed_row("question", request.id, row)
             continue
         clip = clips[request.id]
-        caption = known[clip.file]
-        about = {"caption": caption.text, "caption_by": caption.by, "question_by": row["teacher"]}
+        caption = captions_by_file[clip.file]
+        meta = {"caption": caption.text, "caption_by": caption.by, "question_by": row["teacher"]}
         for value in row["value"]["questions"]:
-            shuffle = not helpers.teacher.is_template  # questions drawn from labels have balanced places already
-            one = multiple_choice.example(value, clip.path, clip.root, clip.about, seed=settings.seed, shuffle=shuffle)
-            made.append(replace(one, meta=about))
-    return made
+            example = multiple_choice.question_example(
+                value, clip.path, clip.root, clip.row, seed=context.options.seed,
+                shuffle=not teacher.is_template,  # positions in questions drawn from labels are balanced already
+            )  # fmt: skip
+            examples.append(replace(example, meta=meta))
+    return examples
 
 
-def drawn_questions(rows: Sequence[LabelRow], settings: Settings) -> dict[str, list[dict[str, Any]]]:
-    """Questions that labels allow, by path, balanced over all clips: what the template teacher hands out."""
+def questions_from_labels(rows: Sequence[LabelRow], options: SariOptions) -> dict[str, list[dict[str, Any]]]:
+    """Draw questions that the labels answer, balanced over all clips, for a template teacher to return.
+
+    Args:
+        rows: Rows of all clips, since wrong options are the labels of other clips.
+        options: Options of the corpus.
+    Returns:
+        Path of a clip -> its questions; empty if the labels have too few classes to ask about.
+    """
     try:
-        drawn = labels.build(
+        examples = clip_questions.build(
             rows,
             root=Path(),
-            seed=settings.seed,
+            seed=options.seed,
             tasks=("recognition",),
-            n_choices=settings.n_choices,
-            split=settings.split,
+            n_choices=options.n_choices,
+            split=options.split,
         )
-    except DataError:  # too few classes to ask about any
+    except DataError:  # too few classes
         return {}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for one in drawn:
-        question = {"question": one.question, "choices": list(one.choices), "answer": one.answer[0]}
-        found.setdefault(one.audio_paths[0].as_posix(), []).append(question)
-    most = settings.questions_per_clip
+    questions_by_path: dict[str, list[dict[str, Any]]] = {}
+    for example in examples:
+        question = {"question": example.question, "choices": list(example.choices), "answer": example.answer[0]}
+        questions_by_path.setdefault(example.audio_paths[0].as_posix(), []).append(question)
     return {
-        path: random.Random(f"{settings.seed}:{path}").sample(questions, min(most, len(questions)))
-        for path, questions in found.items()
+        path: random.Random(f"{options.seed}:{path}").sample(questions, min(options.questions_per_clip, len(questions)))
+        for path, questions in questions_by_path.items()
     }
 
 
 def question_requests(
-    asked: Sequence[Clip],
-    known: Mapping[Path, Caption],
-    drawn: Mapping[str, Sequence[Mapping[str, Any]]] | None,
-    settings: Settings,
+    clips: Sequence[Clip],
+    captions_by_file: Mapping[Path, Caption],
+    drawn: DrawnQuestions | None,
+    options: SariOptions,
 ) -> Iterator[TeacherRequest]:
-    for clip in asked:
-        caption = known.get(clip.file)
-        if caption is None or (drawn is not None and Path(clip.path).as_posix() not in drawn):
+    """The requests for questions: one for each clip with a caption.
+
+    Args:
+        clips: The clips.
+        captions_by_file: The clips' captions.
+        drawn: Questions drawn from labels, for a template teacher; clips without any are left out. None for a language
+            model.
+        options: Options of the corpus.
+    """
+    for clip in clips:
+        caption = captions_by_file.get(clip.file)
+        path = Path(clip.path).as_posix()
+        if caption is None or (drawn is not None and path not in drawn):
             continue
         yield multiple_choice.question_request(
             clip.file.as_posix(),
             clip.path,
             caption.text,
-            count=settings.questions_per_clip,
-            n_choices=settings.n_choices if drawn is None else None,
-            drawn=() if drawn is None else drawn[Path(clip.path).as_posix()],
+            count=options.questions_per_clip,
+            n_choices=options.n_choices if drawn is None else None,
+            drawn=() if drawn is None else drawn[path],
         )
-
-
-def run_teacher(
-    requests: Sequence[TeacherRequest], folder: Path, helpers: Helpers, what: str, shard: Shard
-) -> request_runner.RunSummary:
-    told = progress(helpers, what)
-    summary = request_runner.ask_teacher(
-        requests,
-        helpers.teacher,
-        folder,
-        limits=helpers.limits,
-        log_shard=shard,
-        retry_failed=helpers.retry_failed,
-        on_progress=lambda so_far: told(so_far.already + so_far.asked, len(requests)),
-    )
-    helpers.note(f"{what}: {summary.describe()}")
-    return summary
-
-
-def progress(helpers: Helpers, what: str) -> Callable[[int, int], None]:
-    """A note at every tenth of the way."""
-    shown = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal shown
-        if total and 10 * done // total > shown:
-            shown = 10 * done // total
-            helpers.note(f"{what}: {done} of {total}")
-
-    return tell
-
-
-def distinct(pool: Iterable[Example]) -> tuple[list[Example], int]:
-    """The pool without items whose id came before, and how many those were."""
-    seen: dict[str, Example] = {}
-    total = 0
-    for example in pool:
-        total += 1
-        seen.setdefault(example.id, example)
-    return list(seen.values()), total - len(seen)
-
-
-def why(row: Mapping[str, Any] | None) -> tuple[str, str]:
-    return ("unreachable", "not asked") if row is None else (str(row["status"]), str(row["error"]))
-
-
-def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Counts added up, dictionaries of counts by their keys."""
-    total: dict[str, Any] = dict(one)
-    for name, value in other.items():
-        if isinstance(value, Mapping):
-            total[name] = dict(Counter(total.get(name, {})) + Counter(value))
-        elif value is not None:
-            total[name] = (total.get(name) or 0) + value
-        else:
-            total.setdefault(name, None)
-    return total
