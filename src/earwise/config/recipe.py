@@ -1,4 +1,4 @@
-"""Recipes: one YAML file per paper, one schema; what a stage may say is in `stages.py`. No torch.
+"""Recipes: one YAML file per paper, one schema (that of the stages is in `stages.py`). No torch.
 
 `load_recipe` merges schema default < YAML < profile < arm < command line and checks the result; unknown keys are
 refused with the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the
@@ -42,34 +42,39 @@ RECORD = "recipe.json"
 
 
 class ConnectorConfig(Strict):
-    """An untrained connector of the embedded model."""
+    """An untrained connector for the embedded model."""
 
     kind: Literal["mix", "linear", "residual", "qformer"] = "mix"
-    """The shipped model's; one linear layer; Mellow's residual projector; a Q-Former on windows, as SALMONN's."""
+    """`mix`: that of the shipped model; `linear`: one linear layer; `residual`: Mellow's projector; `qformer`: a
+    Q-Former on windows, as in SALMONN."""
     layers: Literal["all", "last"] = "all"
-    """Of the encoder, that it reads: all, weighted by learned gates and laid side by side, or the last."""
+    """Encoder layers that the connector reads: `all`, weighted by learned gates and concatenated, or the `last`."""
     token_ms: int = Field(320, ge=20, le=30_000, multiple_of=20)
-    """Sound that one token stands for."""
+    """Milliseconds of audio per audio token."""
 
 
 class ModelConfig(Strict):
-    """Which model a recipe starts from."""
+    """The model that a recipe starts from."""
 
     name: str = "embedded"
+    """Family (a key of `models.base.MODELS`), folder of a model, or `module:function`."""
     weights: str | None = None
-    """Checkpoint folder; None is the family's default."""
+    """Folder of the checkpoint; None: the family's default."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the weights; None is the family's default. What is trained beside frozen bfloat16 weights stays float32."""
+    """Type of the weights; None: the family's default. Weights that are trained beside frozen bfloat16 weights stay
+    float32."""
     trim: bool | None = None
-    """Whether the encoder hears only frames that exist, or every clip padded to its window; None is the family's or
-    the checkpoint's own. The same where the encoder masks padding; a choice to be trained with where it does not."""
+    """Whether the encoder computes only the frames of the clip, or pads every clip to its window; None: the default of
+    the family or checkpoint. The results are equal if the encoder masks the padding; otherwise train and evaluate with
+    the same value."""
     connector: ConnectorConfig | None = None
-    """Of `embedded-blank`; None is the shipped model's kind. Drawn by the recipe's seed."""
+    """For `embedded-blank`: the untrained connector, initialised with the recipe's seed; None: the shipped model's
+    kind."""
     decoder_init: Literal["pretrained", "random"] = "pretrained"
-    """Of `embedded-blank`: `random` draws the decoder anew, by the recipe's seed; then train it in full."""
+    """For `embedded-blank`: `random` initialises the decoder with the recipe's seed, and it must be trained in full."""
 
     @model_validator(mode="after")
-    def _only_what_is_untrained_is_chosen(self) -> "ModelConfig":
+    def _check_untrained_parts(self) -> "ModelConfig":
         chosen = "connector" if self.connector else "decoder_init" if self.decoder_init == "random" else None
         if chosen and self.name != "embedded-blank" and ":" not in self.name:
             raise ValueError(f"{chosen} is for name: embedded-blank, {self.name} was trained with its own")
@@ -77,13 +82,17 @@ class ModelConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """What a run is measured on, before its first stage and after its last."""
+    """An evaluation that is run before the first stage and after the last."""
 
     manifest: str
+    """Path of the manifest, relative to the recipe's folder, or `starter:val`."""
     where: RowFilter = Field(default_factory=dict)
+    """Use only rows whose fields have these values."""
     style: str = "answer"
+    """Prompt style, a key of `prompts.INSTRUCTIONS`."""
     max_new_tokens: int = Field(32, gt=0)
     limit: int | None = Field(None, gt=0)
+    """Number of rows, evenly spaced over the manifest; None: all."""
 
 
 class Recipe(Strict):
@@ -95,8 +104,7 @@ class Recipe(Strict):
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     eval: tuple[EvalConfig, ...] = ()
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Where the logs are shown while the run goes on, beside `metrics.jsonl`: tensorboard, wandb, trackio, or your own
-    `module:function`."""
+    """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
 
     def tracked_in(self, more: Sequence[str]) -> "Recipe":
         """The same recipe with more trackers."""
@@ -162,11 +170,12 @@ def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def _first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line, with the nearest name for an unknown key."""
     problem = error.errors(include_url=False)[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     parts = list(problem["loc"])
     if len(parts) > 2 and parts[0] == "stages":
-        del parts[2]  # the kind, by which pydantic tells stages apart: nobody wrote it there
+        del parts[2]  # pydantic adds the stage's kind here, which stands nowhere in the recipe
     place = ".".join(map(str, parts))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
@@ -176,13 +185,14 @@ def _first_problem(error: ValidationError) -> str:
             + (f"; did you mean {near[0]!r}?" if near else "; see docs/training.md for the keys")
             + more
         )
-    if problem["type"] == "value_error":  # the message of a check between keys says it all
+    if problem["type"] == "value_error":  # raised by a check of ours, whose message is complete
         return f"{place}: {problem['ctx']['error']}{more}"
-    shown = json.dumps(problem["input"], default=str)
-    return f"{place}: {problem['msg']}, got {shown[:80]}{more}"
+    value = json.dumps(problem["input"], default=str)
+    return f"{place}: {problem['msg']}, got {value[:80]}{more}"
 
 
 def _field_names() -> list[str]:
+    """Names of all keys of a recipe, to suggest the nearest."""
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
         SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
