@@ -10,7 +10,10 @@ from jaxtyping import install_import_hook
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
-install_import_hook(["earwise.forest", "earwise.algorithms.losses", "earwise.models.parts"], "beartype.beartype")
+install_import_hook(
+    ["earwise.forest", "earwise.algorithms.losses", "earwise.algorithms.policy_loss", "earwise.models.parts"],
+    "beartype.beartype",
+)
 
 
 @pytest.fixture(autouse=True)

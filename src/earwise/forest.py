@@ -1,15 +1,24 @@
-"""The one idea: many continuations of one sound as a tree, many trees as one packed sequence.
+"""Listen once, branch many: token sequences that share a prefix become one tree, and trees are packed into one forward.
 
-A `Path` is one whole sequence (prompt and completion) as token ids. `plant` merges paths that begin alike into a trie:
-every distinct token is there once, written in depth-first order. `pack` lays trees end to end. In that order one
-comparison says who sees whom:
+Almost everything that is asked about a sound shares its beginning: eight sampled completions of one prompt, four
+options scored by likelihood, ten questions about one clip. The modules here turn such sequences into a single packed
+forward pass in which every shared token (above all the audio tokens) is computed once:
 
-    token q sees token k   iff   k <= q < end[k]          (end[k]: where the subtree that hangs on token k ends)
+1. `TokenPath`: one whole sequence, prompt and completion, as token ids.
+2. `build_tree`: merges paths with equal beginnings into a prefix tree (trie), tokens in depth-first order.
+3. `pack`: concatenates trees into one `Forest` of tensors.
+4. `target_logprobs` and `branch_logprobs`: log-probabilities of the wanted tokens, per token and per branch.
 
-which holds for k's own later tokens and for everything that branches off them, and for no sibling and no other tree. A
-token's position is its depth. A token's prediction is read at its parent, so log-probabilities and gradients are those
-of the paths run one by one, while shared tokens, above all the audio, are computed once. (Others share prefixes in text
-training only; the ancestor test by entry and exit of a depth-first walk is also TRL's #7328.)
+In depth-first order the attention rule of a tree is a single comparison:
+
+    query q attends to key k   iff   k <= q < subtree_ends[k]
+
+where `subtree_ends[k]` is one past the last descendant of token k. It holds for k's own later tokens and for every
+branch below them, and for no sibling branch and no other tree. A token's position is its depth, and its log-probability
+is read at its parent. Log-probabilities and gradients therefore equal those of the paths run one by one.
+
+Related work: prefix sharing in text-only training, and the ancestor test by entry and exit times of a depth-first
+traversal (TRL pull request #7328).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +31,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """One sequence from the first prompt token to the end of a completion.
+class TokenPath:
+    """One token sequence, from the first prompt token to the last completion token.
 
     Attributes:
-        ids: Token ids; each clip stands as a run of the model's placeholder id.
-        trained: True for tokens whose log-probability is wanted.
-        clips: For each token the clip it belongs to (any integers that name clips in this batch), -1 for text.
+        ids: Token ids; each audio clip is a run of the model's placeholder id.
+        trained: True for the tokens whose log-probability is needed (the completion, or the tokens of a loss).
+        clips: For each token the number of the clip that it belongs to, or -1 for text. Any integers that identify a
+            clip within the batch will do.
     """
 
     ids: tuple[int, ...]
@@ -38,30 +48,31 @@ class Path:
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.trained) == len(self.clips):
             raise ValueError(
-                f"path of {len(self.ids)} ids has {len(self.trained)} trained flags and {len(self.clips)} clip marks"
+                f"a path of {len(self.ids)} ids has {len(self.trained)} trained flags and {len(self.clips)} clip "
+                "numbers; give one of each per token"
             )
 
-    def __add__(self, other: "Path") -> "Path":
-        return Path(self.ids + other.ids, self.trained + other.trained, self.clips + other.clips)
+    def __add__(self, other: "TokenPath") -> "TokenPath":
+        return TokenPath(self.ids + other.ids, self.trained + other.trained, self.clips + other.clips)
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Paths merged into a trie, tokens in depth-first order, indices local to the tree.
+    """Paths merged into a prefix tree; tokens stand in depth-first order and indices are local to the tree.
 
     Attributes:
         ids: Token ids.
-        parents: Index of the token before, -1 at a root.
-        depths: Position of the token in its own sequence.
-        ends: One past the last token of the subtree that hangs on the token.
-        clips: Clip of the token, -1 for text.
-        branches: For each path, in the order given, the indices of its trained tokens.
+        parents: Index of the preceding token, or -1 for a first token.
+        depths: Position of the token in its own path, from 0.
+        subtree_ends: One past the index of the token's last descendant.
+        clips: Clip number of the token, or -1 for text.
+        branches: For each path, in the order in which the paths were given, the indices of its trained tokens.
     """
 
     ids: tuple[int, ...]
     parents: tuple[int, ...]
     depths: tuple[int, ...]
-    ends: tuple[int, ...]
+    subtree_ends: tuple[int, ...]
     clips: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
 
@@ -69,89 +80,97 @@ class Tree:
         return len(self.ids)
 
 
-def plant(paths: Sequence[Path], *, merge: bool = True) -> Tree:
-    """Merge paths that begin alike.
+def build_tree(paths: Sequence[TokenPath], *, merge: bool = True) -> Tree:
+    """Merge paths that begin with the same tokens into a prefix tree.
 
     Args:
-        paths: At least one, none empty.
-        merge: False keeps every path apart from its first token on (the one-by-one run, for checks and benchmarks).
+        paths: At least one path; none may be empty.
+        merge: False gives every path its own root, so that nothing is shared (the one-by-one forward that checks and
+            benchmarks compare with).
     Returns:
-        The trie. Equal paths share all their tokens and remain two branches, so their losses add up.
+        The tree. Equal paths share all their tokens but remain separate branches, so each contributes to the loss.
+    Raises:
+        ValueError: if there is no path, a path is empty, or the first token of a path is trained.
     """
     if not paths or not all(path.ids for path in paths):
         raise ValueError(
             f"a tree needs at least one path and no empty ones; got lengths {[len(path.ids) for path in paths]}"
         )
     if any(path.trained[0] for path in paths):
-        raise ValueError("the first token of a path cannot be trained: nothing predicts it")
+        raise ValueError("the first token of a path cannot be trained: nothing precedes it to predict it from")
     ids: list[int] = []
     parents: list[int] = []
     depths: list[int] = []
-    ends: list[int] = []
+    subtree_ends: list[int] = []
     clips: list[int] = []
-    trained: list[list[int]] = [[] for _ in paths]
-    # Depth first without recursion: a task is (paths standing on the same token, their depth, that token); -1 closes
-    # a token.
-    tasks: list[tuple[list[int], int, int]] = []
+    branches: list[list[int]] = [[] for _ in paths]
+    # Depth-first traversal with an explicit stack, because a path may be longer than Python's recursion limit. An entry
+    # is (numbers of the paths that share this token, depth, parent index). Depth -1 closes the subtree of `parent`.
+    stack: list[tuple[list[int], int, int]] = []
 
-    def fork(group: list[int], depth: int, parent: int) -> None:
-        heads: dict[tuple[int, int, int], list[int]] = {}
+    def push_children(group: list[int], depth: int, parent: int) -> None:
+        children: dict[tuple[int, int, int], list[int]] = {}
         for number in group:
             path = paths[number]
             if depth < len(path.ids):
-                apart = number if not merge else 0
-                heads.setdefault((path.ids[depth], path.clips[depth], apart), []).append(number)
-        tasks.extend((members, depth, parent) for members in reversed(heads.values()))
+                distinct = number if not merge else 0
+                children.setdefault((path.ids[depth], path.clips[depth], distinct), []).append(number)
+        stack.extend((members, depth, parent) for members in reversed(children.values()))
 
-    fork(list(range(len(paths))), 0, -1)
-    while tasks:
-        group, depth, parent = tasks.pop()
+    push_children(list(range(len(paths))), 0, -1)
+    while stack:
+        group, depth, parent = stack.pop()
         if depth < 0:
-            ends[parent] = len(ids)
+            subtree_ends[parent] = len(ids)
             continue
         token = len(ids)
-        first = paths[group[0]]
-        ids.append(first.ids[depth])
-        clips.append(first.clips[depth])
+        path = paths[group[0]]
+        ids.append(path.ids[depth])
+        clips.append(path.clips[depth])
         parents.append(parent)
         depths.append(depth)
-        ends.append(-1)
+        subtree_ends.append(-1)
         for number in group:
             if paths[number].trained[depth]:
-                trained[number].append(token)
-        tasks.append(([], -1, token))
-        fork(group, depth + 1, token)
-    return Tree(tuple(ids), tuple(parents), tuple(depths), tuple(ends), tuple(clips), tuple(tuple(b) for b in trained))
+                branches[number].append(token)
+        stack.append(([], -1, token))
+        push_children(group, depth + 1, token)
+    return Tree(
+        tuple(ids), tuple(parents), tuple(depths), tuple(subtree_ends), tuple(clips), tuple(map(tuple, branches))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Trees laid end to end as tensors.
+    """Trees concatenated into tensors for one forward pass.
+
+    A *target* is a token whose log-probability is needed; its *source* is the token before it, whose hidden state
+    predicts it. Several targets may share a source (where branches separate), and several branches a target.
 
     Attributes:
         ids: Token ids.
-        positions: Depth of each token.
-        ends: Exclusive end of each token's subtree.
-        bounds: Start of each tree, and the length at the end.
-        audio: Indices of audio tokens.
-        clips: Clip of each audio token.
-        runs: Length of each unbroken run of one clip's audio tokens, in order.
-        sources: Distinct tokens whose hidden state predicts something wanted.
-        target_sources: For each wanted token, which of `sources` predicts it.
-        target_ids: Id of each wanted token.
-        branch_targets: For each branch, indices into the wanted tokens, padded with 0.
+        positions: Position of each token in its own path (its depth in the tree).
+        subtree_ends: One past the last descendant of each token.
+        tree_offsets: Index of each tree's first token, followed by the total length.
+        audio_indices: Indices of the audio tokens.
+        audio_clips: Clip number of each audio token.
+        audio_run_lengths: Length of each contiguous run of one clip's audio tokens, in order.
+        source_indices: Indices of the distinct source tokens.
+        target_sources: For each target, the number of its source in `source_indices`.
+        target_ids: Token id of each target.
+        branch_targets: For each branch, the numbers of its targets in order, padded with 0.
         loss_mask: True where `branch_targets` is not padding.
-        branch_trees: Tree of each branch.
+        branch_trees: Number of the tree that each branch belongs to.
     """
 
     ids: Int[Tensor, " seq"]
     positions: Int[Tensor, " seq"]
-    ends: Int[Tensor, " seq"]
-    bounds: tuple[int, ...]
-    audio: Int[Tensor, " audio_seq"]
-    clips: tuple[int, ...]
-    runs: tuple[int, ...]
-    sources: Int[Tensor, " sources"]
+    subtree_ends: Int[Tensor, " seq"]
+    tree_offsets: tuple[int, ...]
+    audio_indices: Int[Tensor, " audio_seq"]
+    audio_clips: tuple[int, ...]
+    audio_run_lengths: tuple[int, ...]
+    source_indices: Int[Tensor, " sources"]
     target_sources: Int[Tensor, "*targets"]
     target_ids: Int[Tensor, "*targets"]
     branch_targets: Int[Tensor, "branches tokens"]
@@ -161,151 +180,182 @@ class Forest:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
-    def mask(self) -> Bool[Tensor, "seq seq"]:
-        """Dense visibility, True where the row's token sees the column's."""
+    def attention_mask(self) -> Bool[Tensor, "seq seq"]:
+        """Dense attention mask; True where the row's token attends to the column's token."""
         index = torch.arange(len(self), device=self.ids.device)
-        return (index[None, :] <= index[:, None]) & (index[:, None] < self.ends[None, :])
+        return (index[None, :] <= index[:, None]) & (index[:, None] < self.subtree_ends[None, :])
 
 
 def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
-    """Lay trees end to end; block-diagonal by construction, so nothing is padded."""
+    """Concatenate trees into one forest. Attention is block-diagonal by construction, so there is no padding.
+
+    Args:
+        trees: The trees, in the order in which their branches are numbered.
+        device: Device of the forest's tensors.
+    """
     ids: list[int] = []
     positions: list[int] = []
-    ends: list[int] = []
+    subtree_ends: list[int] = []
     clips: list[int] = []
-    bounds = [0]
-    wanted: dict[int, int] = {}  # packed token -> target number
-    sources: dict[int, int] = {}  # packed token -> source number
+    tree_offsets = [0]
+    targets: dict[int, int] = {}  # packed index of a target token -> number of the target
+    sources: dict[int, int] = {}  # packed index of a source token -> number of the source
     target_sources: list[int] = []
     target_ids: list[int] = []
-    rows: list[list[int]] = []
+    branch_rows: list[list[int]] = []
     branch_trees: list[int] = []
-    for number, tree in enumerate(trees):
-        base = bounds[-1]
+    for tree_number, tree in enumerate(trees):
+        offset = tree_offsets[-1]
         ids += tree.ids
         positions += tree.depths
-        ends += [base + end for end in tree.ends]
+        subtree_ends += [offset + end for end in tree.subtree_ends]
         clips += tree.clips
         for branch in tree.branches:
             row = []
             for token in branch:
-                target = wanted.setdefault(base + token, len(wanted))
-                if target == len(target_ids):
-                    target_sources.append(sources.setdefault(base + tree.parents[token], len(sources)))
+                target = targets.setdefault(offset + token, len(targets))
+                if target == len(target_ids):  # a target that no earlier branch holds
+                    target_sources.append(sources.setdefault(offset + tree.parents[token], len(sources)))
                     target_ids.append(tree.ids[token])
                 row.append(target)
-            rows.append(row)
-            branch_trees.append(number)
-        bounds.append(base + len(tree))
-    runs: list[int] = []
-    for i, clip in enumerate(clips):
-        if clip >= 0 and i and clips[i - 1] == clip and positions[i] == positions[i - 1] + 1:
-            runs[-1] += 1
-        elif clip >= 0:
-            runs.append(1)
-    width = max((len(row) for row in rows), default=0)
+            branch_rows.append(row)
+            branch_trees.append(tree_number)
+        tree_offsets.append(offset + len(tree))
+    width = max((len(row) for row in branch_rows), default=0)
 
-    def ints(values: Sequence[int]) -> Tensor:
+    def index_tensor(values: Sequence[int]) -> Tensor:
         return torch.tensor(list(values), dtype=torch.long, device=device)
 
     return Forest(
-        ids=ints(ids),
-        positions=ints(positions),
-        ends=ints(ends),
-        bounds=tuple(bounds),
-        audio=ints([i for i, clip in enumerate(clips) if clip >= 0]),
-        clips=tuple(clip for clip in clips if clip >= 0),
-        runs=tuple(runs),
-        sources=ints(list(sources)),
-        target_sources=ints(target_sources),
-        target_ids=ints(target_ids),
+        ids=index_tensor(ids),
+        positions=index_tensor(positions),
+        subtree_ends=index_tensor(subtree_ends),
+        tree_offsets=tuple(tree_offsets),
+        audio_indices=index_tensor([index for index, clip in enumerate(clips) if clip >= 0]),
+        audio_clips=tuple(clip for clip in clips if clip >= 0),
+        audio_run_lengths=_audio_run_lengths(clips, positions),
+        source_indices=index_tensor(list(sources)),
+        target_sources=index_tensor(target_sources),
+        target_ids=index_tensor(target_ids),
         branch_targets=torch.tensor(
-            [row + [0] * (width - len(row)) for row in rows], dtype=torch.long, device=device
-        ).reshape(len(rows), width),
+            [row + [0] * (width - len(row)) for row in branch_rows], dtype=torch.long, device=device
+        ).reshape(len(branch_rows), width),
         loss_mask=torch.tensor(
-            [[True] * len(row) + [False] * (width - len(row)) for row in rows], dtype=torch.bool, device=device
-        ).reshape(len(rows), width),
-        branch_trees=ints(branch_trees),
+            [[True] * len(row) + [False] * (width - len(row)) for row in branch_rows], dtype=torch.bool, device=device
+        ).reshape(len(branch_rows), width),
+        branch_trees=index_tensor(branch_trees),
     )
 
 
-def bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Split trees, in order, into packs of at most `capacity` tokens; a tree that is larger than that stands alone."""
-    packs: list[list[int]] = []
-    room = 0
-    for number, size in enumerate(sizes):
-        if not packs or size > room:
-            packs.append([])
-            room = capacity
-        packs[-1].append(number)
-        room -= size
-    return packs
+def _audio_run_lengths(clips: Sequence[int], positions: Sequence[int]) -> tuple[int, ...]:
+    """Length of each contiguous run of audio tokens of one clip at consecutive positions."""
+    lengths: list[int] = []
+    for index, clip in enumerate(clips):
+        if clip >= 0 and index and clips[index - 1] == clip and positions[index] == positions[index - 1] + 1:
+            lengths[-1] += 1
+        elif clip >= 0:
+            lengths.append(1)
+    return tuple(lengths)
 
 
-def place_audio(
-    embeddings: Float[Tensor, "seq dim"], forest: Forest, connected: dict[int, Float[Tensor, "audio_seq dim"]]
-) -> Float[Tensor, "seq dim"]:
-    """Put each clip's embeddings where its placeholders stand.
+def assign_bins(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Assign items, in order, to bins of at most `capacity`; an item larger than that gets a bin of its own.
 
-    Raises:
-        ValueError: if a clip is missing, or has another number of embeddings than placeholders.
+    Args:
+        sizes: Size of each item (here: tokens of each tree).
+        capacity: Largest total size of a bin (here: tokens of one forward pass).
+    Returns:
+        The item numbers of each bin.
+
+    >>> assign_bins([3, 4, 9, 1], capacity=8)
+    [[0, 1], [2], [3]]
     """
-    if not forest.clips:
+    bins: list[list[int]] = []
+    free = 0
+    for number, size in enumerate(sizes):
+        if not bins or size > free:
+            bins.append([])
+            free = capacity
+        bins[-1].append(number)
+        free -= size
+    return bins
+
+
+def insert_audio_embeddings(
+    embeddings: Float[Tensor, "seq dim"], forest: Forest, audio_embeddings: dict[int, Float[Tensor, "audio_seq dim"]]
+) -> Float[Tensor, "seq dim"]:
+    """Replace the embeddings of audio placeholders by the embeddings of their clips.
+
+    Args:
+        embeddings: Text embeddings of the packed tokens (whatever the placeholder embeds to at audio tokens).
+        forest: The packed trees.
+        audio_embeddings: Clip number -> embeddings of the clip, one row per audio token.
+    Raises:
+        ValueError: if a clip is missing, or the number of its embeddings differs from its placeholders.
+    """
+    if not forest.audio_clips:
         return embeddings
-    pieces = []
-    at = 0
-    for run in forest.runs:
-        clip = forest.clips[at]
-        if clip not in connected:
+    runs = []
+    start = 0
+    for length in forest.audio_run_lengths:
+        clip = forest.audio_clips[start]
+        if clip not in audio_embeddings:
             raise ValueError(f"clip {clip} of the forest has no embeddings")
-        if len(connected[clip]) != run:
-            raise ValueError(f"clip {clip} has {len(connected[clip])} embeddings but {run} placeholders")
-        pieces.append(connected[clip])
-        at += run
-    return embeddings.index_copy(0, forest.audio, torch.cat(pieces).to(embeddings.dtype))
+        if len(audio_embeddings[clip]) != length:
+            raise ValueError(f"clip {clip} has {len(audio_embeddings[clip])} embeddings but {length} placeholders")
+        runs.append(audio_embeddings[clip])
+        start += length
+    return embeddings.index_copy(0, forest.audio_indices, torch.cat(runs).to(embeddings.dtype))
 
 
 def target_logprobs(
     hidden: Float[Tensor, "seq dim"], forest: Forest, logits: Callable[[Tensor], Tensor], chunk: int = 512
 ) -> Float[Tensor, "*targets"]:
-    """Natural-log probability of every wanted token; logits exist at answer positions only, `chunk` positions at a
-    time.
+    """Natural-log probability of every target token.
+
+    Logits are computed at source tokens only, `chunk` of them at a time, and are recomputed in the backward pass when
+    there are several chunks, so at most one chunk's logits exist at any time.
 
     Args:
-        hidden: Decoder output for the packed tokens.
-        forest: What was packed.
+        hidden: Decoder output for the packed tokens, final norm applied.
+        forest: The packed trees.
         logits: The model's output head.
-        chunk: Positions whose logits are alive at once (recomputed in the backward pass when there are several chunks).
+        chunk: Source tokens whose logits are held at once.
     """
-    count = len(forest.sources)
-    at_sources = hidden[forest.sources]
+    count = len(forest.source_indices)
+    source_states = hidden[forest.source_indices]
     order = torch.argsort(forest.target_sources, stable=True)
-    starts = list(range(0, count, chunk))
-    bounds = [0, len(order)]
-    if count > chunk:  # read from the device once, not chunk by chunk
-        edges = torch.tensor([*starts, count], device=order.device)
-        bounds = torch.searchsorted(forest.target_sources[order], edges).tolist()
-    out = []
-    for start, low, high in zip(starts, bounds, bounds[1:], strict=False):
+    chunk_starts = list(range(0, count, chunk))
+    target_offsets = [0, len(order)]
+    if count > chunk:  # one read from the device for all chunks
+        edges = torch.tensor([*chunk_starts, count], device=order.device)
+        target_offsets = torch.searchsorted(forest.target_sources[order], edges).tolist()
+    logprobs = []
+    for start, low, high in zip(chunk_starts, target_offsets, target_offsets[1:], strict=False):
         stop = min(start + chunk, count)
-        chosen = order[low:high]
-        args = (at_sources[start:stop], forest.target_sources[chosen] - start, forest.target_ids[chosen])
+        targets = order[low:high]
+        inputs = (source_states[start:stop], forest.target_sources[targets] - start, forest.target_ids[targets])
 
-        def piece(states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        def chunk_logprobs(states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
             scores = logits(states).float()
-            picked: Tensor = scores[rows, ids] - torch.logsumexp(scores, -1)[rows]
-            return picked
+            result: Tensor = scores[rows, ids] - torch.logsumexp(scores, -1)[rows]
+            return result
 
         if count > chunk and torch.is_grad_enabled():
-            out.append(checkpoint(piece, *args, use_reentrant=False, preserve_rng_state=False))
+            logprobs.append(checkpoint(chunk_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False))
         else:
-            out.append(piece(*args))
-    flat = torch.cat(out) if out else hidden.new_zeros(0)
+            logprobs.append(chunk_logprobs(*inputs))
+    flat = torch.cat(logprobs) if logprobs else hidden.new_zeros(0)
     return torch.zeros_like(flat).index_copy(0, order, flat)
 
 
-def by_branch(values: Float[Tensor, "*targets"], forest: Forest) -> Float[Tensor, "branches tokens"]:
-    """Spread per-token values over branches (padding holds 0): the rectangle that losses see."""
+def branch_logprobs(values: Float[Tensor, "*targets"], forest: Forest) -> Float[Tensor, "branches tokens"]:
+    """Arrange per-target values as the rectangle that losses expect: one row per branch, padding is 0.
+
+    Args:
+        values: One value per target, usually its log-probability.
+        forest: The packed trees.
+    """
     if not len(values):
         return values.new_zeros(forest.branch_targets.shape)
     return values[forest.branch_targets].masked_fill(~forest.loss_mask, 0.0)

@@ -1,4 +1,5 @@
-"""Stepwise internalisation: the released training program, batch for batch (how it was measured: the golden file).
+"""Stepwise internalisation against the released training program, batch for batch (the golden file says how it was
+measured).
 
 What we leave out on purpose: gaps in position ids (`keep_position`); the released program crashes with them where
 nothing is removed yet, those cases hold an `official_error` and nothing to compare.
@@ -8,20 +9,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from earwise.algorithms.chain_compression import Stepwise, without_tokens
+from earwise.algorithms.chain_compression import StepwiseSchedule, remove_tokens
 
 Golden = Callable[[str], dict[str, Any]]
 SEPARATOR = 0
 
 
-def schedule(case: dict[str, Any]) -> Stepwise:
+def schedule(case: dict[str, Any]) -> StepwiseSchedule:
     args = case["args"]
-    return Stepwise(
+    return StepwiseSchedule(
         steps_per_epoch=case["steps_per_epoch"],
-        per_epoch=args["remove_per_epoch"],
+        tokens_per_epoch=args["remove_per_epoch"],
         start=args["remove_start_from"],
         pretrain_epochs=args["pretrain_epochs"],
-        all_beyond=number(args["remove_all_when_remove_beyond"]),
+        remove_all_beyond=number(args["remove_all_when_remove_beyond"]),
     )
 
 
@@ -33,7 +34,7 @@ def shortened(row: list[int], count: float, side: str) -> tuple[list[int], bool]
     """A row without that many tokens between its first two separators, and whether none are left there."""
     first = row.index(SEPARATOR)
     second = row.index(SEPARATOR, first + 1)
-    kept = list(without_tokens(row[first + 1 : second], count, side))  # type: ignore[arg-type]
+    kept = list(remove_tokens(row[first + 1 : second], count, side))  # type: ignore[arg-type]
     return row[: first + 1] + kept + row[second:], not kept
 
 
@@ -56,7 +57,7 @@ def test_schedule_batches_and_resets(golden: Golden) -> None:
     assert compared > 150
 
 
-def follow(case: dict[str, Any], plan: Stepwise, planned: list[float], trained: list[float]) -> int:
+def follow(case: dict[str, Any], plan: StepwiseSchedule, planned: list[float], trained: list[float]) -> int:
     """Run through all batches of a case beside its record; returns the number of whole batches compared."""
     args, steps, size = case["args"], iter(case["steps"]), case["args"]["batch_size"]
     side, longest_allowed = args["removal_side"], args["max_len_train"]

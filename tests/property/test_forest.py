@@ -4,22 +4,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earwise.forest import Path, bins, by_branch, pack, plant, target_logprobs
+from earwise.forest import TokenPath, assign_bins, branch_logprobs, build_tree, pack, target_logprobs
 
 
 @st.composite
-def paths(draw: st.DrawFn) -> list[Path]:
+def paths(draw: st.DrawFn) -> list[TokenPath]:
     """Up to six paths over three ids, so that many begin alike; the first token is never trained."""
     out = []
     for _ in range(draw(st.integers(1, 6))):
         ids = draw(st.lists(st.integers(0, 2), min_size=1, max_size=7))
         trained = (False, *draw(st.lists(st.booleans(), min_size=len(ids) - 1, max_size=len(ids) - 1)))
         clips = draw(st.lists(st.sampled_from([-1, -1, -1, 0]), min_size=len(ids), max_size=len(ids)))
-        out.append(Path(tuple(ids), trained, tuple(clips)))
+        out.append(TokenPath(tuple(ids), trained, tuple(clips)))
     return out
 
 
-def prefixes(group: list[Path]) -> set[tuple[tuple[int, int], ...]]:
+def prefixes(group: list[TokenPath]) -> set[tuple[tuple[int, int], ...]]:
     """All distinct beginnings: what a trie must hold exactly once."""
     return {
         tuple(zip(path.ids, path.clips, strict=True))[:end] for path in group for end in range(1, len(path.ids) + 1)
@@ -28,12 +28,12 @@ def prefixes(group: list[Path]) -> set[tuple[tuple[int, int], ...]]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
-def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[Path]], merge: bool) -> None:
-    trees = [plant(group, merge=merge) for group in groups]
+def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[TokenPath]], merge: bool) -> None:
+    trees = [build_tree(group, merge=merge) for group in groups]
     forest = pack(trees)
-    mask = forest.mask()
+    mask = forest.attention_mask()
     ancestors = []
-    for tree, start in zip(trees, forest.bounds, strict=False):
+    for tree, start in zip(trees, forest.tree_offsets, strict=False):
         for token in range(len(tree)):
             line = {start + token}
             while tree.parents[token] >= 0:
@@ -46,12 +46,12 @@ def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[Path]]
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
-def test_every_branch_reads_its_own_path(groups: list[list[Path]], merge: bool) -> None:
-    trees = [plant(group, merge=merge) for group in groups]
+def test_every_branch_reads_its_own_path(groups: list[list[TokenPath]], merge: bool) -> None:
+    trees = [build_tree(group, merge=merge) for group in groups]
     for tree, group in zip(trees, groups, strict=True):
         assert len(tree) == (len(prefixes(group)) if merge else sum(len(path.ids) for path in group))
     forest = pack(trees)
-    mask = forest.mask()
+    mask = forest.attention_mask()
     row = 0
     for number, group in enumerate(groups):
         for path in group:
@@ -61,33 +61,34 @@ def test_every_branch_reads_its_own_path(groups: list[list[Path]], merge: bool) 
                 forest.loss_mask.shape[1] - len(wanted)
             )
             for target, at in zip(forest.branch_targets[row].tolist(), wanted, strict=False):
-                source = int(forest.sources[forest.target_sources[target]])
+                source = int(forest.source_indices[forest.target_sources[target]])
                 seen = mask[source].nonzero().flatten()
                 assert forest.ids[seen].tolist() == list(path.ids[:at])
                 assert int(forest.target_ids[target]) == path.ids[at]
             row += 1
-    assert len(forest.audio) == len(forest.clips) == sum(clip >= 0 for tree in trees for clip in tree.clips)
+    assert len(forest.audio_indices) == len(forest.audio_clips) == sum(clip >= 0 for tree in trees for clip in tree.clips)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.integers(1, 5))
-def test_log_probabilities_do_not_depend_on_the_chunk(groups: list[list[Path]], chunk: int) -> None:
-    forest = pack([plant(group) for group in groups])
+def test_log_probabilities_do_not_depend_on_the_chunk(groups: list[list[TokenPath]], chunk: int) -> None:
+    forest = pack([build_tree(group) for group in groups])
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(len(forest), 4, generator=generator, requires_grad=True)
     head = torch.randn(4, 3, generator=generator)
     whole = target_logprobs(hidden, forest, lambda states: states @ head)
     parts = target_logprobs(hidden, forest, lambda states: states @ head, chunk)
     assert torch.allclose(whole, parts, atol=1e-6)
-    direct = (hidden @ head).log_softmax(-1)[forest.sources[forest.target_sources], forest.target_ids]
+    direct = (hidden @ head).log_softmax(-1)[forest.source_indices[forest.target_sources], forest.target_ids]
     assert torch.allclose(whole, direct, atol=1e-6)
     if len(whole):
         weight = torch.randn(len(whole), generator=generator)
-        one, two = (
+        expected, chunked = (
             torch.autograd.grad((value * weight).sum(), hidden, retain_graph=True)[0] for value in (direct, parts)
         )
-        assert torch.allclose(one, two, atol=1e-6)
-    rows = by_branch(whole, forest)
+        # Float32 sums over many branches differ by rounding that grows with the largest gradient.
+        assert torch.allclose(expected, chunked, atol=1e-6 * (1 + float(expected.abs().max())))
+    rows = branch_logprobs(whole, forest)
     assert (
         torch.equal(rows[forest.loss_mask], whole[forest.branch_targets[forest.loss_mask]])
         and not rows[~forest.loss_mask].any()
@@ -97,7 +98,7 @@ def test_log_probabilities_do_not_depend_on_the_chunk(groups: list[list[Path]], 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=20), st.integers(1, 50))
 def test_packs_keep_order_and_capacity(sizes: list[int], capacity: int) -> None:
-    packs = bins(sizes, capacity)
+    packs = assign_bins(sizes, capacity)
     assert [number for members in packs for number in members] == list(range(len(sizes)))
     for members in packs:
         assert members

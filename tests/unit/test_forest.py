@@ -3,14 +3,22 @@
 import pytest
 import torch
 
-from earwise.forest import Path, bins, by_branch, pack, place_audio, plant, target_logprobs
+from earwise.forest import (
+    TokenPath,
+    assign_bins,
+    branch_logprobs,
+    build_tree,
+    insert_audio_embeddings,
+    pack,
+    target_logprobs,
+)
 
 A, B, C, D, END, SOUND = 10, 11, 12, 13, 2, 3
 
 
-def path(prompt: list[int], said: list[int], clip: int = 0) -> Path:
+def path(prompt: list[int], said: list[int], clip: int = 0) -> TokenPath:
     ids = (*prompt, *said)
-    return Path(ids, (False,) * len(prompt) + (True,) * len(said), tuple(clip if i == SOUND else -1 for i in ids))
+    return TokenPath(ids, (False,) * len(prompt) + (True,) * len(said), tuple(clip if i == SOUND else -1 for i in ids))
 
 
 # prompt A S S, completions "B C end", "B end", "B C end" again, "B C", "D"
@@ -18,87 +26,87 @@ GROUP = [path([A, SOUND, SOUND], said) for said in ([B, C, END], [B, END], [B, C
 
 
 def test_a_trie_drawn_out() -> None:
-    tree = plant(GROUP)
+    tree = build_tree(GROUP)
     #               0  1      2      3  4  5    6    7
     assert tree.ids == (A, SOUND, SOUND, B, C, END, END, D)
     assert tree.parents == (-1, 0, 1, 2, 3, 4, 3, 2)
     assert tree.depths == (0, 1, 2, 3, 4, 5, 4, 3)
-    assert tree.ends == (8, 8, 8, 7, 6, 6, 7, 8)
+    assert tree.subtree_ends == (8, 8, 8, 7, 6, 6, 7, 8)
     assert tree.clips == (-1, 0, 0, -1, -1, -1, -1, -1)
     assert tree.branches == ((3, 4, 5), (3, 6), (3, 4, 5), (3, 4), (7,))
     assert len(tree) == 8
 
 
 def test_packed_with_another_tree() -> None:
-    forest = pack([plant(GROUP), plant([path([A], [B])])])
-    assert forest.bounds == (0, 8, 10) and len(forest) == 10
-    assert forest.ends.tolist() == [8, 8, 8, 7, 6, 6, 7, 8, 10, 10]
+    forest = pack([build_tree(GROUP), build_tree([path([A], [B])])])
+    assert forest.tree_offsets == (0, 8, 10) and len(forest) == 10
+    assert forest.subtree_ends.tolist() == [8, 8, 8, 7, 6, 6, 7, 8, 10, 10]
     assert forest.positions.tolist() == [0, 1, 2, 3, 4, 5, 4, 3, 0, 1]
-    assert forest.audio.tolist() == [1, 2] and forest.clips == (0, 0)
-    assert forest.sources.tolist() == [2, 3, 4, 8]  # B and D are read where the prompt ends, both ends of B at B, ...
+    assert forest.audio_indices.tolist() == [1, 2] and forest.audio_clips == (0, 0)
+    assert forest.source_indices.tolist() == [2, 3, 4, 8]  # B and D are read where the prompt ends, both ends of B at B, ...
     assert forest.target_ids.tolist() == [B, C, END, END, D, B]
     assert forest.target_sources.tolist() == [0, 1, 2, 1, 0, 3]
     assert forest.branch_targets.tolist() == [[0, 1, 2], [0, 3, 0], [0, 1, 2], [0, 1, 0], [4, 0, 0], [5, 0, 0]]
     assert forest.loss_mask.sum(1).tolist() == [3, 2, 3, 2, 1, 1]
     assert forest.branch_trees.tolist() == [0, 0, 0, 0, 0, 1]
-    rows = forest.mask().int().tolist()
+    rows = forest.attention_mask().int().tolist()
     assert rows[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]  # the end after "B" sees the prompt, B and itself
     assert rows[9] == [0] * 8 + [1, 1]
 
 
 def test_unmerged_paths_share_nothing() -> None:
-    tree = plant(GROUP, merge=False)
+    tree = build_tree(GROUP, merge=False)
     assert len(tree) == sum(len(one.ids) for one in GROUP)
     assert tree.parents.count(-1) == len(GROUP)
 
 
 def test_the_same_ids_under_another_sound_are_another_token() -> None:
-    tree = plant([path([A, SOUND], [B], clip=0), path([A, SOUND], [B], clip=1)])
+    tree = build_tree([path([A, SOUND], [B], clip=0), path([A, SOUND], [B], clip=1)])
     assert tree.ids == (A, SOUND, B, SOUND, B) and tree.clips == (-1, 0, -1, 1, -1)
 
 
 def test_rows_of_log_probabilities() -> None:
-    forest = pack([plant(GROUP)])
+    forest = pack([build_tree(GROUP)])
     values = torch.arange(1.0, 6.0)
-    assert by_branch(values, forest).tolist() == [[1, 2, 3], [1, 4, 0], [1, 2, 3], [1, 2, 0], [5, 0, 0]]
+    assert branch_logprobs(values, forest).tolist() == [[1, 2, 3], [1, 4, 0], [1, 2, 3], [1, 2, 0], [5, 0, 0]]
     uniform = target_logprobs(torch.zeros(8, 2), forest, lambda states: states @ torch.zeros(2, 20), chunk=2)
     assert torch.allclose(uniform, torch.full((5,), -torch.tensor(20.0).log().item()))
 
 
 def test_nothing_trained() -> None:
-    forest = pack([plant([path([A, B], [])])])
+    forest = pack([build_tree([path([A, B], [])])])
     values = target_logprobs(torch.zeros(2, 2), forest, lambda states: states)
-    assert values.shape == (0,) and by_branch(values, forest).shape == (1, 0)
+    assert values.shape == (0,) and branch_logprobs(values, forest).shape == (1, 0)
 
 
 def test_audio_lands_on_its_placeholders() -> None:
-    forest = pack([plant([path([A, SOUND, SOUND, B], [C], clip=7)]), plant([path([SOUND, A], [B], clip=4)])])
+    forest = pack([build_tree([path([A, SOUND, SOUND, B], [C], clip=7)]), build_tree([path([SOUND, A], [B], clip=4)])])
     embeddings = torch.zeros(len(forest), 1)
-    placed = place_audio(embeddings, forest, {7: torch.tensor([[1.0], [2.0]]), 4: torch.tensor([[3.0]])})
+    placed = insert_audio_embeddings(embeddings, forest, {7: torch.tensor([[1.0], [2.0]]), 4: torch.tensor([[3.0]])})
     assert placed.flatten().tolist() == [0, 1, 2, 0, 0, 3, 0, 0]
     assert not embeddings.any()
     with pytest.raises(ValueError, match="clip 4 of the forest has no embeddings"):
-        place_audio(embeddings, forest, {7: torch.zeros(2, 1)})
+        insert_audio_embeddings(embeddings, forest, {7: torch.zeros(2, 1)})
     for wrong in (1, 3, 0):
         with pytest.raises(ValueError, match=f"clip 7 has {wrong} embeddings but 2 placeholders"):
-            place_audio(embeddings, forest, {7: torch.zeros(wrong, 1), 4: torch.zeros(1, 1)})
+            insert_audio_embeddings(embeddings, forest, {7: torch.zeros(wrong, 1), 4: torch.zeros(1, 1)})
 
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="path of 2 ids has 1 trained flags"):
-        Path((A, B), (False,), (-1, -1))
+        TokenPath((A, B), (False,), (-1, -1))
     with pytest.raises(ValueError, match="at least one path"):
-        plant([])
+        build_tree([])
     with pytest.raises(ValueError, match=r"no empty ones; got lengths \[1, 0\]"):
-        plant([path([A], []), path([], [])])
+        build_tree([path([A], []), path([], [])])
     with pytest.raises(ValueError, match="first token of a path cannot be trained"):
-        plant([path([], [A])])
+        build_tree([path([], [A])])
 
 
 def test_packs() -> None:
-    assert bins([4, 4, 4, 20, 1, 1], 8) == [[0, 1], [2], [3], [4, 5]]
-    assert bins([], 8) == []
+    assert assign_bins([4, 4, 4, 20, 1, 1], 8) == [[0, 1], [2], [3], [4, 5]]
+    assert assign_bins([], 8) == []
 
 
 def test_a_deep_tree_needs_no_recursion() -> None:
-    assert len(plant([path([A] * 5000, [B]), path([A] * 5000, [C])])) == 5002
+    assert len(build_tree([path([A] * 5000, [B]), path([A] * 5000, [C])])) == 5002

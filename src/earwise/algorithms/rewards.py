@@ -1,10 +1,13 @@
-"""Rewards: pure functions `(example, completion) -> float`, added up with weights. No torch, no files.
+"""Rewards: pure functions `(example, completion) -> float` that GRPO adds up with weights. No torch, no file access.
 
-Used by GRPO, difficulty scoring and the curriculum. Two families stand side by side: the `_r1aqa` ones give the
-verdicts of the released code (xiaomi-research/r1-aqa@5d24f31, without its math step, which takes one shared number for
-a match), the others are the stricter rules of papers/r1-aqa.md section 10 and papers/sari.md section 7. What
-Audio-Thinker and CESAR reward beyond that (papers/after-the-seeds.md, section 2) is here as rules on words, ours where
-the papers ask a language model or print no rule; `train/judge.py` asks one.
+They are used by GRPO, by `earwise build difficulty` and by the online curriculum. There are two families. The `_r1aqa`
+rewards give the values of R1-AQA's released code (xiaomi-research/r1-aqa@5d24f31), without its math verifier, for which
+one shared number is already a match. The others follow stricter rules: whole-completion formats, exact option texts.
+The rewards of Audio-Thinker (arXiv:2508.08039) and CESAR (arXiv:2510.20867) are implemented here as rules on words;
+where the papers ask a language model or print no rule, the rule is ours. A language model as judge is
+`train/rollout/judge.py`.
+
+To add a reward, write such a function and a row of `REWARDS`, or name your own as `module:function` in a recipe.
 """
 
 import math
@@ -13,7 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from earwise.answers import SECTIONS, answer_blocks, mentions, normalise, option_index, parse, r1aqa_extract
-from earwise.config.resolve import entry
+from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ScoringError
 from earwise.types import Example
 
@@ -37,13 +40,14 @@ REWARDS: dict[str, str] = {
 }
 
 LENGTH_TARGET_WORDS = 50
-"""Reasoning up to this many words is rewarded in full (Ke-Omni-R asks for fewer than 50 words)."""
+"""Reasoning of at most this many words gets the full `length` reward (Ke-Omni-R asks for fewer than 50 words)."""
 LENGTH_LIMIT_WORDS = 100
-"""Reasoning of this many words or more is worth nothing (ours)."""
-BRIEF_FROM_WORDS = 35
-"""Shorter reasoning than this is worth less (CESAR is best at 35 to 40 tokens)."""
-CONSISTENT_BONUS = 0.5
-"""What a thought that leads to its answer adds to the worth of a right one (Audio-Thinker)."""
+"""Reasoning of this many words or more gets a `length` reward of 0 (value ours)."""
+SHORTEST_FULL_REWARD_WORDS = 35
+"""Reasoning of fewer words gets less than the full `brevity` reward (CESAR reports its best results at 35 to 40
+tokens)."""
+CONSISTENCY_BONUS = 0.5
+"""Share by which reasoning that supports its answer increases the reward of a correct answer (Audio-Thinker)."""
 
 KEYWORDS: dict[str, tuple[str, ...]] = {
     "cause": ("because", "since", "therefore", "thus", "so", "suggests", "indicates", "implies", "means", "hence"),
@@ -54,33 +58,35 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
         "sharp", "low", "high", "repeated", "steady", "sudden", "accent", "spoken",
     ),
 }  # fmt: skip
-"""Families of words by which `keyword` tells an argument about a sound (ours; the paper's lists are not published)."""
+"""Word families that the `keyword` reward looks for in reasoning about sound (ours; CESAR's lists are not
+published)."""
 
-_INNER = r"((?:(?!</?(?:think|answer)>).)*)"
-_ANSWER_ONLY = re.compile(rf"<answer>{_INNER}</answer>", re.DOTALL)
-_THINK_ANSWER = re.compile(rf"<think>{_INNER}</think>\s*<answer>{_INNER}</answer>", re.DOTALL)
+_TAG_CONTENT = r"((?:(?!</?(?:think|answer)>).)*)"
+_ANSWER_ONLY = re.compile(rf"<answer>{_TAG_CONTENT}</answer>", re.DOTALL)
+_THINK_ANSWER = re.compile(rf"<think>{_TAG_CONTENT}</think>\s*<answer>{_TAG_CONTENT}</answer>", re.DOTALL)
 _R1AQA_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 _R1AQA_THINK = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _SECTION_TAG = rf"</?(?:{'|'.join(SECTIONS)})>"
 _SECTIONS = re.compile(r"\s*".join(rf"<{name}>((?:(?!{_SECTION_TAG}).)*)</{name}>" for name in SECTIONS), re.DOTALL)
 
 
-def _answers(example: Example) -> tuple[str, ...]:
+def _accepted_answers(example: Example) -> tuple[str, ...]:
+    """Answers that count as correct; a ScoringError if the example has none."""
     if not example.answer:
         raise ScoringError(f"example {example.id!r} has no answer to compare with; add one or leave the example out")
     return example.answer
 
 
 def accuracy(example: Example, completion: str) -> float:
-    """1.0 if the first well-formed answer block names an accepted answer, up to case, blanks and outer punctuation.
+    """1.0 if the first complete `<answer>` block holds an accepted answer, else 0.0.
 
-    An answer without tags is worth 0, and so is a letter in place of the option's text. `<think>` is not read.
-    Options that differ only in case or punctuation need the exact text.
+    Case, whitespace and surrounding punctuation are ignored, except where options differ only in these. An answer
+    outside of tags scores 0, and so does an option's letter in place of its text. The `<think>` block is not read.
 
     Raises:
         ScoringError: if the example has no answer.
     """
-    answers = _answers(example)
+    answers = _accepted_answers(example)
     blocks = answer_blocks(completion)
     if not blocks:
         return 0.0
@@ -91,39 +97,44 @@ def accuracy(example: Example, completion: str) -> float:
 
 
 def accuracy_r1aqa(example: Example, completion: str) -> float:
-    """R1-AQA's string rule: both sides extracted, stripped, compared exactly; an untagged exact answer passes.
+    """R1-AQA's accuracy rule: the extracted, stripped answers are compared exactly; an untagged exact answer passes.
+
+    The accepted answer may itself be tagged, as the solutions in R1-AQA's training data are.
 
     Raises:
         ScoringError: if the example has no answer.
-    Source: papers/r1-aqa.md section 4. The accepted answer may itself be tagged, as R1-AQA's solutions are.
+    Source: xiaomi-research/r1-aqa, `accuracy_reward` without the math verifier.
     """
-    return float(r1aqa_extract(completion) in {r1aqa_extract(answer) for answer in _answers(example)})
+    return float(r1aqa_extract(completion) in {r1aqa_extract(answer) for answer in _accepted_answers(example)})
 
 
 def format_answer(example: Example, completion: str) -> float:
-    """1.0 if the completion, outer blanks aside, is exactly one answer block with something in it."""
-    found = _ANSWER_ONLY.fullmatch(completion.strip())
-    return float(found is not None and found[1].strip() != "")
+    """1.0 if the completion is exactly one non-empty `<answer>` block (surrounding whitespace allowed), else 0.0."""
+    match = _ANSWER_ONLY.fullmatch(completion.strip())
+    return float(match is not None and match[1].strip() != "")
 
 
 def format_think(example: Example, completion: str) -> float:
-    """1.0 if the completion, outer blanks aside, is one think block, then one answer block, neither empty."""
-    found = _THINK_ANSWER.fullmatch(completion.strip())
-    return float(found is not None and all(part.strip() for part in found.groups()))
+    """1.0 if the completion is one `<think>` block followed by one `<answer>` block, neither empty, else 0.0."""
+    match = _THINK_ANSWER.fullmatch(completion.strip())
+    return float(match is not None and all(part.strip() for part in match.groups()))
 
 
 def format_r1aqa(example: Example, completion: str) -> float:
-    """R1-AQA's format rule for prompt <2>: from `<answer>` to `</answer>` with nothing around; several blocks pass."""
+    """R1-AQA's format rule for its prompt <2>: the completion begins with `<answer>` and ends with `</answer>`.
+
+    Several answer blocks pass, surrounding whitespace does not (as in the released code).
+    """
     return float(_R1AQA_ANSWER.fullmatch(completion) is not None)
 
 
 def format_think_r1aqa(example: Example, completion: str) -> float:
-    """R1-AQA's format rule for prompt <3>; an empty think block passes."""
+    """R1-AQA's format rule for its prompt <3>: a `<think>` block, then an `<answer>` block; both may be empty."""
     return float(_R1AQA_THINK.fullmatch(completion) is not None)
 
 
 def length(example: Example, completion: str) -> float:
-    """Brevity of the reasoning: 1.0 up to 50 words, falling evenly to 0.0 at 100; 0.0 without an answer block."""
+    """1.0 for reasoning of up to 50 words, falling linearly to 0.0 at 100 words; 0.0 without an answer block."""
     if not any(answer_blocks(completion)):
         return 0.0
     words = len((parse(completion).reasoning or "").split())
@@ -131,69 +142,80 @@ def length(example: Example, completion: str) -> float:
 
 
 def brevity(example: Example, completion: str) -> float:
-    """Reasoning of the right size: rises evenly from 0.0 to 1.0 at 35 words, stays to 50, falls to 0.0 at 100; 0.0
-    without an answer block.
+    """Prefers reasoning of 35 to 50 words: rises linearly from 0.0 to 1.0 at 35 words, falls from 50 to 0.0 at 100.
 
-    Unlike `length` it does not reward thinking away, which a policy is quick to learn.
+    It is 0.0 without an answer block. Unlike `length`, it does not reward leaving the reasoning out, which a policy is
+    quick to learn.
     """
     words = len((parse(completion).reasoning or "").split())
-    return min(words / BRIEF_FROM_WORDS, length(example, completion))
+    return min(words / SHORTEST_FULL_REWARD_WORDS, length(example, completion))
 
 
 def keyword(example: Example, completion: str) -> float:
-    """Share of the families of `KEYWORDS` that the reasoning has a word of; 0.0 without an answer block.
+    """Share of the word families of `KEYWORDS` that occur in the reasoning; 0.0 without an answer block.
 
-    A family counts once, so that saying a word again earns nothing. English only.
+    Each family counts once, so that repeating a word earns nothing. English only.
     """
     reasoning = parse(completion).reasoning
     if not reasoning or not any(answer_blocks(completion)):
         return 0.0
-    said = set(re.findall(r"[a-z]+", reasoning.casefold()))
-    return sum(not said.isdisjoint(family) for family in KEYWORDS.values()) / len(KEYWORDS)
+    words = set(re.findall(r"[a-z]+", reasoning.casefold()))
+    return sum(not words.isdisjoint(family) for family in KEYWORDS.values()) / len(KEYWORDS)
 
 
 def format_adaptive(example: Example, completion: str) -> float:
-    """1.0 if the form is `format_think`'s or `format_answer`'s: the model may choose."""
+    """1.0 if the completion satisfies `format_think` or `format_answer`: the model may choose whether to reason."""
     return max(format_think(example, completion), format_answer(example, completion))
 
 
 def adaptive_thinking(example: Example, completion: str, *, think: float = 1.0, answer: float = 1.0) -> float:
-    """Right and wrong, by whether there was thinking: 1.0 and 0.0 with it, 2.0 and -1.0 without, so that it pays to
-    answer at once what is sure, and to think about the rest.
+    """Accuracy reward that makes it pay to answer easy questions directly and to reason about hard ones.
+
+    With reasoning, a correct answer earns `think` and a wrong one `think - 1` (1 and 0 by default). Without reasoning,
+    a correct answer earns `2 * answer` and a wrong one `answer - 2` (2 and -1 by default).
 
     Args:
-        example: The row that was asked.
-        completion: What the model said.
-        think: Below 1 where a batch thinks too often: right is worth as much, wrong as much less as is missing to 1.
-        answer: The same of answering at once: right is worth twice as much, wrong -1 less what is missing to 1.
+        example: The example with its accepted answers.
+        completion: The model's completion.
+        think: Multiplier in (0, 1] for completions with reasoning; below 1 when a batch reasons too often.
+        answer: Multiplier in (0, 1] for direct answers; below 1 when a batch answers directly too often.
     Raises:
         ScoringError: if the example has no answer.
-    Source: Audio-Thinker (arXiv 2508.08039), eq. 5; an empty think block is no thinking (ours).
+    Source: Audio-Thinker (arXiv:2508.08039), eq. 5. An empty `<think>` block counts as no reasoning (ours).
     """
-    right = accuracy(example, completion) == 1.0
-    if thinks(completion):
-        return think if right else think - 1.0
-    return 2.0 * answer if right else answer - 2.0
+    correct = accuracy(example, completion) == 1.0
+    if has_reasoning(completion):
+        return think if correct else think - 1.0
+    return 2.0 * answer if correct else answer - 2.0
 
 
 def adaptive_consistent(example: Example, completion: str, *, think: float = 1.0, answer: float = 1.0) -> float:
-    """`adaptive_thinking`; where the answer is right, times 1.5, but for a thought that does not lead to it.
+    """`adaptive_thinking` with a bonus of 50 % for a correct answer that is consistent with its reasoning.
 
-    Source: Audio-Thinker, eqs. 6 and 7: an answer without thought counts as consistent, a wrong one earns nothing by
-    it. The paper asks a language model whether a thought leads to its answer; the rule (`consistency`) is ours.
+    An answer without reasoning counts as consistent. A wrong answer gets no bonus.
+
+    Args:
+        example: The example with its accepted answers.
+        completion: The model's completion.
+        think: See `adaptive_thinking`.
+        answer: See `adaptive_thinking`.
+    Raises:
+        ScoringError: if the example has no answer.
+    Source: Audio-Thinker (arXiv:2508.08039), eqs. 6 and 7. The paper asks a language model whether the reasoning
+    supports the answer; here the rule `consistency` decides (ours).
     """
-    worth = adaptive_thinking(example, completion, think=think, answer=answer)
-    led = not thinks(completion) or consistency(example, completion) == 1.0
-    return worth * (1 + CONSISTENT_BONUS) if led and accuracy(example, completion) == 1.0 else worth
+    reward = adaptive_thinking(example, completion, think=think, answer=answer)
+    consistent = not has_reasoning(completion) or consistency(example, completion) == 1.0
+    return reward * (1 + CONSISTENCY_BONUS) if consistent and accuracy(example, completion) == 1.0 else reward
 
 
-def thinks(completion: str) -> bool:
-    """Whether there is a thought, finished or not."""
+def has_reasoning(completion: str) -> bool:
+    """Whether the completion holds reasoning, finished or cut off."""
     return bool(parse(completion).reasoning)
 
 
 def consistency(example: Example, completion: str) -> float:
-    """1.0 if there is reasoning and it mentions the answer that is given, right or wrong, as whole words."""
+    """1.0 if the reasoning mentions the answer of the completion (correct or not) as whole words, else 0.0."""
     parsed = parse(completion, example.choices)
     return float(
         parsed.status == "ok" and bool(parsed.reasoning) and mentions(parsed.reasoning or "", parsed.answer or "")
@@ -201,39 +223,41 @@ def consistency(example: Example, completion: str) -> float:
 
 
 def structured(example: Example, completion: str) -> float:
-    """1.0 if the form is `format_think`'s and the think block is the four sections, once each, in order, none empty.
+    """1.0 if the completion satisfies `format_think` and its reasoning has SARI's four sections, else 0.0.
 
-    Source: papers/sari.md section 7 (the tags are ours: planning, caption, reasoning, summary).
+    The sections planning, caption, reasoning and summary must each occur once, in this order, and not be empty.
+
+    Source: SARI (arXiv:2504.15900), structured reasoning; the tags themselves are ours.
     """
-    outer = _THINK_ANSWER.fullmatch(completion.strip())
-    if outer is None or not outer[2].strip():
+    match = _THINK_ANSWER.fullmatch(completion.strip())
+    if match is None or not match[2].strip():
         return 0.0
-    inner = _SECTIONS.fullmatch(outer[1].strip())
-    return float(inner is not None and all(part.strip() for part in inner.groups()))
+    sections = _SECTIONS.fullmatch(match[1].strip())
+    return float(sections is not None and all(part.strip() for part in sections.groups()))
 
 
 @cache
 def load_reward(name: str) -> Reward:
-    """The reward of a table name, or a user's own `module:function`.
+    """Load a reward by its name in `REWARDS`, or a user's own as `module:function`.
 
     Raises:
         ConfigError: if there is no such name, module or function.
     """
-    function = entry(REWARDS, name, "reward")
+    function = resolve_entry(REWARDS, name, "reward")
     if not callable(function):
         raise ConfigError(f"reward {name!r} is a {type(function).__name__}, not a function of (example, completion)")
     return function  # type: ignore[no-any-return]
 
 
 def total(example: Example, completion: str, weights: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Weighted sum of rewards.
+    """Weighted sum of several rewards.
 
     Args:
-        example: The row that was asked.
-        completion: What the model said, without the end token.
+        example: The example that the completion answers.
+        completion: The model's completion, without the end token.
         weights: Reward name (or `module:function`) -> weight.
     Returns:
-        The sum, and each reward's own value without its weight.
+        The sum, and the unweighted value of each reward.
     Raises:
         ConfigError: if a reward cannot be loaded.
         ScoringError: if a reward is not a finite number.

@@ -9,21 +9,20 @@ from hypothesis import strategies as st
 
 from earwise import prompts
 from earwise.algorithms.chain_compression import (
-    Stepwise,
-    Stubs,
-    at_progress,
-    compress,
+    StepwiseSchedule,
+    StubFormat,
+    chain_at_progress,
+    compress_chain,
     count_sentences,
-    cutover_for,
+    default_cutover,
     grows,
-    n_internalised,
-    progress_at,
+    make_stub,
+    num_internalised,
+    progress_after,
     random_offset,
-    sentences,
-    stub,
-    without_tokens,
-    words,
+    remove_tokens,
 )
+from earwise.algorithms.sentences import split_sentences, split_words
 from earwise.answers import parse, split_reasoning
 from earwise.errors import ConfigError
 from earwise.types import Audio, Example, Turn
@@ -54,7 +53,7 @@ TEXTS = st.text(st.sampled_from("aB 1.!?…\n,\"'()犬がはのを食べる。�
     ],
 )
 def test_sentences(language: str, marked: str) -> None:
-    assert sentences(marked.replace("|", ""), language) == marked.split("|")
+    assert split_sentences(marked.replace("|", ""), language) == marked.split("|")
 
 
 @pytest.mark.parametrize(
@@ -68,74 +67,78 @@ def test_sentences(language: str, marked: str) -> None:
     ],
 )
 def test_words(language: str, text: str, expected: list[str]) -> None:
-    assert words(text, language) == expected
+    assert split_words(text, language) == expected
 
 
 @settings(deadline=None)
 @given(TEXTS, st.sampled_from(["en", "de", "fr", "ja", "es"]))
 def test_pieces_joined_are_the_text(text: str, language: str) -> None:
-    assert "".join(sentences(text, language)) == text
-    assert "".join(words(text, language)) == text
+    assert "".join(split_sentences(text, language)) == text
+    assert "".join(split_words(text, language)) == text
 
 
 def test_stub_by_hand() -> None:
-    assert stub("The big dog barks loudly.", "en", Stubs(k=2)) == "The big..."
-    assert stub("The big dog barks loudly.", "en", Stubs(k=1, group=3)) == "The big dog..."
-    assert stub("The big dog.", "en", Stubs(k=3)) == "The big dog."
-    assert stub("The big dog barks.", "en", Stubs(k=0, ellipsis="")) == ""
+    assert make_stub("The big dog barks loudly.", "en", StubFormat(stub_groups=2)) == "The big..."
+    assert (
+        make_stub("The big dog barks loudly.", "en", StubFormat(stub_groups=1, words_per_group=3)) == "The big dog..."
+    )
+    assert make_stub("The big dog.", "en", StubFormat(stub_groups=3)) == "The big dog."
+    assert make_stub("The big dog barks.", "en", StubFormat(stub_groups=0, ellipsis="")) == ""
     with pytest.raises(ConfigError, match="k -1"):
-        Stubs(k=-1)
+        StubFormat(stub_groups=-1)
 
 
 def test_compress_left_to_right_by_hand() -> None:
     assert count_sentences(CHAIN) == 6
-    assert compress(CHAIN, 0) == CHAIN
-    two = compress(CHAIN, 2)
+    assert compress_chain(CHAIN, 0) == CHAIN
+    two = compress_chain(CHAIN, 2)
     assert two.startswith("[de] Warum ist der... Erkläre es kurz.\n[en] Why is the sky")  # three words: stays whole
-    assert compress(CHAIN, 99) == (
+    assert compress_chain(CHAIN, 99) == (
         "[de] Warum ist der... Erkläre es kurz.\n[en] Why is the... Explain it briefly.\n"
         "[en-response] Air scatters blue... That is why..."
     )
-    assert compress(JAPANESE, 1).startswith("[ja] 空はなぜ昼に...短く説明してください。\n[en] Why does the sky look")
-    assert compress(CHAIN, 1, Stubs(order="right")).endswith("red light. That is why...")
-    assert compress(CHAIN, 99, Stubs(k=0, ellipsis="")) == "[de] \n[en] \n[en-response] "
+    assert compress_chain(JAPANESE, 1).startswith(
+        "[ja] 空はなぜ昼に...短く説明してください。\n[en] Why does the sky look"
+    )
+    assert compress_chain(CHAIN, 1, StubFormat(order="right")).endswith("red light. That is why...")
+    assert compress_chain(CHAIN, 99, StubFormat(stub_groups=0, ellipsis="")) == "[de] \n[en] \n[en-response] "
 
 
 @settings(deadline=None)
 @given(st.integers(0, 8), st.sampled_from(["left", "right", "random"]), st.integers(0, 4), st.integers(1, 2), TEXTS)
 def test_a_chain_never_grows_and_markers_stay(at: int, order: str, k: int, group: int, text: str) -> None:
-    stubs = Stubs(k=k, group=group, order=order)  # type: ignore[arg-type]
+    stubs = StubFormat(stub_groups=k, words_per_group=group, order=order)  # type: ignore[arg-type]
 
     def tokens(value: str) -> int:  # an ellipsis costs more than letters: the worst case for stubs
         return len(value) + 12 * value.count("...")
 
     for chain in (CHAIN, JAPANESE, "[fr] " + text + "\n[en] " + text):
-        before, after = (compress(chain, number, stubs, key="a", count=tokens) for number in (at, at + 1))
+        before, after = (compress_chain(chain, number, stubs, key="a", count=tokens) for number in (at, at + 1))
         assert tokens(after) <= tokens(before) <= tokens(chain)
-        assert compress(chain, 0, stubs) == chain
+        assert compress_chain(chain, 0, stubs) == chain
     for chain in (CHAIN, JAPANESE):
-        marks = [line.split("] ")[0] for line in compress(chain, at, stubs).split("\n")]
+        marks = [line.split("] ")[0] for line in compress_chain(chain, at, stubs).split("\n")]
         assert marks == [line.split("] ")[0] for line in chain.split("\n")]
 
 
 def test_a_tokenizers_count_is_obeyed() -> None:
     chain = "The dog barks at cats."
-    assert compress(chain, 1) == "The dog barks..."
-    assert compress(chain, 1, count=lambda text: 100 if "..." in text else 1) == chain
+    assert compress_chain(chain, 1) == "The dog barks..."
+    assert compress_chain(chain, 1, count=lambda text: 100 if "..." in text else 1) == chain
 
 
 @pytest.mark.parametrize("chain", ["", "[de] \n[en] \n[en-response] ", "no stop", "\n\n", "犬", "[ja] 犬"])
 def test_little_text_is_no_error(chain: str) -> None:
-    assert compress(chain, 5) == chain
+    assert compress_chain(chain, 5) == chain
 
 
 def test_schedule() -> None:
-    assert [n_internalised(step, 4, 3) for step in range(5)] == [0, 1, 2, 4, 4]
-    assert n_internalised(0, 0, 3) == 0
-    assert [progress_at(epochs, 2.0) for epochs in (0.0, 0.49, 0.5, 0.999, 1.0)] == [0, 0, 1, 1, 2]
+    assert [num_internalised(step, 4, 3) for step in range(5)] == [0, 1, 2, 4, 4]
+    assert num_internalised(0, 0, 3) == 0
+    assert [progress_after(epochs, 2.0) for epochs in (0.0, 0.49, 0.5, 0.999, 1.0)] == [0, 0, 1, 1, 2]
     assert [grows(step, step + 1, 2) for step in range(4)] == [True, True, False, False]
     assert not grows(1, 1, 5)
-    assert cutover_for([1, 1, 1, 8]) == 8 and cutover_for([3]) == 3 and cutover_for([2] * 99 + [50]) == 2
+    assert default_cutover([1, 1, 1, 8]) == 8 and default_cutover([3]) == 3 and default_cutover([2] * 99 + [50]) == 2
 
 
 def test_offsets_are_geometric_and_repeatable() -> None:
@@ -153,10 +156,10 @@ def test_same_bytes_in_another_process() -> None:
     code = (
         "import sys; from earwise.algorithms.chain_compression import *; "
         "sys.stdout.reconfigure(encoding='utf-8'); "
-        f"print(at_progress({CHAIN!r}, 2, 9, Stubs(order='random'), key='row', seed=5, smoothing=1.0))"
+        f"print(chain_at_progress({CHAIN!r}, 2, 9, StubFormat(order='random'), key='row', seed=5, smoothing=1.0))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    here = at_progress(CHAIN, 2, 9, Stubs(order="random"), key="row", seed=5, smoothing=1.0)
+    here = chain_at_progress(CHAIN, 2, 9, StubFormat(order="random"), key="row", seed=5, smoothing=1.0)
     assert done.stdout.decode().rstrip("\n") == here != CHAIN
 
 
@@ -165,7 +168,7 @@ def test_answer_is_the_same_at_every_stage() -> None:
     turns = (Turn("user", (Audio("a.ogg"),)),)
     lengths = []
     for progress in range(8):
-        chain = at_progress(CHAIN, progress, 6)
+        chain = chain_at_progress(CHAIN, progress, 6)
         example = Example("x", turns, answer=(answer,), reasoning=chain, language="de")
         target = prompts.target_text(example, "xs-cot")
         assert target.endswith(f"\n[de-response] {answer}")
@@ -177,8 +180,8 @@ def test_answer_is_the_same_at_every_stage() -> None:
 
 
 def test_stepwise_by_hand() -> None:
-    plan = Stepwise(steps_per_epoch=4, per_epoch=2, start=1, pretrain_epochs=1, all_beyond=3)
+    plan = StepwiseSchedule(steps_per_epoch=4, per_epoch=2, start=1, pretrain_epochs=1, all_beyond=3)
     assert [plan.scheduled(batch) for batch in range(10)] == [1, 1, 1, 1, 1, 1, 2, 2, float("inf"), float("inf")]
     assert [batch for batch in range(10) if plan.grows(batch)] == [6, 8]
     assert plan.applied(3) == 1
-    assert without_tokens([1, 2, 3], 2) == [3] and without_tokens([1, 2, 3], 0, "right") == [1, 2, 3]
+    assert remove_tokens([1, 2, 3], 2) == [3] and remove_tokens([1, 2, 3], 0, "right") == [1, 2, 3]

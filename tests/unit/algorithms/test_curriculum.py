@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from builders import tiny_qwen2_audio
-from earwise.algorithms.curriculum import Band, EasyToHard, Online, measured, pass_rate, within
+from earwise.algorithms.curriculum import Band, EasyToHard, OnlineBand, pass_count, pass_rate, within_band
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.data.mixture import Mixture
@@ -34,23 +34,23 @@ POOL = [rated(f"{passes}/8 {letter}", passes) for letter in "ab" for passes in (
 
 
 def test_pass_rates_are_those_that_build_difficulty_writes() -> None:
-    assert measured(rated("a", 3)) == (3, 8) and pass_rate(rated("a", 4, 16)) == 0.25
-    assert measured(rated("a", None)) is None
+    assert pass_count(rated("a", 3)) == (3, 8) and pass_rate(rated("a", 4, 16)) == 0.25
+    assert pass_count(rated("a", None)) is None
     with pytest.raises(DataError, match=r"'bare' has no pass_count.*earwise build difficulty"):
         pass_rate(rated("bare", None))
 
 
 def test_a_band_compares_other_numbers_of_attempts_by_their_rate() -> None:
-    assert [POOL[number].id for number in within(POOL, Band(3, 6, 8))] == [
+    assert [POOL[number].id for number in within_band(POOL, Band(3, 6, 8))] == [
         "5/8 a", "3/8 a", "6/8 a", "5/8 b", "3/8 b", "6/8 b",
     ]  # fmt: skip
-    assert [Band(3, 6, 8).holds(passes, 16) for passes in (5, 6, 12, 13)] == [False, True, True, False]
+    assert [Band(3, 6, 8).contains(passes, 16) for passes in (5, 6, 12, 13)] == [False, True, True, False]
     of_four = [rated(str(passes), passes, 4) for passes in range(5)]
-    assert within(of_four, Band(3, 6, 8)) == [2, 3] and within(of_four, Band(2, 8, 8)) == [1, 2, 3, 4]
+    assert within_band(of_four, Band(3, 6, 8)) == [2, 3] and within_band(of_four, Band(2, 8, 8)) == [1, 2, 3, 4]
     with pytest.raises(DataError, match="none of 12 rows passed 1 to 1 of 8"):
-        within(POOL, Band(1, 1, 8))
+        within_band(POOL, Band(1, 1, 8))
     with pytest.raises(DataError, match="'bare'"):
-        within([*POOL, rated("bare", None)], Band())
+        within_band([*POOL, rated("bare", None)], Band())
 
 
 def test_easy_to_hard_is_strict_and_equal_rates_stand_by_seed() -> None:
@@ -77,31 +77,33 @@ def test_each_source_has_an_order_of_its_own_and_a_resumed_stream_keeps_it() -> 
 
 
 def test_online_rates_start_as_measured_and_follow_the_policy() -> None:
-    online = Online(Band(3, 6, 8), explore=1e-12, seed=0)
+    online = OnlineBand(Band(3, 6, 8), exploration=1e-12, seed=0)
     easy, fresh = rated("easy", 16, 16), rated("fresh", None)
     assert online.admits(fresh) and not online.admits(easy), "never tried: taken; solved: not"
     online.observe(easy, 2, 8)
-    assert online.rate(easy) == (4 + 2, 4 + 8), "what was before counts half as much as the group: 4 of 4 attempts"
+    assert online.pass_count(easy) == (4 + 2, 4 + 8), (
+        "what was before counts half as much as the group: 4 of 4 attempts"
+    )
     assert online.admits(easy)
     online.observe(fresh, 8, 8)
-    assert online.rate(fresh) == (8, 8) and not online.admits(fresh)
+    assert online.pass_count(fresh) == (8, 8) and not online.admits(fresh)
     online.observe(fresh, 0, 8)
-    assert online.rate(fresh) == (4, 12) and not online.admits(fresh), "a third is under 3 of 8"
+    assert online.pass_count(fresh) == (4, 12) and not online.admits(fresh), "a third is under 3 of 8"
     online.observe(fresh, 4, 8)
-    assert online.rate(fresh) == pytest.approx((4 / 3 + 4, 12)) and online.admits(fresh)
+    assert online.pass_count(fresh) == pytest.approx((4 / 3 + 4, 12)) and online.admits(fresh)
 
 
 def test_online_looks_again_at_what_is_outside_now_and_then_and_resumes_with_the_same_chances() -> None:
     solved = rated("solved", 8)
-    online = Online(Band(), explore=0.1, seed=3)
+    online = OnlineBand(Band(), exploration=0.1, seed=3)
     taken = [online.admits(solved) for _ in range(4000)]
     assert abs(sum(taken) / 4000 - 0.1) < 0.015
-    early = Online(Band(), explore=0.1, seed=3)
+    early = OnlineBand(Band(), exploration=0.1, seed=3)
     early.observe(rated("x", None), 3, 8)
     assert [early.admits(solved) for _ in range(1000)] == taken[:1000]
-    later = Online(Band(), explore=0.1, seed=3)
+    later = OnlineBand(Band(), exploration=0.1, seed=3)
     later.load_state_dict(json.loads(json.dumps(early.state_dict())))
-    assert [later.admits(solved) for _ in range(3000)] == taken[1000:] and later.rate(rated("x", None)) == (3, 8)
+    assert [later.admits(solved) for _ in range(3000)] == taken[1000:] and later.pass_count(rated("x", None)) == (3, 8)
 
 
 # A run on a tiny random model ----------------------------------------------------------------------------------------
@@ -138,9 +140,9 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recipe(kind: str, curriculum: dict[str, Any], **more: Any) -> Recipe:
     stage: dict[str, Any] = {
-        "kind": kind, "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "pack_tokens": 400, "save_every": 1,
+        "kind": kind, "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "pack_tokens": 400, "save_steps": 1,
         "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"}, "curriculum": curriculum,
-        "max_steps": 4, "optimizer": {"lr": 3e-3, "schedule": "constant"},
+        "max_steps": 4, "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
     }  # fmt: skip
     stage |= (
         {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
@@ -149,7 +151,7 @@ def recipe(kind: str, curriculum: dict[str, Any], **more: Any) -> Recipe:
         else {"clips_per_step": 2, "questions_per_clip": 1}
     )  # fmt: skip
     if kind == "compress":
-        stage |= {"every_steps": 1, "data": stage["data"] | {"styles": {"think": 1.0}}}
+        stage |= {"steps_per_unit": 1, "data": stage["data"] | {"styles": {"think": 1.0}}}
     return check_recipe({"recipe": "t", "model": {"name": "test_curriculum:load"}, "stages": [stage | more]}, "test")
 
 
@@ -192,7 +194,7 @@ def test_weights_and_temperature_reach_every_stage(rows: Path, kind: str) -> Non
 
 
 def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
-    every = recipe("grpo", {"order": "easy_to_hard"}, log_samples_every=1)
+    every = recipe("grpo", {"order": "easy_to_hard"}, log_completions_steps=1)
     run.start(every, rows.parent / "run", rows.parent)
     sampled = [json.loads(line) for line in (rows.parent / "run" / "rollouts.jsonl").read_text().splitlines()]
     assert [row["id"] for row in sampled] == [name for step in trained_on(rows.parent / "run") for name in step]
@@ -202,7 +204,7 @@ def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
 def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order: str) -> None:
     asked = recipe(
         "grpo",
-        {"order": order, "reward": "test_curriculum:long_enough", "explore": 0.3, "band": {"low": 3, "high": 7}},
+        {"order": order, "reward": "test_curriculum:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}},
         max_steps=6,
     )
     stopped, whole = stopped_and_whole(asked, rows.parent, after=4)

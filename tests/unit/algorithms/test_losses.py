@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from earwise.algorithms.losses import (
-    LossOutput,
-    completion_mask,
-    dpo_loss,
-    group_advantages,
-    grpo_loss,
-    kl_k3,
-    sft_loss,
-)
+from earwise.algorithms.losses import LossOutput, completion_mask, dpo_loss, sft_loss
+from earwise.algorithms.policy_loss import group_advantages, grpo_loss, kl_k3
 from earwise.errors import ConfigError
 
 LN2 = math.log(2)
@@ -212,9 +205,11 @@ def test_advantages_by_hand() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0], dtype=torch.float64)
     grouped = group_advantages(rewards, 4)
     assert grouped.tolist() == pytest.approx([0.75 / 0.5001] + [-0.25 / 0.5001] * 3 + [0.0] * 4)
-    assert group_advantages(rewards, 4, scale="none").tolist() == pytest.approx([0.75] + [-0.25] * 3 + [0.0] * 4)
+    assert group_advantages(rewards, 4, scale_rewards="none").tolist() == pytest.approx(
+        [0.75] + [-0.25] * 3 + [0.0] * 4
+    )
     spread = rewards.std().item() + 1e-4
-    assert group_advantages(rewards, 4, scale="batch").tolist() == pytest.approx(
+    assert group_advantages(rewards, 4, scale_rewards="batch").tolist() == pytest.approx(
         [0.75 / spread] + [-0.25 / spread] * 3 + [0.0] * 4
     )
     order = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])
@@ -235,7 +230,7 @@ def test_flat_groups_are_exactly_zero_in_float32() -> None:
 )
 def test_advantages_sum_to_zero(values: list[list[float]], scale: str) -> None:
     rewards = torch.tensor(values, dtype=torch.float64)
-    advantages = group_advantages(rewards.flatten(), 3, scale=scale).view_as(rewards)
+    advantages = group_advantages(rewards.flatten(), 3, scale_rewards=scale).view_as(rewards)
     assert advantages.sum(dim=1).abs().max() < 1e-9
     best, worst = rewards.argmax(dim=1), rewards.argmin(dim=1)
     assert bool((advantages.gather(1, best[:, None]) >= advantages.gather(1, worst[:, None])).all())
@@ -249,7 +244,7 @@ def test_advantages_refuse() -> None:
     with pytest.raises(WRONG):
         group_advantages(torch.zeros(4), torch.zeros(3, dtype=torch.long))
     with pytest.raises((ConfigError, TypeError)):
-        group_advantages(torch.zeros(4), 4, scale="all")
+        group_advantages(torch.zeros(4), 4, scale_rewards="all")
 
 
 def test_sft() -> None:
@@ -296,7 +291,7 @@ def test_dpo() -> None:
     assert dpo(policy, reference, beta=0.5, num_pairs=4.0)[0].loss.item() == pytest.approx(-math.log(sigmoid) / 4)
     normalised = dpo(policy, reference, beta=0.5, length_normalised=True)[0]  # ln2 and -ln2
     assert normalised.loss.item() == pytest.approx(math.log1p(math.exp(-LN2)))
-    ipo = dpo(policy, reference, beta=0.5, kind="ipo")[0]
+    ipo = dpo(policy, reference, beta=0.5, loss_type="ipo")[0]
     assert ipo.loss.item() == pytest.approx((3 * LN2 - 1) ** 2)
     swapped = dpo(policy[::-1], reference[::-1], beta=0.5)[0]
     assert swapped.loss.item() > output.loss.item() and swapped.metrics["accuracy"] == 0.0
@@ -304,11 +299,11 @@ def test_dpo() -> None:
 
 def test_dpo_refuses() -> None:
     rows = [[[0.5]], [[0.5]]]
-    with pytest.raises(ValueError, match="answer 0 of the batch"):
+    with pytest.raises(ValueError, match="reply 0 of the batch"):
         dpo([[[1.0]], [[0.5]]], rows)
     with pytest.raises(ValueError, match="beta is 0"):
         dpo(rows, rows, beta=0.0)
     with pytest.raises((ConfigError, TypeError)):
-        dpo(rows, rows, kind="hinge")
+        dpo(rows, rows, loss_type="hinge")
     with pytest.raises(WRONG):
         dpo([[[0.5], [0.5]], [[0.5]]], [[[0.5], [0.5]], [[0.5]]])

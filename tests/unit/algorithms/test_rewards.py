@@ -8,6 +8,7 @@ import pytest
 
 from earwise.algorithms import rewards
 from earwise.errors import ConfigError, ScoringError
+from earwise.train.rollout.adaptive_rewards import reward_factors
 from earwise.types import Example
 
 CHOICES = Example("x", (), answer=("car horn",), choices=("dog", "car horn", "Dog"))
@@ -41,15 +42,13 @@ def test_accuracy(completion: str, ours: float, official: float) -> None:
 
 def test_accuracy_of_options_that_differ_in_case_alone() -> None:
     example = Example("x", (), answer=("Dog",), choices=("dog", "Dog"))
-    verdicts = [rewards.accuracy(example, f"<answer>{said}</answer>") for said in ("Dog", "dog", "DOG")]
-    assert verdicts == [1.0, 0.0, 0.0]
+    scores = [rewards.accuracy(example, f"<answer>{text}</answer>") for text in ("Dog", "dog", "DOG")]
+    assert scores == [1.0, 0.0, 0.0]
 
 
 def test_accuracy_of_open_answers() -> None:
-    verdicts = [
-        rewards.accuracy(OPEN, f"<answer>{said}</answer>") for said in ("Rain.", "light rain", "heavy rain", "")
-    ]
-    assert verdicts == [1.0, 1.0, 0.0, 0.0]
+    scores = [rewards.accuracy(OPEN, f"<answer>{text}</answer>") for text in ("Rain.", "light rain", "heavy rain", "")]
+    assert scores == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["accuracy", "accuracy_r1aqa"])
@@ -193,3 +192,67 @@ def test_unknown_rewards() -> None:
 def test_imports_no_torch() -> None:
     code = "import sys, earwise.algorithms.rewards; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+QUESTION = Example("x", (), answer=("car horn",), choices=("dog", "car horn"))
+CORRECT, WRONG = "<answer>car horn</answer>", "<answer>dog</answer>"
+
+
+def with_reasoning(reasoning: int | str, answer: str = CORRECT) -> str:
+    """A completion with the given reasoning, or with as many words of it."""
+    text = reasoning if isinstance(reasoning, str) else " ".join(["w"] * reasoning)
+    return f"<think>{text}</think>{answer}"
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [(0, 0.0), (7, 0.2), (35, 1.0), (50, 1.0), (75, 0.5), (100, 0.0), (300, 0.0)]
+)
+def test_brevity(words: int, value: float) -> None:
+    assert rewards.brevity(QUESTION, with_reasoning(words)) == pytest.approx(value)
+    assert rewards.brevity(QUESTION, with_reasoning(words).replace("</answer>", "")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("It is loud.", 0.25),
+        ("It is loud, loud, and louder noise.", 0.25),
+        ("First it is loud, but then quiet; so a horn.", 1.0),
+        ("Because it is loud.", 0.5),
+        ("Soothing butter thenar.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_keyword_counts_families_once(text: str, value: float) -> None:
+    assert rewards.keyword(QUESTION, with_reasoning(text)) == value
+    assert rewards.keyword(QUESTION, with_reasoning(text, answer="")) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "adaptive", "consistent", "form"),
+    [
+        (CORRECT, 2, 3, 1),
+        (WRONG, -1, -1, 1),
+        (with_reasoning("A car horn."), 1, 1.5, 1),
+        (with_reasoning("A dog."), 1, 1, 1),
+        (with_reasoning("A dog.", WRONG), 0, 0, 1),
+        (with_reasoning("A car horn.", WRONG), 0, 0, 1),
+        (with_reasoning("", CORRECT), 2, 3, 0),
+        ("car horn", -1, -1, 0),
+        ("<think>It is long and never", 0, 0, 0),
+        ("", -1, -1, 0),
+    ],
+)
+def test_adaptive_thinking(completion: str, adaptive: float, consistent: float, form: float) -> None:
+    assert rewards.adaptive_thinking(QUESTION, completion) == adaptive
+    assert rewards.adaptive_consistent(QUESTION, completion) == consistent
+    assert rewards.format_adaptive(QUESTION, completion) == form
+
+
+def test_the_more_frequent_behaviour_earns_less() -> None:
+    for share in (0.0, 0.3, 0.5, 0.7, 1.0):
+        think, answer = reward_factors(share, 0.25)
+        assert (think < answer) == (share > 0.5) or share == 0.5
+        correct, wrong = (rewards.adaptive_thinking(QUESTION, with_reasoning("w", final)) for final in (CORRECT, WRONG))
+        lower = rewards.adaptive_thinking(QUESTION, with_reasoning("w", WRONG), think=think)
+        assert correct == 1 and wrong == 0 and lower == think - 1 <= 0

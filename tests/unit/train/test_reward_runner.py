@@ -1,4 +1,5 @@
-"""Rewards of the later papers by hand, and what becomes of rewards that are slow, asynchronous, broken or unanimous."""
+"""Rewards during training: slow, asynchronous and failing ones, a language model as judge, balanced and resampled
+groups."""
 
 import asyncio
 import json
@@ -10,24 +11,23 @@ from typing import Any
 
 import pytest
 
-from builders import ask, sound, tiny_qwen2_audio
-from chat_server import Say, serving
-from earwise.algorithms import rewards
+from builders import tiny_qwen2_audio, tone, user_question
+from chat_server import ServerReply, run_chat_server
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.config.stages import JudgeConfig
 from earwise.data import manifest
 from earwise.errors import ConfigError, EarwiseError, EngineError, ScoringError
-from earwise.evaluate.run import is_formatted
+from earwise.evaluate.rows import is_formatted
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.prompts import hierarchical_tags, prompt_turns, target_text
 from earwise.train import run
 from earwise.train.rollout import judge
-from earwise.train.rollout.adaptive_rewards import Balance, factors
-from earwise.train.rollout.reward_runner import Bench, tally_of, together
+from earwise.train.rollout.adaptive_rewards import AdaptiveRewards, reward_factors
+from earwise.train.rollout.reward_runner import RewardRunner, rollout_stats, step_metrics
 from earwise.types import Completion, Example, Text
 
-CHOICES = Example("x", ask("Which sound?"), answer=("car horn",), choices=("dog", "car horn"))
+CHOICES = Example("x", user_question("Which sound?"), answer=("car horn",), choices=("dog", "car horn"))
 RIGHT, WRONG = "<answer>car horn</answer>", "<answer>dog</answer>"
 
 
@@ -36,78 +36,24 @@ def thought(words: int | str, answer: str = RIGHT) -> str:
     return f"<think>{text}</think>{answer}"
 
 
-@pytest.mark.parametrize(
-    ("words", "value"), [(0, 0.0), (7, 0.2), (35, 1.0), (50, 1.0), (75, 0.5), (100, 0.0), (300, 0.0)]
-)
-def test_brevity(words: int, value: float) -> None:
-    assert rewards.brevity(CHOICES, thought(words)) == pytest.approx(value)
-    assert rewards.brevity(CHOICES, thought(words).replace("</answer>", "")) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("It is loud.", 0.25),
-        ("It is loud, loud, and louder noise.", 0.25),
-        ("First it is loud, but then quiet; so a horn.", 1.0),
-        ("Because it is loud.", 0.5),
-        ("Soothing butter thenar.", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_keyword_counts_families_once(text: str, value: float) -> None:
-    assert rewards.keyword(CHOICES, thought(text)) == value
-    assert rewards.keyword(CHOICES, thought(text, answer="")) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("completion", "adaptive", "consistent", "form"),
-    [
-        (RIGHT, 2, 3, 1),
-        (WRONG, -1, -1, 1),
-        (thought("A car horn."), 1, 1.5, 1),
-        (thought("A dog."), 1, 1, 1),
-        (thought("A dog.", WRONG), 0, 0, 1),
-        (thought("A car horn.", WRONG), 0, 0, 1),
-        (thought("", RIGHT), 2, 3, 0),
-        ("car horn", -1, -1, 0),
-        ("<think>It is long and never", 0, 0, 0),
-        ("", -1, -1, 0),
-    ],
-)
-def test_adaptive_thinking(completion: str, adaptive: float, consistent: float, form: float) -> None:
-    assert rewards.adaptive_thinking(CHOICES, completion) == adaptive
-    assert rewards.adaptive_consistent(CHOICES, completion) == consistent
-    assert rewards.format_adaptive(CHOICES, completion) == form
-
-
 def test_thinking_is_balanced_by_hand() -> None:
     """Three of four think, first of two steps: factors e^-0.75 and e^-0.25; second step: their roots; then 1."""
     group = said(thought("A car horn."), thought("A dog.", WRONG), thought("w"), RIGHT)
-    balance = Balance(2)
-    balance.see([group[:2], group[2:]], 0)
-    assert balance.share == 0.75
-    assert factors(0.75, 0.0) == pytest.approx((0.472367, 0.778801), abs=1e-6)
-    assert factors(0.75, 0.5) == pytest.approx((0.687289, 0.882497), abs=1e-6)
-    assert factors(0.75, 1.0) == (1.0, 1.0)
-    plain, times = (balance.rewards()[name] for name in ("adaptive_thinking", "adaptive_consistent"))
+    balance = AdaptiveRewards(2)
+    balance.observe([group[:2], group[2:]], 0)
+    assert balance.thinking_share == 0.75
+    assert reward_factors(0.75, 0.0) == pytest.approx((0.472367, 0.778801), abs=1e-6)
+    assert reward_factors(0.75, 0.5) == pytest.approx((0.687289, 0.882497), abs=1e-6)
+    assert reward_factors(0.75, 1.0) == (1.0, 1.0)
+    plain, times = (balance.functions()[name] for name in ("adaptive_thinking", "adaptive_consistent"))
     texts = [one.text for one in group] + [WRONG]
     think, answer = 0.472367, 0.778801
     worth = [think, -(1 - think), think, 2 * answer, -answer - 2 * (1 - answer)]
     assert [plain(CHOICES, text) for text in texts] == pytest.approx(worth, abs=1e-5)
     led = [1.5 * think, worth[1], think, 3 * answer, worth[4]]
     assert [times(CHOICES, text) for text in texts] == pytest.approx(led, abs=1e-5)
-    balance.see([group], 1)
+    balance.observe([group], 1)
     assert plain(CHOICES, texts[0]) == pytest.approx(0.687289, abs=1e-6), "the same functions follow the step"
-
-
-def test_what_there_is_more_of_is_worth_less() -> None:
-    for share in (0.0, 0.3, 0.5, 0.7, 1.0):
-        think, answer = factors(share, 0.25)
-        assert (think < answer) == (share > 0.5) or share == 0.5
-        right, wrong = (rewards.adaptive_thinking(CHOICES, thought("w", said)) for said in (RIGHT, WRONG))
-        lower = rewards.adaptive_thinking(CHOICES, thought("w", WRONG), think=think)
-        assert right == 1 and wrong == 0 and lower == think - 1 <= 0
 
 
 def test_prompts_that_leave_thinking_or_tags_to_the_model() -> None:
@@ -120,13 +66,15 @@ def test_prompts_that_leave_thinking_or_tags_to_the_model() -> None:
     assert target_text(thinks, "adaptive") == "<think>It honks.</think>\n" + RIGHT
     assert target_text(thinks, "answer") == RIGHT
     assert is_formatted(RIGHT, "adaptive") and is_formatted(thought("a"), "adaptive")
-    spoken = Example("s", ask("Write it down."), ("Ja.",), task="transcription", category="speech", language="de")
+    spoken = Example(
+        "s", user_question("Write it down."), ("Ja.",), task="transcription", category="speech", language="de"
+    )
     (turn,) = prompt_turns(spoken, "tags")
     assert turn.parts[-1] == Text("<|startoftranscript|><|de|><|transcription|><|de|>Write it down.")
     assert hierarchical_tags(CHOICES) == "<|startofanalysis|><|unknown|><|question-answer|><|en|>"
 
 
-# What a user might hand in; named in recipes and benches below as `test_rewards_more:NAME`.
+# What a user might hand in; named in recipes and benches below as `test_reward_runner:NAME`.
 def throws(_: Example, completion: str) -> float:
     if "bad" in completion:
         raise ValueError("no such file")
@@ -168,7 +116,7 @@ def throws_at_times(_: Example, completion: str) -> float:
 
 @pytest.fixture(autouse=True)
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "test_rewards_more", sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, "test_reward_runner", sys.modules[__name__])
 
 
 def said(*texts: str) -> list[Completion]:
@@ -180,50 +128,50 @@ GROUPS = [said("fine", "good"), said("bad", "good")]
 
 @pytest.mark.parametrize("name", ["throws", "hangs", "slow", "nothing"])
 def test_a_reward_that_fails_is_counted_and_handled_as_the_recipe_says(name: str) -> None:
-    full = f"test_rewards_more:{name}"
+    full = f"test_reward_runner:{name}"
 
-    def bench(policy: Any) -> Bench:
-        return Bench({full: 2.0, "format_answer": 1.0}, limit_s=0.5, on_error=policy)
+    def reward_runner(policy: Any) -> RewardRunner:
+        return RewardRunner({full: 2.0, "format_answer": 1.0}, timeout_s=0.5, on_error=policy)
 
     began = time.monotonic()
     with pytest.raises(ScoringError, match=rf"{name}' failed on example 'x' .*on_reward_error: zero or skip_group"):
-        bench("stop").judge([CHOICES, CHOICES], GROUPS)
-    zero = bench("zero").judge([CHOICES, CHOICES], GROUPS)
+        reward_runner("stop").compute([CHOICES, CHOICES], GROUPS)
+    zero = reward_runner("zero").compute([CHOICES, CHOICES], GROUPS)
     worth = 8.0 if name == "slow" else 2.0
     assert zero.totals == [[worth, worth], [0.0, worth]]
     assert zero.errors == {full: 1}
     assert zero.means[full] == worth / 2, "over the three that it could be told of"
-    skipped = bench("skip_group").judge([CHOICES, CHOICES], GROUPS)
+    skipped = reward_runner("skip_group").compute([CHOICES, CHOICES], GROUPS)
     assert skipped.totals == [[worth, worth], None]
     assert time.monotonic() - began < 5, "what hangs is left behind"
-    metrics = together([tally_of(GROUPS, skipped)])
+    metrics = step_metrics([rollout_stats(GROUPS, skipped)])
     assert metrics["reward_errors"] == 1 and metrics["flat_groups"] == 0.5 and metrics["reward"] == worth
 
 
 def test_asynchronous_rewards_wait_together() -> None:
-    bench = Bench({"test_rewards_more:slow": 1.0}, limit_s=5.0, on_error="stop")
+    reward_runner = RewardRunner({"test_reward_runner:slow": 1.0}, timeout_s=5.0, on_error="stop")
     began = time.monotonic()
-    verdicts = bench.judge([CHOICES] * 3, [said(*["abc"] * 8)] * 3)
+    verdicts = reward_runner.compute([CHOICES] * 3, [said(*["abc"] * 8)] * 3)
     assert verdicts.totals == [[3.0] * 8] * 3
     assert time.monotonic() - began < 1.5, "24 calls of 0.2 s, one after the other, take 4.8 s"
 
 
-def opinion(body: dict[str, Any], _: int) -> Say:
+def opinion(body: dict[str, Any], _: int) -> ServerReply:
     """5 of 5 for a loud horn, else 2; some things it does not judge."""
     text = body["messages"][0]["content"]
     if "refuse" in text:
-        return Say("I would rather not.")
-    return Say('{"score": 5}' if "loud horn" in text else 'Here: {"score": 2}')
+        return ServerReply("I would rather not.")
+    return ServerReply('{"score": 5}' if "loud horn" in text else 'Here: {"score": 2}')
 
 
 def test_judge_as_reward() -> None:
     """Two thoughts are worth 1 and 1/4, so an answer without one is worth 5/8; the error is worth 0 and in no mean."""
-    with serving(opinion) as chat:
+    with run_chat_server(opinion) as chat:
         config = JudgeConfig(server=f"{chat.url}#m")
-        own = {"judge": judge.reward(config, 5.0)}
-        bench = Bench({"judge": 1.0}, limit_s=5.0, on_error="zero", own=own)
+        own = {"judge": judge.judge_reward(config, 5.0)}
+        reward_runner = RewardRunner({"judge": 1.0}, timeout_s=5.0, on_error="zero", bound_functions=own)
         group = said(thought("a loud horn"), thought("whatever"), thought("refuse"), RIGHT)
-        verdicts = bench.judge([CHOICES], [group])
+        verdicts = reward_runner.compute([CHOICES], [group])
     assert verdicts.totals == [[1.0, 0.25, 0.0, 0.625]]
     assert verdicts.errors == {"judge": 1} and "I would rather not" in verdicts.reason
     assert len(chat.bodies) == 3, "what has no reasoning is not asked about"
@@ -234,12 +182,16 @@ def test_judge_as_reward() -> None:
 def test_no_thought_is_worth_the_mean_thought_of_the_batch() -> None:
     """Of the batch, not of its own group: 1, 1/4, 1/4 in the first group, 1 in the second: 2.5 / 4 = 0.625, weighed
     0.5; rewards that judge everything stay as they are. Where nobody thinks, nobody is told from another."""
-    with serving(opinion) as chat:
-        own = {"judge": judge.reward(JudgeConfig(server=f"{chat.url}#m"), 5.0)}
-        bench = Bench({"judge": 0.5, "format_answer": 1.0}, limit_s=5.0, on_error="stop", own=own)
+    with run_chat_server(opinion) as chat:
+        own = {"judge": judge.judge_reward(JudgeConfig(server=f"{chat.url}#m"), 5.0)}
+        reward_runner = RewardRunner(
+            {"judge": 0.5, "format_answer": 1.0}, timeout_s=5.0, on_error="stop", bound_functions=own
+        )
         horn, other = thought("a loud horn"), thought("whatever")
-        mixed = bench.judge([CHOICES, CHOICES], [said(horn, other, other, WRONG), said(RIGHT, horn, RIGHT, "dog")])
-        silent = bench.judge([CHOICES], [said(RIGHT, "dog")])
+        mixed = reward_runner.compute(
+            [CHOICES, CHOICES], [said(horn, other, other, WRONG), said(RIGHT, horn, RIGHT, "dog")]
+        )
+        silent = reward_runner.compute([CHOICES], [said(RIGHT, "dog")])
     assert mixed.totals == [[0.5, 0.125, 0.125, 1.3125], [1.3125, 0.5, 1.3125, 0.3125]]
     assert mixed.means == {"judge": 0.625, "format_answer": 3 / 8} and not mixed.errors
     assert silent.totals == [[1.0, 0.0]] and silent.means["judge"] == 0.0
@@ -247,36 +199,38 @@ def test_no_thought_is_worth_the_mean_thought_of_the_batch() -> None:
 
 def test_a_judge_that_is_not_there_is_an_error_of_the_reward() -> None:
     config = JudgeConfig(server="http://127.0.0.1:9/v1?tries=1#m")
-    own = {"judge": judge.reward(config, 2.0)}
+    own = {"judge": judge.judge_reward(config, 2.0)}
     with pytest.raises(ScoringError, match="judge' failed") as raised:
-        Bench({"judge": 1.0}, limit_s=2.0, on_error="stop", own=own).judge([CHOICES], [said(thought("a"))])
+        RewardRunner({"judge": 1.0}, timeout_s=2.0, on_error="stop", bound_functions=own).compute(
+            [CHOICES], [said(thought("a"))]
+        )
     assert isinstance(raised.value.__cause__, EngineError)
 
 
 @pytest.mark.parametrize(("text", "value"), [('{"score": 1}', 0.0), ('{"score": 3}', 0.5), ('x {"score": 5} y', 1.0)])
 def test_points(text: str, value: float) -> None:
-    assert judge.points(text, 5) == value
+    assert judge.parse_score(text, 5) == value
 
 
 @pytest.mark.parametrize("text", ["", "5", '{"score": 6}', '{"score": "good"}', '{"score": true}', '{"mark": 3}', "{"])
 def test_what_is_no_score_is_never_one(text: str) -> None:
     with pytest.raises(ScoringError, match="no score from 1 to 5"):
-        judge.points(text, 5)
+        judge.parse_score(text, 5)
 
 
 # In the GRPO stage --------------------------------------------------------------------------------------------------
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_rewards_more:load`."""
+    """Named in recipes below as `test_reward_runner:load`."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    (tmp_path / "0.wav").write_bytes(encode_ogg(sound(0.5), 16000))
-    examples = [Example(f"r{number}", ask(f"{number}?"), ("low",), root=tmp_path) for number in range(12)]
+    (tmp_path / "0.wav").write_bytes(encode_ogg(tone(0.5), 16000))
+    examples = [Example(f"r{number}", user_question(f"{number}?"), ("low",), root=tmp_path) for number in range(12)]
     manifest.write(tmp_path / "rows.jsonl", examples)
     return tmp_path
 
@@ -284,12 +238,12 @@ def rows(tmp_path: Path) -> Path:
 def recipe(reward: str, **settings: object) -> Recipe:
     stage = {
         "kind": "grpo", "max_steps": 3, "prompts_per_step": 3, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
-        "rewards": {f"test_rewards_more:{reward}": 1.0}, "pack_tokens": 600, "save_every": 100,
-        "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "log_samples_every": 1,
+        "rewards": {f"test_reward_runner:{reward}": 1.0}, "pack_tokens": 600, "save_steps": 100,
+        "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "log_completions_steps": 1,
         "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
-        "optimizer": {"lr": 3e-3, "schedule": "constant"},
+        "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
     }  # fmt: skip
-    top = {"recipe": "t", "model": {"name": "test_rewards_more:load"}, "seed": 5}
+    top = {"recipe": "t", "model": {"name": "test_reward_runner:load"}, "seed": 5}
     return check_recipe(top | {"stages": [stage | settings]}, "t")
 
 
@@ -330,7 +284,7 @@ def test_several_updates_of_a_rollout_are_clipped(rows: Path) -> None:
         "num_iterations": 3,
         "max_steps": 3,
         "max_new_tokens": 8,
-        "optimizer": {"lr": 1e-2, "schedule": "constant"},
+        "optimizer": {"learning_rate": 1e-2, "lr_scheduler_type": "constant"},
     }
     narrow, wide = rows / "narrow", rows / "wide"
     run.start(recipe("letters", epsilon=0.01, **settings), narrow, rows)
@@ -366,4 +320,4 @@ def test_judge_and_its_server_need_each_other() -> None:
     with pytest.raises(ConfigError, match="need each other"):
         recipe("letters", rewards={"judge": 1.0})
     with pytest.raises(EarwiseError, match="is none of accuracy"):
-        Bench({"juge": 1.0}, limit_s=1.0, on_error="stop")
+        RewardRunner({"juge": 1.0}, timeout_s=1.0, on_error="stop")
