@@ -24,11 +24,12 @@ from ways.timing import machine
 from earwise.config.recipe import EvalConfig, Recipe, check_recipe, load_recipe
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluate.compare import compare
-from earwise.evaluate.results import METRICS, Run, read_run
+from earwise.evaluate.results import METRICS, EvalRun, read_run
+from earwise.evaluate.scores import shared_headline
 from earwise.files import append_jsonl, read_log, write_json, write_text
 from earwise.report import write_report
 from earwise.report.page import Section, page, tile
-from earwise.report.tables import kind_of, table
+from earwise.report.tables import table
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "embedded")
@@ -163,9 +164,9 @@ def ends(values: Sequence[float]) -> list[float]:
     return [round(sum(some) / count, 4) for some in (values[:count], values[-count:])]
 
 
-def scores(before: Run, after: Run) -> Row:
+def scores(before: EvalRun, after: EvalRun) -> Row:
     """Held-out accuracy before and after (each with interval, blind control, format and delay), and the difference."""
-    kind = kind_of([before, after])
+    kind = shared_headline([before, after])
     paired = compare(before, after)[kind]
     return {
         "kind": kind,
@@ -177,7 +178,7 @@ def scores(before: Run, after: Run) -> Row:
     }
 
 
-def score(run: Run, kind: str) -> Row:
+def score(run: EvalRun, kind: str) -> Row:
     """`accuracy`, `low`, `high`, `blind`, `format`, and `delay` in tokens; None where there is none."""
     blind = (run.metrics["blind"] or {}).get("silence", {})
     told = [row["reasoning_tokens"] for row in run.rows if row.get("reasoning_tokens") is not None]

@@ -78,9 +78,9 @@ def partners(examples: Sequence[Example], seed: int) -> list[int]:
     for place, item in enumerate(with_audio):
         if fits(item, lenders[place]):
             continue
-        for other in rng.sample(range(len(with_audio)), len(with_audio)):
-            if fits(item, lenders[other]) and fits(with_audio[other], lenders[place]):
-                lenders[place], lenders[other] = lenders[other], lenders[place]
+        for swap_place in rng.sample(range(len(with_audio)), len(with_audio)):
+            if fits(item, lenders[swap_place]) and fits(with_audio[swap_place], lenders[place]):
+                lenders[place], lenders[swap_place] = lenders[swap_place], lenders[place]
                 break
     result = list(range(len(examples)))
     for item, lender in zip(with_audio, lenders, strict=True):

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from earwise.engine.request_pipeline import AudioRequest
-from earwise.errors import ConfigError, DataError
+from earwise.errors import DataError
 from earwise.evaluate import controls
 from earwise.evaluate.controls import Control
+from earwise.evaluate.options import EvalOptions
 from earwise.prompts import prompt_turns
 from earwise.types import Example, Text, Waveform
 
@@ -73,40 +74,28 @@ def permuted(example: Example, seed: int, permutation: int = 0) -> Example:
     return replace(example, choices=tuple(order[shift:] + order[:shift]))
 
 
-def build_items(
-    examples: Sequence[Example],
-    style: str,
-    *,
-    seed: int = 0,
-    control: Control | None = None,
-    shuffle_options: bool = True,
-    permutations: int = 1,
-) -> list[EvalItem]:
+def build_items(examples: Sequence[Example], options: EvalOptions, control: Control | None = None) -> list[EvalItem]:
     """All items of a run, in order.
 
     Args:
         examples: The examples.
-        style: Wording of the question, a key of `prompts.INSTRUCTIONS`.
-        seed: Seed of the options' order and of the control.
+        options: Wording, seed and order of the options.
         control: Blind control that replaces the clips; None: the real clips.
-        shuffle_options: Whether options are shuffled.
-        permutations: Number of orders of the options in which each multiple-choice example is asked.
     Raises:
         ConfigError: if the style is unknown, an example has no user turn, or `shuffled` cannot blind these examples.
     """
-    if permutations < 1:
-        raise ConfigError(f"permutations ({permutations}) must be at least 1")
+    seed = options.seed
     lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
     items = []
     for example, lender in zip(examples, lenders, strict=True):
         lent_clips = examples[lender].audio_paths
         clips = tuple(lent_clips[number % len(lent_clips)] for number in range(len(example.audio_paths)))
         alter = partial(_blinded, control, seed, example.id) if control in ("silence", "noise") else None
-        for permutation in range(permutations if example.choices else 1):
-            asked_example = permuted(example, seed, permutation) if shuffle_options else example
+        for permutation in range(options.permutations if example.choices else 1):
+            shown_example = permuted(example, seed, permutation) if options.shuffle_options else example
             key = f"{example.id}#{permutation}" if permutation else example.id
-            request = AudioRequest(key, prompt_turns(asked_example, style), clips, alter)
-            items.append(EvalItem(asked_example, permutation, request))
+            request = AudioRequest(key, prompt_turns(shown_example, options.style), clips, alter)
+            items.append(EvalItem(shown_example, permutation, request))
     return items
 
 

@@ -8,18 +8,19 @@ like the others, scored 0 and counted by status.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from earwise.audio import LongAudio
-from earwise.engine.base import Engine, SamplingParams
+from earwise.engine.base import Engine
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import RequestResult, run_requests
 from earwise.errors import ConfigError
 from earwise.evaluate import controls
 from earwise.evaluate.controls import Control
-from earwise.evaluate.items import build_items, check_examples
+from earwise.evaluate.items import EvalItem, build_items, check_examples
+from earwise.evaluate.options import EvalOptions as EvalOptions
 from earwise.evaluate.results import METRICS, SAMPLES, EvalSettings, Row, resume, settings_hash
 from earwise.evaluate.rows import sample_row
 from earwise.evaluate.scores import is_correct
@@ -30,32 +31,6 @@ from earwise.types import Example
 
 BLIND: tuple[Control, ...] = ("silence", "shuffled")
 """The blind controls that are run by default."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """How a task is put to an engine."""
-
-    style: str = "answer"
-    """Wording of the question, a key of `prompts.INSTRUCTIONS`."""
-    sampling_params: SamplingParams = field(default_factory=SamplingParams)
-    """Sampling parameters; greedy by default."""
-    seed: int = 0
-    """Seed of the options' order, of the controls and of the bootstrap."""
-    batch: int = 16
-    """Items handed to the engine at a time; changes nothing but speed."""
-    shuffle_options: bool = True
-    """Whether the options of a question are shuffled (by seed and id)."""
-    permutations: int = 1
-    """Number of orders of the options in which each item is asked. The headline is that of the first order; the mean
-    over all stands beside it."""
-    long_audio: LongAudio = "error"
-    """What to do with a clip longer than the engine accepts: `error` (the row is an error, counted as wrong),
-    `truncate` (counted as such) or `chunk` (several clips one after the other, for engines that take several)."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1 or self.permutations < 1:
-            raise ConfigError(f"batch ({self.batch}) and permutations ({self.permutations}) must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,20 +86,13 @@ def evaluate(
     options, task = options or EvalOptions(), task or load_task("manifest")
     controls.check(control)
     check_examples(examples)
-    items = build_items(
-        examples,
-        options.style,
-        seed=options.seed,
-        control=control,
-        shuffle_options=options.shuffle_options,
-        permutations=options.permutations,
-    )
+    items = build_items(examples, options, control)
     settings = _settings(engine, examples, options, task, control)
     rows = resume(out, settings)
     finished = {(row["id"], row["permutation"]) for row in rows}
     remaining = [item for item in items if (item.example.id, item.permutation) not in finished]
     reader = clip_reader or ClipReader(engine, options.long_audio)
-    shared_fields = _shared_fields(settings)
+    make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)
     pending = iter(remaining)
 
     def report_progress() -> None:
@@ -133,12 +101,8 @@ def evaluate(
 
     def write_batch(results: list[RequestResult]) -> None:
         for result in results:
-            item = next(pending)
-            truncated = options.long_audio == "truncate" and any(map(reader.is_long, item.clips))
-            row = sample_row(item, result, task, options.style, out, truncated)
-            row |= shared_fields | {"seconds": round(result.seconds, 4)}
-            append_jsonl(out / SAMPLES, row)
-            rows.append(row)
+            rows.append(make_row(next(pending), result))
+            append_jsonl(out / SAMPLES, rows[-1])
         report_progress()
 
     report_progress()
@@ -218,10 +182,21 @@ def _settings(
     }  # fmt: skip
 
 
-def _shared_fields(settings: EvalSettings) -> Row:
-    """The fields that all rows of a run have in common."""
-    names = ("decoding", "scorer", "style", "control", "model", "revision")
-    return {name: settings[name] for name in names} | {"settings": settings_hash(settings)}
+def _row(
+    item: EvalItem,
+    result: RequestResult,
+    *,
+    task: Task,
+    options: EvalOptions,
+    settings: EvalSettings,
+    reader: ClipReader,
+    out: Path,
+) -> Row:
+    """The row of one item, with the fields that all rows of a run have in common."""
+    truncated = options.long_audio == "truncate" and any(map(reader.is_long, item.clips))
+    common = {name: settings[name] for name in ("decoding", "scorer", "style", "control", "model", "revision")}
+    common |= {"settings": settings_hash(settings), "seconds": round(result.seconds, 4)}
+    return sample_row(item, result, task, options.style, out, truncated) | common
 
 
 def _progress(rows: Sequence[Row], total: int, control: Control | None, headline: str) -> EvalProgress:

@@ -88,3 +88,15 @@ def mean_scores(rows: Sequence[Row]) -> dict[str, Metric]:
     """The mean of every score over labelled rows, with n and a 95 % interval: what a task without figures of its own
     aggregates (`Task.aggregate`)."""
     return {name: stats.mean_row([row["scores"][name] for row in rows]) for name in score_names(rows)}
+
+
+def blind_controls(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The blind controls that were run, by name, without those that the items did not allow."""
+    return {name: row for name, row in (metrics.get("blind") or {}).items() if row.get("accuracy")}
+
+
+def mean_delay(run: EvalRun) -> float | None:
+    """Mean number of tokens before the answer begins; None if a row without an error does not hold the number."""
+    delays = [row.get("reasoning_tokens") for row in run.rows if row["status"] != "error"]
+    counts = [tokens for tokens in delays if tokens is not None]
+    return sum(counts) / len(counts) if counts and len(counts) == len(delays) else None

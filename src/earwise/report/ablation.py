@@ -19,7 +19,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     """The tables for a terminal or a note."""
     lines = [f"# {result['title']}", ""]
     for one in result["evals"]:
-        lines += [f"{verdict(one)}", "", f"{_intro(one)}", ""]
+        lines += [f"{conclusion(one)}", "", f"{_intro(one)}", ""]
         lines += [_line((*HEAD, *TESTED)), _line(["---"] * (len(HEAD) + len(TESTED)))]
         lines += [_line([*_cells(row), *_tested(row["against"])]) for row in one["arms"]] + [""]
     lines += [f"- {note}" for note in _notes(result)]
@@ -40,7 +40,7 @@ def as_page(result: Mapping[str, Any], curves: str) -> str:
             [escape(cell) for cell in (row["arm"], *_tested(row["against"]))] for row in one["arms"] if row["against"]
         ]
         tests = table((f"against {escape(one['first'])}", *TESTED), body) if body else ""
-        sections.append(Section(f"Arms on {one['manifest']}", intervals(figure, None) + arms + tests, verdict(one)))
+        sections.append(Section(f"Arms on {one['manifest']}", intervals(figure, None) + arms + tests, conclusion(one)))
         tiles += [tile(row["arm"], percent(row["accuracy"]), f"n = {one['n']}") for row in one["arms"][:6]]
         if one["chance"] is not None:
             tiles.append(tile("Chance", percent(one["chance"]), "a random option"))
@@ -59,11 +59,11 @@ def as_page(result: Mapping[str, Any], curves: str) -> str:
     ]
     sections.append(Section("Every run", table([*head, "failed"], each)))
     sections.append(Section("Training", curves, "The first seed of every arm, over optimizer steps."))
-    lead = " ".join(escape(verdict(one)) for one in result["evals"])
+    lead = " ".join(escape(conclusion(one)) for one in result["evals"])
     return page(result["title"], lead, tiles, sections, " ".join(_notes(result)))
 
 
-def verdict(one: Mapping[str, Any]) -> str:
+def conclusion(one: Mapping[str, Any]) -> str:
     """The answer in a sentence, whatever it is."""
     tested = [row for row in one["arms"] if row["against"]]
     if not tested:

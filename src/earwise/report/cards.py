@@ -1,7 +1,7 @@
-"""Sample cards: the clip with a player, the question, and what every run said to it.
+"""Sample cards: the clip with a player, the question, and the answer of every run.
 
 Part of `earwise.report`. Samples are drawn by seed, evenly from the four outcomes (gained, lost, right, wrong), so that
-a reader meets failures as well; clips are embedded until a budget of bytes is spent.
+a reader meets failures as well. Clips are embedded until a budget of bytes is spent.
 """
 
 import base64
@@ -12,107 +12,127 @@ from pathlib import Path
 
 from earwise.audio import decode, encode_ogg
 from earwise.errors import AudioError
-from earwise.evaluate.results import Row, Run
+from earwise.evaluate.results import EvalRun, Row
+from earwise.evaluate.scores import is_correct
+from earwise.report.tables import ColouredRun
 
 CARDS = 24
-AUDIO_BUDGET = 6_000_000  # bytes of base64 in the page
-EMBED_AS_IS = 200_000  # larger files are encoded again, mono Ogg Vorbis
-PLAYER_RATE = 24_000  # Hz of clips encoded again
+AUDIO_BUDGET = 6_000_000
+"""Bytes of embedded clips on a page, as base64."""
+EMBED_AS_IS = 200_000
+"""Size in bytes from which a file is encoded again, as mono Ogg Vorbis."""
+PLAYER_RATE = 24_000
+"""Sample rate in Hz of clips that are encoded again."""
 MAX_CLIP_S = 30.0
-TYPES = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".flac": "audio/flac"}
+MIME_TYPES = {".wav": "audio/wav", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".flac": "audio/flac"}
 OUTCOMES = {
     "gained": "wrong before, right after",
     "lost": "right before, wrong after",
     "right": "right",
     "wrong": "wrong",
 }
+"""Outcome of an item, by the first and the last run of a page."""
 
 
-def is_right(row: Row, kind: str) -> bool:
-    """Whether the headline score of a row is full."""
-    return row["scores"] is not None and row["scores"][kind] >= 1
+def outcome(item: str, runs: Sequence[EvalRun], name: str) -> str:
+    """Which of `OUTCOMES` an item has in the first and the last run, by the score `name`."""
+    correct_after = is_correct(runs[-1].first[item], name)
+    correct_before = is_correct(runs[0].first[item], name) if item in runs[0].first else correct_after
+    if correct_before != correct_after:
+        return "gained" if correct_after else "lost"
+    return "right" if correct_after else "wrong"
 
 
-def outcome(item: str, runs: Sequence[Run], kind: str) -> str:
-    """Which of `OUTCOMES` an item has, going by the first and the last run."""
-    after = is_right(runs[-1].first[item], kind)
-    before = is_right(runs[0].first[item], kind) if item in runs[0].first else after
-    if before != after:
-        return "gained" if after else "lost"
-    return "right" if after else "wrong"
+def draw_items(runs: Sequence[EvalRun], name: str, seed: int, limit: int = CARDS) -> list[tuple[str, str]]:
+    """Draw items for the cards, in turn from every outcome that occurs.
 
-
-def chosen(runs: Sequence[Run], kind: str, seed: int, limit: int = CARDS) -> list[tuple[str, str]]:
-    """Draw items for the cards: `(id, outcome)`, in turn from every outcome that occurs, each shuffled by seed."""
-    heaps: dict[str, list[str]] = {name: [] for name in OUTCOMES}
+    Args:
+        runs: The runs of the page.
+        name: Name of the score that decides the outcome.
+        seed: Seed of the random draw.
+        limit: Number of items at most.
+    Returns:
+        Pairs `(item id, outcome)`.
+    """
+    items_by_outcome: dict[str, list[str]] = {result: [] for result in OUTCOMES}
     for item, row in runs[-1].first.items():
         if row["scores"] is not None:
-            heaps[outcome(item, runs, kind)].append(item)
+            items_by_outcome[outcome(item, runs, name)].append(item)
     rng = random.Random(seed)
-    for heap in heaps.values():
-        rng.shuffle(heap)
-    picked: list[tuple[str, str]] = []
-    while len(picked) < limit and any(heaps.values()):
-        picked += [(heap.pop(), name) for name, heap in heaps.items() if heap]
-    return picked[:limit]
+    for items in items_by_outcome.values():
+        rng.shuffle(items)
+    drawn: list[tuple[str, str]] = []
+    while len(drawn) < limit and any(items_by_outcome.values()):
+        drawn += [(items.pop(), result) for result, items in items_by_outcome.items() if items]
+    return drawn[:limit]
 
 
 def data_url(path: Path) -> str:
-    """A clip as a `data:` URL; large files are downmixed, cut to `MAX_CLIP_S` and encoded again.
+    """A clip as a `data:` URL; large files are mixed down to mono, cut to `MAX_CLIP_S` and encoded again.
 
     Raises:
         AudioError: if the file cannot be read.
     """
-    mime = TYPES.get(path.suffix.lower())
+    mime = MIME_TYPES.get(path.suffix.lower())
     if mime is not None and path.is_file() and path.stat().st_size <= EMBED_AS_IS:
         data = path.read_bytes()
     else:
-        mime, data = (
-            "audio/ogg",
-            encode_ogg(decode(path, PLAYER_RATE, long_audio="truncate", max_s=MAX_CLIP_S), PLAYER_RATE),
-        )
+        waveform = decode(path, PLAYER_RATE, long_audio="truncate", max_s=MAX_CLIP_S)
+        mime, data = "audio/ogg", encode_ogg(waveform, PLAYER_RATE)
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def players(clips: Sequence[Path], budget: int) -> tuple[str, int]:
-    """A player for each clip (HTML), and how many bytes they take; a clip that is over the budget, or cannot be read,
-    is named as such."""
-    shown, used = [], 0
+    """A player for each clip.
+
+    Args:
+        clips: The files.
+        budget: Number of bytes that the clips may take; a clip that does not fit, or cannot be read, is named instead.
+    Returns:
+        The players (HTML), and the number of bytes that they take.
+    """
+    elements, bytes_used = [], 0
     for path in clips:
         try:
             url = data_url(path)
         except AudioError:
-            shown.append(f'<p class="noclip">{escape(path.name)} cannot be read here</p>')
+            elements.append(f'<p class="noclip">{escape(path.name)} cannot be read here</p>')
             continue
-        fits = used + len(url) <= budget
-        used += len(url) if fits else 0
-        shown.append(
-            f'<audio controls preload="metadata" src="{url}"></audio>'
-            if fits
-            else '<p class="noclip">clip left out to keep the page small</p>'
-        )
-    return "".join(shown), used
+        if bytes_used + len(url) > budget:
+            elements.append('<p class="noclip">clip left out to keep the page small</p>')
+            continue
+        bytes_used += len(url)
+        elements.append(f'<audio controls preload="metadata" src="{url}"></audio>')
+    return "".join(elements), bytes_used
 
 
-def cards(runs: Sequence[tuple[Run, int]], kind: str, seed: int, budget: int = AUDIO_BUDGET) -> str:
-    """The section of sample cards with its filter; `budget` bytes of clips at most."""
-    only = [run for run, _ in runs]
-    left = budget
-    body, picked = [], chosen(only, kind, seed)
-    for item, result in picked:
-        row = only[-1].first[item]
-        played, used = players([only[-1].path / clip for clip in row["audio"]], left)
-        left -= used
-        having = [(run, colour) for run, colour in runs if item in run.first]
-        body.append(_card(row, kind, result, played, having))
-    seen = [name for name in OUTCOMES if any(name == result for _, result in picked)]
-    buttons = "".join(_button(name, name == "all") for name in ("all", *seen))
+def cards(runs: Sequence[ColouredRun], name: str, seed: int, budget: int = AUDIO_BUDGET) -> str:
+    """The section of sample cards with its filter.
+
+    Args:
+        runs: The runs of the page; clips and questions are those of the last one.
+        name: Name of the score that decides between right and wrong.
+        seed: Seed of the random draw.
+        budget: Number of bytes that all clips together may take.
+    """
+    plain_runs = [run for run, _ in runs]
+    last_run = plain_runs[-1]
+    articles, drawn = [], draw_items(plain_runs, name, seed)
+    for item, result in drawn:
+        row = last_run.first[item]
+        audio, bytes_used = players([last_run.path / clip for clip in row["audio"]], budget)
+        budget -= bytes_used
+        runs_with_item = [(run, colour) for run, colour in runs if item in run.first]
+        articles.append(_card(row, name, result, audio, runs_with_item))
+    present = [result for result in OUTCOMES if any(result == drawn_result for _, drawn_result in drawn)]
+    buttons = "".join(_button(result, result == "all") for result in ("all", *present))
+    legend = " ".join(f"{result.capitalize()}: {OUTCOMES[result]}." for result in present if OUTCOMES[result] != result)
     note = (
-        f"{len(body)} of {len(only[-1].first)} items, drawn by seed {seed} in turn from each outcome: "
-        "read them for what goes well and wrong, not for how often. "
-        + " ".join(f"{name.capitalize()}: {OUTCOMES[name]}." for name in seen if OUTCOMES[name] != name)
+        f"{len(articles)} of {len(last_run.first)} items, drawn by seed {seed} in turn from each outcome: they show "
+        f"what goes right and wrong, not how often. {legend}"
     )
-    return f'<div class="samples">{buttons}<p class="note">{note}</p><div class="cards">{"".join(body)}</div></div>'
+    cards_html = f'<div class="cards">{"".join(articles)}</div>'
+    return f'<div class="samples">{buttons}<p class="note">{note}</p>{cards_html}</div>'
 
 
 def _button(name: str, checked: bool) -> str:
@@ -122,36 +142,33 @@ def _button(name: str, checked: bool) -> str:
     )
 
 
-def _card(row: Row, kind: str, result: str, players: str, runs: Sequence[tuple[Run, int]]) -> str:
-    said = "".join(_said(kind, run, colour, run.first[row["id"]]) for run, colour in runs)
+def _card(row: Row, name: str, result: str, audio: str, runs: Sequence[ColouredRun]) -> str:
+    answers = "".join(_answer(run.first[row["id"]], run, colour, name) for run, colour in runs)
     options = "".join(
         f'<li class="{"gold" if choice in row["gold"] else ""}">{escape(choice)}</li>' for choice in row["choices"]
     ) or "".join(f'<li class="gold">{escape(gold)}</li>' for gold in row["gold"])
-    about = " · ".join(escape(str(row[key])) for key in ("task", "category", "difficulty") if row[key])
+    groups = " · ".join(escape(str(row[key])) for key in ("task", "category", "difficulty") if row[key])
     return (
         f'<article class="card" data-o="{result}">'
         f'<header><span class="tag {result}" title="{OUTCOMES[result]}">{result.capitalize()}</span>'
-        f"<span>{about}</span></header>"
-        f'{players}<p class="question">{escape(row["question"])}</p><ul class="options">{options}</ul>'
-        f'<div class="said">{said}</div><footer>{escape(row["id"])}</footer></article>'
+        f"<span>{groups}</span></header>"
+        f'{audio}<p class="question">{escape(row["question"])}</p><ul class="options">{options}</ul>'
+        f'<div class="said">{answers}</div><footer>{escape(row["id"])}</footer></article>'
     )
 
 
-def _said(kind: str, run: Run, colour: int, row: Row) -> str:
-    """One run's answer: mark, words, and what stands behind them on demand."""
-    right = is_right(row, kind)
-    mark = f'<span class="{"up" if right else "down"}">{"✓" if right else "✗"}'
-    words = row["answer"] if row["answer"] is not None else "no readable answer"
-    state = "" if row["status"] == "ok" else f' <span class="state">{escape(row["status"])}</span>'
-    why = f'<p class="reasoning">{escape(row["reasoning"])}</p>' if row["reasoning"] else ""
+def _answer(row: Row, run: EvalRun, colour: int, name: str) -> str:
+    """The answer of one run: mark, answer, and the reasoning and the whole output on demand."""
+    correct = is_correct(row, name)
+    mark = f'<span class="{"up" if correct else "down"}">{"✓" if correct else "✗"}'
+    answer = row["answer"] if row["answer"] is not None else "no readable answer"
+    status = "" if row["status"] == "ok" else f' <span class="state">{escape(row["status"])}</span>'
+    details = f'<p class="reasoning">{escape(row["reasoning"])}</p>' if row["reasoning"] else ""
     if row["status"] == "error":
-        why += f'<p class="reasoning">{escape(row["explanation"])}</p>'
-    raw = (
-        ""
-        if row["output"].strip() == words
-        else f"<details><summary>whole output</summary><pre>{escape(row['output'])}</pre></details>"
-    )
+        details += f'<p class="reasoning">{escape(row["explanation"])}</p>'
+    if row["output"].strip() != answer:
+        details += f"<details><summary>whole output</summary><pre>{escape(row['output'])}</pre></details>"
     return (
         f'<div class="run"><span class="key" style="--c:var(--c{colour})"></span><b>{escape(run.name)}</b>'
-        f"{mark} {escape(str(words))}</span>{state}{why}{raw}</div>"
+        f"{mark} {escape(str(answer))}</span>{status}{details}</div>"
     )

@@ -1,7 +1,7 @@
-"""Figures drawn by hand: intervals and heat maps as HTML (they reflow in a narrow window), curves as inline SVG.
+"""Figures without a plotting library: intervals and heat maps as HTML (they reflow in a narrow window), curves as SVG.
 
-Part of `earwise.report`. Every colour is a CSS variable of the page, so that figures follow light and dark. Text is
-escaped here.
+Part of `earwise.report`. Every colour is a CSS variable of the page, so that figures follow its light and dark themes.
+Text is escaped here.
 """
 
 import math
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 320, 190  # user units of one curve; the page scales it to its column
-LEFT, RIGHT, TOP, BOTTOM = 44, 10, 12, 26
-COLOURS = 6  # --c0 .. --c5 of the style sheet
-SMOOTH_FROM = 24  # points above which a smoothed line is drawn over the raw one
+WIDTH, HEIGHT = 320, 190  # user units of one figure; the page scales it to its column
+MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 44, 10, 12, 26  # margins around the curves, in user units
+COLOURS = 6  # number of colours: --c0 .. --c5 of the style sheet
+SMOOTH_FROM = 24  # number of points from which a smoothed line is drawn over the raw one
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class Interval:
     low: float
     high: float
     colour: int
-    """Number of the series' colour; the blind controls take -1 (hollow)."""
+    """Number of the line's colour; -1 draws a hollow dot (blind controls)."""
     note: str = ""
+    """Second line of the label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,9 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
+    """Pairs (step, value)."""
     colour: int
+    """Number of the curve's colour."""
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -56,7 +59,12 @@ def points(value: float) -> str:
 
 
 def intervals(rows: Sequence[Interval], chance: float | None) -> str:
-    """Dots with their 95 % intervals on a common scale from 0 to 100 %, and a line where chance is."""
+    """Dots with their 95 % intervals on a common scale from 0 to 100 %.
+
+    Args:
+        rows: The lines of the figure.
+        chance: Chance level in [0, 1], drawn as a dashed line; None: no line.
+    """
     lines = []
     for row in rows:
         style = f"--low:{100 * row.low:.2f}%;--high:{100 * row.high:.2f}%;--value:{100 * row.value:.2f}%"
@@ -80,7 +88,7 @@ def intervals(rows: Sequence[Interval], chance: float | None) -> str:
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round values that cover `low` to `high`.
+    """Round values, about `count` of them, that cover `low` to `high`.
 
     >>> nice_ticks(0.0, 1.0)
     [0.0, 0.5, 1.0]
@@ -89,52 +97,55 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """
     if high <= low:
         low, high = low - 1, high + 1
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    min_step = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(min_step))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= min_step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def curves(series: Sequence[Series], title: str, note: str = "") -> str:
-    """A figure of curves over optimizer steps; long ones get a smoothed line over the raw one."""
-    xs = [x for one in series for x, _ in one.points]
-    ys = [y for one in series for _, y in one.points]
+    """A figure of curves over optimizer steps; a long curve gets a smoothed line over the raw one.
+
+    Args:
+        series: The curves, at least one, each with at least one point.
+        title: Title of the figure.
+        note: Unit or explanation beside the title.
+    """
+    xs = [x for curve in series for x, _ in curve.points]
+    ys = [y for curve in series for _, y in curve.points]
     x_ticks, y_ticks = nice_ticks(min(xs), max(xs)), nice_ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
     y_low, y_high = y_ticks[0], y_ticks[-1]
 
-    def at(x: float, y: float) -> str:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        down = HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+    def position(x: float, y: float) -> str:
+        across = MARGIN_LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
+        down = HEIGHT - MARGIN_BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
         return f"{across:.1f},{down:.1f}"
 
-    def line(dots: Sequence[tuple[float, float]], colour: int, kind: str) -> str:
+    def line(dots: Sequence[tuple[float, float]], colour: int, css_class: str) -> str:
         if len(dots) == 1:
-            x, y = at(*dots[0]).split(",")
+            x, y = position(*dots[0]).split(",")
             return f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{colour})"/>'
-        return f'<polyline class="{kind}" points="{" ".join(at(x, y) for x, y in dots)}" stroke="var(--c{colour})"/>'
+        return f'<polyline class="{css_class}" points="{" ".join(position(x, y) for x, y in dots)}" stroke="var(--c{colour})"/>'
 
     parts = []
     for tick in y_ticks:
-        x, y = at(x_low, tick).split(",")
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{_short(tick)}</text>')
+        x, y = position(x_low, tick).split(",")
+        parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{MARGIN_LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{_short(tick)}</text>')
     for tick in x_ticks:
         if x_low <= tick <= x_high and tick == int(tick):
-            x = at(tick, y_low).split(",")[0]
+            x = position(tick, y_low).split(",")[0]
             parts.append(f'<text x="{x}" y="{HEIGHT - 9}" text-anchor="middle">{_short(tick)}</text>')
-    for one in series:
-        smooth = len(one.points) >= SMOOTH_FROM
-        parts.append(line(one.points, one.colour, "raw" if smooth else "curve"))
+    for curve in series:
+        smooth = len(curve.points) >= SMOOTH_FROM
+        parts.append(line(curve.points, curve.colour, "raw" if smooth else "curve"))
         if smooth:
-            parts.append(line(smoothed(one.points), one.colour, "curve"))
-    last = (
-        " → ".join(_short(value) for value in (series[0].points[0][1], series[0].points[-1][1]))
-        if len(series) == 1
-        else ""
-    )
-    caption = f"<b>{escape(title)}</b><small>{escape(note)}</small><span>{last}</span>"
+            parts.append(line(smoothed(curve.points), curve.colour, "curve"))
+    ends = (series[0].points[0][1], series[0].points[-1][1]) if len(series) == 1 else ()
+    change = " → ".join(map(_short, ends))
+    caption = f"<b>{escape(title)}</b><small>{escape(note)}</small><span>{change}</span>"
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over steps">{"".join(parts)}</svg>'
     )
@@ -142,40 +153,45 @@ def curves(series: Sequence[Series], title: str, note: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Dot:
-    """One run in a figure of what it costs against what it gives; `value`, `low` and `high` in [0, 1]."""
+class CostPoint:
+    """One run in a figure of a score against its cost."""
 
     label: str
     cost: float
+    """Cost of the run, at least 0, for example mean tokens before the answer."""
     value: float
+    """Score in [0, 1]."""
     low: float
+    """Lower end of the score's 95 % interval."""
     high: float
+    """Upper end of the score's 95 % interval."""
     colour: int
+    """Number of the run's colour."""
 
 
-def against(dots: Sequence[Dot], title: str, note: str) -> str:
-    """A figure of shares (up, with their 95 % intervals) against a cost (to the right, from 0), a dot a run."""
-    x_ticks = nice_ticks(0.0, max(dot.cost for dot in dots) or 1.0)
+def against_cost(runs: Sequence[CostPoint], title: str, note: str) -> str:
+    """A figure of scores (upwards, with 95 % intervals) against a cost (to the right, from 0), one point per run."""
+    x_ticks = nice_ticks(0.0, max(run.cost for run in runs) or 1.0)
 
     def across(x: float) -> float:
-        return LEFT + x / x_ticks[-1] * (WIDTH - LEFT - RIGHT)
+        return MARGIN_LEFT + x / x_ticks[-1] * (WIDTH - MARGIN_LEFT - MARGIN_RIGHT)
 
     def down(share: float) -> float:
-        return TOP + (1 - share) * (HEIGHT - TOP - BOTTOM)
+        return MARGIN_TOP + (1 - share) * (HEIGHT - MARGIN_TOP - MARGIN_BOTTOM)
 
     parts = []
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = f"{down(share):.1f}"
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{percent(share, 0)}</text>')
+        parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{MARGIN_LEFT - 6}" y="{y}" dy="3.5" text-anchor="end">{percent(share, 0)}</text>')
     for tick in x_ticks:
         parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - 9}" text-anchor="middle">{_short(tick)}</text>')
-    for dot in dots:
-        x, stroke = f"{across(dot.cost):.1f}", f"var(--c{dot.colour})"
-        told = f"{escape(dot.label)}: {percent(dot.value)} at {dot.cost:.1f}"
+    for run in runs:
+        x, stroke = f"{across(run.cost):.1f}", f"var(--c{run.colour})"
+        tooltip = f"{escape(run.label)}: {percent(run.value)} at {run.cost:.1f}"
         parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{down(dot.low):.1f}" y2="{down(dot.high):.1f}" stroke="{stroke}"/>'
-            f'<circle cx="{x}" cy="{down(dot.value):.1f}" r="4" fill="{stroke}"><title>{told}</title></circle>'
+            f'<line x1="{x}" x2="{x}" y1="{down(run.low):.1f}" y2="{down(run.high):.1f}" stroke="{stroke}"/>'
+            f'<circle cx="{x}" cy="{down(run.value):.1f}" r="4" fill="{stroke}"><title>{tooltip}</title></circle>'
         )
     caption = f"<b>{escape(title)}</b><small>{escape(note)}</small><span></span>"
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
@@ -183,7 +199,7 @@ def against(dots: Sequence[Dot], title: str, note: str) -> str:
 
 
 def smoothed(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Mean over a window of a tenth of the curve, centred; at the ends the window is cut."""
+    """Mean over a centred window of a tenth of the curve; at the ends the window is cut off."""
     half = max(1, len(dots) // 20)
     means = []
     for place, (x, _) in enumerate(dots):
@@ -193,7 +209,13 @@ def smoothed(dots: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def heat_map(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> str:
-    """A confusion matrix: share of the row as shade, count as text; right answers (the diagonal) in another colour."""
+    """A confusion matrix: the share of the row as shade, the count as text, right answers in another colour.
+
+    Args:
+        counts: Counts by row and column.
+        rows: Names of the rows (right answers).
+        columns: Names of the columns (given answers).
+    """
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns)
     body = []
     for row, (name, line) in enumerate(zip(rows, counts, strict=True)):
@@ -201,8 +223,8 @@ def heat_map(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequ
         cells = []
         for column, count in enumerate(line):
             share = count / total if total else 0.0
-            right = rows[row] == columns[column]
-            shade = f"--s:{round(100 * share)}%;--h:var(--{'good' if right else 'bad'})"
+            is_right = rows[row] == columns[column]
+            shade = f"--s:{round(100 * share)}%;--h:var(--{'good' if is_right else 'bad'})"
             strong = " strong" if share > 0.55 else ""
             cells.append(f'<td class="heat{strong}" style="{shade}" title="{count} of {total}">{count or ""}</td>')
         body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td class="total">{total}</td></tr>')
@@ -212,7 +234,7 @@ def heat_map(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequ
 
 
 def _short(value: float) -> str:
-    """A number in at most a few characters.
+    """A number in a few characters.
 
     >>> _short(0.5), _short(1200.0), _short(0.00012), _short(-3.0)
     ('0.5', '1200', '1.2e-04', '-3')

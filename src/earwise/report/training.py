@@ -1,8 +1,8 @@
-"""What a training run shows of itself: curves by stage, and some of what was sampled on the way, with its sounds.
+"""What a training run shows: curves by stage, and completions sampled during training, with their clips.
 
-Part of `earwise.report`; reads what `earwise train` leaves in a run's folder: `metrics.jsonl` (one JSON object a step,
-`{"step": 3, "stage": "stage-0-grpo", "grpo/reward": 0.41, ...}`), `rollouts.jsonl`, `recipe.json` and `eval/`. Names of
-values are those that trackers show (`train/trackers.py`).
+Part of `earwise.report`; reads what `earwise train` writes into the folder of a run: `metrics.jsonl` (one JSON object
+per step, `{"step": 3, "stage": "stage-0-grpo", "grpo/reward": 0.41, ...}`), `rollouts.jsonl`, `recipe.json` and
+`eval/`. Values have the names that trackers show (`train/logging/trackers.py`).
 """
 
 import json
@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from earwise.errors import DataError
-from earwise.evaluate.results import METRICS, Run, read_run
+from earwise.evaluate.results import METRICS, EvalRun, read_run
 from earwise.files import read_log
 from earwise.report.cards import players
 from earwise.report.page import tile
@@ -24,8 +24,6 @@ from earwise.report.tables import table
 from earwise.train.logging.trackers import Sample, flat, grouped
 
 LOG, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.json"
-# Title and note of the curves that a reader looks for first, in this order; other logged values follow under their
-# own names.
 CURVES = {
     "grpo/reward": ("Reward", "mean per completion"),
     "grpo/accuracy": ("Accuracy reward", "share of completions"),
@@ -41,27 +39,37 @@ CURVES = {
     "compress/chain_tokens": ("Chain length", "tokens, as trained on"),
     "compress/delay": ("Token delay", "held-out tokens before the answer"),
 }
+"""Logged value -> title and note of its curve, in the order of the page. Other values follow under their own names."""
 OTHER_CURVES = 24
-SHOWN_FIRST = ("grpo/reward", "sft/loss", "dpo/accuracy", "compress/loss")  # the one value of a stage
+"""Number of other curves that the page shows at most."""
+LEAD_VALUES = ("grpo/reward", "sft/loss", "dpo/accuracy", "compress/loss")
+"""Values that the lead mentions, one for each kind of stage."""
 CARDS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
-    """The log of a run: its name, its file, and its rows with a step."""
+class TrainingLog:
+    """The log of a training run."""
 
     name: str
+    """Name of the run."""
     path: Path
+    """The log's file."""
     rows: tuple[dict[str, Any], ...]
+    """The rows that have a step."""
 
     @property
     def stages(self) -> list[str]:
-        """In the order in which they ran; older logs do not name them."""
+        """Names of the stages in the order in which they ran; one empty name for a log of an earlier version."""
         return list(dict.fromkeys(row.get("stage", "") for row in self.rows))
 
+    def stage_rows(self, stage: str) -> list[dict[str, Any]]:
+        """The rows of one stage."""
+        return [row for row in self.rows if row.get("stage", "") == stage]
 
-def read_logs(paths: Sequence[Path]) -> list[Log]:
-    """Training logs, each named by its folder, or by its path where folders share a name.
+
+def read_logs(paths: Sequence[Path]) -> list[TrainingLog]:
+    """Read training logs; each is named by its folder, or by its path if two folders have the same name.
 
     Raises:
         DataError: if a log is missing or holds no rows with a step.
@@ -74,94 +82,108 @@ def read_logs(paths: Sequence[Path]) -> list[Log]:
         if not rows:
             raise DataError(f"{path}: holds no row with a step; give the JSONL file that `earwise train` wrote")
         name = path.absolute().parent.name
-        alone = len({other.absolute().parent.name for other in paths}) == len(paths)
-        logs.append(Log(name if alone else str(path), path, rows))
+        names_differ = len({log_path.absolute().parent.name for log_path in paths}) == len(paths)
+        logs.append(TrainingLog(name if names_differ else str(path), path, rows))
     return logs
 
 
-def is_training(folder: Path) -> bool:
-    """Whether a folder is that of a training run."""
+def is_training_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run and not of an evaluation."""
     return (folder / LOG).is_file()
 
 
-def measured(folder: Path, alone: bool) -> list[Run]:
-    """What a training run measured by its first `eval:` entry, before and after; without what is not finished.
+def read_evaluations(folder: Path, alone: bool) -> list[EvalRun]:
+    """The evaluations of a training run by the first entry of its recipe's `eval:`; unfinished ones are left out.
 
     Args:
-        folder: Of the run.
-        alone: Whether it is the only run of the page; else of each run only what it came to is shown.
+        folder: Folder of the training run.
+        alone: Whether it is the only run of the page: then the evaluations before and after training are shown, else
+            only the last one, named by the run.
     """
-    sides = [side for side in ("before", "after") if (folder / "eval" / f"{side}-0" / METRICS).is_file()]
-    name = folder.absolute().name
-    return [
-        read_run(folder / "eval" / f"{side}-0", side if alone else name) for side in (sides if alone else sides[-1:])
-    ]
+    folders = {side: folder / "eval" / f"{side}-0" for side in ("before", "after")}
+    finished = [side for side, path in folders.items() if (path / METRICS).is_file()]
+    if alone:
+        return [read_run(folders[side], side) for side in finished]
+    return [read_run(folders[side], folder.absolute().name) for side in finished[-1:]]
 
 
 def training_curves(paths: Sequence[Path]) -> str:
-    """Figures of everything that logs hold over steps, the known ones first, a curve a run and stage; empty without
-    logs.
+    """Figures of everything that logs hold over steps, the well-known values first, one curve per run and stage; empty
+    without logs.
 
     Raises:
-        DataError: as `read_logs`.
+        DataError: see `read_logs`.
     """
     logs = read_logs(paths)
     if not logs:
         return ""
     parts = [(log, stage) for log in logs for stage in log.stages]
-    curves_of: dict[str, list[Series]] = {}
     names = [
         " · ".join(filter(None, (log.name if len(logs) > 1 else "", stage if len(log.stages) > 1 else "")))
         for log, stage in parts
     ]
-    for number, (name, (log, stage)) in enumerate(zip(names, parts, strict=True)):
-        rows = [(row["step"], grouped(row)) for row in log.rows if row.get("stage", "") == stage]
-        for key in dict.fromkeys(key for _, row in rows for key in row):
-            dots = tuple((float(step), row[key]) for step, row in rows if math.isfinite(row.get(key, math.nan)))
-            if dots:
-                curves_of.setdefault(key, []).append(Series(name, dots, (number + 1) % COLOURS))
-    known = [key for key in CURVES if key in curves_of]
-    other = sorted(key for key in curves_of if key not in CURVES)
-    first = "".join(curves(curves_of[key], *CURVES[key]) for key in known)
-    rest = "".join(curves(curves_of[key], key) for key in other[:OTHER_CURVES])
+    series_by_value = _series_by_value(parts, names)
+    titled = [key for key in CURVES if key in series_by_value]
+    untitled = sorted(key for key in series_by_value if key not in CURVES)[:OTHER_CURVES]
+    titled_figures = "".join(curves(series_by_value[key], *CURVES[key]) for key in titled)
+    untitled_figures = "".join(curves(series_by_value[key], key) for key in untitled)
+    if untitled_figures and titled_figures:
+        more = f'<details><summary>{len(untitled)} more curves</summary><div class="plots">{untitled_figures}</div></details>'
+    else:
+        more = ""
     legend = "".join(
-        f'<span><span class="key" style="--c:var(--c{(k + 1) % COLOURS})"></span>{escape(name)}</span>'
-        for k, name in enumerate(names)
+        f'<span><span class="key" style="--c:var(--c{_colour(number)})"></span>{escape(name)}</span>'
+        for number, name in enumerate(names)
     )
-    more = (
-        f"<details><summary>{min(len(other), OTHER_CURVES)} more curves</summary>"
-        f'<div class="plots">{rest}</div></details>'
-        if rest and first
-        else ""
-    )
-    return (
-        f'<div class="legend">{legend}</div>' if len(names) > 1 else ""
-    ) + f'<div class="plots">{first or rest}</div>{more}'
+    legend_html = f'<div class="legend">{legend}</div>' if len(names) > 1 else ""
+    return f'{legend_html}<div class="plots">{titled_figures or untitled_figures}</div>{more}'
 
 
-def rollout_cards(log: Log, budget: int) -> str:
-    """Prompts from the run's first logged step to its last, evenly over it, each with its clip, its options and what
-    was said for which reward; `budget` bytes of clips at most. Empty where nothing was sampled.
+def _series_by_value(parts: Sequence[tuple[TrainingLog, str]], names: Sequence[str]) -> dict[str, list[Series]]:
+    """Logged value -> its curves, one for each log and stage of `parts` that holds it, named by `names`."""
+    series_by_value: dict[str, list[Series]] = {}
+    for number, (name, (log, stage)) in enumerate(zip(names, parts, strict=True)):
+        rows = [(row["step"], grouped(row)) for row in log.stage_rows(stage)]
+        for key in dict.fromkeys(key for _, row in rows for key in row):
+            points = tuple((float(step), row[key]) for step, row in rows if math.isfinite(row.get(key, math.nan)))
+            if points:
+                series_by_value.setdefault(key, []).append(Series(name, points, _colour(number)))
+    return series_by_value
 
-    Rows of older runs, which hold neither question nor clip, are left out.
+
+def _colour(number: int) -> int:
+    """Colour of the curve `number` of a page."""
+    return (number + 1) % COLOURS
+
+
+def rollout_cards(log: TrainingLog, budget: int) -> str:
+    """Prompts from the first logged step to the last, evenly spaced, each with its clip, its options and the sampled
+    completions with their rewards; empty if nothing was logged.
+
+    Rows of earlier versions, which hold neither question nor clip, are left out.
+
+    Args:
+        log: The training log; `rollouts.jsonl` stands beside it.
+        budget: Number of bytes that all clips together may take.
     """
     folder = log.path.parent
     rows = [row for row in read_log(folder / ROLLOUTS) if "question" in row]
     count = min(CARDS, len(rows))
-    picked = [rows[number * (len(rows) - 1) // max(1, count - 1)] for number in range(count)]
-    body = []
-    for row in picked:
-        played, used = players([folder / clip for clip in row["audio"]], budget)
-        budget -= used
-        body.append(_card(row, played, len(log.stages) > 1))
+    selected = [rows[number * (len(rows) - 1) // max(1, count - 1)] for number in range(count)]
+    articles = []
+    for row in selected:
+        audio, bytes_used = players([folder / clip for clip in row["audio"]], budget)
+        budget -= bytes_used
+        articles.append(_card(row, audio, show_stage=len(log.stages) > 1))
     note = (
-        f"{count} of {len(rows)} prompts in {ROLLOUTS}, evenly over the run. Before a completion stands its reward, if "
-        "the stage rewards, behind it how often it was sampled."
+        f"{count} of {len(rows)} prompts in {ROLLOUTS}, evenly spaced over the run. The number before a completion is "
+        "its reward, if the stage has rewards; the number after it is how often it was sampled."
     )
-    return f'<p class="note">{note}</p><div class="cards">{"".join(body)}</div>' if body else ""
+    return f'<p class="note">{note}</p><div class="cards">{"".join(articles)}</div>' if articles else ""
 
 
-def _card(row: dict[str, Any], played: str, several: bool) -> str:
+def _card(row: dict[str, Any], audio: str, *, show_stage: bool) -> str:
+    """The card of one row of `rollouts.jsonl`; `audio` are its players (HTML)."""
     lines = "".join(
         f'<div class="run">{"" if reward is None else f"<b>{reward:g}</b>"}{escape(text) or "<i>nothing</i>"}'
         f"{f' <small>×{times}</small>' if times > 1 else ''}</div>"
@@ -171,48 +193,50 @@ def _card(row: dict[str, Any], played: str, several: bool) -> str:
         f'<li class="{"gold" if option in row["answer"] else ""}">{escape(option)}</li>'
         for option in row["choices"] or row["answer"]
     )
-    stage = f"<span>{escape(row['stage'])}</span>" if several else ""
+    stage = f"<span>{escape(row['stage'])}</span>" if show_stage else ""
     mean = f"<span>mean reward {fmean(row['rewards']):.3g}</span>" if row["rewards"] else ""
     return (
         f'<article class="card"><header><span class="tag">step {row["step"]}</span>{stage}'
-        f"{mean}</header>{played}"
+        f"{mean}</header>{audio}"
         f'<p class="question">{escape(row["question"])}</p><ul class="options">{options}</ul>'
         f'<div class="said">{lines}</div><footer>{escape(row["id"])}</footer></article>'
     )
 
 
-def lead(log: Log) -> str:
-    """What a run did, in a sentence a stage (HTML)."""
-    told = []
+def lead(log: TrainingLog) -> str:
+    """What a run did, one sentence per stage (HTML)."""
+    sentences = []
     for stage in log.stages:
-        rows = [row for row in log.rows if row.get("stage", "") == stage]
+        rows = log.stage_rows(stage)
         minutes = sum(row.get("seconds", 0.0) for row in rows) / 60
-        text = f"<b>{escape(stage or log.name)}</b>: {len(rows)} steps in {minutes:.1f} minutes"
-        for key in SHOWN_FIRST:
-            if found := _ends(rows, key):
-                text += f", {escape(CURVES[key][0].lower())} <b>{found[0]:.3g} → {found[1]:.3g}</b>"
-        told.append(text + ".")
-    return " ".join(told)
+        sentence = f"<b>{escape(stage or log.name)}</b>: {len(rows)} steps in {minutes:.1f} minutes"
+        for key in LEAD_VALUES:
+            if ends := _ends(rows, key):
+                sentence += f", {escape(CURVES[key][0].lower())} <b>{ends[0]:.3g} → {ends[1]:.3g}</b>"
+        sentences.append(sentence + ".")
+    return " ".join(sentences)
 
 
-def tiles(log: Log) -> list[str]:
-    """The numbers under the sentence: where the last stage came to."""
-    rows = [row for row in log.rows if row.get("stage", "") == log.stages[-1]]
-    ends = [(title, found) for key, (title, _) in CURVES.items() if (found := _ends(rows, key))]
-    heard = [row[key] for row in rows for key in row if key.endswith("/hearing")]
-    hears = [tile("Hearing", f"{heard[-1]:+.2f}", "nats a token gained by the sound")] if heard else []
-    return [tile(title, f"{last:.3g}", f"from {first:.3g}") for title, (first, last) in ends[:4]] + hears
+def tiles(log: TrainingLog) -> list[str]:
+    """The numbers below the lead, as HTML: values of the last stage at its beginning and end."""
+    rows = log.stage_rows(log.stages[-1])
+    ends_by_title = [(title, ends) for key, (title, _) in CURVES.items() if (ends := _ends(rows, key))]
+    result = [tile(title, f"{last:.3g}", f"from {first:.3g}") for title, (first, last) in ends_by_title[:4]]
+    hearing = [row[key] for row in rows for key in row if key.endswith("/hearing")]
+    if hearing:
+        result.append(tile("Hearing", f"{hearing[-1]:+.2f}", "nats per token gained from the sound"))
+    return result
 
 
 def _ends(rows: Sequence[dict[str, Any]], key: str) -> tuple[float, float] | None:
-    """Mean of a value over the first and over the last tenth of some rows; None where it was not logged."""
+    """Mean of a value over the first and over the last tenth of the rows; None if it was not logged."""
     values = [value for row in rows if (value := grouped(row).get(key)) is not None]
     tenth = max(1, len(values) // 10)
-    return (sum(values[:tenth]) / tenth, sum(values[-tenth:]) / tenth) if values else None
+    return (fmean(values[:tenth]), fmean(values[-tenth:])) if values else None
 
 
-def settings(log: Log) -> str:
-    """The run's resolved recipe as a table; empty where there is none beside the log."""
+def settings(log: TrainingLog) -> str:
+    """The run's resolved recipe as a table; empty if there is none beside the log."""
     try:
         resolved = json.loads((log.path.parent / RECIPE).read_text(encoding="utf-8"))
         recipe = resolved["recipe"]
@@ -221,5 +245,5 @@ def settings(log: Log) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     body = [[escape(name), f"<code>{escape(str(value))}</code>"] for name, value in values.items()]
-    whole = f'<div class="settings">{table(["Setting", escape(log.name)], body)}</div>'
-    return f"<details><summary>The whole recipe, {len(body)} settings</summary>{whole}</details>"
+    recipe_table = f'<div class="settings">{table(["Setting", escape(log.name)], body)}</div>'
+    return f"<details><summary>The whole recipe, {len(body)} settings</summary>{recipe_table}</details>"

@@ -9,7 +9,7 @@ from earwise.engine.base import Prompt
 from earwise.errors import DataError
 from earwise.evaluate.compare import as_text, compare
 from earwise.evaluate.run import EvalOptions, evaluate
-from scripted_engine import ScriptedEngine, listener, tone_task
+from scripted_engine import ScriptedEngine, answer_by_pitch, tone_task
 
 
 def right_on(part: slice, n: int) -> ScriptedEngine:
@@ -17,7 +17,7 @@ def right_on(part: slice, n: int) -> ScriptedEngine:
     right = {f"item-{number:03}" for number in range(n)[part]}
 
     def say(prompt: Prompt) -> str:
-        return listener(prompt) if prompt.key in right else ""
+        return answer_by_pitch(prompt) if prompt.key in right else ""
 
     return ScriptedEngine(say)
 
@@ -60,27 +60,27 @@ def test_groups_of_one_item_claim_nothing(tmp_path: Path) -> None:
 
 def test_other_items_are_refused_unless_common_is_said(tmp_path: Path) -> None:
     task = tone_task(tmp_path, 8)
-    evaluate(ScriptedEngine(listener), task[:6], tmp_path / "a")
-    evaluate(ScriptedEngine(listener), task[2:], tmp_path / "b")
+    evaluate(ScriptedEngine(answer_by_pitch), task[:6], tmp_path / "a")
+    evaluate(ScriptedEngine(answer_by_pitch), task[2:], tmp_path / "b")
     with pytest.raises(DataError, match=r"2 only in the first, 2 only in the second, 4 the same\); say --common"):
         compare(tmp_path / "a", tmp_path / "b")
     result = compare(tmp_path / "a", tmp_path / "b", common=True)
     assert (result["n"], result["only_a"], result["only_b"]) == (4, 2, 2) and "left out: 2 items" in as_text(result)
-    evaluate(ScriptedEngine(listener), task[:2], tmp_path / "c")
+    evaluate(ScriptedEngine(answer_by_pitch), task[:2], tmp_path / "c")
     with pytest.raises(DataError, match="share no item"):
         compare(tmp_path / "b", tmp_path / "c", common=True)
 
 
 def test_one_id_with_another_clip_is_another_item(tmp_path: Path) -> None:
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path / "x", 4), tmp_path / "a")
+    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path / "x", 4), tmp_path / "a")
     other = tone_task(tmp_path / "y", 4)
     (tmp_path / "y" / "clips" / "0.wav").write_bytes((tmp_path / "y" / "clips" / "1.wav").read_bytes())
-    evaluate(ScriptedEngine(listener), other, tmp_path / "b")
+    evaluate(ScriptedEngine(answer_by_pitch), other, tmp_path / "b")
     with pytest.raises(DataError, match="1 only in the first, 1 only in the second, 3 the same"):
         compare(tmp_path / "a", tmp_path / "b")
 
 
 def test_options_in_another_order_are_the_same_item(tmp_path: Path) -> None:
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "a", EvalOptions(seed=1))
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 8), tmp_path / "b", EvalOptions(seed=2))
+    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 8), tmp_path / "a", EvalOptions(seed=1))
+    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 8), tmp_path / "b", EvalOptions(seed=2))
     assert compare(tmp_path / "a", tmp_path / "b")["n"] == 8

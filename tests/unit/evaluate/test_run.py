@@ -20,7 +20,7 @@ from earwise.evaluate.rows import is_formatted
 from earwise.evaluate.run import EvalOptions, EvalProgress, evaluate, evaluate_with_controls
 from earwise.evaluate.terminal import as_text
 from earwise.types import Audio, Example, Text, Turn
-from scripted_engine import PITCHES, ScriptedEngine, deaf, listener, options, tone_task, write_clip
+from scripted_engine import PITCHES, ScriptedEngine, answer_first_option, answer_by_pitch, prompt_options, tone_task, write_clip
 
 FIELDS = {
     "id", "prompt", "output", "reasoning", "answer", "status", "scores", "task", "category", "audio_sha256", "decoding",
@@ -37,7 +37,7 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_a_model_that_hears_is_right_and_every_field_is_there(tmp_path: Path) -> None:
-    metrics = evaluate(ScriptedEngine(listener), tone_task(tmp_path), tmp_path / "run")
+    metrics = evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path), tmp_path / "run")
     assert {kind: row["accuracy"] for kind, row in metrics["accuracy"].items()} == {
         "official": 1,
         "strict": 1,
@@ -76,7 +76,7 @@ def test_chance_is_said_of_the_items_it_covers(tmp_path: Path) -> None:
 
 
 def deaf_of_all(prompt: Prompt) -> str:
-    return deaf(prompt) if options(prompt) else "<answer>something</answer>"
+    return answer_first_option(prompt) if prompt_options(prompt) else "<answer>something</answer>"
 
 
 def test_measuring_needs_nothing_of_training() -> None:
@@ -91,8 +91,8 @@ def test_measuring_needs_nothing_of_training() -> None:
     [
         (lambda prompt: "", "unparsed", 0),
         (lambda prompt: "qwxz 17 &&", "unparsed", 0),
-        (lambda prompt: f"either {options(prompt)[0]} or {options(prompt)[1]}", "ambiguous", 0),
-        (listener, "ok", 16),
+        (lambda prompt: f"either {prompt_options(prompt)[0]} or {prompt_options(prompt)[1]}", "ambiguous", 0),
+        (answer_by_pitch, "ok", 16),
     ],
 )
 def test_n_never_shrinks(tmp_path: Path, say: Any, status: str, right: int) -> None:
@@ -110,21 +110,21 @@ def test_unreadable_clips_are_error_rows_counted_as_wrong(tmp_path: Path) -> Non
     (tmp_path / "clips" / "1.wav").unlink()
     (tmp_path / "clips" / "2.wav").write_bytes(b"no sound at all, but long enough to be looked at")
     write_clip(tmp_path / "clips" / "3.wav", "hiss", 3, seconds=3.0)
-    metrics = evaluate(ScriptedEngine(listener, max_audio_s=2.0), task, tmp_path / "run")
+    metrics = evaluate(ScriptedEngine(answer_by_pitch, max_audio_s=2.0), task, tmp_path / "run")
     assert metrics["n"] == 8 and metrics["error"]["count"] == 3 and metrics["accuracy"]["official"]["accuracy"] == 5 / 8
     assert "1.wav" in metrics["first_error"]
     bad = [row for row in rows(tmp_path / "run") if row["status"] == "error"]
     assert [row["id"] for row in bad] == ["item-001", "item-002", "item-003"]
     assert all(row["scores"] == {"official": 0.0, "strict": 0.0, "lenient": 0.0} for row in bad)
     again = evaluate(
-        ScriptedEngine(listener, max_audio_s=2.0), task, tmp_path / "cut", EvalOptions(long_audio="truncate")
+        ScriptedEngine(answer_by_pitch, max_audio_s=2.0), task, tmp_path / "cut", EvalOptions(long_audio="truncate")
     )
     assert again["error"]["count"] == 2 and again["truncated"] == 1
 
 
 def test_batches_change_nothing(tmp_path: Path) -> None:
     task = tone_task(tmp_path)
-    engines = {batch: ScriptedEngine(deaf) for batch in (1, 5, 16)}
+    engines = {batch: ScriptedEngine(answer_first_option) for batch in (1, 5, 16)}
     for batch, engine in engines.items():
         evaluate(engine, task, tmp_path / str(batch), EvalOptions(batch=batch))
     assert timeless(tmp_path / "1") == timeless(tmp_path / "5") == timeless(tmp_path / "16")
@@ -139,16 +139,16 @@ def test_options_are_permuted_by_seed_and_id_alone(tmp_path: Path) -> None:
     assert len(orders) > 15
     turns = [permuted(example, 0, turn).choices for turn in range(4)]
     assert {order.index("low tone") for order in turns} == {0, 1, 2, 3}
-    evaluate(ScriptedEngine(deaf), [example, other], tmp_path / "a", EvalOptions(shuffle_options=False))
+    evaluate(ScriptedEngine(answer_first_option), [example, other], tmp_path / "a", EvalOptions(shuffle_options=False))
     assert [row["choices"] for row in rows(tmp_path / "a")] == [list(PITCHES)] * 2
 
 
 def test_permutations_average_out_a_position_habit(tmp_path: Path) -> None:
-    metrics = evaluate(ScriptedEngine(deaf), tone_task(tmp_path), tmp_path / "run", EvalOptions(permutations=4))
+    metrics = evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path), tmp_path / "run", EvalOptions(permutations=4))
     assert metrics["n"] == 16 and len(rows(tmp_path / "run")) == 64
     assert metrics["permutations"]["mean_accuracy"] == 0.25 and metrics["permutations"]["always_right"] == 0
     assert (
-        evaluate(ScriptedEngine(listener), tone_task(tmp_path), tmp_path / "l", EvalOptions(permutations=4))[
+        evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path), tmp_path / "l", EvalOptions(permutations=4))[
             "permutations"
         ]["always_right"]
         == 1
@@ -157,29 +157,29 @@ def test_permutations_average_out_a_position_habit(tmp_path: Path) -> None:
 
 def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path: Path) -> None:
     task, out = tone_task(tmp_path, 4), tmp_path / "run"
-    evaluate(ScriptedEngine(listener), task, out)
+    evaluate(ScriptedEngine(answer_by_pitch), task, out)
     before = (out / "samples.jsonl").read_bytes()
-    silent = ScriptedEngine(listener)
+    silent = ScriptedEngine(answer_by_pitch)
     evaluate(silent, task, out, EvalOptions(batch=1))
     assert silent.batches == [] and (out / "samples.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 now.*new --out"):
-        evaluate(ScriptedEngine(listener), task, out, EvalOptions(seed=1))
+        evaluate(ScriptedEngine(answer_by_pitch), task, out, EvalOptions(seed=1))
     with pytest.raises(ConfigError, match="model: scripted there, other now"):
-        evaluate(ScriptedEngine(listener, "other"), task, out)
+        evaluate(ScriptedEngine(answer_by_pitch, "other"), task, out)
     with pytest.raises(ConfigError, match="other items or another edition"):
-        evaluate(ScriptedEngine(listener), task[:3], out)
+        evaluate(ScriptedEngine(answer_by_pitch), task[:3], out)
     with pytest.raises(ConfigError, match="decoding: "):
-        evaluate(ScriptedEngine(listener), task, out, EvalOptions(sampling_params=SamplingParams(temperature=1.0)))
+        evaluate(ScriptedEngine(answer_by_pitch), task, out, EvalOptions(sampling_params=SamplingParams(temperature=1.0)))
     assert (out / "samples.jsonl").read_bytes() == before
 
 
 def test_a_torn_last_line_is_cut_and_asked_again(tmp_path: Path) -> None:
     task, out = tone_task(tmp_path), tmp_path / "run"
-    evaluate(ScriptedEngine(listener), task, tmp_path / "whole")
-    evaluate(ScriptedEngine(listener), task, out)
+    evaluate(ScriptedEngine(answer_by_pitch), task, tmp_path / "whole")
+    evaluate(ScriptedEngine(answer_by_pitch), task, out)
     log = out / "samples.jsonl"
     log.write_bytes(log.read_bytes()[:-40])
-    engine = ScriptedEngine(listener)
+    engine = ScriptedEngine(answer_by_pitch)
     evaluate(engine, task, out)
     assert engine.batches == [1] and timeless(out) == timeless(tmp_path / "whole")
 
@@ -194,7 +194,7 @@ def slow(prompt):
     time.sleep(0.02)
     return deaf(prompt)
 
-evaluate(ScriptedEngine(slow), tone_task(Path(sys.argv[1]), 60), Path(sys.argv[2]), batch=3)
+evaluate(ScriptedEngine(slow), tone_task(Path(sys.argv[1]), 60), Path(sys.argv[2]), EvalOptions(batch=3))
 """
 
 
@@ -209,11 +209,11 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     process.wait()
     kept = log.read_bytes().count(b"\n")
     assert 6 <= kept < 60 and not (out / "metrics.json").exists()
-    engine = ScriptedEngine(deaf)
+    engine = ScriptedEngine(answer_first_option)
     task = tone_task(tmp_path, 60)
     metrics = evaluate(engine, task, out, EvalOptions(batch=3))
     assert sum(engine.batches) == 60 - kept
-    whole = evaluate(ScriptedEngine(deaf), task, tmp_path / "whole")
+    whole = evaluate(ScriptedEngine(answer_first_option), task, tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
     assert {**metrics, "seconds": 0} == {**whole, "seconds": 0}
 
@@ -226,20 +226,20 @@ def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
         asked += 1
         if asked > 8:
             raise KeyboardInterrupt
-        return listener(prompt)
+        return answer_by_pitch(prompt)
 
     task = tone_task(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         evaluate(ScriptedEngine(tired), task, tmp_path / "run", EvalOptions(batch=4))
     assert len(rows(tmp_path / "run")) == 8
-    assert evaluate(ScriptedEngine(listener), task, tmp_path / "run")["n"] == 16
+    assert evaluate(ScriptedEngine(answer_by_pitch), task, tmp_path / "run")["n"] == 16
 
 
 def test_one_prompt_that_breaks_the_engine_is_an_error_row_a_dead_engine_stops(tmp_path: Path) -> None:
     def picky(prompt: Prompt) -> str:
         if prompt.key == "item-005":
             raise EngineError("prompt too long: 9000 tokens, the limit is 8192; shorten it")
-        return listener(prompt)
+        return answer_by_pitch(prompt)
 
     def dead(prompt: Prompt) -> str:
         raise EngineError("server does not answer; start it")
@@ -262,7 +262,7 @@ def test_a_server_that_dies_in_the_middle_stops_the_run(tmp_path: Path) -> None:
         asked += 1
         if asked > 4:
             raise EngineError("connection refused")
-        return listener(prompt)
+        return answer_by_pitch(prompt)
 
     for batch, kept in ((1, 4), (4, 4), (3, 3)):
         asked = 0
@@ -273,8 +273,8 @@ def test_a_server_that_dies_in_the_middle_stops_the_run(tmp_path: Path) -> None:
 
 def test_controls_catch_the_deaf_and_clear_the_hearing(tmp_path: Path) -> None:
     task = tone_task(tmp_path, 40)
-    hears = evaluate_with_controls(ScriptedEngine(listener), task, tmp_path / "hears")
-    guesses = evaluate_with_controls(ScriptedEngine(deaf), task, tmp_path / "deaf")
+    hears = evaluate_with_controls(ScriptedEngine(answer_by_pitch), task, tmp_path / "hears")
+    guesses = evaluate_with_controls(ScriptedEngine(answer_first_option), task, tmp_path / "deaf")
     assert hears["accuracy"]["official"]["accuracy"] == 1
     assert hears["blind"]["shuffled"]["accuracy"]["official"]["accuracy"] == 0
     gain = hears["blind"]["silence"]["hearing_gain"]["official"]
@@ -294,12 +294,12 @@ def test_controls_catch_the_deaf_and_clear_the_hearing(tmp_path: Path) -> None:
 
 
 def test_a_control_that_the_items_do_not_allow_is_left_out_with_the_reason(tmp_path: Path) -> None:
-    metrics = evaluate_with_controls(ScriptedEngine(listener), tone_task(tmp_path, 1), tmp_path / "run")
+    metrics = evaluate_with_controls(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 1), tmp_path / "run")
     assert "two clips" in metrics["blind"]["shuffled"]["left_out"] and "accuracy" in metrics["blind"]["silence"]
 
 
 def test_noise_control_gives_noise(tmp_path: Path) -> None:
-    metrics = evaluate(ScriptedEngine(listener), tone_task(tmp_path), tmp_path / "run", control="noise")
+    metrics = evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path), tmp_path / "run", control="noise")
     assert {row["answer"] for row in rows(tmp_path / "run")} == {"hiss"} and metrics["accuracy"]["official"][
         "accuracy"
     ] == 0.25
@@ -333,13 +333,13 @@ def test_silent_clips_are_counted(tmp_path: Path) -> None:
     import soundfile
 
     soundfile.write(tmp_path / "clips" / "0.wav", np.zeros(4000, dtype=np.float32), 8000)
-    assert evaluate(ScriptedEngine(listener), task, tmp_path / "run")["silent"] == 1
+    assert evaluate(ScriptedEngine(answer_by_pitch), task, tmp_path / "run")["silent"] == 1
 
 
 def test_progress_counts(tmp_path: Path) -> None:
     seen: list[EvalProgress] = []
     evaluate(
-        ScriptedEngine(listener),
+        ScriptedEngine(answer_by_pitch),
         tone_task(tmp_path, 6),
         tmp_path / "run",
         EvalOptions(batch=4),
@@ -361,7 +361,7 @@ def test_wrong_settings_are_refused_before_anything_is_written(
 ) -> None:
     with pytest.raises(error, match=message):
         options = EvalOptions(**{name: value for name, value in change.items() if name != "control"})
-        engine, control = ScriptedEngine(listener), change.get("control")
+        engine, control = ScriptedEngine(answer_by_pitch), change.get("control")
         evaluate(engine, tone_task(tmp_path, 2), tmp_path / "run", options, control=control)
     assert not (tmp_path / "run").exists()
 
@@ -369,9 +369,9 @@ def test_wrong_settings_are_refused_before_anything_is_written(
 def test_no_items_and_equal_ids_are_refused(tmp_path: Path) -> None:
     (example,) = tone_task(tmp_path, 1)
     with pytest.raises(DataError, match="no examples"):
-        evaluate(ScriptedEngine(listener), [], tmp_path / "run")
+        evaluate(ScriptedEngine(answer_by_pitch), [], tmp_path / "run")
     with pytest.raises(DataError, match="'item-000' stands twice"):
-        evaluate(ScriptedEngine(listener), [example, example], tmp_path / "run")
+        evaluate(ScriptedEngine(answer_by_pitch), [example, example], tmp_path / "run")
 
 
 def test_format_rule() -> None:
@@ -384,7 +384,7 @@ def test_format_rule() -> None:
 def test_read_run_wants_a_finished_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no samples\.jsonl with rows"):
         read_run(tmp_path)
-    evaluate(ScriptedEngine(listener), tone_task(tmp_path, 2), tmp_path / "run")
+    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 2), tmp_path / "run")
     assert read_run(tmp_path / "run").name == "run" and len(read_run(tmp_path / "run").first) == 2
     (tmp_path / "run" / "metrics.json").unlink()
     with pytest.raises(DataError, match="not finished"):

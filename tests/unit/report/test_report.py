@@ -14,12 +14,12 @@ from earwise import cli
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
 from earwise.evaluate.results import read_run
-from earwise.evaluate.run import evaluate, evaluate_with_controls
+from earwise.evaluate.run import EvalOptions, evaluate, evaluate_with_controls
 from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
-from earwise.report.cards import chosen, outcome
+from earwise.report.cards import draw_items, outcome
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
-from scripted_engine import ScriptedEngine, deaf, listener, tone_task
+from scripted_engine import ScriptedEngine, answer_first_option, answer_by_pitch, tone_task
 
 VOID = {"meta", "input", "br", "circle", "line", "polyline"}
 
@@ -57,7 +57,7 @@ def parsed(path: Path) -> Balanced:
 def half(prompt: Prompt) -> str:
     """Hears every other item, says the rest without tags or not at all."""
     number = int(prompt.key[-3:])
-    return listener(prompt) if number % 2 else ("" if number % 4 else deaf(prompt)[8:-9])
+    return answer_by_pitch(prompt) if number % 2 else ("" if number % 4 else answer_first_option(prompt)[8:-9])
 
 
 def write_log(path: Path, steps: int = 40) -> Path:
@@ -81,7 +81,7 @@ def write_log(path: Path, steps: int = 40) -> Path:
 def runs(tmp_path: Path) -> list[Path]:
     task = tone_task(tmp_path, 24)
     evaluate_with_controls(ScriptedEngine(half), task, tmp_path / "before")
-    evaluate_with_controls(ScriptedEngine(listener), task, tmp_path / "after")
+    evaluate_with_controls(ScriptedEngine(answer_by_pitch), task, tmp_path / "after")
     return [tmp_path / "before", tmp_path / "after"]
 
 
@@ -134,11 +134,11 @@ def test_chance_stands_beside_the_items_it_is_of(tmp_path: Path) -> None:
 
 
 def test_three_runs_and_a_run_on_other_items(tmp_path: Path, runs: list[Path]) -> None:
-    evaluate(ScriptedEngine(deaf), tone_task(tmp_path / "other", 6), tmp_path / "elsewhere")
+    evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path / "other", 6), tmp_path / "elsewhere")
     parsed(write_report(tmp_path / "r.html", [*runs, runs[0]]))
     other = tone_task(tmp_path / "more", 4)
     other = [replace(example, id=f"new-{number}") for number, example in enumerate(other)]
-    evaluate(ScriptedEngine(deaf), other, tmp_path / "new")
+    evaluate(ScriptedEngine(answer_first_option), other, tmp_path / "new")
     parsed(write_report(tmp_path / "r.html", [runs[0], tmp_path / "new"]))
 
 
@@ -147,7 +147,7 @@ def test_what_models_and_data_say_is_escaped(tmp_path: Path) -> None:
     task = [replace(example, id=f"{evil}{example.id}", task=evil, category=evil) for example in tone_task(tmp_path, 4)]
     task = [replace(example, choices=(*example.choices, evil), answer=(evil,)) for example in task]
     engine = ScriptedEngine(lambda prompt: f"<think>{evil}</think><answer>{evil}</answer>", name=evil)
-    evaluate(engine, task, tmp_path / "run", style="think")
+    evaluate(engine, task, tmp_path / "run", EvalOptions(style="think"))
     out = write_report(tmp_path / "r.html", [replace(read_run(tmp_path / "run"), name=evil)], title=evil)
     page = parsed(out)
     assert "script" not in page.tags and "<script" not in out.read_text()
@@ -156,9 +156,9 @@ def test_what_models_and_data_say_is_escaped(tmp_path: Path) -> None:
 
 def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:
     def aloud(prompt: Prompt) -> str:
-        return f"<think>not a hiss, not a low tone, maybe a high tone or middle tone</think>{listener(prompt)}"
+        return f"<think>not a hiss, not a low tone, maybe a high tone or middle tone</think>{answer_by_pitch(prompt)}"
 
-    metrics = evaluate(ScriptedEngine(aloud), tone_task(tmp_path, 8), tmp_path / "run", style="think")
+    metrics = evaluate(ScriptedEngine(aloud), tone_task(tmp_path, 8), tmp_path / "run", EvalOptions(style="think"))
     assert metrics["headline"] == "lenient"
     assert metrics["accuracy"]["lenient"]["accuracy"] == 1 and metrics["accuracy"]["official"]["accuracy"] == 0
     assert "100.0 %" in " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
@@ -175,11 +175,11 @@ def test_clips_stay_within_the_budget_and_missing_ones_are_named(tmp_path: Path,
 
 def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:
     read = [read_run(run) for run in runs]
-    first = chosen(read, "official", 0, 8)
-    assert first == chosen(read, "official", 0, 8) != chosen(read, "official", 1, 8)
+    first = draw_items(read, "official", 0, 8)
+    assert first == draw_items(read, "official", 0, 8) != draw_items(read, "official", 1, 8)
     assert {name for _, name in first} == {"gained", "right"}
     assert all(outcome(item, read, "official") == name for item, name in first)
-    assert {name for _, name in chosen(read[::-1], "official", 0)} == {"lost", "right"}
+    assert {name for _, name in draw_items(read[::-1], "official", 0)} == {"lost", "right"}
 
 
 def test_an_unfinished_run_and_a_wrong_log_are_refused(tmp_path: Path, runs: list[Path]) -> None:
@@ -214,7 +214,7 @@ def trained(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", 
                 )  # fmt: skip
     write_jsonl(folder / "metrics.jsonl", rows)
     write_jsonl(folder / "rollouts.jsonl", said)
-    recipe = {"recipe": "mine", "seed": 7, "stages": [{"kind": "sft", "optimizer": {"lr": 0.5}}]}
+    recipe = {"recipe": "mine", "seed": 7, "stages": [{"kind": "sft", "optimizer": {"learning_rate": 0.5}}]}
     write_json(folder / "recipe.json", {"recipe": recipe, "earwise": "0.1.0", "torch": "2"})
     return folder
 
@@ -226,7 +226,7 @@ def test_a_training_run_alone_shows_curves_samples_and_recipe(tmp_path: Path, ru
     text = " ".join(" ".join(page.words).split())
     assert "stage-0-sft : 20 steps in 1.0 minutes, loss 1.85 → 0.05" in text
     assert "stage-1-grpo : 20 steps in 1.0 minutes, reward 0.075 → 0.975" in text
-    assert "optimizer/lr" in text and "speed/seconds" in text and "stages.0.optimizer.lr" in text
+    assert "optimizer/lr" in text and "speed/seconds" in text and "stages.0.optimizer.learning_rate" in text
     assert page.tags.count("audio") == 10 and "×3" in text and "a </div> cat" in text and "Which <sound>?" in text
     assert "step 1" in text and "step 19" in text
 

@@ -100,7 +100,7 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     # The counts of the distinct differences in a resample are multinomial: no need to draw single items.
     means = np.concatenate(
-        [rng.multinomial(n, counts / n, min(BLOCK, draws - at)) @ values / n for at in range(0, draws, BLOCK)]
+        [rng.multinomial(n, counts / n, min(BLOCK, draws - start)) @ values / n for start in range(0, draws, BLOCK)]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))

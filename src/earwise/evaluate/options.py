@@ -1,0 +1,33 @@
+"""How a task is put to an engine: wording, sampling, batches, order of the options."""
+
+from dataclasses import dataclass, field
+
+from earwise.audio import LongAudio
+from earwise.engine.base import SamplingParams
+from earwise.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class EvalOptions:
+    """How a task is put to an engine."""
+
+    style: str = "answer"
+    """Wording of the question, a key of `prompts.INSTRUCTIONS`."""
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
+    """Sampling parameters; greedy by default."""
+    seed: int = 0
+    """Seed of the options' order, of the controls and of the bootstrap."""
+    batch: int = 16
+    """Items handed to the engine at a time; changes nothing but speed."""
+    shuffle_options: bool = True
+    """Whether the options of a question are shuffled (by seed and id)."""
+    permutations: int = 1
+    """Number of orders of the options in which each item is asked. The headline is that of the first order; the mean
+    over all stands beside it."""
+    long_audio: LongAudio = "error"
+    """What to do with a clip longer than the engine accepts: `error` (the row is an error, counted as wrong),
+    `truncate` (counted as such) or `chunk` (several clips one after the other, for engines that take several)."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.permutations < 1:
+            raise ConfigError(f"batch ({self.batch}) and permutations ({self.permutations}) must be at least 1")

@@ -1,0 +1,145 @@
+"""Runs into one HTML file for a reader: the result, the blind controls, what changed, and the clips themselves.
+
+Above evaluation and training, which only write files: `samples.jsonl`, `metrics.json` and the training log (one JSON
+object per line, `{"step": 3, "grpo/reward": 0.41, ...}`). The order of the runs is the order in the tables; the first
+is the one to compare with (before), the last the one in question (after).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from earwise.errors import DataError
+from earwise.evaluate.results import SAMPLES, EvalRun, read_run
+from earwise.evaluate.scores import shared_headline
+from earwise.files import write_text
+from earwise.report import answer_tables, highlights, result_tables, training
+from earwise.report.cards import AUDIO_BUDGET, cards
+from earwise.report.page import Section, page
+from earwise.report.plots import COLOURS
+from earwise.report.tables import ColouredRun
+from earwise.report.training import TrainingLog
+
+RunSource = Path | EvalRun
+"""The folder of a finished run, or a run that was read already."""
+TRAINING_NOTE = "Over optimizer steps. Thin: every logged value; thick: its mean over a tenth of the run."
+SAMPLED_NOTE = "Prompts and completions sampled during training, with the reward of each completion."
+INTERVALS_NOTE = (
+    "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
+)
+
+
+def write_report(
+    out: Path,
+    runs: Sequence[RunSource],
+    training_logs: Sequence[Path] = (),
+    *,
+    title: str = "Evaluation",
+    seed: int = 0,
+    audio_budget: int = AUDIO_BUDGET,
+) -> Path:
+    """Write a self-contained HTML report.
+
+    Args:
+        out: File to write.
+        runs: Folders of finished runs (or runs read with a name of their own), before first, after last.
+        training_logs: Training logs to draw, each a curve in every figure, named by its folder; samples of the last one
+            are shown. Without runs, the page is about them.
+        title: Title of the page.
+        seed: Seed of the selection of sample cards.
+        audio_budget: Number of bytes that embedded clips may take (base64).
+    Returns:
+        `out`.
+    Raises:
+        DataError: if there is neither run nor log, a run is not finished or holds no labelled item, or a log cannot be
+            read.
+    """
+    if not runs and not training_logs:
+        raise DataError("a report needs at least one run; give the folder that `earwise evaluate --out` wrote")
+    logs = training.read_logs(training_logs)
+    eval_runs = [run if isinstance(run, EvalRun) else read_run(run) for run in runs]
+    for run in eval_runs:
+        if run.metrics["accuracy"] is None:
+            raise DataError(f"{run.path}: none of its items has a gold answer, so there is nothing to report")
+    foot = f"Written by earwise {version('earwise')}. "
+    sampled_budget = audio_budget // 3 if logs else 0
+    training_sections = _training_sections(training_logs, logs, sampled_budget)
+    if not eval_runs:
+        sections = [*training_sections, Section("Settings and provenance", training.settings(logs[-1]))]
+        text = page(title, " ".join(map(training.lead, logs)), training.tiles(logs[-1]), sections, foot)
+    else:
+        name = shared_headline(eval_runs)
+        first_colour = 0 if len(eval_runs) > 1 else 1
+        coloured = [(run, (first_colour + number) % COLOURS) for number, run in enumerate(eval_runs)]
+        paired = result_tables.paired_or_none(coloured)
+        sections = [
+            *_result_sections(coloured, paired, name),
+            *training_sections,
+            *_sample_sections(coloured, name, seed, audio_budget - sampled_budget),
+        ]
+        lead, tiles = highlights.lead(eval_runs, paired, name), highlights.tiles(eval_runs, paired, name)
+        text = page(title, lead, tiles, sections, foot + INTERVALS_NOTE)
+    write_text(out, text)
+    return out
+
+
+def _training_sections(paths: Sequence[Path], logs: Sequence[TrainingLog], audio_budget: int) -> list[Section]:
+    """Curves of all logs and samples of the last one; empty sections without logs."""
+    return [
+        Section("Training", training.training_curves(paths), TRAINING_NOTE),
+        Section("Sampled on the way", training.rollout_cards(logs[-1], audio_budget) if logs else "", SAMPLED_NOTE),
+    ]
+
+
+def _result_sections(runs: Sequence[ColouredRun], paired: dict[str, Any] | None, name: str) -> list[Section]:
+    """Scores, controls and their breakdown.
+
+    Args:
+        runs: The runs.
+        paired: The comparison of the last run with the first; None: there is none.
+        name: Name of the headline score.
+    """
+    return [
+        Section("Result", result_tables.headline_figure(runs, name) + result_tables.overall(runs)),
+        Section(
+            "Does it hear?",
+            result_tables.blind_table(runs, name),
+            "The same questions with the sound taken away: the blind score comes from the text, the rest is hearing.",
+        ),
+        Section(
+            "Format and accuracy, apart",
+            result_tables.format_apart(runs[0][0], runs[-1][0], name) if paired is not None else "",
+            "A model can gain by answering in the requested form or by knowing more answers; the two are counted "
+            "apart.",
+        ),
+        Section(
+            "By kind of question",
+            result_tables.by_options(runs, name),
+            "Chance is one in the number of options; an open question has no chance level.",
+        ),
+        Section(
+            "Score against delay",
+            result_tables.delay_table(runs, name),
+            "The cost of reasoning aloud: tokens that a listener waits for before the answer begins.",
+        ),
+        Section("By task, category and difficulty", result_tables.by_group(runs, paired, name)),
+        Section(
+            "Position habits",
+            answer_tables.positions(runs),
+            "Options are shuffled by seed: a run that prefers one position guesses more than it listens.",
+        ),
+    ]
+
+
+def _sample_sections(runs: Sequence[ColouredRun], name: str, seed: int, audio_budget: int) -> list[Section]:
+    """Confusions, sample cards and provenance."""
+    first, last = runs[0][0], runs[-1][0]
+    hashes = [hashlib.sha256((run.path / SAMPLES).read_bytes()).hexdigest() for run, _ in runs]
+    provenance = answer_tables.provenance(runs, hashes)
+    return [
+        Section("Confusions", answer_tables.confusions([first, last] if len(runs) > 1 else [first])),
+        Section("Listen", cards(runs, name, seed, audio_budget)),
+        Section("Settings and provenance", f'<div class="settings">{provenance}</div>'),
+    ]

@@ -1,0 +1,203 @@
+"""The result of runs: scores side by side, blind controls, format and accuracy apart, score against token delay.
+
+Part of `earwise.report`; rows and metrics in, HTML out. All text of runs is escaped here. `name` is always the name of
+the headline score, one for all runs of a page (`evaluate.scores.shared_headline`).
+"""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from earwise.errors import DataError
+from earwise.evaluate.compare import compare
+from earwise.evaluate.metrics.mmau import SCORE_NOTES
+from earwise.evaluate.results import EvalRun, Row
+from earwise.evaluate.scores import blind_controls, headline, is_correct, mean_delay
+from earwise.evaluate.summary import GROUPS
+from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
+from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
+
+GROUPS_SHOWN = 24
+"""Values of a group that the page lists; the others are in metrics.json."""
+
+
+def paired_or_none(runs: Sequence[ColouredRun]) -> dict[str, Any] | None:
+    """The comparison of the last run with the first on the items that both have; None for one run or no common item."""
+    first, last = runs[0][0], runs[-1][0]
+    if first is last:
+        return None
+    try:
+        return compare(first, last, common=True)
+    except DataError:
+        return None
+
+
+def headline_figure(runs: Sequence[ColouredRun], name: str) -> str:
+    """The headline score of every run and of its blind controls on one scale."""
+    lines = []
+    for run, colour in runs:
+        score = headline(run.metrics, name)
+        assert score is not None
+        lines.append(Interval(run.name, score.value, score.low, score.high, colour, f"real sound · n = {score.n}"))
+    for run, _ in runs:
+        for control in blind_controls(run.metrics):
+            score = headline(run.metrics, name, control)
+            if score is not None:
+                note = f"blind control · n = {score.n}"
+                lines.append(Interval(f"{run.name}, {control}", score.value, score.low, score.high, -1, note))
+    return intervals(lines, _chance_of_all(runs[-1][0]))
+
+
+def overall(runs: Sequence[ColouredRun]) -> str:
+    """One line per run: all its scores, the format, and the items that could not be scored."""
+    names = list(dict.fromkeys(name for run, _ in runs for name in run.metrics["accuracy"]))
+    titles = [escape(name.replace("_", " ").capitalize()) for name in names]
+    head = ["Run", "n", *titles, "Format", "Unparsed", "Ambiguous", "Errors", "Cut off"]
+    body = []
+    for run, colour in runs:
+        metrics = run.metrics
+        counts = [
+            f"{percent(metrics[status]['share'])}<small>{metrics[status]['count']} of {metrics[status]['n']}</small>"
+            for status in ("unparsed", "ambiguous", "error", "cut")
+        ]
+        scores = [interval_cell(metrics["accuracy"].get(name)) for name in names]
+        body.append([run_name(run, colour), str(metrics["n"]), *scores, interval_cell(metrics["format"]), *counts])
+    notes: dict[str, str] = {}
+    for run, _ in runs:
+        notes |= run.metrics.get("score_notes", SCORE_NOTES)  # runs of earlier versions hold no notes
+    listed = "; ".join(f"<b>{escape(name)}</b>: {escape(note)}" for name, note in notes.items())
+    caption = f"Scores in percent, 95 % intervals. {listed}. An answer that cannot be read is wrong and stays in n."
+    return table(head, body, caption)
+
+
+def by_options(runs: Sequence[ColouredRun], name: str) -> str:
+    """Score beside chance by number of options; empty where all items have equally many."""
+    kinds_by_run = [run.metrics.get("kinds", {}) for run, _ in runs]
+    kinds = list(dict.fromkeys(kind for kinds in kinds_by_run for kind in kinds))
+    if len(kinds) < 2:
+        return ""
+    body = []
+    for kind in kinds:
+        rows = [kinds.get(kind) for kinds in kinds_by_run]
+        first = next(row for row in rows if row)
+        chance = NO_VALUE if first["chance"] is None else percent(first["chance"])
+        cells = [interval_cell(row[name] if row else None) for row in rows]
+        body.append([escape(kind), str(first[name]["n"]), chance, *cells])
+    return table(["Kind of question", "n", "Chance", *(run_name(run, colour) for run, colour in runs)], body)
+
+
+def by_group(runs: Sequence[ColouredRun], paired: dict[str, Any] | None, name: str) -> str:
+    """Score by task, category and difficulty for every run, with the paired difference of the last run to the first.
+
+    Args:
+        runs: The runs.
+        paired: What `paired_or_none` returned; None: no differences.
+        name: Name of the score.
+    """
+    tables = []
+    for group in GROUPS:
+        values = list(dict.fromkeys(value for run, _ in runs for value in run.metrics["by"].get(group, {})))
+        if len(values) < 2 and not (group == "task" and values):
+            continue
+        body = []
+        for value in values[:GROUPS_SHOWN]:
+            metrics = [run.metrics["by"].get(group, {}).get(value, {}).get(name) for run, _ in runs]
+            n = next(metric["n"] for metric in metrics if metric)
+            cells = [escape(value), str(n), *(interval_cell(metric) for metric in metrics)]
+            if paired is not None:
+                differences = paired["by"].get(group, {}).get(value)
+                cells.append(gain_cell(differences[name]) if differences else NO_VALUE)
+            body.append(cells)
+        head = [group.replace("_", "-").capitalize(), "n", *(run_name(run, colour) for run, colour in runs)]
+        head += ["Difference, points"] if paired is not None else []
+        num_hidden = len(values) - GROUPS_SHOWN
+        note = f"<p class='note'>{num_hidden} smaller groups are in metrics.json.</p>" if num_hidden > 0 else ""
+        tables.append(table(head, body) + note)
+    return "".join(tables)
+
+
+def blind_table(runs: Sequence[ColouredRun], name: str) -> str:
+    """The score of each run without the sound, and the hearing gain."""
+    body, left_out = [], []
+    for run, colour in runs:
+        real = run.metrics["accuracy"][name]
+        for control, row in blind_controls(run.metrics).items():
+            gain = row["hearing_gain"][name]
+            hears = gain["low"] > 0
+            conclusion = "hears" if hears else "not shown to hear"
+            body.append(
+                [run_name(run, colour), escape(control), interval_cell(real), interval_cell(row["accuracy"][name]),
+                 gain_cell(gain), p_value(gain["p"]), f'<span class="{"up" if hears else "down"}">{conclusion}</span>']
+            )  # fmt: skip
+        for control, row in (run.metrics.get("blind") or {}).items():
+            if "left_out" in row:
+                left_out.append(f"{escape(run.name)}, {escape(control)}: {escape(row['left_out'])}")
+    if not body and not left_out:
+        return (
+            '<p class="note">No blind control was run: '
+            "what part of the score comes from the text alone is not known.</p>"
+        )
+    head = ["Run", "In place of the sound", "Real", "Blind", "Hearing gain, points", "p, paired", "Conclusion"]
+    notes = "".join(f"<p class='note'>Left out: {line}</p>" for line in left_out)
+    return (table(head, body) if body else "") + notes
+
+
+def format_apart(before: EvalRun, after: EvalRun, name: str) -> str:
+    """How much of a gain is form (answers that can be read at all), and how much is knowing the answer."""
+    pairs = [(before.first[item], row) for item, row in after.first.items() if item in before.first and row["scores"]]
+    readable_pairs = [pair for pair in pairs if all(row["status"] == "ok" for row in pair)]
+    body = []
+    for side, run in enumerate((before, after)):
+        rows = [pair[side] for pair in pairs]
+        readable = [row for row in rows if row["status"] == "ok"]
+        readable_in_both = [pair[side] for pair in readable_pairs]
+        body.append(
+            [
+                escape(run.name),
+                _rate([row["formatted"] for row in rows if row["formatted"] is not None]),
+                _rate([row["status"] == "ok" for row in rows]),
+                *(_rate(_correct(group, name)) for group in (rows, readable, readable_in_both)),
+            ]
+        )
+    head = [
+        "Run",
+        "In the requested format",
+        "Readable",
+        "Right, of all",
+        "Right, of its readable",
+        "Right, of those readable in both",
+    ]
+    note = (
+        "A rise in the first two columns alone is a gain in form. The last column counts only the items on which both "
+        "runs gave a readable answer, so that a rise there is a gain in knowledge."
+    )
+    return table(head, body, note)
+
+
+def delay_table(runs: Sequence[ColouredRun], name: str) -> str:
+    """Score against token delay, one point per run; empty unless two runs know their delay and one of them reasons."""
+    delays = [(run, colour, tokens) for run, colour in runs if (tokens := mean_delay(run)) is not None]
+    if len(delays) < 2 or not any(tokens for _, _, tokens in delays):
+        return ""
+    cost_points, body = [], []
+    for run, colour, tokens in delays:
+        metric = run.metrics["accuracy"][name]
+        cost_points.append(CostPoint(run.name, tokens, metric["accuracy"], metric["low"], metric["high"], colour))
+        body.append([run_name(run, colour), f"{tokens:.1f}", interval_cell(metric)])
+    figure = against_cost(cost_points, "Score against delay", "share right, over mean tokens before the answer")
+    return f'<div class="plots">{figure}</div>' + table(["run", "tokens before the answer", "right, %"], body)
+
+
+def _chance_of_all(run: EvalRun) -> float | None:
+    """Accuracy of guessing; None if some items have no options, so that no one level applies to the whole score."""
+    metrics = run.metrics
+    num_with_options = metrics.get("chance_n", metrics["n"])  # runs of earlier versions lack this field
+    return metrics["chance"] if num_with_options == metrics["n"] else None
+
+
+def _correct(rows: Sequence[Row], name: str) -> list[bool]:
+    return [is_correct(row, name) for row in rows]
+
+
+def _rate(flags: Sequence[bool]) -> str:
+    return f"{percent(sum(flags) / len(flags))}<small>{sum(flags)} of {len(flags)}</small>" if flags else NO_VALUE
