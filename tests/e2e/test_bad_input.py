@@ -1,4 +1,4 @@
-"""What users get wrong: one line that names the file or row and the remedy, exit code 2, nothing half-written."""
+"""Wrong input of users: one line that names the file or row and the remedy, exit code 2, no incomplete output."""
 
 import json
 from collections.abc import Callable
@@ -27,14 +27,14 @@ def tone(seconds: float = 1.0, rate: int = RATE) -> np.ndarray:
     return (0.3 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
-def refused(done: Done, *said: object) -> None:
-    """The command said one line, with these words in it, and ended with 2."""
+def refused(done: Done, *words: object) -> None:
+    """Assert that the command printed one line that contains these words, and ended with code 2."""
     assert done.code == 2, done.err
     assert done.out == ""
     line = done.err.splitlines()[-1]
     assert line.startswith("error: ")
     assert "Traceback" not in done.err
-    for word in said:
+    for word in words:
         assert str(word) in line, line
     assert any(sign in line for sign in REMEDIES), f"no remedy in {line!r}"
 
@@ -65,9 +65,9 @@ def silent(path: Path) -> None:
 
 
 def with_nan(path: Path) -> None:
-    wave = tone()
-    wave[1000] = np.nan
-    soundfile.write(path, wave, RATE, subtype="FLOAT")
+    waveform = tone()
+    waveform[1000] = np.nan
+    soundfile.write(path, waveform, RATE, subtype="FLOAT")
 
 
 def one_hour(path: Path) -> None:
@@ -84,7 +84,7 @@ def test_files_that_cannot_be_read_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("make", [silent, with_nan, one_hour], ids=lambda make: make.__name__)
-def test_files_that_cannot_be_heard_are_refused(
+def test_files_without_usable_audio_are_refused(
     make: Callable[[Path], None], cli: Cli, model: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "sound.wav"
@@ -92,7 +92,7 @@ def test_files_that_cannot_be_heard_are_refused(
     refused(cli("ask", path, "What is it?", "--model", model), path)
 
 
-def test_many_channels_and_high_rates_are_heard(cli: Cli, model: str, tmp_path: Path) -> None:
+def test_many_channels_and_high_rates_are_accepted(cli: Cli, model: str, tmp_path: Path) -> None:
     eight, fast = tmp_path / "eight.wav", tmp_path / "fast.wav"
     soundfile.write(eight, np.stack([tone()] * 8, axis=1), RATE)
     soundfile.write(fast, tone(0.5, 192000), 192000)
@@ -108,7 +108,7 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (["{not json"], "row 1: not JSON"),
         ([json.dumps(row()), json.dumps(row())], "row 2: id '1' is taken by row 1"),
@@ -121,7 +121,7 @@ def row(**changes: Any) -> dict[str, Any]:
     ids=["json", "twice", "answer", "field", "choices", "missing", "empty"],
 )
 @pytest.mark.parametrize("command", ["evaluate", "train", "build check"])
-def test_bad_rows_are_named(command: str, lines: list[str], said: str, cli: Cli, tmp_path: Path) -> None:
+def test_bad_rows_are_named(command: str, lines: list[str], message: str, cli: Cli, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(), RATE)
     path, out, recipe = tmp_path / "bad.jsonl", tmp_path / "out", tmp_path / "recipe.yaml"
     path.write_text("".join(line + "\n" for line in lines))
@@ -131,15 +131,15 @@ def test_bad_rows_are_named(command: str, lines: list[str], said: str, cli: Cli,
         "train": ["train", recipe, "--out", out],
         "build check": ["build", "check", path],
     }
-    refused(cli(*arguments[command]), path, said)
+    refused(cli(*arguments[command]), path, message)
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("stages.0.max_stepps=1", "did you mean 'max_steps'"),
-        ("stages.0.optimizer.lr=fast", "fast"),
+        ("stages.0.optimizer.learning_rate=fast", "fast"),
         ("stages.1.rewards={acuracy: 1.0}", "did you mean 'accuracy"),
         ("stages.0.data.styles={rhyme: 1.0}", "rhyme"),
         ("stages.0.data.styles={think: 1.0}", "no reasoning"),
@@ -148,9 +148,9 @@ def test_bad_rows_are_named(command: str, lines: list[str], said: str, cli: Cli,
         ("stages.0.trainable={encoder: frozen, connector: frozen, decoder: frozen}", "nothing to train"),
     ],
 )
-def test_bad_settings_are_named(setting: str, said: str, cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_bad_settings_are_named(setting: str, message: str, cli: Cli, recipe: Path, tmp_path: Path) -> None:
     plan = ["--plan"] if "trainable" in setting else []
-    refused(cli("train", recipe, setting, "--out", tmp_path / "run", *plan), said)
+    refused(cli("train", recipe, setting, "--out", tmp_path / "run", *plan), message)
     assert not (tmp_path / "run").exists()
 
 
@@ -162,7 +162,7 @@ def test_training_looks_at_its_files_first(cli: Cli, recipe: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_keeps_its_answers_and_names_what_it_could_not_hear(
+def test_an_evaluation_keeps_its_answers_and_names_the_file_it_could_not_read(
     cli: Cli, model: str, clips: list[Path], tmp_path: Path
 ) -> None:
     with_nan(tmp_path / "a.wav")
@@ -182,14 +182,14 @@ def test_an_evaluation_keeps_its_answers_and_names_what_it_could_not_hear(
 
 @pytest.mark.parametrize("broken", ["nothing", "no family", "no weights", "noise"])
 def test_broken_models_are_refused(broken: str, cli: Cli, clips: list[Path], tmp_path: Path) -> None:
-    where = tmp_path / "model"
-    where.mkdir()
+    folder = tmp_path / "model"
+    folder.mkdir()
     if broken != "nothing":
         family = {"no family": {}}.get(broken, {"family": "embedded"})
-        (where / "earwise.json").write_text(json.dumps(family))
+        (folder / "earwise.json").write_text(json.dumps(family))
     if broken == "noise":
-        (where / "trained.safetensors").write_bytes(b"\0" * 64)
-    refused(cli("ask", clips[0], "What?", "--model", where), where)
+        (folder / "trained.safetensors").write_bytes(b"\0" * 64)
+    refused(cli("ask", clips[0], "What?", "--model", folder), folder)
 
 
 def test_a_missing_collection_class_or_file_is_named(cli: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every broken file gets one line that names it and says what to do; the files are broken here, at run time."""
+"""Every broken file raises an error of one line that names the file and the remedy. The files are made here."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ def noise(samples=16000, channels=1):
     return np.random.default_rng(0).uniform(-0.5, 0.5, (samples, channels)).astype(np.float32)
 
 
-def cut(path, keep=0.6, **how):
-    soundfile.write(path, noise(), 16000, **how)
+def cut(path, keep=0.6):
+    soundfile.write(path, noise(), 16000)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
@@ -60,16 +60,16 @@ def no_samples(folder):
 
 
 def not_a_number(folder):
-    wave = noise(channels=2)
-    wave[9000, 1] = np.nan
-    soundfile.write(folder / "nan.wav", wave, 16000, subtype="FLOAT")
+    waveform = noise(channels=2)
+    waveform[9000, 1] = np.nan
+    soundfile.write(folder / "nan.wav", waveform, 16000, subtype="FLOAT")
     return folder / "nan.wav"
 
 
 def infinite(folder):
-    wave = noise()
-    wave[5] = -np.inf
-    soundfile.write(folder / "inf.wav", wave, 16000, subtype="FLOAT")
+    waveform = noise()
+    waveform[5] = -np.inf
+    soundfile.write(folder / "inf.wav", waveform, 16000, subtype="FLOAT")
     return folder / "inf.wav"
 
 
@@ -125,7 +125,7 @@ def test_one_clear_line(tmp_path, make, words):
 
 
 @pytest.mark.parametrize("make", [truncated_wav, truncated_flac, truncated_ogg, no_samples, text, picture])
-def test_uploads_are_checked_alike(tmp_path, make):
+def test_uploads_are_checked_like_files(tmp_path, make):
     path = make(tmp_path)
     with pytest.raises(AudioError, match=r"^upload: "):
         audio.decode_bytes(path.read_bytes())
@@ -149,12 +149,12 @@ def test_one_hour_is_refused_without_being_decoded(tmp_path, monkeypatch):
         audio.decode(path, max_s=30)
 
 
-def test_every_cut_of_an_ogg_is_found_or_shorter(tmp_path):
-    """A cut inside a page is refused; one exactly between pages cannot be told from a short file."""
+def test_every_cut_inside_an_ogg_page_is_refused(tmp_path):
+    """A cut inside a page is refused; a cut exactly between pages gives a valid, shorter file."""
     path = tmp_path / "a.ogg"
     soundfile.write(path, noise(), 16000)
     whole = path.read_bytes()
-    pages = {at for at in range(len(whole)) if whole[at : at + 5] == b"OggS\x00"}
+    pages = {start for start in range(len(whole)) if whole[start : start + 5] == b"OggS\x00"}
     for keep in range(len(whole) // 2, len(whole), 97):
         if keep not in pages:
             with pytest.raises(AudioError):

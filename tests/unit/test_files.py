@@ -1,4 +1,4 @@
-"""A file is whole or not there, and what stands in the way is said in one line."""
+"""A file is complete or absent, and an error names in one line what prevented the write."""
 
 import subprocess
 import sys
@@ -8,43 +8,43 @@ import pytest
 
 from earwise.cli import run as cli
 from earwise.errors import ConfigError, DataError
-from earwise.files import lock_folder, atomic_write, write_json, write_jsonl
+from earwise.files import atomic_write, lock_folder, write_json, write_jsonl
 
 
-def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
     assert write_jsonl(path, [{"a": 1}]) == 1
     with pytest.raises(RuntimeError), atomic_write(path) as handle:
         handle.write("half")
         raise RuntimeError
-    assert path.read_text() == '{"a": 1}\n' and [one.name for one in path.parent.iterdir()] == ["a.jsonl"]
+    assert path.read_text() == '{"a": 1}\n' and [file.name for file in path.parent.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.parametrize("below", ["a.json", "deeper/a.json"])
 def test_a_file_in_place_of_a_folder_is_one_clear_line(tmp_path: Path, below: str) -> None:
     (tmp_path / "taken").write_text("x")
-    with pytest.raises(DataError, match=r"its folder is a file, or in one .*taken.*; choose another name"):
+    with pytest.raises(DataError, match=r"its folder is a file, or lies in one .*taken.*; choose another name"):
         write_json(tmp_path / "taken" / below, {})
     assert (tmp_path / "taken").read_text() == "x"
 
 
 def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another process is kept out by name, also from training there; when it is killed, the folder is free."""
+    """Another process cannot lock the folder or train in it; when the holder is killed, the folder is free."""
     run = tmp_path / "run"
     code = "import pathlib, sys, time, earwise.files as files\n"
     code += "with files.lock_folder(pathlib.Path(sys.argv[1])): print(1, flush=True); time.sleep(600)"
-    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE)
     try:
-        assert other.stdout is not None and other.stdout.readline() == b"1\n"
+        assert holder.stdout is not None and holder.stdout.readline() == b"1\n"
         with pytest.raises(ConfigError, match="another process is at work in this folder"), lock_folder(run):
             pass
-        assert cli(["train", "recipes/r1-aqa.yaml", "--profile", "cpu", "--out", str(run)]) == 2
+        assert cli(["train", "r1-aqa", "--profile", "cpu", "--out", str(run)]) == 2
         assert f"{run}: another process is at work" in capsys.readouterr().err
         assert cli(["train", "--resume", str(run)]) == 2, "its recipe is not written yet"
         assert f"{run}: another process is at work" in capsys.readouterr().err
     finally:
-        other.kill()
-        other.communicate()
+        holder.kill()
+        holder.communicate()
     with lock_folder(run), lock_folder(run):
         assert list(run.iterdir()) == [run / ".lock"]
     with lock_folder(run):
