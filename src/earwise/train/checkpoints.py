@@ -1,4 +1,8 @@
-"""Checkpoints: a folder a step that is whole or not there, with all that an exact continuation needs."""
+"""Checkpoints: one folder per saved step with all that an exact continuation needs.
+
+A checkpoint folder is written under another name and renamed when it is complete, so it is either whole or absent. It
+holds the trained parameters, the optimizer's state and the state of the stage; frozen parameters are not stored.
+"""
 
 import pickle
 import shutil
@@ -10,85 +14,92 @@ import torch
 from torch import nn
 
 from earwise.errors import DataError
-from earwise.files import building
+from earwise.files import atomic_folder
 from earwise.train.distributed import parallel
 from earwise.train.distributed.sharding import cut_state, like, whole
 
 PREFIX = "checkpoint-"
+STATE_FILE = "state.pt"
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     step: int,
-    extra: Mapping[str, Any],
+    stage_state: Mapping[str, Any],
     *,
-    keep: int = 1,
+    save_total_limit: int = 1,
 ) -> None:
-    """Write `folder/checkpoint-STEP` and delete the oldest once it is complete; all processes call, the first writes.
+    """Write `folder/checkpoint-STEP`, then delete the oldest checkpoints. All processes call; the first one writes.
 
     Args:
-        folder: The stage's folder.
-        module: Its trained parameters are stored, the frozen ones are not.
-        optimizer: State, in the order of its parameters.
-        step: Finished optimizer steps.
-        extra: Data position, reference and whatever else the stage gave, tensors and plain values only.
-        keep: How many checkpoints are left there, the newest.
+        folder: Folder of the stage.
+        module: The model's module; its trained parameters are stored.
+        optimizer: The optimizer.
+        step: Number of finished optimizer steps.
+        stage_state: State of the stage (data position, reference): tensors and plain values only.
+        save_total_limit: Number of checkpoints that remain, the newest.
     Raises:
-        DataError: if the disk refuses; the previous checkpoints stay.
+        DataError: if the checkpoint cannot be written; the earlier ones remain.
     """
     trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    content = whole({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(extra)})
+    content = whole({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
     if not parallel.main():
         return
     try:
-        with building(folder / f"{PREFIX}{step}") as part:
-            torch.save(content, part / "state.pt")
+        with atomic_folder(folder / f"{PREFIX}{step}") as unfinished:
+            torch.save(content, unfinished / STATE_FILE)
     except (DataError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise DataError(
             f"{folder}: checkpoint at step {step} cannot be written ({error.__cause__ or error}); "
             "free some space, then --resume"
         ) from error
-    for old in [*checkpoints(folder)[:-keep], *folder.glob(f".{PREFIX}*")]:
-        shutil.rmtree(old, ignore_errors=True)
+    for outdated in [*list_checkpoints(folder)[:-save_total_limit], *folder.glob(f".{PREFIX}*")]:
+        shutil.rmtree(outdated, ignore_errors=True)
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a stage, the newest last."""
-    found = {path.name.removeprefix(PREFIX): path for path in folder.glob(f"{PREFIX}*")}
-    return [found[number] for number in sorted(filter(str.isdigit, found), key=int)]
+    by_step = {path.name.removeprefix(PREFIX): path for path in folder.glob(f"{PREFIX}*")}
+    return [by_step[step] for step in sorted(filter(str.isdigit, by_step), key=int)]
 
 
-def load(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]] | None:
-    """Restore the newest checkpoint in place.
+def load_checkpoint(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, Any]] | None:
+    """Restore module and optimizer from the newest checkpoint, in place.
 
+    Args:
+        folder: Folder of the stage.
+        module: The model's module, prepared for training as when the checkpoint was written.
+        optimizer: The optimizer of its trained parameters.
     Returns:
-        Finished steps, and what the stage gave; None if there is no checkpoint yet.
+        Number of finished steps and the state of the stage; None if there is no checkpoint.
     Raises:
-        DataError: if it is damaged, or of another recipe.
+        DataError: if the checkpoint is damaged, or was written with a recipe that trains other parameters.
     """
-    kept = checkpoints(folder)
-    if not kept:
+    saved = list_checkpoints(folder)
+    if not saved:
         return None
-    at = kept[-1]
+    newest = saved[-1]
     try:
-        state = torch.load(at / "state.pt", weights_only=True)
+        state = torch.load(newest / STATE_FILE, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        said = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise DataError(
-            f"{at}: damaged ({said}); delete it, and --resume goes on from the one before, or from the start"
+            f"{newest}: damaged ({reason}); delete it, and --resume goes on from the one before, or from the start"
         ) from error
     parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     if parameters.keys() != state["trained"].keys():
-        strange = sorted(parameters.keys() ^ state["trained"].keys())[:3]
+        different = sorted(parameters.keys() ^ state["trained"].keys())[:3]
         raise DataError(
-            f"{at}: checkpoint and recipe train different parameters ({', '.join(strange)} ...); "
-            "resume with the recipe it was made by"
+            f"{newest}: checkpoint and recipe train different parameters ({', '.join(different)} ...); "
+            "resume with the recipe that the checkpoint was made with"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(like(state["trained"][name], parameter))
     optimizer.load_state_dict(state["optimizer"])
     cut_state(optimizer)
-    return int(at.name.removeprefix(PREFIX)), state["extra"]
+    return int(newest.name.removeprefix(PREFIX)), state["extra"]

@@ -1,8 +1,13 @@
-"""A model as one `forward`, so that accelerate (DDP, FSDP, DeepSpeed) can wrap it: packed forest in, log-probabilities
-out."""
+"""The policy: a model behind one `forward` call, and the two checks that run before the first training step.
+
+One call takes a packed forest (`earwise.forest`) with the encoder states or waveforms of its clips, and returns the
+log-probabilities of the trained tokens, so that accelerate can wrap it (DDP, FSDP2). `MicroBatch` holds the arguments
+of such a call and what the loss of the stage needs beside the log-probabilities.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,29 +27,35 @@ from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
 from earwise.types import Waveform
 
+Inputs = TypeVar("Inputs")
+NewInputs = TypeVar("NewInputs")
 
-@dataclass(slots=True)
-class Micro:
-    """One forward pass: trees, what the encoder heard (or the waveforms, if it is trained), and what the loss needs
-    per branch.
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch(Generic[Inputs]):
+    """The input of one forward pass and of the loss computed from it.
 
     Attributes:
-        paths: The paths of each tree, for the one-by-one check.
+        paths: The token paths of each tree; `check_forest` runs those of the first tree one by one.
         forest: The trees, packed.
-        heard: Clip number -> output of `model.encode_audio`; empty while the encoder is trained.
+        encoder_states: Clip number -> encoder output; empty while the encoder is trained.
         waveforms: Clip number -> waveform.
-        extra: Named tensors for the loss, one row per branch or one value per branch token.
+        loss_inputs: What the stage's loss needs beside the log-probabilities; each stage has a dataclass for it.
     """
 
     paths: list[list[TokenPath]]
     forest: Forest
-    heard: dict[int, Tensor]
+    encoder_states: dict[int, Tensor]
     waveforms: dict[int, Waveform]
-    extra: dict[str, Tensor] = field(default_factory=dict)
+    loss_inputs: Inputs
+
+    def with_loss_inputs(self, loss_inputs: NewInputs) -> "MicroBatch[NewInputs]":
+        """The same forward pass with other inputs of the loss."""
+        return replace(self, loss_inputs=loss_inputs)  # type: ignore[arg-type, return-value]
 
 
 class Policy(nn.Module):
-    """`model` behind one forward call; parameters are the model's own."""
+    """A model behind one forward call; the parameters are the model's own."""
 
     def __init__(self, model: AudioLM) -> None:
         super().__init__()
@@ -52,63 +63,85 @@ class Policy(nn.Module):
         self._model = model
 
     def forward(
-        self, forest: Forest, heard: Mapping[int, Tensor], waveforms: Mapping[int, Waveform]
+        self, forest: Forest, encoder_states: Mapping[int, Tensor], waveforms: Mapping[int, Waveform]
     ) -> Float[Tensor, "branches tokens"]:
-        """Log-probabilities (nats) of the trained tokens of every branch, 0 at padding."""
+        """Log-probability of every trained token.
+
+        Args:
+            forest: The packed trees.
+            encoder_states: Clip number -> encoder output of every clip; empty to run the encoder on `waveforms`.
+            waveforms: Clip number -> waveform of every clip.
+        Returns:
+            Natural-log probabilities (nats), one row per branch of the forest, 0 at padding.
+        """
         clips = sorted(set(forest.audio_clips))
-        if heard:
-            outputs = [heard[clip] for clip in clips]
+        if encoder_states:
+            clip_states = [encoder_states[clip] for clip in clips]
         else:
-            outputs = self._model.encode_audio([waveforms[clip] for clip in clips]) if clips else []
-        connected = dict(zip(clips, self._model.project_audio(outputs), strict=True)) if clips else {}
-        embeddings = insert_audio_embeddings(self._model.embed(forest.ids), forest, connected)
+            clip_states = self._model.encode_audio([waveforms[clip] for clip in clips]) if clips else []
+        audio_embeddings = dict(zip(clips, self._model.project_audio(clip_states), strict=True)) if clips else {}
+        embeddings = insert_audio_embeddings(self._model.embed(forest.ids), forest, audio_embeddings)
         hidden = self._model.decode(embeddings, forest.positions, TreeAttention(forest))
         return branch_logprobs(target_logprobs(hidden, forest, self._model.logits), forest)
 
 
 FOREST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
-"""Largest difference (nats a token) that rounding alone makes between two ways through a model of this dtype; a token
-that sees what it must not is off by several."""
+"""Dtype of the model -> largest difference (nats per token) that rounding alone explains between a packed forest and
+its paths run one by one. A token that attends to a wrong token differs by several nats."""
 
 
 @torch.no_grad()
-def check_forest(policy: Policy, micro: Micro, *, tolerance: float) -> float:
-    """Compare the first tree's log-probabilities with the same paths run one by one.
+def check_forest(policy: Policy, micro_batch: MicroBatch[Any], *, tolerance: float) -> float:
+    """Compare the log-probabilities of the first tree's paths with the same paths run one by one.
 
+    Args:
+        policy: The model.
+        micro_batch: Any micro-batch of the training data.
+        tolerance: Largest difference to accept, in nats per token; see `FOREST_TOLERANCE`.
     Returns:
-        The largest difference (nats).
+        The largest difference, in nats.
     Raises:
-        ModelError: if it is over `tolerance`: then this model or its attention does not honour the forest.
+        ModelError: if it exceeds `tolerance`: the model or its attention ignores the forest's mask or positions.
     """
-    shared = policy(micro.forest, micro.heard, micro.waveforms)
-    worst = 0.0
-    for row, path in enumerate(micro.paths[0]):
-        alone = pack([build_tree([path])], micro.forest.ids.device)
-        single = policy(alone, micro.heard, micro.waveforms)[0]
-        worst = max(worst, float((shared[row, : len(single)] - single).abs().max()) if len(single) else 0.0)
-    if not worst <= tolerance:
+    packed = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    largest = 0.0
+    for branch, path in enumerate(micro_batch.paths[0]):
+        single_forest = pack([build_tree([path])], micro_batch.forest.ids.device)
+        single = policy(single_forest, micro_batch.encoder_states, micro_batch.waveforms)[0]
+        if len(single):
+            largest = max(largest, float((packed[branch, : len(single)] - single).abs().max()))
+    if not largest <= tolerance:  # also refuses NaN
         raise ModelError(
-            f"the forest differs from the one-by-one run by {worst:.2e} nats (limit {tolerance:.0e}); "
-            "run `earwise doctor` on this model"
+            f"the log-probabilities of a packed forest differ from those of single sequences by {largest:.2e} nats "
+            f"(limit {tolerance:.0e}); run `earwise doctor` on this model"
         )
-    return worst
+    return largest
 
 
 @torch.no_grad()
-def check_hearing(policy: Policy, micro: Micro, silent: Mapping[int, Tensor]) -> float:
-    """Mean change of the trained tokens' log-probability when every clip is silenced (nats per token).
+def check_hearing(policy: Policy, micro_batch: MicroBatch[Any], silent_states: Mapping[int, Tensor]) -> float:
+    """Compare the log-probabilities with those under silence.
 
+    Args:
+        policy: The model.
+        micro_batch: Any micro-batch of the training data.
+        silent_states: Clip number -> encoder output of a silent clip of equal length; empty while the encoder is
+            trained.
+    Returns:
+        Mean of (log-probability with audio - log-probability under silence) over the trained tokens, in nats; 0 if
+        the micro-batch has no audio.
     Raises:
-        ModelError: if nothing at all changes: then audio does not reach the loss.
+        ModelError: if nothing at all changes: then the audio does not reach the loss.
     """
-    if not micro.forest.audio_clips:
+    if not micro_batch.forest.audio_clips:
         return 0.0
-    real = policy(micro.forest, micro.heard, micro.waveforms)
-    quiet = {clip: wave * 0 for clip, wave in micro.waveforms.items()}
-    blind = policy(micro.forest, silent, quiet)
-    if torch.equal(real, blind):
+    with_audio = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    silence = {clip: waveform * 0 for clip, waveform in micro_batch.waveforms.items()}
+    without_audio = policy(micro_batch.forest, silent_states, silence)
+    if torch.equal(with_audio, without_audio):
         raise ModelError(
-            "the loss is the same under silence: the model trains deaf; check the placeholders and the connector"
+            "the loss is the same under silence, so the audio does not reach it; check the audio placeholders of the "
+            "chat template and the connector"
         )
-    count = micro.forest.loss_mask.sum().clamp_min(1)
-    return float((real - blind).sum() / count)
+    num_tokens = micro_batch.forest.loss_mask.sum().clamp_min(1)
+    return float((with_audio - without_audio).sum() / num_tokens)

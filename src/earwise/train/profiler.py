@@ -1,83 +1,93 @@
-"""Where a training step spends its time: named phases, each with the time that it did not spend in another.
+"""Where a training step spends its time: seconds per named phase.
 
-Opened by the stages and the loop around their parts (and by `Ears` around the encoder). Phases nest: sound that is
-heard while sampling counts as `hear`, not as `rollout`, so that the split adds up to the step.
+The trainer, the stages and `EncoderCache` open phases around their parts. Phases nest, and a phase does not count the
+time of the phases opened inside it: audio that is encoded while completions are sampled counts as `hear`, not as
+`rollout`. The phases of a step therefore add up to the duration of the step.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 
 PHASES = ("decode", "hear", "rollout", "reference", "forward", "backward", "optimizer")
-"""Reading sound files; the frozen encoder; sampling; log-probabilities under the reference (and the old policy);
-connector, decoder and loss (and the encoder where it trains); their gradients; clipping and update."""
+"""Names in the log, in the order in which they are shown: reading audio files; the frozen encoder; sampling; forward
+passes under the reference and the old policy; connector, decoder and loss (and the encoder where it is trained); their
+gradients; gradient clipping and update."""
 REST = "rest"
+"""Name in the log of the time outside all phases."""
 
 
-class Clock:
-    """Seconds of named phases, added up since the last `split`.
+class Profiler:
+    """Measures the seconds of named phases, summed since the last call of `split`.
 
     Args:
-        now: Seconds; monotonic.
-        settle: Called before every reading, so that work already handed to a device is done (`settled_on`).
+        now: Returns a monotonic time in seconds.
+        synchronize: Called before each reading of the time, so that work queued on a device is finished; see
+            `profiler_for`.
     """
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter, settle: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, now: Callable[[], float] = time.perf_counter, synchronize: Callable[[], None] = lambda: None
+    ) -> None:
         self._now = now
-        self._settle = settle
-        self._open: list[str] = []
+        self._synchronize = synchronize
+        self._open_phases: list[str] = []
         self._seconds: dict[str, float] = {}
-        self._since = self._now()
+        self._last_reading = self._now()
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as `phase`, but for the phases opened therein."""
-        self._turn()
-        self._open.append(phase)
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the block as phase `name`, except for the phases opened inside it."""
+        self._add_elapsed()
+        self._open_phases.append(name)
         try:
             yield
         finally:
-            self._turn()
-            self._open.pop()
-
-    def phase(self, name: str) -> Callable[[], AbstractContextManager[None]]:
-        """`clock(name)` for those who open it later and need not know of clocks."""
-        return partial(self, name)
+            self._add_elapsed()
+            self._open_phases.pop()
 
     def split(self) -> dict[str, float]:
-        """Seconds of each phase since the last call, in the order of `PHASES`, then what else was named, then `rest`,
-        time in no phase at all. Starts anew."""
-        self._turn()
+        """Return the seconds of each phase since the last call, and start again from zero.
+
+        Returns:
+            The phases that took time: those of `PHASES` in that order, then other names, then `REST`.
+        """
+        self._add_elapsed()
         seconds, self._seconds = self._seconds, {}
         order = [*PHASES, *(name for name in seconds if name not in PHASES and name != REST), REST]
         return {name: seconds[name] for name in order if name in seconds}
 
-    def _turn(self) -> None:
-        """Give the time since the last reading to the phase that is open."""
-        self._settle()
+    def _add_elapsed(self) -> None:
+        """Add the time since the last reading to the innermost open phase."""
+        self._synchronize()
         now = self._now()
-        phase = self._open[-1] if self._open else REST
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._since
-        self._since = now
+        phase = self._open_phases[-1] if self._open_phases else REST
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last_reading
+        self._last_reading = now
 
 
-def settled_on(device: torch.device) -> Clock:
-    """A clock that waits for a CUDA device at every reading: exact phases, at the price of some overlap."""
+def profiler_for(device: torch.device) -> Profiler:
+    """A profiler with exact phases on a device: on CUDA it waits for the queued work at each reading, which costs some
+    overlap of host and device."""
     if device.type == "cuda":
-        return Clock(settle=partial(torch.cuda.synchronize, device))
-    return Clock()
+        return Profiler(synchronize=partial(torch.cuda.synchronize, device))
+    return Profiler()
 
 
 def describe(split: dict[str, float], steps: int) -> str:
-    """One line: seconds per step and the share of each phase, the largest first.
+    """Describe the time of some steps in one line: seconds per step and share of each phase, the largest first.
+
+    Args:
+        split: Seconds of each phase, summed over the steps.
+        steps: Number of steps.
 
     >>> describe({"hear": 3.0, "rollout": 1.0}, 2)
     '2.00 s a step: hear 1.50 s (75 %), rollout 0.50 s (25 %)'
     """
-    whole = sum(split.values())
-    parts = sorted(split.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{name} {value / steps:.2f} s ({value / whole:.0%})" for name, value in parts if value > 0)
-    return f"{whole / steps:.2f} s a step: {told}".replace("%)", " %)")
+    total = sum(split.values())
+    largest_first = sorted(split.items(), key=lambda item: -item[1])
+    phases = ", ".join(f"{name} {value / steps:.2f} s ({value / total:.0%})" for name, value in largest_first if value)
+    return f"{total / steps:.2f} s a step: {phases}".replace("%)", " %)")

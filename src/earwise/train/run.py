@@ -1,223 +1,319 @@
-"""A recipe from its first stage to its last: load, train, write; resumable from what lies in the folder."""
+"""Runs a recipe from its first stage to its last, and resumes a stopped run from its folder.
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+Flow: `start` writes `recipe.json` -> for each stage: load the model that the stage before has written -> prepare what
+is trained -> make the stage (`stages/`) -> train (`trainer.py`) -> write the model into `stage-N-NAME/final`. A stage
+whose `final` exists is skipped, so `resume` continues in the stage that was stopped, from its newest checkpoint.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from earwise.algorithms.curriculum import Band, within
-from earwise.config.recipe import Recipe, check_recipe
-from earwise.config.stages import CompressStage, DpoStage, GrpoStage, SftStage, Source, Stage
-from earwise.data.index import Rows, open_rows
-from earwise.data.manifest_path import STARTER as STARTER
-from earwise.data.manifest_path import manifest_path as manifest_path
-from earwise.errors import ConfigError, DataError
-from earwise.files import alone, append_jsonl, building, seen_from, write_json
+from earwise.config.recipe import RECORD, Recipe, recorded_recipe
+from earwise.config.stages import StageConfig
+from earwise.errors import ConfigError
+from earwise.files import append_jsonl, atomic_folder, lock_folder, relative_path, write_json
 from earwise.models import lora_checkpoint
 from earwise.models.base import AudioLM, load
+from earwise.models.detect import MARKER
 from earwise.models.embedded.model import Embedded
 from earwise.models.encoder_cache import EncoderCache
-from earwise.models.parts.recompute import recompute_layers
-from earwise.train import checkpoints, trainer
-from earwise.train.batches import Sounds
+from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
+from earwise.train.check_recipe import CheckedRecipe, CheckedStage, check_stage
+from earwise.train.checkpoints import list_checkpoints
+from earwise.train.clip_loader import ClipLoader
 from earwise.train.distributed import parallel
-from earwise.train.logging import sample_log
-from earwise.train.logging.tracking import Mirror, check
+from earwise.train.logging.step_log import LogFiles
+from earwise.train.logging.tracking import Mirror
+from earwise.train.logging.tracking import check as check_trackers
 from earwise.train.policy import FOREST_TOLERANCE
-from earwise.train.profiler import Clock, settled_on
-from earwise.train.stages import compress, dpo, grpo, sft
-from earwise.train.trainable import encoder_trains, prepare
+from earwise.train.profiler import Profiler, profiler_for
+from earwise.train.stages.stage import Notify, StageContext, StageData
+from earwise.train.stages.table import stage_class
+from earwise.train.trainable import set_trainable, trains_encoder
+from earwise.train.trainer import Trainer, TrainerOptions
 
-SAMPLES = "rollouts.jsonl"
-Say = Callable[[str], None]
+METRICS, SAMPLES, FINAL = "metrics.jsonl", "rollouts.jsonl", "final"
+ENCODER_CACHE_MB = 2048
 
 
-def start(recipe: Recipe, out: Path, base: Path, *, profile: bool = False, say: Say = lambda _: None) -> Path:
-    """Run a recipe into an empty folder.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all stages of a run share.
+
+    Attributes:
+        recipe: Resolved recipe.
+        out: Folder of the run.
+        base: Folder that relative manifests start from.
+        checked: Rows of the stages, if they are already open.
+        profile: Whether the time of each phase is logged.
+        notify: Receives progress.
+    """
+
+    recipe: Recipe
+    out: Path
+    base: Path
+    checked: CheckedRecipe | None
+    profile: bool
+    notify: Notify
+
+    def stage_data(self, number: int) -> StageData:
+        """Rows of a stage, opened and checked unless this was done before."""
+        checked: CheckedStage
+        if self.checked is not None:
+            checked = self.checked.stages[number]
+        else:
+            checked = check_stage(self.recipe.stages[number], self.base, {}, self.notify)
+        return checked.data
+
+
+def start(
+    recipe: Recipe,
+    out: Path,
+    base: Path,
+    *,
+    checked: CheckedRecipe | None = None,
+    profile: bool = False,
+    notify: Notify = lambda line: None,
+) -> Path:
+    """Run a recipe in a new folder.
 
     Args:
         recipe: Resolved recipe.
-        out: Folder of the run: recipe.json, metrics.jsonl, rollouts.jsonl, one folder a stage, `final`.
+        out: Folder of the run: recipe.json, metrics.jsonl, rollouts.jsonl, one folder per stage, `final`.
         base: Folder that relative manifests start from.
-        profile: Measure and say where a step's time goes.
-        say: Progress.
+        checked: Rows of the recipe from `check_recipe.check_training`; None to open and check them stage by stage.
+        profile: Whether to log and report where the time of a step goes.
+        notify: Receives progress.
     Returns:
         `out / "final"`, the folder of the trained model.
     Raises:
         ConfigError: if `out` already holds a run, another process is at work there, or a tracker cannot be opened.
     """
-    check(recipe.trackers)
+    check_trackers(recipe.trackers)
     parallel.begin()
-    if (out / "recipe.json").exists():
+    if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
-    resolved = {
+    record = {
         "recipe": recipe.model_dump(mode="json"),
         "base": str(base.resolve()),
         "earwise": version("earwise"),
         "torch": version("torch"),
     }
-    parallel.wait()  # until all have seen that the folder is free
+    parallel.wait()  # until every process has seen that the folder is free
     if parallel.main():
-        write_json(out / "recipe.json", resolved)
-    return _stages(recipe, out, base, profile, say)
+        write_json(out / RECORD, record)
+    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
 
 
-def resume(out: Path, *, track: Sequence[str] = (), profile: bool = False, say: Say = lambda _: None) -> Path:
-    """Continue a run from its folder alone, shown in the trackers of `track` too; a finished run is returned as it
-    is."""
-    parallel.begin()
-    at = out / "recipe.json"
-    if not at.exists():
-        raise ConfigError(f"{out}: no recipe.json here; give the --out folder of an earlier `earwise train`")
-    resolved = json.loads(at.read_text(encoding="utf-8"))
-    recipe = check_recipe(resolved["recipe"], str(at)).shown_in(track)
-    check(recipe.trackers)
-    return _stages(recipe, out, Path(resolved["base"]), profile, say)
-
-
-def model_of(recipe: Recipe, weights: Path | None = None) -> AudioLM:
-    """The model that a recipe starts from, or what its stages have made of it.
+def resume(
+    out: Path,
+    *,
+    checked: CheckedRecipe | None = None,
+    track: Sequence[str] = (),
+    profile: bool = False,
+    notify: Notify = lambda line: None,
+) -> Path:
+    """Continue a run from its folder alone; a finished run is returned as it is.
 
     Args:
-        recipe: Resolved recipe; its seed decides what the model has drawn at random.
-        weights: Folder of a stage's model; None is the start.
+        out: Folder of the run.
+        checked: As in `start`.
+        track: Trackers in addition to those of the recipe.
+        profile: As in `start`.
+        notify: Receives progress.
+    Returns:
+        `out / "final"`, the folder of the trained model.
+    Raises:
+        ConfigError: if `out` holds no run.
     """
-    chosen = recipe.model
+    parallel.begin()
+    recipe, base = recorded_recipe(out)
+    recipe = recipe.tracked_in(track)
+    check_trackers(recipe.trackers)
+    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
+
+
+def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
+    """Load the model that a recipe starts from, or the model that one of its stages has written.
+
+    Args:
+        recipe: Resolved recipe; its seed is the seed of randomly drawn weights.
+        weights: Folder of a stage's model; None for the model that the recipe starts from.
+    """
+    config = recipe.model
     if weights is not None:
-        return load(str(weights), dtype=chosen.dtype, trim=chosen.trim)
-    connector = None if chosen.connector is None else chosen.connector.model_dump()
-    decoder_start = None if chosen.decoder_start == "pretrained" else chosen.decoder_start
-    seed = None if connector is None and decoder_start is None else recipe.seed
+        return load(str(weights), dtype=config.dtype, trim=config.trim)
+    connector = None if config.connector is None else config.connector.model_dump()
+    decoder_init = None if config.decoder_init == "pretrained" else config.decoder_init
+    has_random_weights = connector is not None or decoder_init is not None
     return load(
-        chosen.name, chosen.weights, dtype=chosen.dtype, trim=chosen.trim, connector=connector,
-        decoder_start=decoder_start, seed=seed,
-    )  # fmt: skip
+        config.name,
+        config.weights,
+        dtype=config.dtype,
+        trim=config.trim,
+        connector=connector,
+        decoder_init=decoder_init,
+        seed=recipe.seed if has_random_weights else None,
+    )
 
 
-def _stages(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> Path:
-    with alone(out) if parallel.main() else nullcontext():
-        return _stages_alone(recipe, out, base, profile, say if parallel.main() else _silent)
+def _run_stages(run: _Run) -> Path:
+    """Run the stages that are not finished; only the first process reports."""
+    if not parallel.main():
+        return _run_stages_locked(_Run(run.recipe, run.out, run.base, run.checked, run.profile, lambda line: None))
+    with lock_folder(run.out):
+        _delete_unfinished_files(run.out)
+        return _run_stages_locked(run)
 
 
-def _stages_alone(recipe: Recipe, out: Path, base: Path, profile: bool, say: Say) -> Path:
+def _run_stages_locked(run: _Run) -> Path:
     weights: Path | None = None
-    if parallel.main():
-        for half in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
-            if half.is_file():  # what a kill left of a file that was being written
-                half.unlink()
-    for number, stage in enumerate(recipe.stages):
-        folder = out / f"stage-{number}-{stage.name or stage.kind}"
-        if not (folder / "final" / "earwise.json").exists():
-            model = model_of(recipe, weights)
-            started_from = str(weights.resolve()) if weights else recipe.model.weights or recipe.model.name
-            settings = recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
-            settings["stage"] = stage.model_dump(mode="json")
-            mirror = Mirror(recipe.trackers if parallel.main() else (), out, folder.name, settings, say)
-            try:
-                _stage(model, stage, recipe.seed + number, folder, out, base, profile, say, started_from, mirror)
-            finally:
-                mirror.close()
-        weights = folder / "final"
-    final = out / "final"
+    for number, config in enumerate(run.recipe.stages):
+        folder = run.out / f"stage-{number}-{config.name or config.kind}"
+        if not (folder / FINAL / MARKER).exists():
+            _run_stage(run, number, config, folder, weights)
+        weights = folder / FINAL
+    final = run.out / FINAL
     if weights is not None and not final.exists() and parallel.main():
-        final.symlink_to(weights.relative_to(out))
+        final.symlink_to(weights.relative_to(run.out))
     return final
 
 
-def _stage(
-    model: AudioLM,
-    stage: Stage,
-    seed: int,
-    folder: Path,
-    out: Path,
-    base: Path,
-    profile: bool,
-    say: Say,
-    started_from: str,
-    mirror: Mirror,
-) -> None:
-    opened: dict[Path, Rows] = {}
-    preferred = isinstance(stage, DpoStage) and stage.negatives == "rows"
-    sources = [(_examples(source, base, opened, say, preferred), source.weight) for source in stage.data.mixture]
-    if stage.curriculum.order == "banded":
-        band = Band(**stage.curriculum.band.model_dump())
-        sources = [(rows.take(within(rows, band)), weight) for rows, weight in sources]
-    torch.manual_seed(seed)  # peft draws LoRA's start from the global generator; nothing else here does
-    prepare(model, stage.trainable)
-    if stage.checkpoint_activations:
-        recompute_layers(model.module)
-    clock = settled_on(next(model.module.parameters()).device) if profile else Clock()
-    # Alone, so that a resumed run hears each clip bit for bit as before.
-    # Nothing is kept where the encoder trains: a clip that comes back must be heard anew.
-    encoder_cache = EncoderCache(model, keep_mb=0 if encoder_trains(model) else 2048, batch=1, watch=clock.phase("hear"))
-    sounds = Sounds(model, long_audio=stage.data.long_audio, on_bad_row=stage.data.on_bad_row)
+def _delete_unfinished_files(out: Path) -> None:
+    """Delete files that were being written when a process was killed."""
+    for unfinished in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
+        if unfinished.is_file():
+            unfinished.unlink()
 
-    def keep(row: dict[str, Any]) -> None:
-        if parallel.main():
-            row = {"stage": folder.name} | row | {"audio": [seen_from(Path(clip), out) for clip in row["audio"]]}
-            append_jsonl(out / SAMPLES, row)
-            mirror.sample(row)
 
-    if isinstance(stage, SftStage):
-        chosen = stage.model_copy(update={"start": "none"}) if checkpoints.checkpoints(folder) else stage
-        work = sft.work(model, chosen, sources, encoder_cache, sounds, seed, say, clock)
-    elif isinstance(stage, DpoStage):
-        work = dpo.work(model, stage, sources, encoder_cache, sounds, seed, clock)
-    elif isinstance(stage, CompressStage):
-        held_out = _examples(stage.held_out, base, opened, say) if stage.held_out else []
-        some = sample_log.evenly(held_out, stage.held_out_limit)
-        work = compress.work(model, stage, sources, some, encoder_cache, sounds, seed, keep, say, clock)
-    else:
-        work = grpo.work(model, stage, sources, encoder_cache, sounds, seed, keep, folder / "sampler", say, clock)
-    if not isinstance(stage, GrpoStage) and not (isinstance(stage, CompressStage) and stage.held_out):
-        work = sample_log.shown(work, model, stage, sources, encoder_cache, sounds, keep, clock, say)
-    trainer.run(
-        model,
-        work,
-        optimizer_config=stage.optimizer,
-        steps=stage.max_steps,
-        out=folder,
-        log=out / "metrics.jsonl",
-        encoder_cache=encoder_cache,
-        samples=out / SAMPLES,
-        watch=mirror.step,
-        max_minutes=stage.max_minutes,
-        max_bad_steps=stage.max_bad_steps if stage.on_bad_loss == "skip" else 0,
-        keep_checkpoints=stage.keep_checkpoints,
-        clock=clock,
+def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weights: Path | None) -> None:
+    """Train one stage and write its model.
+
+    Args:
+        run: What all stages share.
+        number: Number of the stage, from 0.
+        config: Its settings.
+        folder: Its folder.
+        weights: Folder of the model that the stage before has written; None for the first stage.
+    """
+    model = load_recipe_model(run.recipe, weights)
+    data = run.stage_data(number)
+    seed = run.recipe.seed + number
+    torch.manual_seed(seed)  # PEFT draws LoRA's initial weights from the global generator; nothing else uses it
+    set_trainable(model, config.trainable)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model.module)
+    profiler = profiler_for(next(model.module.parameters()).device) if run.profile else Profiler()
+    with _open_tracking(run, config, folder) as tracking:
+        context = StageContext(
+            model=model,
+            data=data,
+            encoder_cache=_encoder_cache(model, profiler),
+            clip_loader=ClipLoader(model, long_audio=config.data.long_audio, on_bad_row=config.data.on_bad_row),
+            seed=seed,
+            folder=folder,
+            resumed=bool(list_checkpoints(folder)),
+            log_sample=_SampleWriter(run.out, folder.name, tracking),
+            notify=run.notify,
+            profiler=profiler,
+        )
+        Trainer(
+            model,
+            stage_class(config)(context, config),
+            _trainer_options(config, model, run.profile),
+            folder=folder,
+            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.step),
+            encoder_cache=context.encoder_cache,
+            profiler=profiler,
+            notify=run.notify,
+        ).train()
+        _report_clips(context.clip_loader, model, config, run.notify)
+        _save_model(model, folder / FINAL, str(weights.resolve()) if weights else _start_name(run.recipe))
+
+
+def _start_name(recipe: Recipe) -> str:
+    """Checkpoint folder or name of the model that the recipe starts from."""
+    return recipe.model.weights or recipe.model.name
+
+
+def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
+    """The cache of encoder states. One clip per encoder pass, so that a resumed run gets bit for bit the same states.
+    Nothing is kept while the encoder is trained, since its output changes with every step."""
+    keep_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
+    return EncoderCache(model, keep_mb=keep_mb, batch=1, watch=lambda: profiler.phase("hear"))
+
+
+def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> TrainerOptions:
+    return TrainerOptions(
+        optimizer=config.optimizer,
+        max_steps=config.max_steps,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        max_minutes=config.max_minutes,
+        max_skipped_steps=config.max_skipped_steps if config.on_nonfinite_loss == "skip" else 0,
         profile=profile,
-        tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
-        say=say,
+        forest_tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
     )
-    if sounds.long:
-        how = {"truncate": "only their beginning was heard", "chunk": "heard piece by piece"}[stage.data.long_audio]
-        say(f"{len(sounds.long)} clips last longer than the {model.spec.max_s:g} s that {model.name} hears: {how}")
-    for path, reason in sounds.skipped.items():
-        say(f"skipped {path}: {reason}")
+
+
+@contextmanager
+def _open_tracking(run: _Run, config: StageConfig, folder: Path) -> Iterator[Mirror]:
+    """The trackers of a stage; closed at its end, also after an error."""
+    settings: dict[str, Any] = run.recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
+    settings["stage"] = config.model_dump(mode="json")
+    trackers = run.recipe.trackers if parallel.main() else ()
+    tracking = Mirror(trackers, run.out, folder.name, settings, run.notify)
+    try:
+        yield tracking
+    finally:
+        tracking.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _SampleWriter:
+    """Writes rows of `rollouts.jsonl`, with paths relative to the run's folder, and hands them to the trackers."""
+
+    out: Path
+    stage: str
+    tracking: Mirror
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if parallel.main():
+            audio = [relative_path(Path(clip), self.out) for clip in row["audio"]]
+            row = {"stage": self.stage} | row | {"audio": audio}
+            append_jsonl(self.out / SAMPLES, row)
+            self.tracking.sample(row)
+
+
+def _report_clips(clip_loader: ClipLoader, model: AudioLM, config: StageConfig, notify: Notify) -> None:
+    """Report clips that were too long for the model, and files that could not be read."""
+    if clip_loader.long_clips:
+        treatment = {"truncate": "only their beginning was used", "chunk": "they were passed in chunks"}
+        notify(
+            f"{len(clip_loader.long_clips)} clips are longer than the audio window of {model.name} "
+            f"({model.spec.max_s:g} s): {treatment[config.data.long_audio]}"
+        )
+    for path, reason in clip_loader.skipped.items():
+        notify(f"skipped {path}: {reason}")
+
+
+def _save_model(model: AudioLM, folder: Path, started_from: str) -> None:
+    """Write the trained model.
+
+    Args:
+        model: The model.
+        folder: Folder to write.
+        started_from: Checkpoint folder or name of the model before the stage, recorded with the LoRA.
+    """
     if parallel.main():
-        with building(folder / "final") as part:
-            model.save(part)
-            if not isinstance(model, Embedded):  # what that one saves is the adapter
-                lora_checkpoint.keep(lora_checkpoint.trained(model.module, started_from), part)
+        with atomic_folder(folder) as unfinished:
+            model.save(unfinished)
+            if not isinstance(model, Embedded):  # what the embedded model saves already has the LoRA apart
+                lora_checkpoint.write_beside(unfinished, lora_checkpoint.from_module(model.module, started_from))
     parallel.wait()
-
-
-def _silent(line: str) -> None:
-    """What processes beside the first say."""
-
-
-def _examples(source: Source, base: Path, opened: dict[Path, Rows], say: Say, preferred: bool = False) -> Rows:
-    """A source's rows with an answer (or with a preference); a manifest that several sources name is opened once."""
-    path = manifest_path(source.manifest, base)
-    if path not in opened:
-        opened[path] = open_rows(path, say=say)
-    examples = opened[path].select(source.where, answered=not preferred, preferred=preferred)
-    if not examples:
-        wanted = f" with {dict(source.where)}" if source.where else ""
-        what, how = ("`rejected`", "preferences") if preferred else ("an answer to train on", "labels")
-        raise DataError(f"{path}: none of {len(opened[path])} rows{wanted} has {what}; build some: earwise build {how}")
-    return examples

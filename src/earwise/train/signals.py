@@ -1,4 +1,4 @@
-"""Ctrl-C (or a cluster's SIGTERM) ends a run after the step it is in, so that nothing finished is lost."""
+"""Stopping a run: Ctrl-C, or the SIGTERM of a cluster, ends it after the running step, so that no step is lost."""
 
 import signal
 import threading
@@ -6,32 +6,35 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
-class Stop:
-    """While entered, the first SIGINT or SIGTERM sets `asked`; the second interrupts at once.
+class StopRequest:
+    """While entered, the first SIGINT or SIGTERM sets `requested`; the second one interrupts at once.
 
-    Signals reach the main thread only; elsewhere this does nothing and Python's own handling stands.
+    Python delivers signals to the main thread only. In other threads this object does nothing, and Python's own signal
+    handling applies.
 
     Args:
-        say: Told what will happen when the first signal comes.
+        notify: Receives one line when the first signal arrives.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.asked = False
-        self._say = say
-        self._before: dict[int, object] = {}
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self.requested = False
+        self._notify = notify
+        self._previous_handlers: dict[int, object] = {}
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
-        self._say("stopping: this step is finished and saved first (again: stop at once)")
+        self.requested = True
+        self._notify("stopping: this step is finished and saved first (press again to stop at once)")

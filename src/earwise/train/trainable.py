@@ -1,4 +1,7 @@
-"""What is trained: freezing by group, LoRA by peft, and the frozen reference that a policy is held to."""
+"""What is trained: freezing of model parts, LoRA, optimizer groups, and the frozen reference of the policy.
+
+Used when a stage starts. LoRA layers come from PEFT.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,71 +15,96 @@ from earwise.config.stages import OptimizerConfig, TrainableConfig
 from earwise.errors import ConfigError, ModelError
 from earwise.models.base import AudioLM
 from earwise.models.parts import lora_product
-from earwise.train.policy import Micro, Policy
+from earwise.train.policy import MicroBatch, Policy
 
 
-def prepare(model: AudioLM, config: TrainableConfig) -> None:
-    """Freeze, unfreeze and add LoRA in place. LoRA and the connector are trained in float32 whatever the dtype of the
-    weights beside them: bfloat16 keeps three digits, and a step changes the fourth.
+def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
+    """Freeze and unfreeze the parts of a model and add LoRA, in place.
 
+    LoRA and the connector are trained in float32 whatever the dtype of the other weights is: bfloat16 has about three
+    decimal digits, and an optimizer step changes the fourth.
+
+    Args:
+        model: The model.
+        config: How each part is trained.
     Raises:
-        ConfigError: if LoRA's targets match no layer.
-        ModelError: if the model's groups name nothing that is to be trained.
+        ConfigError: if LoRA's target modules match no layer.
+        ModelError: if the model's `parameter_prefixes` match none of the parameters to train.
     """
     model.module.requires_grad_(False)
     for group, mode in (("encoder", config.encoder), ("connector", config.connector), ("decoder", config.decoder)):
         if mode == "full":
             for name, parameter in model.module.named_parameters():
-                if name.startswith(model.groups[group]):
+                if name.startswith(model.parameter_prefixes[group]):
                     parameter.requires_grad_(True)
         elif mode == "lora":
-            from peft import LoraConfig, inject_adapter_in_model
-
-            lora = LoraConfig(
-                r=config.lora.r,
-                lora_alpha=config.lora.alpha,
-                target_modules=list(config.lora.targets),
-                lora_dropout=0.0,
-            )
-            try:
-                inject_adapter_in_model(lora, model.module.get_submodule(model.groups[group][0].removesuffix(".")))
-            except ValueError as error:
-                raise ConfigError(
-                    f"lora.targets {list(config.lora.targets)} match no layer of the {group} of {model.name}"
-                ) from error
+            _add_lora(model, group, config)
     for name, parameter in model.module.named_parameters():
-        if parameter.requires_grad and (".lora_" in name or name.startswith(model.groups["connector"])):
+        if parameter.requires_grad and (".lora_" in name or name.startswith(model.parameter_prefixes["connector"])):
             parameter.data = parameter.data.float()
-    lora_product.fuse(model.module)
+    lora_product.fuse_lora_layers(model.module)
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
-        raise ModelError(f"{model.name}: its groups name no parameter of what the recipe trains; see `AudioLM.groups`")
+        raise ModelError(f"{model.name}: its parameter_prefixes match none of the parameters that the recipe trains; see `AudioLM`")
 
 
-def encoder_trains(model: AudioLM) -> bool:
-    """True if gradients must reach the encoder, so that nothing heard may be kept."""
+def _add_lora(model: AudioLM, group: str, config: TrainableConfig) -> None:
+    """Add LoRA layers to a part of the model."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        target_modules=list(config.lora.target_modules),
+        lora_dropout=0.0,
+    )
+    try:
+        inject_adapter_in_model(lora, model.module.get_submodule(model.parameter_prefixes[group][0].removesuffix(".")))
+    except ValueError as error:
+        raise ConfigError(
+            f"lora.target_modules {list(config.lora.target_modules)} match no layer of the {group} of {model.name}"
+        ) from error
+
+
+def trains_encoder(model: AudioLM) -> bool:
+    """Whether gradients must reach the encoder, so that no encoder states may be cached."""
     return any(
-        p.requires_grad for name, p in model.module.named_parameters() if name.startswith(model.groups["encoder"])
+        parameter.requires_grad
+        for name, parameter in model.module.named_parameters()
+        if name.startswith(model.parameter_prefixes["encoder"])
     )
 
 
 def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
-    """Trained parameters for the optimizer, those of a learning rate together: encoder and connector may have their
-    own."""
-    own = {"connector": config.connector_lr, "encoder": config.encoder_lr}
-    groups: dict[str, list[Tensor]] = {"rest": [], "encoder": [], "connector": []}
+    """Trained parameters as optimizer groups; encoder and connector may have learning rates of their own.
+
+    Args:
+        model: The model, prepared by `set_trainable`.
+        config: Learning rates.
+    Returns:
+        Groups with `params` and `lr`, the decoder's first; empty groups are left out.
+    """
+    learning_rates = {"connector": config.connector_learning_rate, "encoder": config.encoder_learning_rate}
+    groups: dict[str, list[Tensor]] = {"decoder": [], "encoder": [], "connector": []}
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad:
-            part = next((part for part in own if name.startswith(model.groups[part])), "rest")
-            groups["rest" if part == "encoder" and own[part] is None else part].append(parameter)
-    return [{"params": some, "lr": own.get(part) or config.lr} for part, some in groups.items() if some]
+            part = next((part for part in learning_rates if name.startswith(model.parameter_prefixes[part])), "decoder")
+            # An encoder without a rate of its own shares the decoder's group.
+            groups["decoder" if part == "encoder" and learning_rates[part] is None else part].append(parameter)
+    return [
+        {"params": parameters, "lr": learning_rates.get(part) or config.learning_rate}
+        for part, parameters in groups.items()
+        if parameters
+    ]
 
 
 class Reference:
-    """The policy as it was when this object was made, at the price of a copy of what is trained directly; LoRA is
-    simply switched off.
+    """The policy as it was when this object was made.
+
+    Keeps a copy of the fully trained parameters. LoRA needs no copy: it starts at zero, so the reference is the model
+    with LoRA switched off.
 
     Args:
-        module: The policy's parameters, with LoRA just added (LoRA starts as zero, so "off" is the start).
+        module: The policy's module, prepared by `set_trainable`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -91,33 +119,33 @@ class Reference:
     def active(self) -> Iterator[None]:
         """Inside the block the module computes as the reference, without gradients."""
         parameters = dict(self._module.named_parameters())
-        now = {name: parameters[name].data for name in self._start}
-        lora: list[Any] = [
+        trained = {name: parameters[name].data for name in self._start}
+        lora_layers: list[Any] = [
             layer for layer in self._module.modules() if hasattr(layer, "enable_adapters") and hasattr(layer, "lora_A")
         ]
         try:
             for name, value in self._start.items():
                 parameters[name].data = value
-            for layer in lora:
+            for layer in lora_layers:
                 layer.enable_adapters(False)
             with torch.no_grad():
                 yield
         finally:
-            for name, value in now.items():
+            for name, value in trained.items():
                 parameters[name].data = value
-            for layer in lora:
+            for layer in lora_layers:
                 layer.enable_adapters(True)
 
-    def logprobs(self, policy: Policy, micro: Micro) -> Float[Tensor, "branches tokens"]:
-        """Log-probabilities (nats) of a micro batch under the reference."""
+    def logprobs(self, policy: Policy, micro_batch: MicroBatch[Any]) -> Float[Tensor, "branches tokens"]:
+        """Log-probabilities (nats) of the trained tokens of a micro-batch under the reference."""
         with self.active():
-            found: Tensor = policy(micro.forest, micro.heard, micro.waveforms)
-        return found
+            logprobs: Tensor = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+        return logprobs
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: a resumed run must be held to the same start."""
+        """The copied parameters, for a checkpoint: a resumed run must have the same reference."""
         return self._start
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take the start from a checkpoint."""
+        """Take the copied parameters from a checkpoint."""
         self._start = {name: value.to(self._start[name]) for name, value in state.items()}

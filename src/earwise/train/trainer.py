@@ -1,312 +1,331 @@
-"""The only training loop: batches of forests, a loss, an optimizer; logging, checkpoints, exact resume. On accelerate.
+"""The training loop of all stages: micro-batches, loss, optimizer step, log, checkpoint, exact resume. On accelerate.
 
-A stage gives `batches(step)` (the micro batches of one optimizer step) and `loss(logprobs, micro)`; it never sees the
-optimizer, and this file never sees a question. Randomness is drawn from `(seed, step)`, never from global state, so a
-step is the same whether the run was interrupted or not. Whatever ends a run, the steps before are saved first.
+A stage (`stages/stage.py`) makes the micro-batches of a step and computes the loss; the trainer does everything else.
+Random numbers are drawn from `(seed, step)` and never from global state, so a step is the same whether or not the run
+was interrupted before it. Whatever ends a run, the finished steps are saved first.
+
+Gradients are not synchronised by DDP but added once per step, after the last micro-batch, because processes may have
+different numbers of micro-batches, or none (`distributed/parallel.py`).
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from earwise.algorithms.losses import LossOutput
 from earwise.config.stages import OptimizerConfig
 from earwise.errors import DataError, ModelError
-from earwise.files import append_jsonl, read_log, write_jsonl
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
-from earwise.train import checkpoints as state
+from earwise.train.checkpoints import load_checkpoint, save_checkpoint
 from earwise.train.distributed import parallel, sharding
-from earwise.train.logging.skip_report import told
-from earwise.train.policy import Micro, Policy, check_forest, check_hearing
-from earwise.train.profiler import Clock, describe
-from earwise.train.signals import Stop
-from earwise.train.trainable import parameter_groups
+from earwise.train.logging.step_log import LogFiles, StepLog, StepRecord
+from earwise.train.optimization import build_optimizer, learning_rate_factor
+from earwise.train.policy import MicroBatch, Policy, check_forest, check_hearing
+from earwise.train.profiler import Profiler
+from earwise.train.signals import StopRequest
+from earwise.train.stages.stage import Notify, Stage
 
-Say = Callable[[str], None]
+SKIPPED_STEPS = "bad_steps"
+"""Key in a checkpoint: consecutive steps, up to it, without a finite loss."""
 
 
 @dataclass(frozen=True, slots=True)
-class StageWork:
-    """What a stage brings to the loop.
+class TrainerOptions:
+    """Settings of the loop; most are those of a recipe's stage (`config/stages.py`).
 
     Attributes:
-        kind: Prefix of its log keys.
-        batches: Step number (from 0) -> micro batches and metrics of that step.
-        loss: Log-probabilities `(branches, tokens)` and micro batch -> loss whose sum over the step's micro batches
-            is minimised.
-        state: Plain values for the checkpoint (data position, reference).
-        restore: Takes them back.
-        save_every: Steps between checkpoints.
-        rest: `state` may be taken after every so many steps (the updates made from one rollout).
-        fresh: Step number -> True where the optimizer's state is forgotten before the step.
-        ids: Of the examples of the last batches, in the order in which they came; logged as `ids`.
-        asks: Whether `batches` runs the model's decoder.
+        optimizer: AdamW and its schedule.
+        max_steps: Optimizer steps in all.
+        save_steps: Steps from one checkpoint to the next; rounded up to whole rollouts.
+        save_total_limit: Number of checkpoints that are kept.
+        max_minutes: Wall-clock limit of this process; None: no limit.
+        max_skipped_steps: Number of consecutive steps whose loss or gradient may be non-finite; their update is
+            skipped. One more ends the run.
+        profile: Whether the seconds of each phase are logged, and described at intervals.
+        forest_tolerance: Limit of `check_forest`, in nats.
     """
 
-    kind: str
-    batches: Callable[[int], tuple[list[Micro], dict[str, float]]]
-    loss: Callable[[Tensor, Micro], LossOutput]
-    state: Callable[[], dict[str, Any]]
-    restore: Callable[[Mapping[str, Any]], None]
-    save_every: int
-    rest: int = 1
-    fresh: Callable[[int], bool] = lambda step: False
-    ids: Callable[[], list[str]] = list
-    asks: bool = True
+    optimizer: OptimizerConfig
+    max_steps: int
+    save_steps: int
+    save_total_limit: int = 1
+    max_minutes: float | None = None
+    max_skipped_steps: int = 0
+    profile: bool = False
+    forest_tolerance: float = 1e-4
 
 
-def learning_rate(step: int, total: int, config: OptimizerConfig) -> float:
-    """Factor on the base rate at a step (0-based): linear warm-up, then the schedule down to 0 at `total`.
+@dataclass(slots=True)
+class _Step:
+    """A step under way.
 
-    >>> [round(learning_rate(s, 4, OptimizerConfig(schedule="linear")), 2) for s in range(4)]
-    [1.0, 0.75, 0.5, 0.25]
+    Attributes:
+        micro_batches: This process's micro-batches.
+        passes: Number of micro-batches of each process.
+        record: What is logged of the step.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return 1.0
-    done = (step - config.warmup_steps) / max(1, total - config.warmup_steps)
-    return 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    micro_batches: list[MicroBatch[Any]]
+    passes: list[int]
+    record: StepRecord
 
 
-def run(
-    model: AudioLM,
-    work: StageWork,
-    *,
-    optimizer_config: OptimizerConfig,
-    steps: int,
-    out: Path,
-    log: Path,
-    encoder_cache: EncoderCache,
-    samples: Path | None = None,
-    watch: Callable[[dict[str, Any]], None] = lambda _: None,
-    max_minutes: float | None = None,
-    max_bad_steps: int = 0,
-    keep_checkpoints: int = 1,
-    clock: Clock | None = None,
-    profile: bool = False,
-    tolerance: float = 1e-4,
-    say: Say = lambda _: None,
-) -> int:
-    """Train until `steps` (or `max_minutes`), continuing from the newest checkpoint in `out` if there is one.
+class Trainer:
+    """Trains a model in one stage.
 
     Args:
-        model: Trained in place; its trainable parameters are those that require gradients.
-        work: The stage.
-        optimizer_config: AdamW and schedule.
-        steps: Optimizer steps in all.
-        out: Folder of the stage.
-        log: metrics.jsonl of the run.
-        ears: For the hearing check.
-        samples: The stage's own log, whose rows carry `stage` and `step`; None if it has none.
-        watch: Takes each row of the log once it is written.
-        max_minutes: Wall-clock limit of this process.
-        max_bad_steps: So many steps in a row may have a loss or a gradient that is not finite; their update is left
-            out.
-        keep_checkpoints: How many are kept.
-        clock: Shared with the stage; None makes one.
-        profile: Log the seconds of every phase and say the split, every `PROFILE_EVERY` steps.
-        tolerance: Limit of the forest check, nats.
-        say: Progress, one line a call.
-    Returns:
-        Number of finished steps.
-    Raises:
-        ModelError: if the forest is not exact on this model, the model is deaf, or too many losses are not finite.
+        model: The model, prepared by `trainable.set_trainable`; trained in place.
+        stage: The stage.
+        options: Settings of the loop.
+        folder: Folder of the stage, for its checkpoints; a run continues from the newest one.
+        log_files: Log files.
+        encoder_cache: Encoder states, for the check under silence.
+        profiler: Measures the phases of a step; shared with the stage.
+        notify: Receives progress.
     """
-    accelerator = Accelerator(cpu=parallel.on_cpu())
-    policy = Policy(model)
-    layers = sharding.shard(model)
-    groups = parameter_groups(model, optimizer_config)
-    optimizer = torch.optim.AdamW(
-        groups,
-        betas=optimizer_config.betas,
-        weight_decay=optimizer_config.weight_decay,
-        # Else temporaries as large as the weights; but parameters that are cut and whole ones do not go together.
-        fused=True if next(model.module.parameters()).is_cuda and not layers else None,
-        foreach=False if layers else None,
-    )
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    # Not wrapped in DDP: gradients are added once a step, however many micro batches each process has.
-    wrapped = accelerator.prepare_model(policy, evaluation_mode=True)
-    optimizer_ready = accelerator.prepare_optimizer(optimizer)
-    first = bad = 0
-    restored = state.load(out, model.module, optimizer)
-    if restored is not None:
-        first, extra = restored
-        work.restore(extra)
-        bad = extra.get(BAD, 0)
-        say(f"{work.kind}: resumed after step {first}")
-    if parallel.main():
-        if _forget_after(log, out.name, first) and restored is None:
-            say(f"{work.kind}: nothing had been saved yet (save_every: {work.save_every}), starts anew")
-        if samples:
-            _forget_after(samples, out.name, first)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    began = time.monotonic()
-    clock = clock or Clock()
-    spent: list[dict[str, float]] = []
-    every = -(-work.save_every // work.rest) * work.rest
-    step, saved, checked = first, first, False
-    position: dict[str, Any] | None = None
-    """What a checkpoint of the weights as they are now would hold; None while there can be none."""
 
-    def save() -> None:
-        nonlocal saved
-        if position is not None and step > saved:
-            state.save(out, model.module, optimizer, step, position, keep=keep_checkpoints)
-            saved = step
+    def __init__(
+        self,
+        model: AudioLM,
+        stage: Stage[Any],
+        options: TrainerOptions,
+        *,
+        folder: Path,
+        log_files: LogFiles,
+        encoder_cache: EncoderCache,
+        profiler: Profiler | None = None,
+        notify: Notify = lambda line: None,
+    ) -> None:
+        self._model, self._stage, self._options = model, stage, options
+        self._folder, self._encoder_cache, self._notify = folder, encoder_cache, notify
+        self._profiler = profiler or Profiler()
+        self._step_log = StepLog(
+            log_files,
+            stage.kind,
+            folder.name,
+            max_steps=options.max_steps,
+            profiler=self._profiler,
+            profile=options.profile,
+            notify=notify,
+        )
+        self._accelerator = Accelerator(cpu=parallel.on_cpu())
+        self._policy = Policy(model)
+        self._sharded_layers = sharding.shard(model)
+        self._optimizer = build_optimizer(model, options.optimizer, sharded=bool(self._sharded_layers))
+        self._learning_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        # Prepared for evaluation, so that accelerate does not wrap it in DDP: see the module docstring.
+        self._prepared_policy = self._accelerator.prepare_model(self._policy, evaluation_mode=True)
+        self._prepared_optimizer = self._accelerator.prepare_optimizer(self._optimizer)
+        self._step = 0
+        self._saved_step = 0
+        self._skipped_in_a_row = 0
+        self._checks_done = False
+        self._checkpoint_state: dict[str, Any] | None = None
+        """State of the stage that belongs to the current weights; None while no checkpoint of them is possible."""
+        self._began = time.monotonic()
 
-    def rescue() -> None:
-        if not layers:  # else all processes would have to come here
-            with suppress(DataError):  # a full disk may be what ended the run
-                save()
+    def train(self) -> int:
+        """Train until `max_steps` or `max_minutes`, from the newest checkpoint if there is one.
 
-    with Stop(say) as stop, _before_it_ends(rescue):
-        while step < steps:
-            resting = step % work.rest == 0
-            position = work.state() | {BAD: bad} if resting else None
-            if step % every == 0:
-                save()
-            late = bool(max_minutes and time.monotonic() - began > 60 * max_minutes)
-            if resting and parallel.agreed(late or stop.asked):
-                break
-            started = time.monotonic()
-            clock.split()
-            if work.fresh(step):
-                optimizer.state.clear()
-            with sharding.gathered(layers if work.asks or not checked else ()):
-                micros, metrics = work.batches(step)
-                made = time.monotonic()
-                if micros and not checked:  # a first step whose groups are all flat has nothing to check
-                    with clock("checks"):
-                        _checks(policy, micros[0], encoder_cache, tolerance, metrics, say)
-            passes = parallel.gather(len(micros))
-            checked = checked or any(passes)
-            factor = learning_rate(step, steps, optimizer_config)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            model.module.train()
-            sums: dict[str, float] = {}
-            for micro in micros:
-                with clock("forward"):
-                    output = work.loss(wrapped(micro.forest, micro.heard, micro.waveforms), micro)
-                if output.loss.requires_grad:  # text alone reaches no connector: nothing to learn where that is trained
-                    with clock("backward"):
-                        accelerator.backward(output.loss)
-                for name, value in {"loss": float(output.loss.detach()), **output.metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * (1 if name == "loss" else 1 / sum(passes))
-            for _ in range(len(micros), max(passes) if layers else 0):
-                empty = sharding.filler(model)
-                accelerator.backward(0.0 * wrapped(empty.forest, empty.heard, empty.waveforms).sum())
-            with clock("optimizer"):
-                parallel.add_gradients(sharding.uncut(trained))
-                norm = sharding.clip(trained, optimizer_config.grad_clip) if any(passes) else 0.0
-            sums = parallel.total(sums | {"tokens": float(sum(len(micro.forest) for micro in micros))})
-            finite = math.isfinite(sums.get("loss", 0.0)) and math.isfinite(norm)
-            bad = 0 if finite else bad + 1
-            if bad > max_bad_steps:
-                raise ModelError(
-                    f"{work.kind}: loss {sums['loss']:g} and gradient norm {norm:g} at step {step + 1}"
-                    + (f", {bad} such steps in a row" if bad > 1 else "")
-                    + f"; lower optimizer.lr or set on_bad_loss: skip in {out.parent / 'recipe.json'}, then --resume"
-                )
-            position = None
-            if any(passes):
-                with clock("optimizer"):
-                    if finite:
-                        optimizer_ready.step()
-                    optimizer_ready.zero_grad()
-            model.module.eval()
-            step += 1
-            now = time.monotonic()
-            row = {
-                "step": step,
-                "stage": out.name,
-                "lr": rates[0] * factor,
-                "seconds": now - started,
-                "data_seconds": made - started,
-                "tokens_per_s": sums["tokens"] / (now - started),
-                "audio_s_per_s": metrics.get("audio_s", 0.0) / (now - started),
-            }
-            if profile:
-                spent.append(clock.split())
-                row |= {f"phase/{name}": seconds for name, seconds in spent[-1].items()}
-            counted = metrics | sums | ({} if finite else {"bad_loss": 1.0})
-            row |= {"grad_norm": norm} | {f"{work.kind}/{name}": value for name, value in counted.items()}
-            row = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
-            if ids := work.ids():
-                row["ids"] = ids
-            if parallel.main():
-                append_jsonl(log, row)
-                watch(row)
-                shown = ", ".join(f"{name} {value:.3f}" for name, value in counted.items() if name in SHOWN)
-                say(f"{work.kind} step {step}/{steps}: {shown}, {now - started:.1f} s")
-                if len(spent) == PROFILE_EVERY:
-                    _tell(work.kind, step, spent, say)
-        position = work.state() | {BAD: bad}
-        save()
-    if parallel.main():
-        if spent:
-            _tell(work.kind, step, spent, say)
-        for line in told(read_log(log), out.name, work.kind):
-            say(line)
-    sharding.dissolve(layers)
-    if parallel.agreed(stop.asked):
-        say(f"{work.kind}: stopped after step {step}, saved; continue with --resume")
-        raise KeyboardInterrupt
-    return step
+        Returns:
+            Number of finished steps.
+        Raises:
+            ModelError: if the forest is not exact on this model, the audio does not reach the loss, or too many losses
+                are not finite.
+            KeyboardInterrupt: if the run was asked to stop; everything is saved.
+        """
+        self._restore()
+        with StopRequest(self._notify) as stop, _before_error(self._save_before_error):
+            while self._step < self._options.max_steps:
+                self._prepare_checkpoint()
+                if self._must_stop(stop):
+                    break
+                self._reset_optimizer()
+                step = self._make_batches()
+                self._set_learning_rate(step)
+                self._forward_backward(step)
+                self._clip_gradients(step)
+                self._check_finite(step)
+                self._update(step)
+                self._step_log.write(self._step, step.record)
+            self._checkpoint_state = self._current_state()
+            self._save()
+        self._step_log.report(self._step)
+        sharding.dissolve(self._sharded_layers)
+        if parallel.agreed(stop.requested):
+            self._notify(f"{self._stage.kind}: stopped after step {self._step}, saved; continue with --resume")
+            raise KeyboardInterrupt
+        return self._step
 
+    def _restore(self) -> None:
+        """Continue from the newest checkpoint, and delete the log rows of steps after it."""
+        kind = self._stage.kind
+        checkpoint = load_checkpoint(self._folder, self._model.module, self._optimizer)
+        if checkpoint is not None:
+            self._step, state = checkpoint
+            self._saved_step = self._step
+            self._stage.load_state_dict(state)
+            self._skipped_in_a_row = state.get(SKIPPED_STEPS, 0)
+            self._notify(f"{kind}: resumed after step {self._step}")
+        if self._step_log.delete_after(self._step) and checkpoint is None:
+            self._notify(f"{kind}: no checkpoint yet (save_steps: {self._options.save_steps}), starts from step 1")
 
-PROFILE_EVERY = 10
-BAD = "bad_steps"
-"""Under which a checkpoint counts the steps in a row without a finite loss."""
-SHOWN = ("loss", "accuracy", "reward", "format", "flat_groups", "kl", "margin", "chain_tokens", "delay", "bad_loss")
+    def _prepare_checkpoint(self) -> None:
+        """Take the stage's state where a checkpoint is possible, and save it where one is due."""
+        updates_per_rollout = self._stage.updates_per_rollout
+        interval = math.ceil(self._options.save_steps / updates_per_rollout) * updates_per_rollout
+        at_rollout = self._step % updates_per_rollout == 0
+        self._checkpoint_state = self._current_state() if at_rollout else None
+        if self._step % interval == 0:
+            self._save()
+
+    def _current_state(self) -> dict[str, Any]:
+        return self._stage.state_dict() | {SKIPPED_STEPS: self._skipped_in_a_row}
+
+    def _save(self) -> None:
+        """Write a checkpoint of the current weights, if possible and not yet done."""
+        if self._checkpoint_state is not None and self._step > self._saved_step:
+            save_checkpoint(
+                self._folder,
+                self._model.module,
+                self._optimizer,
+                self._step,
+                self._checkpoint_state,
+                save_total_limit=self._options.save_total_limit,
+            )
+            self._saved_step = self._step
+
+    def _save_before_error(self) -> None:
+        """Save the finished steps before an error goes on. Sharded parameters cannot be saved then, since all processes
+        would have to take part."""
+        if not self._sharded_layers:
+            with suppress(DataError):  # a full disk may be the reason for the error
+                self._save()
+
+    def _must_stop(self, stop: StopRequest) -> bool:
+        """Whether to end before the next step: asked to, or out of time, in any process; only between rollouts."""
+        max_minutes = self._options.max_minutes
+        is_late = bool(max_minutes and time.monotonic() - self._began > 60 * max_minutes)
+        return self._checkpoint_state is not None and parallel.agreed(is_late or stop.requested)
+
+    def _reset_optimizer(self) -> None:
+        """Clear the optimizer's state where the stage asks for it."""
+        if self._stage.resets_optimizer(self._step):
+            self._optimizer.state.clear()
+
+    def _make_batches(self) -> _Step:
+        """Have the stage make the micro-batches of the next step; the first ones are used for the checks."""
+        started = time.monotonic()
+        self._profiler.split()
+        gathers_layers = self._stage.decodes_in_batches or not self._checks_done
+        with sharding.gathered(self._sharded_layers if gathers_layers else ()):
+            batches = self._stage.batches(self._step)
+            data_ready = time.monotonic()
+            metrics = dict(batches.metrics)
+            # A first step whose groups are all flat has no micro-batches; then the next step is checked.
+            if batches.micro_batches and not self._checks_done:
+                with self._profiler.phase("checks"):
+                    metrics["hearing"] = self._check_model(batches.micro_batches[0])
+        passes = parallel.gather(len(batches.micro_batches))
+        self._checks_done = self._checks_done or any(passes)
+        return _Step(batches.micro_batches, passes, StepRecord(started, data_ready, metrics, batches.example_ids))
+
+    def _check_model(self, micro_batch: MicroBatch[Any]) -> float:
+        """Check that the forest is exact on this model and that the audio reaches the loss.
+
+        Returns:
+            The result of `check_hearing`.
+        """
+        difference = check_forest(self._policy, micro_batch, tolerance=self._options.forest_tolerance)
+        silent_states = {}
+        if micro_batch.encoder_states:
+            clips = sorted(set(micro_batch.forest.audio_clips))
+            states = self._encoder_cache.encoder_states([micro_batch.waveforms[clip] * 0 for clip in clips])
+            silent_states = dict(zip(clips, states, strict=True))
+        hearing = check_hearing(self._policy, micro_batch, silent_states)
+        self._notify(
+            f"checks: packed forest equals single sequences within {difference:.1e} nats; "
+            f"silence changes the log-probability by {-hearing:+.3f} nats per token"
+        )
+        return hearing
+
+    def _set_learning_rate(self, step: _Step) -> None:
+        """Set the learning rates of the step by the schedule."""
+        factor = learning_rate_factor(self._step, self._options.max_steps, self._options.optimizer)
+        for group, learning_rate in zip(self._optimizer.param_groups, self._learning_rates, strict=True):
+            group["lr"] = learning_rate * factor
+        step.record.learning_rate = self._learning_rates[0] * factor
+
+    def _forward_backward(self, step: _Step) -> None:
+        """Add up loss and gradients over the micro-batches of the step."""
+        self._model.module.train()
+        sums: dict[str, float] = {}
+        for micro_batch in step.micro_batches:
+            with self._profiler.phase("forward"):
+                logprobs = self._prepared_policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+                output = self._stage.loss(logprobs, micro_batch)
+            if output.loss.requires_grad:  # text without audio gives a connector that is trained alone no gradient
+                with self._profiler.phase("backward"):
+                    self._accelerator.backward(output.loss)
+            sums["loss"] = sums.get("loss", 0.0) + float(output.loss.detach())
+            for name, value in output.metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * (1 / sum(step.passes))
+        if self._sharded_layers:
+            self._run_empty_passes(max(step.passes) - len(step.micro_batches))
+        step.record.sums = sums
+
+    def _run_empty_passes(self, count: int) -> None:
+        """Forward and backward passes without effect: all processes must gather sharded layers equally often."""
+        for _ in range(count):
+            empty = sharding.filler(self._model)
+            logprobs = self._prepared_policy(empty.forest, empty.encoder_states, empty.waveforms)
+            self._accelerator.backward(0.0 * logprobs.sum())
+
+    def _clip_gradients(self, step: _Step) -> None:
+        """Add the gradients of all processes and clip their norm; add up the metrics likewise."""
+        with self._profiler.phase("optimizer"):
+            parallel.add_gradients(sharding.uncut(self._trained))
+            if any(step.passes):
+                step.record.grad_norm = sharding.clip(self._trained, self._options.optimizer.max_grad_norm)
+        num_tokens = float(sum(len(micro_batch.forest) for micro_batch in step.micro_batches))
+        step.record.sums = parallel.total(step.record.sums | {"tokens": num_tokens})
+
+    def _check_finite(self, step: _Step) -> None:
+        """Count consecutive steps whose loss or gradient is not finite, and end the run after too many."""
+        self._skipped_in_a_row = 0 if step.record.is_finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row > self._options.max_skipped_steps:
+            in_a_row = f", {self._skipped_in_a_row} such steps in a row" if self._skipped_in_a_row > 1 else ""
+            loss, grad_norm = step.record.sums["loss"], step.record.grad_norm
+            raise ModelError(
+                f"{self._stage.kind}: loss {loss:g} and gradient norm {grad_norm:g} at step "
+                f"{self._step + 1}{in_a_row}; lower optimizer.learning_rate or set on_nonfinite_loss: skip in "
+                f"{self._folder.parent / 'recipe.json'}, then --resume"
+            )
+
+    def _update(self, step: _Step) -> None:
+        """Take the optimizer step, unless loss or gradients are not finite."""
+        self._checkpoint_state = None
+        if any(step.passes):
+            with self._profiler.phase("optimizer"):
+                if step.record.is_finite:
+                    self._prepared_optimizer.step()
+                self._prepared_optimizer.zero_grad()
+        self._model.module.eval()
+        self._step += 1
 
 
 @contextmanager
-def _before_it_ends(rescue: Callable[[], None]) -> Iterator[None]:
-    """Do something before any error or interrupt goes on."""
+def _before_error(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` before any error or interrupt inside the block goes on."""
     try:
         yield
     except BaseException:
-        rescue()
+        action()
         raise
-
-
-def _tell(kind: str, step: int, spent: list[dict[str, float]], say: Say) -> None:
-    """Say where the time of the last steps went, and forget it."""
-    total = {name: sum(one.get(name, 0.0) for one in spent) for name in dict.fromkeys(n for one in spent for n in one)}
-    say(f"{kind} profile of steps {step - len(spent) + 1}-{step}: {describe(total, len(spent))}")
-    spent.clear()
-
-
-def _checks(policy: Policy, micro: Micro, encoder_cache: EncoderCache, tolerance: float, metrics: dict[str, float], say: Say) -> None:
-    """Before the first step: is the forest exact here, and does the model hear?"""
-    off = check_forest(policy, micro, tolerance=tolerance)
-    clips = sorted(set(micro.forest.audio_clips))
-    silent = dict(zip(clips, encoder_cache.encoder_states([micro.waveforms[clip] * 0 for clip in clips]), strict=True)) if micro.heard else {}
-    gain = check_hearing(policy, micro, silent)
-    metrics["hearing"] = gain
-    say(
-        f"checks: forest equals one-by-one within {off:.1e} nats; "
-        f"silence changes the log-probability by {-gain:+.3f} nats a token"
-    )
-
-
-def _forget_after(log: Path, stage: str, step: int) -> bool:
-    """Drop log rows of steps that the checkpoint does not know, so that no step is logged twice; True if there were
-    any."""
-    rows: Sequence[dict[str, Any]] = read_log(log)
-    kept = [row for row in rows if row.get("stage") != stage or row["step"] <= step]
-    if len(kept) < len(rows):
-        write_jsonl(log, kept)
-    return len(kept) < len(rows)

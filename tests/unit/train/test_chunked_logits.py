@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from builders import ask, largest, sound, tiny_qwen2_audio
+from builders import user_question, max_abs, tone, tiny_qwen2_audio
 from earwise.config.stages import TrainableConfig
-from earwise.forest import Forest, Path, by_branch, pack, plant, target_logprobs
-from earwise.models.parts.recompute import recompute_layers
+from earwise.forest import Forest, TokenPath, branch_logprobs, build_tree, pack, target_logprobs
+from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.train.policy import Policy
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 
 DIM, VOCAB = 6, 1000
 
@@ -26,8 +26,8 @@ def forest_of(answers: int, length: int) -> Forest:
     for number in range(answers):
         said = tuple(10 + (number * 7 + 3 * at) % 90 for at in range(length))
         said = (200 + number, *said[1:])
-        paths.append(Path((1, 2, *said), (False, False, *[True] * length), (-1,) * (2 + length)))
-    return pack([plant(paths)])
+        paths.append(TokenPath((1, 2, *said), (False, False, *[True] * length), (-1,) * (2 + length)))
+    return pack([build_tree(paths)])
 
 
 class Largest(TorchDispatchMode):
@@ -73,10 +73,10 @@ def run(forest: Forest, chunk: int) -> tuple[Tensor, list[Tensor], Largest]:
 @pytest.mark.parametrize("chunk", [1, 5, 16, 39, 40, 41])
 def test_any_chunk_gives_the_same_values_and_gradients(chunk: int) -> None:
     forest = forest_of(8, 6)
-    assert len(forest.sources) == 1 + 8 * 5
+    assert len(forest.source_indices) == 1 + 8 * 5
     values, grads, _ = run(forest, 10_000)
     again, again_grads, _ = run(forest, chunk)
-    assert largest([values - again]) < 1e-5
+    assert max_abs([values - again]) < 1e-5
     for one, other in zip(grads, again_grads, strict=True):
         assert float((one - other).norm() / one.norm()) < 1e-6
 
@@ -88,7 +88,7 @@ def test_values_are_log_softmax_at_the_parent() -> None:
     hidden = torch.randn(len(forest), DIM, generator=generator)
     head = torch.randn(DIM, VOCAB, generator=generator)
     dense = (hidden @ head).log_softmax(-1)
-    rows = by_branch(target_logprobs(hidden, forest, lambda states: states @ head, chunk=2), forest)
+    rows = branch_logprobs(target_logprobs(hidden, forest, lambda states: states @ head, chunk=2), forest)
     for branch in range(3):
         start = 2 + 4 * branch  # depth first: trunk 0 1, then one branch after the other
         parents = [1, start, start + 1, start + 2]
@@ -101,7 +101,7 @@ def test_no_more_than_a_chunk_is_ever_alive() -> None:
     few, many = forest_of(8, 5), forest_of(32, 9)
     alive = []
     for forest in (few, many):
-        assert len(forest.sources) > 2 * 16
+        assert len(forest.source_indices) > 2 * 16
         watched = run(forest, 16)[2]
         assert watched.rows == 16
         alive.append(watched.alive / (16 * VOCAB))
@@ -126,15 +126,15 @@ def test_recomputed_layers_give_the_same_gradients() -> None:
     found = []
     for on in (False, True):
         model = tiny_qwen2_audio(2)
-        prepare(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
+        set_trainable(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
         layers = model.module.model.language_model.layers
         for layer in layers:
             layer.mlp = Counted(layer.mlp)
         if on:
-            assert recompute_layers(model.module) == 4
-        wave = sound(0.4)
-        trunk = conversation_path(model, ask("Which?"), [0], [len(wave)], generate=True)
-        forest = pack([plant([trunk + answer_path(model, text) for text in ("a dog", "a door")])])
+            assert enable_gradient_checkpointing(model.module) == 4
+        wave = tone(0.4)
+        trunk = conversation_path(model, user_question("Which?"), [0], [len(wave)], generate=True)
+        forest = pack([build_tree([trunk + answer_path(model, text) for text in ("a dog", "a door")])])
         model.module.train()
         values = Policy(model)(forest, {}, {0: wave})
         values.sum().backward()

@@ -11,23 +11,23 @@ from typing import Any
 import pytest
 import torch
 
-from builders import ask, sound, tiny_qwen2_audio
+from builders import user_question, tone, tiny_qwen2_audio
 from earwise import cli
 from earwise.algorithms.losses import dpo_loss
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
-from earwise.config.stages import DpoStage
+from earwise.config.stages import DpoConfig
 from earwise.data import manifest
 from earwise.data.index import open_rows
 from earwise.errors import ConfigError, DataError
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import run
-from earwise.train.batches import Sounds
+from earwise.train.batches import ClipLoader
 from earwise.train.policy import Policy
-from earwise.train.profiler import Clock
+from earwise.train.profiler import Profiler
 from earwise.train.stages import dpo
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 from earwise.types import Example
 from resumed import log, stopped_and_whole
 
@@ -46,8 +46,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "test_dpo", sys.modules[__name__])
     examples = []
     for number in range(4):
-        (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(sound(0.5 + 0.1 * number, 200 * (number + 1)), 16000))
-        turns = [(turn,) for question in ("pitch?", "say more") for turn in ask(question)]
+        (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5 + 0.1 * number, 200 * (number + 1)), 16000))
+        turns = [(turn,) for question in ("pitch?", "say more") for turn in user_question(question)]
         turns = [tuple(_at(turn, number) for turn in one) for one in turns]
         examples.append(Example(f"{number}a", turns[0], ("low",), CHOICES, rejected=("mid", "high"), root=tmp_path))
         examples.append(
@@ -70,10 +70,10 @@ STAGE = {
     "max_steps": 6,
     "clips_per_step": 2,
     "questions_per_clip": 2,
-    "save_every": 2,
+    "save_steps": 2,
     "pack_tokens": 400,
     "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
-    "optimizer": {"lr": 3e-3, "schedule": "constant"},
+    "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
     "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"answer": 1.0}},
 }
 
@@ -101,13 +101,13 @@ def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
     """The step's loss equals TRL's formula on sums that each path gives when it is run by itself."""
     model = load()
     stage = recipe(clips_per_step=3).stages[0]
-    assert isinstance(stage, DpoStage)
-    prepare(model, stage.trainable)
+    assert isinstance(stage, DpoConfig)
+    set_trainable(model, stage.trainable)
     examples = manifest.read(rows)
-    sounds = Sounds(model, long_audio="error", on_bad_row="stop")
-    work = dpo.work(model, stage, [(examples, 1.0)], EncoderCache(model, batch=1), sounds, 7, Clock())
-    micros, metrics = work.batches(0)
-    assert sum(len(micro.paths) for micro in micros) == 3, "a tree a clip"
+    clip_loader = ClipLoader(model, long_audio="error", on_bad_row="stop")
+    work = dpo.work(model, stage, [(examples, 1.0)], EncoderCache(model, batch=1), clip_loader, 7, Profiler())
+    micro_batches, metrics = work.batches(0)
+    assert sum(len(micro_batch.paths) for micro_batch in micro_batches) == 3, "a tree a clip"
     assert metrics["pairs"] == 6
     assert metrics["distinct_share"] < 0.6, "the sound is there once for four replies"
     with torch.no_grad():
@@ -115,13 +115,13 @@ def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     policy = Policy(model)
-    total = sum(float(work.loss(policy(m.forest, m.heard, m.waveforms), m).loss.detach()) for m in micros)
+    total = sum(float(work.loss(policy(m.forest, m.encoder_states, m.waveforms), m).loss.detach()) for m in micro_batches)
 
     start = load()
     margins = []
-    for micro in micros:
-        paths = [path for tree in micro.paths for path in tree]
-        sums = [[_alone(each, path, micro.waveforms) for path in paths] for each in (model, start)]
+    for micro_batch in micro_batches:
+        paths = [path for tree in micro_batch.paths for path in tree]
+        sums = [[_alone(each, path, micro_batch.waveforms) for path in paths] for each in (model, start)]
         ratios = [mine - theirs for mine, theirs in zip(*sums, strict=True)]
         margins += [ratios[i] - ratios[i + 1] for i in range(0, len(ratios), 2)]
     expected = -torch.nn.functional.logsigmoid(0.1 * torch.tensor(margins)).mean()
@@ -171,7 +171,7 @@ def test_rows_without_a_preference_are_left_out_or_refused(rows: Path) -> None:
 def test_label_smoothing_that_makes_no_sense_is_refused(smoothing: float, kind: str) -> None:
     one, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     with pytest.raises(ConfigError, match="label_smoothing"):
-        dpo_loss(one, one, one, one, mask, mask, kind=kind, label_smoothing=smoothing)
+        dpo_loss(one, one, one, one, mask, mask, loss_type=kind, label_smoothing=smoothing)
     with pytest.raises(ConfigError, match="label_smoothing"):
         recipe(loss_type=kind, label_smoothing=smoothing)
 
@@ -182,7 +182,7 @@ def test_label_smoothing_by_hand() -> None:
     zero = torch.tensor([[-1.0]])
     arguments = (chosen, other, zero, zero, mask, mask)
     values = [
-        float(dpo_loss(*arguments, beta=0.5, kind=kind, label_smoothing=0.1).loss) for kind in ("sigmoid", "robust")
+        float(dpo_loss(*arguments, beta=0.5, loss_type=kind, label_smoothing=0.1).loss) for kind in ("sigmoid", "robust")
     ]
     assert values == pytest.approx([0.9 * 0.313262 + 0.1 * 1.313262, (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8], abs=1e-5)
 
@@ -224,7 +224,7 @@ def test_losses_are_trls(loss_type: str) -> None:
     kind, normalised = dpo.LOSSES[loss_type]
     tensors = [part for both in (logprobs, reference, mask) for part in (both[:2], both[2:])]
     output = dpo_loss(
-        *tensors, beta=0.3, kind=kind, length_normalised=normalised,
+        *tensors, beta=0.3, loss_type=kind, length_normalised=normalised,
         label_smoothing=0.15 if kind == "robust" else 0.0,
     )  # fmt: skip
     torch.testing.assert_close(output.loss, theirs, atol=1e-6, rtol=1e-5)
@@ -248,7 +248,7 @@ def evaluated(identifier: str, output: str, score: float, status: str = "ok") ->
 @pytest.fixture
 def asked(tmp_path: Path) -> Path:
     """Five questions, without sounds."""
-    rows = [Example(f"q{number}", ask("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)]
+    rows = [Example(f"q{number}", user_question("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)]
     manifest.write(tmp_path / "asked.jsonl", rows)
     return tmp_path / "asked.jsonl"
 
@@ -286,14 +286,14 @@ def test_preferences_from_evaluations_and_rollouts(asked: Path, capsys: pytest.C
 
 def test_the_manifest_keeps_preferences(tmp_path: Path) -> None:
     rows = [
-        Example("a", ask("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), root=tmp_path),
-        Example("b", ask("?", clips=0), ("low",), CHOICES, rejected=("mid",), root=tmp_path),
-        Example("c", ask("?", clips=0), ("low",), root=tmp_path),
+        Example("a", user_question("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), root=tmp_path),
+        Example("b", user_question("?", clips=0), ("low",), CHOICES, rejected=("mid",), root=tmp_path),
+        Example("c", user_question("?", clips=0), ("low",), root=tmp_path),
     ]
     manifest.write(tmp_path / "m.jsonl", rows)
     assert manifest.read(tmp_path / "m.jsonl") == rows
     assert "rejected" not in (tmp_path / "m.jsonl").read_text().splitlines()[2]
-    assert [row.id for row in open_rows(tmp_path / "m.jsonl").select({}, preferred=True)] == ["a", "b"]
+    assert [row.id for row in open_rows(tmp_path / "m.jsonl").select({}, require_preference=True)] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from builders import sound, tiny_qwen2_audio
-from chat_server import Say, serving
+from builders import tone, tiny_qwen2_audio
+from chat_server import ServerReply, run_chat_server
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
-from earwise.errors import AudioError, ConfigError, DataError, EngineError, ModelError, ServerAway
+from earwise.errors import AudioError, ConfigError, DataError, EngineError, ModelError, ServerUnavailable
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import batches, checkpoints, run
 from earwise.train.logging.skip_report import told
@@ -31,7 +31,7 @@ POISON = "~~"  # twice: a policy may sample one
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
     """Named in recipes below: gives NaN wherever it is trained on a text with `POISON` in it."""
     model = tiny_qwen2_audio(3)
-    poison, _ = model.tokenize(POISON)
+    poison, _ = model.tokenizer.encode(POISON)
 
     def spoil(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         found = inputs[0] == poison
@@ -71,7 +71,7 @@ def rows(folder: Path, poisoned: tuple[int, ...] = ()) -> None:
     """Four clips with a question each."""
     examples = []
     for number in range(4):
-        (folder / f"{number}.ogg").write_bytes(encode_ogg(sound(0.3 + 0.1 * number, 300.0 * (number + 1)), 16000))
+        (folder / f"{number}.ogg").write_bytes(encode_ogg(tone(0.3 + 0.1 * number, 300.0 * (number + 1)), 16000))
         turns = (Turn("user", (Audio(f"{number}.ogg"), Text(f"pitch?{POISON if number in poisoned else ''}"))),)
         examples.append(Example(f"{number}", turns, ("low",), ("low", "high"), root=folder))
     manifest.write(folder / "rows.jsonl", examples)
@@ -85,8 +85,8 @@ GRPO = {"kind": "grpo", "max_steps": 4, "prompts_per_step": 2, "group_size": 3, 
 def recipe(stage: dict[str, Any], **settings: Any) -> Recipe:
     common = {
         "data": {"mixture": [{"manifest": "rows.jsonl"}]},
-        "save_every": 100,
-        "optimizer": {"lr": 3e-3},
+        "save_steps": 100,
+        "optimizer": {"learning_rate": 3e-3},
         "trainable": {"decoder": "full"},
     }
     top = {"recipe": "t", "model": {"name": "test_train_policies:load"}, "seed": 5, "trackers": []}
@@ -100,7 +100,7 @@ def skipping(stage: dict[str, Any]) -> dict[str, Any]:
 def kept(out: Path) -> dict[int, dict[str, Any]]:
     """Step -> what its checkpoint holds."""
     (stage,) = out.glob("stage-*")
-    found = checkpoints.checkpoints(stage)
+    found = checkpoints.list_checkpoints(stage)
     return {int(one.name.split("-")[1]): torch.load(one / "state.pt", weights_only=True) for one in found}
 
 
@@ -113,7 +113,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def test_a_bad_loss_stops_the_run_with_the_steps_before_saved(tmp_path: Path) -> None:
     rows(tmp_path, poisoned=(2,))
-    with pytest.raises(ModelError, match=r"loss nan and gradient norm nan at step \d; .*on_bad_loss: skip in .*recipe"):
+    with pytest.raises(ModelError, match=r"loss nan and gradient norm nan at step \d; .*on_nonfinite_loss: skip in .*recipe"):
         run.start(recipe(SFT), tmp_path / "run", tmp_path)
     done = [row["step"] for row in log(tmp_path / "run")]
     assert list(kept(tmp_path / "run")) == [len(done)] and 0 < len(done) < 8, "though only every 100th step is saved"
@@ -125,8 +125,8 @@ def test_a_bad_loss_stops_the_run_with_the_steps_before_saved(tmp_path: Path) ->
 def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(stage: dict[str, Any], tmp_path: Path) -> None:
     rows(tmp_path, poisoned=(2,))
     said: list[str] = []
-    settings = {"on_bad_loss": "skip", "save_every": 1, "keep_checkpoints": 100}
-    run.start(recipe(stage, **settings), tmp_path / "run", tmp_path, say=said.append)
+    settings = {"on_nonfinite_loss": "skip", "save_steps": 1, "save_total_limit": 100}
+    run.start(recipe(stage, **settings), tmp_path / "run", tmp_path, notify=said.append)
     logged, kind = log(tmp_path / "run"), stage["kind"]
     bad = [row["step"] for row in logged if f"{kind}/bad_loss" in row]
     assert 0 < len(bad) < 8 and [row["step"] for row in logged] == list(range(1, 9))
@@ -144,12 +144,12 @@ def test_a_skipped_update_leaves_weights_and_optimizer_as_they_were(stage: dict[
 
 def test_skipping_is_resume_exact(tmp_path: Path) -> None:
     rows(tmp_path, poisoned=(1, 2))
-    stopped_and_whole(recipe(SFT, on_bad_loss="skip", save_every=1), tmp_path, after=5)
+    stopped_and_whole(recipe(SFT, on_nonfinite_loss="skip", save_steps=1), tmp_path, after=5)
 
 
 def test_too_many_in_a_row_end_the_run_and_a_resume_counts_on(tmp_path: Path) -> None:
     rows(tmp_path, poisoned=(0, 1, 2, 3))
-    hopeless = recipe(SFT, on_bad_loss="skip", max_bad_steps=2, save_every=1)
+    hopeless = recipe(SFT, on_nonfinite_loss="skip", max_skipped_steps=2, save_steps=1)
 
     def stop(line: str) -> None:
         if "step 2/" in line:
@@ -158,7 +158,7 @@ def test_too_many_in_a_row_end_the_run_and_a_resume_counts_on(tmp_path: Path) ->
     with pytest.raises(ModelError, match="at step 3, 3 such steps in a row"):
         run.start(hopeless, tmp_path / "run", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run.start(hopeless, tmp_path / "stopped", tmp_path, say=stop)
+        run.start(hopeless, tmp_path / "stopped", tmp_path, notify=stop)
     with pytest.raises(ModelError, match="at step 3, 3 such steps in a row"):
         run.resume(tmp_path / "stopped")
 
@@ -168,7 +168,7 @@ def test_too_many_in_a_row_end_the_run_and_a_resume_counts_on(tmp_path: Path) ->
 
 def test_a_second_ctrl_c_stops_at_once_and_loses_no_step(tmp_path: Path) -> None:
     rows(tmp_path)
-    asked = recipe(GRPO, rewards={"test_train_policies:interrupted": 1.0}, log_samples_every=1)
+    asked = recipe(GRPO, rewards={"test_train_policies:interrupted": 1.0}, log_completions_steps=1)
     judged.clear()
     with pytest.raises(KeyboardInterrupt):
         run.start(asked, tmp_path / "stopped", tmp_path)
@@ -186,7 +186,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_no_step(tmp_path: Path) -> None
 def test_skipped_rows_are_counted_over_all_processes(stage: dict[str, Any], tmp_path: Path) -> None:
     rows(tmp_path)
     (tmp_path / "1.ogg").write_bytes(b"OggS no sound")
-    asked = recipe(skipping(stage), save_every=2)
+    asked = recipe(skipping(stage), save_steps=2)
     stopped, whole = stopped_and_whole(asked, tmp_path, after=3)
     count = sum(row[f"{stage['kind']}/skipped"] for row in log(whole))
     assert count >= 2
@@ -213,18 +213,18 @@ def test_a_sampler_that_goes_away_is_waited_for(tmp_path: Path, monkeypatch: pyt
     away = {"requests": 0}
     answer = served(tiny_qwen2_audio(3))
 
-    def moody(body: dict[str, Any], count: int) -> Say:
+    def moody(body: dict[str, Any], count: int) -> ServerReply:
         """Away for two rounds in the middle of the second step."""
         if body.get("n") == 3:
             away["requests"] += 1
             if 4 <= away["requests"] <= 5:
-                return Say(hang_up=True)
+                return ServerReply(hang_up=True)
         return answer(body, count)
 
-    with serving(moody) as chat:
+    with run_chat_server(moody) as chat:
         chat.models = VLLM
-        server = {"sampler": f"{chat.url}?tries=1&concurrency=1#m", "on_sampler_error": "wait"}
-        run.start(recipe(GRPO, **server, beta=0.0), tmp_path / "run", tmp_path, say=said.append)
+        server = {"rollout_server": f"{chat.url}?tries=1&concurrency=1#m", "on_rollout_error": "retry"}
+        run.start(recipe(GRPO, **server, beta=0.0), tmp_path / "run", tmp_path, notify=said.append)
     assert [row["grpo/sampler_errors"] for row in log(tmp_path / "run")] == [0, 2, 0, 0]
     assert sum("does not answer" in line and "asked again in" in line for line in said) == 2
     assert any("grpo: 2 times the sampler was away" in line for line in said)
@@ -235,14 +235,14 @@ def test_a_sampler_that_stays_away_stops_the_run_with_everything_saved(tmp_path:
     answer = served(tiny_qwen2_audio(3))
     asked = {"rollouts": 0, "until": 2}
 
-    def leaves(body: dict[str, Any], count: int) -> Say:
+    def leaves(body: dict[str, Any], count: int) -> ServerReply:
         asked["rollouts"] += body.get("n") == 3
-        return Say(hang_up=True) if asked["rollouts"] > asked["until"] else answer(body, count)
+        return ServerReply(hang_up=True) if asked["rollouts"] > asked["until"] else answer(body, count)
 
-    with serving(leaves) as chat:
+    with run_chat_server(leaves) as chat:
         chat.models = VLLM
-        going = recipe(GRPO, sampler=f"{chat.url}?tries=1#m", beta=0.0, log_samples_every=1)
-        with pytest.raises(ServerAway, match=r"does not answer: .*see to the server, then --resume"):
+        going = recipe(GRPO, rollout_server=f"{chat.url}?tries=1#m", beta=0.0, log_completions_steps=1)
+        with pytest.raises(ServerUnavailable, match=r"does not answer: .*see to the server, then --resume"):
             run.start(going, tmp_path / "stopped", tmp_path)
         assert list(kept(tmp_path / "stopped")) == [1]
         asked["until"] = 10**6
@@ -259,10 +259,10 @@ def test_patience_ends_and_refusals_are_not_waited_for(monkeypatch: pytest.Monke
 
     def away() -> None:
         asked.append(time.monotonic())
-        raise ServerAway("m: nowhere does not answer")
+        raise ServerUnavailable("m: nowhere does not answer")
 
-    with pytest.raises(ServerAway, match=r"after 0\.005 minutes"):
-        retry.patiently(away, 0.005, lambda _: None)
+    with pytest.raises(ServerUnavailable, match=r"after 0\.005 minutes"):
+        retry.retry_while_away(away, 0.005, lambda _: None)
     assert 3 <= len(asked) <= 6, "0, 10, 30, 70, 150 ms of 300"
 
     def refuses() -> None:
@@ -270,7 +270,7 @@ def test_patience_ends_and_refusals_are_not_waited_for(monkeypatch: pytest.Monke
         raise EngineError("no such model")
 
     with pytest.raises(EngineError, match="no such model"):
-        retry.patiently(refuses, 10.0, lambda _: None)
+        retry.retry_while_away(refuses, 10.0, lambda _: None)
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------
@@ -278,16 +278,16 @@ def test_patience_ends_and_refusals_are_not_waited_for(monkeypatch: pytest.Monke
 
 def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_named(tmp_path: Path) -> None:
     rows(tmp_path)
-    asked = recipe(SFT, save_every=1, keep_checkpoints=3)
+    asked = recipe(SFT, save_steps=1, save_total_limit=3)
 
     def stop(line: str) -> None:
         if "step 6/" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.start(asked, tmp_path / "run", tmp_path, say=stop)
+        run.start(asked, tmp_path / "run", tmp_path, notify=stop)
     assert list(kept(tmp_path / "run")) == [3, 4, 5]
-    newest = checkpoints.checkpoints(tmp_path / "run" / "stage-0-sft")[-1]
+    newest = checkpoints.list_checkpoints(tmp_path / "run" / "stage-0-sft")[-1]
     (newest / "state.pt").write_bytes((newest / "state.pt").read_bytes()[:1000])
     with pytest.raises(DataError, match=r"checkpoint-5: damaged .* delete it, and --resume goes on from the one befo"):
         run.resume(tmp_path / "run")
@@ -298,7 +298,7 @@ def test_the_last_checkpoints_are_kept_and_a_damaged_one_is_named(tmp_path: Path
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ConfigError, match="on_bad_loss"):
-        recipe(SFT, on_bad_loss="ignore")
-    with pytest.raises(ConfigError, match="keep_checkpoints"):
-        recipe(SFT, keep_checkpoints=0)
+    with pytest.raises(ConfigError, match="on_nonfinite_loss"):
+        recipe(SFT, on_nonfinite_loss="ignore")
+    with pytest.raises(ConfigError, match="save_total_limit"):
+        recipe(SFT, save_total_limit=0)

@@ -26,14 +26,14 @@ from earwise.types import Audio, Example, Text, Turn
 HERE = Path(__file__).parents[2]
 LR = 1e-3
 FULL = {"encoder": "frozen", "connector": "full", "decoder": "full"}
-LORA = {"encoder": "frozen", "connector": "full", "decoder": "lora", "lora": {"r": 2, "alpha": 4.0}}
+LORA = {"encoder": "frozen", "connector": "full", "decoder": "lora", "lora": {"r": 2, "lora_alpha": 4.0}}
 SFT = {"kind": "sft", "max_steps": 4, "clips_per_step": 5, "questions_per_clip": 2}
 GRPO = {
     "kind": "grpo", "max_steps": 4, "prompts_per_step": 3, "group_size": 4, "max_new_tokens": 5, "beta": 0.0,
     "rewards": {"parallel_worker:likes_e": 1.0},
 }  # fmt: skip
 STAGES: dict[str, dict[str, Any]] = {
-    "sft": SFT | {"show_every": 2},
+    "sft": SFT | {"log_completions_steps": 2},
     "sft, one tree": SFT | {"clips_per_step": 1},
     "sft, lora": SFT | {"trainable": LORA},
     "sft, only the connector": SFT | {"trainable": FULL | {"decoder": "frozen"}},
@@ -43,9 +43,9 @@ STAGES: dict[str, dict[str, Any]] = {
     "grpo, dynamic": GRPO | {"rewards": {"parallel_worker:likes_a": 1.0}, "dynamic_sampling": 3, "trainable": LORA},
     "grpo, Ctrl-C": GRPO | {"rewards": {"parallel_worker:stops_second": 1.0}},
     "dpo": {"kind": "dpo", "max_steps": 3, "clips_per_step": 4, "questions_per_clip": 2, "negatives": "options",
-            "show_every": 1},
-    "compress": {"kind": "compress", "max_steps": 3, "clips_per_step": 3, "every_steps": 1,
-                 "held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 2, "measure_every": 2, "max_new_tokens": 5},
+            "log_completions_steps": 1},
+    "compress": {"kind": "compress", "max_steps": 3, "clips_per_step": 3, "steps_per_unit": 1,
+                 "held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 2, "eval_steps": 2, "max_new_tokens": 5},
 }  # fmt: skip
 
 CUT = ("sft", "sft, one tree", "sft, lora", "grpo, flat groups", "grpo, two updates", "grpo, Ctrl-C", "dpo")
@@ -77,7 +77,7 @@ def recipe(stage: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {"mixture": [{"manifest": "rows.jsonl"}]}
     if stage["kind"] == "compress":
         data["styles"] = {"think": 1.0}
-    common = {"data": data, "save_every": 1, "pack_tokens": 120, "optimizer": {"lr": LR}, "trainable": FULL}
+    common = {"data": data, "save_steps": 1, "pack_tokens": 120, "optimizer": {"learning_rate": LR}, "trainable": FULL}
     model = {"name": "parallel_worker:load"}
     return {"recipe": "t", "model": model, "seed": 5, "stages": [common | stage]}
 

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from builders import sound, tiny_qwen2_audio
+from builders import tone, tiny_qwen2_audio
 from earwise.commands.train import command
 from earwise.data import manifest
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.train.profiler import Clock, describe
+from earwise.train.profiler import Profiler, describe
 from earwise.types import Audio, Example, Text, Turn
 
 
@@ -25,12 +25,12 @@ def hours(*readings: float) -> Iterator[float]:
 def test_inner_phases_are_taken_off_the_outer_one() -> None:
     # made at 0; rollout 1..8 with hear 2..5 inside it; forward 9..11; read at 11.5
     time = hours(0, 1, 2, 5, 8, 9, 11, 11.5)
-    clock = Clock(now=lambda: next(time))
-    with clock("rollout"), clock("hear"):
+    profiler = Profiler(now=lambda: next(time))
+    with profiler.phase("rollout"), profiler.phase("hear"):
         pass
-    with clock("forward"):
+    with profiler.phase("forward"):
         pass
-    split = clock.split()
+    split = profiler.split()
     assert split == {"hear": 3, "rollout": 4, "forward": 2, "rest": 1 + 1 + 0.5}
     assert list(split) == ["hear", "rollout", "forward", "rest"]
     assert sum(split.values()) == 11.5
@@ -38,11 +38,11 @@ def test_inner_phases_are_taken_off_the_outer_one() -> None:
 
 def test_split_starts_anew_and_counts_a_phase_that_ends_in_an_error() -> None:
     time = hours(0, 0, 4, 4, 5)
-    clock = Clock(now=lambda: next(time))
-    with pytest.raises(ValueError), clock("backward"):
+    profiler = Profiler(now=lambda: next(time))
+    with pytest.raises(ValueError), profiler.phase("backward"):
         raise ValueError
-    assert clock.split() == {"backward": 4, "rest": 0}
-    assert clock.split() == {"rest": 1}
+    assert profiler.split() == {"backward": 4, "rest": 0}
+    assert profiler.split() == {"rest": 1}
 
 
 def test_every_reading_waits_for_the_device_first() -> None:
@@ -52,10 +52,10 @@ def test_every_reading_waits_for_the_device_first() -> None:
         calls.append("now")
         return 0.0
 
-    clock = Clock(now=now, settle=lambda: calls.append("settle"))
-    with clock.phase("hear")():
+    profiler = Profiler(now=now, synchronize=lambda: calls.append("synchronize"))
+    with profiler.phase("hear"):
         pass
-    assert calls == ["now", *["settle", "now"] * 2]
+    assert calls == ["now", *["synchronize", "now"] * 2]
 
 
 def test_describe_gives_seconds_a_step_and_shares() -> None:
@@ -79,9 +79,9 @@ recipe: t
 model: {name: "test_clock:load"}
 stages:
   - {kind: sft, data: &data {mixture: [{manifest: rows.jsonl}]}, max_steps: 3, clips_per_step: 2,
-     trainable: &all {decoder: full}, optimizer: {lr: 1.0e-3}}
+     trainable: &all {decoder: full}, optimizer: {learning_rate: 1.0e-3}}
   - {kind: grpo, data: *data, max_steps: 2, prompts_per_step: 2, group_size: 3, max_new_tokens: 4, num_iterations: 2,
-     trainable: *all, optimizer: {lr: 1.0e-3}, rewards: {"test_clock:any_letter": 1.0}}
+     trainable: *all, optimizer: {learning_rate: 1.0e-3}, rewards: {"test_clock:any_letter": 1.0}}
 """
 SECONDS = (0.5, 0.75)
 
@@ -92,7 +92,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(sys.modules, "test_clock", sys.modules[__name__])
     rows = []
     for number, seconds in enumerate(SECONDS):
-        soundfile.write(tmp_path / f"{number}.wav", sound(seconds), 16000)
+        soundfile.write(tmp_path / f"{number}.wav", tone(seconds), 16000)
         turns = (Turn("user", (Audio(f"{number}.wav"), Text("?"))),)
         rows.append(Example(str(number), turns, ("yes",), ("yes", "no"), root=tmp_path, group=str(number)))
     manifest.write(tmp_path / "rows.jsonl", rows)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import soundfile
 
-from builders import sound, tiny_qwen2_audio
-from chat_server import serving
+from builders import tone, tiny_qwen2_audio
+from chat_server import run_chat_server
 from earwise.config.recipe import check_recipe
 from earwise.data import manifest
 from earwise.errors import EngineError
@@ -19,21 +19,21 @@ from policy_server import VLLM, served
 STAGE = {
     "kind": "grpo", "max_steps": 1, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5,
     "beta": 0.0, "data": {"mixture": [{"manifest": "rows.jsonl"}]},
-    "trainable": {"connector": "full", "decoder": "lora", "lora": {"r": 2, "alpha": 4.0}},
+    "trainable": {"connector": "full", "decoder": "lora", "lora": {"r": 2, "lora_alpha": 4.0}},
 }  # fmt: skip
 
 
 def started(folder: Path, server: str) -> dict[str, Any]:
     """The log row of one step of a policy with seed 4."""
     tiny_qwen2_audio(4).save(folder / "base")
-    soundfile.write(folder / "a.wav", sound(0.4), 16000)
-    soundfile.write(folder / "b.wav", sound(0.6, 700.0), 16000)
+    soundfile.write(folder / "a.wav", tone(0.4), 16000)
+    soundfile.write(folder / "b.wav", tone(0.6, 700.0), 16000)
     rows = [
         Example(name, (Turn("user", (Audio(f"{name}.wav"), Text("pitch?"))),), ("low",), ("low", "high"), root=folder)
         for name in "ab"
     ]
     manifest.write(folder / "rows.jsonl", rows)
-    stage = STAGE | {"sampler": server, "rewards": {f"{__name__}:length_of": 1.0}}
+    stage = STAGE | {"rollout_server": server, "rewards": {f"{__name__}:length_of": 1.0}}
     model = {"name": "qwen2_audio", "weights": str(folder / "base")}
     run.start(check_recipe({"recipe": "t", "model": model, "stages": [stage]}, "t"), folder / "run", folder)
     return json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -47,7 +47,7 @@ def length_of(example: Example, text: str) -> float:
 @pytest.mark.parametrize(("seed", "together"), [(4, True), (5, False)])
 def test_ratios_are_against_who_sampled(tmp_path: Path, seed: int, together: bool) -> None:
     """The same weights on the server: ratio 1 but for 16-bit sound. Others: far from it, and the step still runs."""
-    with serving(served(tiny_qwen2_audio(seed))) as chat:
+    with run_chat_server(served(tiny_qwen2_audio(seed))) as chat:
         chat.models = VLLM
         row = started(tmp_path, f"{chat.url}#m")
     assert (abs(row["grpo/ratio_mean"] - 1) < 0.02) == together
@@ -57,7 +57,7 @@ def test_ratios_are_against_who_sampled(tmp_path: Path, seed: int, together: boo
 
 
 def test_a_server_that_tells_no_tokens_is_refused(tmp_path: Path) -> None:
-    with serving(served(tiny_qwen2_audio(4), tokens=False)) as chat:
+    with run_chat_server(served(tiny_qwen2_audio(4), tokens=False)) as chat:
         chat.models = VLLM
-        with pytest.raises(EngineError, match="serve the model with vLLM, or leave `sampler` out"):
+        with pytest.raises(EngineError, match="serve the model with vLLM, or leave `rollout_server` out"):
             started(tmp_path, f"{chat.url}#m")

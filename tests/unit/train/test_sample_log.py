@@ -10,21 +10,21 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from builders import ask, sound, tiny_qwen2_audio
+from builders import user_question, tone, tiny_qwen2_audio
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, ConfigError
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.prompts import prompt_turns
 from earwise.report.training import read_logs, rollout_cards
 from earwise.train import checkpoints, run
-from earwise.train.batches import Sounds
+from earwise.train.batches import ClipLoader
 from earwise.train.logging import sample_log
 from earwise.train.logging.trackers import LISTEN_RATE, Sample, Watched, markdown, table
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 from earwise.types import Audio, Example, Text, Turn
 from resumed import log, same, stopped_and_whole
 
@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Seen.steps = []
     examples = []
     for number in range(5):
-        (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(sound(0.5, 300.0 * (number + 1)), 16000))
+        (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5, 300.0 * (number + 1)), 16000))
         turns = (Turn("user", (Audio(f"{number}.ogg"), Text("pitch?"))),)
         right, wrong = CHOICES if number % 2 else CHOICES[::-1]
         examples.append(
@@ -79,8 +79,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def recipe(kind: str, **settings: Any) -> Recipe:
     styles = {"think": 1.0} if kind == "compress" else {"plain": 0.4, "answer": 0.6}
     common = {
-        "kind": kind, "max_steps": 6, "clips_per_step": 2, "save_every": 2, "show_every": 2,
-        "trainable": {"connector": "full", "decoder": "full"}, "optimizer": {"lr": 3e-3, "schedule": "constant"},
+        "kind": kind, "max_steps": 6, "clips_per_step": 2, "save_steps": 2, "log_completions_steps": 2,
+        "trainable": {"connector": "full", "decoder": "full"}, "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
         "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": styles},
     }  # fmt: skip
     top = {"recipe": "t", "model": {"name": "test_show:load"}, "seed": 5, "trackers": ["test_show:Seen"]}
@@ -93,18 +93,18 @@ def said(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in at.read_text(encoding="utf-8").splitlines()] if at.exists() else []
 
 
-LORA = {"encoder": "lora", "connector": "full", "decoder": "lora", "lora": {"r": 2, "targets": ["q_proj", "up_proj"]}}
+LORA = {"encoder": "lora", "connector": "full", "decoder": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "up_proj"]}}
 
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
-    [("sft", {}), ("sft", {"trainable": LORA}), ("dpo", {}), ("compress", {"every_steps": 2})],
+    [("sft", {}), ("sft", {"trainable": LORA}), ("dpo", {}), ("compress", {"steps_per_unit": 2})],
     ids=["sft", "sft-lora-ears", "dpo", "compress"],
 )
 def test_asking_changes_nothing_and_is_resume_exact(folder: Path, kind: str, settings: dict[str, Any]) -> None:
     """The stopped run goes on from the checkpoint before its first answers, which it gives again."""
     stopped, whole = stopped_and_whole(recipe(kind, **settings), folder, after=3)
-    run.start(recipe(kind, **settings, show_every=0), folder / "mute", folder)
+    run.start(recipe(kind, **settings, log_completions_steps=0), folder / "mute", folder)
     same(whole, folder / "mute")
     assert not said(folder / "mute")
     rows = said(whole)
@@ -117,25 +117,25 @@ def test_asking_changes_nothing_and_is_resume_exact(folder: Path, kind: str, set
 
 def test_what_is_shown_are_the_models_greedy_answers(folder: Path) -> None:
     """Of the weights before step 3, asked by themselves, in the likeliest wording."""
-    made = recipe("sft", save_every=1, keep_checkpoints=9)
+    made = recipe("sft", save_steps=1, save_total_limit=9)
     run.start(made, folder / "run", folder)
     model = load()
-    prepare(model, made.stages[0].trainable)
-    kept = checkpoints.checkpoints(folder / "run" / "stage-0-sft")[1]
+    set_trainable(model, made.stages[0].trainable)
+    kept = checkpoints.list_checkpoints(folder / "run" / "stage-0-sft")[1]
     assert kept.name == "checkpoint-2"
     trained = torch.load(kept / "state.pt", weights_only=True)["trained"]
     model.module.load_state_dict(trained, strict=False)
     model.module.eval()
-    sounds = Sounds(model, long_audio="error", on_bad_row="stop")
+    clip_loader = ClipLoader(model, long_audio="error", on_bad_row="stop")
     rows = manifest.read(folder / "rows.jsonl")[:4]
-    prompts = [Prompt(prompt_turns(row, "answer"), tuple(sounds.load(row) or ())) for row in rows]
-    alone = [LocalEngine(model).generate([prompt], Decoding(TOKENS))[0][0].text for prompt in prompts]
+    prompts = [Prompt(prompt_turns(row, "answer"), tuple(clip_loader.load(row) or ())) for row in rows]
+    alone = [LocalEngine(model).generate([prompt], SamplingParams(TOKENS))[0][0].text for prompt in prompts]
     assert [row["completions"] for row in said(folder / "run")[:4]] == [[text] for text in alone]
 
 
 def test_held_out_answers_are_shown_where_they_are_measured(folder: Path) -> None:
-    held_out = {"held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 5, "measure_every": 4, "max_new_tokens": 7}
-    run.start(recipe("compress", every_steps=2, **held_out), folder / "run", folder)
+    held_out = {"held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 5, "eval_steps": 4, "max_new_tokens": 7}
+    run.start(recipe("compress", steps_per_unit=2, **held_out), folder / "run", folder)
     rows, logged = said(folder / "run"), log(folder / "run")
     measured = [row["step"] for row in logged if "compress/delay" in row]
     assert measured == [1, 5, 6]
@@ -147,7 +147,7 @@ def test_trackers_and_reports_show_them_with_their_clips(folder: Path) -> None:
     (samples,) = [samples for _, samples in Seen.steps if samples]
     assert [len(samples) for _, samples in Seen.steps] == [0, 0, 2, 0], "with step 3, the first two"
     rows = said(folder / "run")
-    assert [one.row for one in samples] == rows[:2] and [len(one.waves[0]) for one in samples] == [LISTEN_RATE // 2] * 2
+    assert [one.row for one in samples] == rows[:2] and [len(one.waveforms[0]) for one in samples] == [LISTEN_RATE // 2] * 2
     text = rows[0]["completions"][0]
     assert samples[0].said == [(None, text, 1)]
     assert "**high**" in markdown(samples[0]) and "\n\nsaid\n\n" in markdown(samples[0])
@@ -181,13 +181,15 @@ def test_a_clip_that_cannot_be_read_stops_or_is_left_out(folder: Path) -> None:
 def test_the_default_leaves_short_runs_alone() -> None:
     stage = {"kind": "sft", "data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 50}
     made: Any = check_recipe({"recipe": "t", "stages": [stage]}, "t").stages[0]
-    assert made.show_every == 50, "the first answers come before step 51"
-    with pytest.raises(ConfigError, match="show_every"):
-        check_recipe({"recipe": "t", "stages": [stage | {"show_every": -1}]}, "t")
-    with pytest.raises(ConfigError, match="show_every"):  # what it samples is shown by log_samples_every
-        check_recipe({"recipe": "t", "stages": [stage | {"kind": "grpo", "show_every": 5}]}, "t")
+    assert made.log_completions_steps == 50, "the first answers come before step 51"
+    with pytest.raises(ConfigError, match="log_completions_steps"):
+        check_recipe({"recipe": "t", "stages": [stage | {"log_completions_steps": -1}]}, "t")
+    with pytest.raises(ConfigError, match="log_completions_steps"):
+        check_recipe({"recipe": "t", "stages": [stage | {"kind": "grpo", "log_completions_steps": -1}]}, "t")
+    logged_rollouts: Any = check_recipe({"recipe": "t", "stages": [stage | {"kind": "grpo"}]}, "t").stages[0]
+    assert logged_rollouts.log_completions_steps == 10, "rollouts are sampled anyway, and logged more often"
 
 
 def test_a_reply_that_was_chosen_stands_for_the_answer() -> None:
-    example = Example("a", ask("What?"), chosen=("It hums.",), rejected=("No.",))
+    example = Example("a", user_question("What?"), chosen=("It hums.",), rejected=("No.",))
     assert sample_log.sample(1, example, (), None)["answer"] == ["It hums."]

@@ -20,7 +20,7 @@ from earwise.errors import ConfigError, DataError, ModelError
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import checkpoints, run
 from earwise.train.stages.sft import units
-from earwise.train.trainable import Reference, encoder_trains, prepare
+from earwise.train.trainable import Reference, trains_encoder, set_trainable
 from earwise.types import Audio, Example, Text, Turn
 from resumed import log, same, stopped_and_whole, weights
 
@@ -61,7 +61,7 @@ def recipe(stage: dict, **top: object) -> Recipe:
     data = {"mixture": [{"manifest": "rows.jsonl"}]}
     common = {
         "data": data,
-        "save_every": 2,
+        "save_steps": 2,
         "pack_tokens": 400,
         "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
     }
@@ -75,11 +75,11 @@ SFT = {
     "max_steps": 6,
     "clips_per_step": 3,
     "questions_per_clip": 2,
-    "optimizer": {"lr": 1e-2, "schedule": "constant"},
+    "optimizer": {"learning_rate": 1e-2, "lr_scheduler_type": "constant"},
 }
 GRPO = {"kind": "grpo", "max_steps": 5, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5,
         "rewards": {"test_train:likes_e": 1.0},
-        "optimizer": {"lr": 3e-3, "schedule": "linear"}}  # fmt: skip
+        "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}}  # fmt: skip
 
 
 def likes_e(_: Example, completion: str) -> float:
@@ -105,11 +105,11 @@ def test_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, stage
     stopped_and_whole(recipe(stage), rows.parent, after=3)
 
 
-@pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 6, "log_samples_every": 1}])
+@pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 6, "log_completions_steps": 1}])
 def test_ctrl_c_finishes_the_step_and_saves_it(rows: Path, stage: dict) -> None:
     whole, stopped = rows.parent / "whole", rows.parent / "stopped"
     before = signal.getsignal(signal.SIGINT)
-    rare = {"save_every": 100}
+    rare = {"save_steps": 100}
     run.start(recipe(stage | rare), whole, rows.parent)
     said: list[str] = []
 
@@ -119,7 +119,7 @@ def test_ctrl_c_finishes_the_step_and_saves_it(rows: Path, stage: dict) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run.start(recipe(stage | rare), stopped, rows.parent, say=interrupt)
+        run.start(recipe(stage | rare), stopped, rows.parent, notify=interrupt)
     assert len(log(stopped)) == (3 if stage is SFT else 4), "a rollout's updates are finished first"
     assert said[-1].endswith(f"stopped after step {len(log(stopped))}, saved; continue with --resume")
     if stage is not SFT:  # what a kill in the middle of the next step had logged already
@@ -142,10 +142,10 @@ def test_flat_groups_are_left_out_where_that_is_exact(rows: Path) -> None:
     checks nothing, the next one does."""
     said: list[str] = []
     flat = GRPO | {"rewards": {"test_train:never": 1.0}, "beta": 0.0, "max_steps": 2}
-    run.start(recipe(flat), rows.parent / "flat", rows.parent, say=said.append)
+    run.start(recipe(flat), rows.parent / "flat", rows.parent, notify=said.append)
     assert [row["grpo/tokens"] for row in log(rows.parent / "flat")] == [0, 0]
     assert not any(line.startswith("checks:") for line in said)
-    run.start(recipe(flat | {"loss_type": "bnpo"}), rows.parent / "bnpo", rows.parent, say=said.append)
+    run.start(recipe(flat | {"loss_type": "bnpo"}), rows.parent / "bnpo", rows.parent, notify=said.append)
     assert all(row["grpo/tokens"] > 0 for row in log(rows.parent / "bnpo"))
     assert sum(line.startswith("checks:") for line in said) == 1
 
@@ -175,10 +175,10 @@ def test_a_second_start_in_the_same_folder_is_refused_and_a_finished_run_resumes
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(rows: Path) -> None:
     out = rows.parent / "run"
-    wild = SFT | {"optimizer": {"lr": 1e30, "schedule": "constant"}, "save_every": 1}
+    wild = SFT | {"optimizer": {"learning_rate": 1e30, "lr_scheduler_type": "constant"}, "save_steps": 1}
     with pytest.raises(ModelError, match="step"):
         run.start(recipe(wild), out, rows.parent)
-    assert checkpoints.checkpoints(out / "stage-0-sft")
+    assert checkpoints.list_checkpoints(out / "stage-0-sft")
 
 
 def test_bad_clip_stops_or_is_skipped_as_the_recipe_says(rows: Path) -> None:
@@ -188,7 +188,7 @@ def test_bad_clip_stops_or_is_skipped_as_the_recipe_says(rows: Path) -> None:
     lenient = recipe(SFT).model_dump(mode="json")
     lenient["stages"][0]["data"]["on_bad_row"] = "skip"
     said: list[str] = []
-    run.start(check_recipe(lenient, "t"), rows.parent / "skip", rows.parent, say=said.append)
+    run.start(check_recipe(lenient, "t"), rows.parent / "skip", rows.parent, notify=said.append)
     assert any(line.startswith("skipped") and "1.wav" in line for line in said)
     assert sum(row["sft/skipped"] for row in log(rows.parent / "skip")) >= 1
 
@@ -202,7 +202,7 @@ def test_where_that_matches_nothing_names_the_manifest(rows: Path) -> None:
 
 def test_reference_is_the_start_whatever_is_trained() -> None:
     model = tiny_qwen2_audio(1)
-    prepare(model, TrainableConfig(connector="full", decoder="lora"))
+    set_trainable(model, TrainableConfig(connector="full", decoder="lora"))
     ids, reference = torch.tensor([1, 2, 3]), Reference(model.module)
     clip = model.encode_audio([np.ones(4000, np.float32)])
     start = model.project_audio(clip)[0].clone()
@@ -216,7 +216,7 @@ def test_reference_is_the_start_whatever_is_trained() -> None:
     assert torch.equal(model.project_audio(clip)[0], moved)
     assert not torch.equal(start, moved)
     assert model.embed(ids).shape[0] == 3
-    assert not encoder_trains(model)
+    assert not trains_encoder(model)
 
 
 def test_units_group_rows_of_one_clip() -> None:

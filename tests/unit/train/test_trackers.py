@@ -17,7 +17,7 @@ from earwise.errors import ConfigError
 from earwise.train.logging.trackers import LISTEN_RATE, LISTEN_S, Sample, Watched, flat, grouped, markdown, table
 from earwise.train.logging.tracking import PATIENCE, SAMPLES, Mirror, check
 
-SETTINGS = {"recipe": "t", "seed": 3, "stage": {"kind": "grpo", "optimizer": {"lr": 1e-3, "betas": [0.9, 0.99]}}}
+SETTINGS = {"recipe": "t", "seed": 3, "stage": {"kind": "grpo", "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.99]}}}
 
 
 def metrics(step: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Memory:
     def log(self, step: int, values: Mapping[str, float], samples: Sequence[Sample]) -> None:
         if step in self.trouble:
             raise ConnectionError("server\nis away")
-        self.heard.extend(len(wave) for sample in samples for wave in sample.waves)
+        self.heard.extend(len(wave) for sample in samples for wave in sample.waveforms)
         self.seen.append((step, values, [sample.row["id"] for sample in samples]))
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ def test_names_are_grouped_and_settings_are_flat() -> None:
     assert grouped(metrics(3)) == {"optimizer/lr": 0.1, "speed/seconds": 1.5, "grpo/reward": 0.3}
     assert grouped({"step": 1, "new": 2, "stuck": True, "phase/hear": 0.5}) == {"run/new": 2.0, "phase/hear": 0.5}
     assert flat(SETTINGS | {"none": None}) == {
-        "recipe": "t", "seed": 3, "stage.kind": "grpo", "stage.optimizer.lr": 1e-3,
+        "recipe": "t", "seed": 3, "stage.kind": "grpo", "stage.optimizer.learning_rate": 1e-3,
         "stage.optimizer.betas": "[0.9, 0.99]",
     }  # fmt: skip
 
@@ -193,7 +193,7 @@ def test_tensorboard_holds_each_step_once_with_clips_to_hear(tmp_path: Path, cli
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     start = HParamsPluginData.FromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
-    assert start.session_start_info.hparams["stage.optimizer.lr"].number_value == 1e-3
+    assert start.session_start_info.hparams["stage.optimizer.learning_rate"].number_value == 1e-3
 
 
 @pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install 'earwise[track]'")

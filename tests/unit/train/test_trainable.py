@@ -14,7 +14,7 @@ from earwise.data import manifest
 from earwise.models.base import load as load_model
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import run
-from earwise.train.trainable import parameter_groups, prepare
+from earwise.train.trainable import parameter_groups, set_trainable
 from earwise.types import Audio, Example, Text, Turn
 
 
@@ -56,7 +56,7 @@ KINDS: dict[str, dict] = {
     "sft": {},
     "grpo": {"group_size": 4, "max_new_tokens": 5, "rewards": {"test_groups:likes_e": 1.0}},
     "dpo": {"negatives": "options"},
-    "compress": {"every_steps": 1},
+    "compress": {"steps_per_unit": 1},
 }
 
 
@@ -65,7 +65,7 @@ KINDS: dict[str, dict] = {
 def test_every_stage_trains_the_parts_that_are_asked_for_and_no_other(rows: Path, kind: str, modes: dict) -> None:
     pytest.importorskip("peft")
     data = {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think" if kind == "compress" else "answer": 1.0}}
-    optimizer = {"lr": 1e-3, "encoder_lr": 1e-5, "connector_lr": 1e-4, "schedule": "constant"}
+    optimizer = {"learning_rate": 1e-3, "encoder_learning_rate": 1e-5, "connector_learning_rate": 1e-4, "lr_scheduler_type": "constant"}
     stage = {
         "kind": kind,
         "max_steps": 1,
@@ -91,19 +91,19 @@ def test_every_stage_trains_the_parts_that_are_asked_for_and_no_other(rows: Path
 
 def test_rates_by_group() -> None:
     model = tiny_qwen2_audio(1)
-    prepare(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
+    set_trainable(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
 
     def found(**rates: float) -> dict[float, set[str]]:
-        groups = parameter_groups(model, OptimizerConfig(lr=1.0, **rates))
+        groups = parameter_groups(model, OptimizerConfig(learning_rate=1.0, **rates))
         return {
             group["lr"]: {part for part, at in PARTS.items() for p in group["params"] if names[id(p)].startswith(at)}
             for group in groups
         }
 
-    assert found(encoder_lr=0.1, connector_lr=0.2) == {1.0: {"decoder"}, 0.1: {"encoder"}, 0.2: {"connector"}}
-    assert found(connector_lr=0.2) == {1.0: {"encoder", "decoder"}, 0.2: {"connector"}}
-    assert found(encoder_lr=0.1)[0.1] == {"encoder"}
+    assert found(encoder_learning_rate=0.1, connector_learning_rate=0.2) == {1.0: {"decoder"}, 0.1: {"encoder"}, 0.2: {"connector"}}
+    assert found(connector_learning_rate=0.2) == {1.0: {"encoder", "decoder"}, 0.2: {"connector"}}
+    assert found(encoder_learning_rate=0.1)[0.1] == {"encoder"}
     order = parameter_groups(model, OptimizerConfig())[0]["params"]
     rest = [p for name, p in model.module.named_parameters() if not name.startswith(PARTS["connector"])]
     assert all(a is b for a, b in zip(order, rest, strict=True)), "as checkpoints of before have it"

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from builders import tiny_qwen2_audio, two_questions
-from chat_server import Chat, Say, counted, serving, sounds
-from earwise.engine.base import Decoding, Prompt
+from builders import tiny_qwen2_audio, write_two_questions
+from chat_server import ChatServer, ServerReply, count_usage, run_chat_server, request_clips
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, EngineError
-from earwise.models import lora_checkpoint
+from earwise.models import lora_checkpoint, registry
 from earwise.models.base import load
 from earwise.types import Audio, Text, Turn
 from policy_server import FULL, HEARS_S, LORA, trained
@@ -32,7 +32,7 @@ class Served:
         self.engines = {"m": LocalEngine(load("qwen2_audio", base))}
         self.calls: list[tuple[str, str]] = []
 
-    def start(self, chat: Chat) -> None:
+    def start(self, chat: ChatServer) -> None:
         self.chat = chat
         self._tell()
         root = "" if self.kind == "sglang" else "/v1"
@@ -48,10 +48,10 @@ class Served:
     def load_lora(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         name, path = body["lora_name"], Path(body["lora_path"])
         self.calls.append(("load", name))
-        if (path / lora_checkpoint.CONFIG).exists():
+        if (path / lora_checkpoint.PEFT_CONFIG).exists():
             model = load("qwen2_audio", self.base)
             lora_checkpoint.merge(
-                model.module, lora_checkpoint.read(path), lora_checkpoint.PUBLISHED["qwen2_audio"], path
+                model.module, lora_checkpoint.read(path), registry.parameter_names("qwen2_audio"), path
             )
         else:
             model = load(str(path))
@@ -72,18 +72,18 @@ class Served:
         self.engines["m"] = LocalEngine(load("qwen2_audio", Path(body["model_path"])))
         return 200, {"success": True, "message": "Succeeded to update model weights."}
 
-    def answer(self, body: dict[str, Any], count: int) -> Say:
-        waves = [wave[: HEARS_S * rate] for wave, rate in sounds(body)]
+    def answer(self, body: dict[str, Any], count: int) -> ServerReply:
+        waveforms = [wave[: HEARS_S * rate] for wave, rate in request_clips(body)]
         turns = []
         for message in body["messages"]:
             parts = message["content"]
             parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
             told = tuple(Text(part["text"]) if part["type"] == "text" else Audio("a") for part in parts)
             turns.append(Turn(message["role"], told))
-        decoding = Decoding(body["max_tokens"], body["temperature"], seed=body.get("seed", 0))
+        sampling_params = SamplingParams(body["max_tokens"], body["temperature"], seed=body.get("seed", 0))
         with self.lock:
             engine = self.engines[body["model"]]
-            said = engine.generate([Prompt(tuple(turns), tuple(waves), "k")], decoding, body.get("n", 1))[0]
+            said = engine.generate([Prompt(tuple(turns), tuple(waveforms), "k")], sampling_params, body.get("n", 1))[0]
         choices = [
             {
                 "message": {"role": "assistant", "content": one.text}, "finish_reason": one.finish_reason,
@@ -92,14 +92,14 @@ class Served:
             }
             for one in said
         ]  # fmt: skip
-        return Say(choices=choices, usage=counted(body, "a"))
+        return ServerReply(choices=choices, usage=count_usage(body, "a"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A base checkpoint and two questions, about sounds that 16 bits hold exactly."""
     tiny_qwen2_audio(4).save(tmp_path / "base")
-    two_questions(tmp_path)
+    write_two_questions(tmp_path)
     return tmp_path
 
 
@@ -117,9 +117,9 @@ def test_after_a_refresh_the_server_says_what_the_policy_says(
     folder: Path, kind: str, how: str, trainable: dict[str, Any]
 ) -> None:
     server = Served(kind, folder / "base")
-    with serving(server.answer) as chat:
+    with run_chat_server(server.answer) as chat:
         server.start(chat)
-        ratios = trained(folder, f"{chat.url}#m", {"how": how}, trainable)
+        ratios = trained(folder, f"{chat.url}#m", {"method": how}, trainable)
     assert [abs(ratio - 1) < 1e-4 for ratio in ratios] == [True] * 4, ratios
     names = [name for call, name in server.calls if call != "unload"]
     assert len(set(names)) == 4 and names[1].startswith("m-1-")
@@ -131,7 +131,7 @@ def test_after_a_refresh_the_server_says_what_the_policy_says(
 
 def test_without_it_the_two_drift_apart(folder: Path) -> None:
     server = Served("vllm", folder / "base")
-    with serving(server.answer) as chat:
+    with run_chat_server(server.answer) as chat:
         server.start(chat)
         ratios = trained(folder, f"{chat.url}#m", None, LORA)
     assert abs(ratios[0] - 1) < 1e-4
@@ -140,9 +140,9 @@ def test_without_it_the_two_drift_apart(folder: Path) -> None:
 
 def test_every_second_step(folder: Path) -> None:
     server = Served("vllm", folder / "base")
-    with serving(server.answer) as chat:
+    with run_chat_server(server.answer) as chat:
         server.start(chat)
-        ratios = trained(folder, f"{chat.url}#m", {"every": 2}, LORA)
+        ratios = trained(folder, f"{chat.url}#m", {"steps": 2}, LORA)
     close = [abs(ratio - 1) < 1e-4 for ratio in ratios]
     assert close == [True, False, True, False], ratios
 
@@ -150,7 +150,7 @@ def test_every_second_step(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "refresh", "trainable", "said"),
     [
-        ("vllm", {"how": "weights"}, FULL, "is for sglang, earwise"),
+        ("vllm", {"method": "weights"}, FULL, "is for sglang, earwise"),
         ("", {}, LORA, "is unknown"),
         ("vllm", {}, FULL, "there is no LoRA"),
         ("vllm", {}, LORA | {"connector": "full"}, "set trainable.connector: frozen"),
@@ -160,7 +160,7 @@ def test_what_a_server_cannot_take_is_refused_before_anything_is_trained(
     folder: Path, kind: str, refresh: dict[str, Any], trainable: dict[str, Any], said: str
 ) -> None:
     server = Served(kind, folder / "base")
-    with serving(server.answer) as chat:
+    with run_chat_server(server.answer) as chat:
         server.start(chat)
         with pytest.raises(ConfigError, match=said):
             trained(folder, f"{chat.url}#m", refresh, trainable)
@@ -168,10 +168,10 @@ def test_what_a_server_cannot_take_is_refused_before_anything_is_trained(
 
 def test_a_server_that_allows_no_updates_stops_the_run_in_one_line(folder: Path) -> None:
     server = Served("vllm", folder / "base")
-    with serving(server.answer) as chat:
+    with run_chat_server(server.answer) as chat:
         server.start(chat)
         chat.routes["/v1/load_lora_adapter"] = lambda body: (404, {"detail": "Not Found"})
-        with pytest.raises(EngineError, match=r"load_lora_adapter says 404 .*VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        with pytest.raises(EngineError, match=r"load_lora_adapter answers 404 .*VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             trained(folder, f"{chat.url}#m", {}, LORA)
 
 

@@ -20,7 +20,7 @@ from earwise.errors import ConfigError, ModelError
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.base import AudioLM
 from earwise.train.distributed import parallel
-from earwise.train.policy import Micro, Policy
+from earwise.train.policy import MicroBatch, Policy
 
 
 def shard(model: AudioLM) -> list[Any]:
@@ -48,7 +48,7 @@ def shard(model: AudioLM) -> list[Any]:
         layer.set_force_sum_reduction_for_comms(True)
     with torch.no_grad():  # FSDP2 takes the first module that computes for the root
         empty = filler(model)
-        Policy(model)(empty.forest, empty.heard, empty.waveforms)
+        Policy(model)(empty.forest, empty.encoder_states, empty.waveforms)
     for layer in cut:
         layer.reshard()  # where layers stay whole after a forward pass: the optimizer wants what is cut
     return cut
@@ -70,7 +70,7 @@ def decoder_layers(model: AudioLM) -> tuple[nn.Module, list[nn.Module]]:
     Raises:
         ModelError: if there is no such list.
     """
-    prefixes = model.groups["decoder"]
+    prefixes = model.parameter_prefixes["decoder"]
     found = [
         (name, part)
         for name, part in model.module.named_modules()
@@ -154,11 +154,11 @@ def clip(parameters: Sequence[Tensor], limit: float) -> float:
     return float(norm)
 
 
-def filler(model: AudioLM) -> Micro:
+def filler(model: AudioLM) -> MicroBatch[None]:
     """A micro batch of two tokens, for a process that has fewer than others: layers are gathered by all or by none."""
     end, device = model.eos_ids[0], next(model.module.parameters()).device
     path = TokenPath((end, end), (False, True), (-1, -1))
-    return Micro([[path]], pack([build_tree([path])], device), {}, {})
+    return MicroBatch([[path]], pack([build_tree([path])], device), {}, {}, None)
 
 
 def _cut(parameter: object) -> bool:

@@ -1,62 +1,63 @@
-"""What a model that is being taught says meanwhile: greedy answers to a few fixed rows, for people to look at.
+"""Completions that are logged during training, for a person to read: the rows of `rollouts.jsonl`.
 
-GRPO logs what it samples anyway (`grpo.py`); stages that are told the right replies (`sft`, `dpo`, `compress`) never
-say anything, and a loss does not tell what was learnt. Every `show_every` steps, before the step's batches are drawn,
-the model is asked the same rows of its own data; `train/run.py` writes the answers to `rollouts.jsonl`, from where
-trackers and reports show them with their clips.
+GRPO logs completions that it samples anyway. The supervised stages (SFT, DPO, compression) sample nothing, and their
+loss does not show what the model has learnt. Every `log_completions_steps` steps, before the batches of the step are
+made, the model therefore answers the same few rows of its training data (`CompletionLogger`). `train/run.py` writes the
+answers to `rollouts.jsonl`, from where trackers and reports show them with their clips.
 
-Looking changes nothing: rows are taken by their place, not drawn; greedy decoding draws nothing; what is kept of the
-sounds is bit for bit what hearing them again gives. The engine, with its copy of the weights, is gone afterwards.
+Logging changes nothing in the training: rows are chosen by their place, greedy decoding draws no random numbers, and
+cached encoder states are bit for bit those of another encoder pass. The engine, with its copy of the weights, is
+discarded after use.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from earwise.config.stages import CompressStage, DpoStage, SftStage
+from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
-from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import EncoderCache
 from earwise.prompts import prompt_turns
-from earwise.train.batches import Sounds
+from earwise.train.clip_loader import ClipLoader
 from earwise.train.distributed import parallel, sharding
-from earwise.train.profiler import Clock
-from earwise.train.trainer import Say, StageWork
+from earwise.train.stages.stage import StageContext
 from earwise.types import Completion, Example
 
 T = TypeVar("T")
-Keep = Callable[[dict[str, Any]], None]
-SHOWN = 4
-"""Rows that are asked; trackers show the first two."""
-TOKENS = 128
-"""Of an answer; enough for a short chain of reasoning."""
+NUM_LOGGED_ROWS = 4
+"""Number of rows that are answered; trackers show the first two."""
+MAX_NEW_TOKENS = 128
+"""Longest answer, in tokens: enough for a short chain of reasoning."""
 
 
-def evenly(rows: Sequence[T], count: int) -> list[T]:
-    """So many rows, or all if there are no more, spread over the whole: in a sorted manifest the first are much alike.
+def evenly_spaced_rows(rows: Sequence[T], count: int) -> list[T]:
+    """Choose `count` rows (or all, if there are fewer), evenly spread, since neighbours in a sorted manifest are alike.
 
-    >>> evenly("abcdefg", 3)
+    >>> every_nth_row("abcdefg", 3)
     ['a', 'c', 'e']
     """
-    some = min(count, len(rows))
-    return [rows[number * len(rows) // some] for number in range(some)]
+    count = min(count, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
 
 
-def asked(rows: Sequence[Example], style: str, sounds: Sounds) -> list[tuple[Example, Prompt]]:
-    """Rows with what is asked of each; without those whose sounds cannot be read, where they may be skipped."""
-    fitted = [some for row in rows if (some := sounds.fit((row,))) is not None]
-    return [(row, Prompt(prompt_turns(row, style), tuple(waveforms), row.id)) for (row,), waveforms in fitted]
+def prompts_for_rows(rows: Sequence[Example], style: str, clip_loader: ClipLoader) -> list[tuple[Example, Prompt]]:
+    """Rows with their prompts; rows whose audio cannot be read are left out where the recipe skips them."""
+    loaded_rows = [loaded for row in rows if (loaded := clip_loader.load_rows((row,))) is not None]
+    return [
+        (loaded.rows[0], Prompt(prompt_turns(loaded.rows[0], style), tuple(loaded.waveforms), loaded.rows[0].id))
+        for loaded in loaded_rows
+    ]
 
 
-def sample(step: int, example: Example, said: Sequence[Completion], rewards: Sequence[float] | None) -> dict[str, Any]:
-    """A row of `rollouts.jsonl`, but for the stage.
+def sample_row(
+    step: int, example: Example, completions: Sequence[Completion], rewards: Sequence[float] | None
+) -> dict[str, Any]:
+    """A row of `rollouts.jsonl`, except for the stage.
 
     Args:
-        step: From 1: the step that the weights are about to take.
-        example: What was asked.
-        said: To it.
-        rewards: Of each completion; None where nothing is rewarded and decoding was greedy.
+        step: Number, from 1, of the step that the model is about to take.
+        example: The row of the prompt.
+        completions: The model's completions.
+        rewards: Reward of each completion; None in stages without rewards, which decode greedily.
     """
     return {
         "step": step,
@@ -65,54 +66,52 @@ def sample(step: int, example: Example, said: Sequence[Completion], rewards: Seq
         "question": example.question,
         "choices": list(example.choices),
         "answer": list(example.answer or example.chosen),
-        "completions": [one.text for one in said],
+        "completions": [completion.text for completion in completions],
         "rewards": None if rewards is None else list(rewards),
     }
 
 
-def shown(
-    work: StageWork,
-    model: AudioLM,
-    stage: SftStage | DpoStage | CompressStage,
-    sources: Sequence[tuple[Sequence[Example], float]],
-    encoder_cache: EncoderCache,
-    sounds: Sounds,
-    keep: Keep,
-    clock: Clock,
-    say: Say,
-) -> StageWork:
-    """The same stage, asked a few rows every `show_every` steps.
+class CompletionLogger:
+    """Logs greedy answers to a few training rows every `log_completions_steps` steps.
 
     Args:
-        work: The stage for the loop.
-        model: As it is trained.
-        stage: Its settings.
-        sources: Examples and weight of each manifest of the mixture; manifests take turns.
-        ears: What was heard.
-        sounds: Decodes clips.
-        keep: Takes the rows to log.
-        clock: Told of the time.
-        say: Told why nothing is shown.
+        context: What the run gives to the stage; the manifests of the mixture take turns.
+        config: Settings of the stage.
+        decodes_in_batches: As `Stage.decodes_in_batches`. Where FSDP2 shards the layers and the stage does not gather
+            them anyway, nothing is logged, since the memory plan counts with one gathered layer at a time.
     Raises:
-        AudioError: as training would, for a row that cannot be read and may not be skipped.
+        AudioError: if the audio of a chosen row cannot be read and such rows stop the run.
     """
-    if not 0 < stage.show_every < stage.max_steps:
-        return work
-    if sharding.cuts() and not work.asks:  # the plan counts no more than one layer whole at a time
-        say(f"{work.kind}: layers are cut over processes and stay so, no answers are shown (show_every)")
-        return work
-    turns = [number % len(sources) for number in range(SHOWN)]
-    rows = [row for number, (some, _) in enumerate(sources) for row in evenly(some, turns.count(number))]
-    styles = stage.data.styles
-    questions = asked(rows, max(styles, key=styles.__getitem__), sounds)
 
-    def batches(step: int) -> Any:
-        if step and step % stage.show_every == 0 and questions and parallel.main():
-            with clock("rollout"):
-                engine = LocalEngine(model, encoder_cache=encoder_cache, static=False)  # no buffers that stay on a device
-                groups = engine.generate([prompt for _, prompt in questions], SamplingParams(TOKENS))
-            for (example, _), said in zip(questions, groups, strict=True):
-                keep(sample(step + 1, example, said, None))
-        return work.batches(step)
+    def __init__(
+        self, context: StageContext, config: SftConfig | DpoConfig | CompressConfig, *, decodes_in_batches: bool
+    ) -> None:
+        self._context = context
+        self._interval = config.log_completions_steps
+        self._prompts: list[tuple[Example, Prompt]] = []
+        if not 0 < self._interval < config.max_steps:
+            return
+        if sharding.cuts() and not decodes_in_batches:
+            context.notify(
+                f"{config.kind}: the layers are sharded over processes, so no answers are logged "
+                "(log_completions_steps)"
+            )
+            return
+        mixture, styles = context.data.mixture, config.data.styles
+        turns = [number % len(mixture) for number in range(NUM_LOGGED_ROWS)]
+        rows = [
+            row for number, (source, _) in enumerate(mixture) for row in evenly_spaced_rows(source, turns.count(number))
+        ]
+        self._prompts = prompts_for_rows(rows, max(styles, key=styles.__getitem__), context.clip_loader)
 
-    return replace(work, batches=batches)
+    def before_step(self, step: int) -> None:
+        """Log answers if it is time; called before the batches of a step (from 0) are made."""
+        if not (step and self._prompts and step % self._interval == 0 and parallel.main()):
+            return
+        context = self._context
+        with context.profiler.phase("rollout"):
+            # Without the static cache, whose buffers would stay on the device.
+            engine = LocalEngine(context.model, encoder_cache=context.encoder_cache, use_static_cache=False)
+            groups = engine.generate([prompt for _, prompt in self._prompts], SamplingParams(MAX_NEW_TOKENS))
+        for (example, _), completions in zip(self._prompts, groups, strict=True):
+            context.log_sample(sample_row(step + 1, example, completions, None))

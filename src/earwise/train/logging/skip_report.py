@@ -1,6 +1,6 @@
 """What a stage went on without: counted step by step in metrics.jsonl, told at the stage's end.
 
-Whatever a recipe allows to be left out (`on_bad_loss`, `on_bad_row`, `on_reward_error`, `on_sampler_error`) stands in
+Whatever a recipe allows to be left out (`on_nonfinite_loss`, `on_bad_row`, `on_reward_error`, `on_rollout_error`) stands in
 the log of its step, and the log survives a resume: what is told holds for the whole stage, not for the last process.
 """
 

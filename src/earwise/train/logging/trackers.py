@@ -103,8 +103,8 @@ def grouped(row: Row) -> dict[str, float]:
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
     """Nested settings under dotted names, lists as JSON; None is left out.
 
-    >>> flat({"seed": 1, "optimizer": {"lr": 0.1, "betas": [0.9, 0.99]}})
-    {'seed': 1, 'optimizer.lr': 0.1, 'optimizer.betas': '[0.9, 0.99]'}
+    >>> flat({"seed": 1, "optimizer": {"learning_rate": 0.1, "betas": [0.9, 0.99]}})
+    {'seed': 1, 'optimizer.learning_rate': 0.1, 'optimizer.betas': '[0.9, 0.99]'}
     """
     out: dict[str, bool | int | float | str] = {}
     for name, value in settings.items():

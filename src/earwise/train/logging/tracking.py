@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earwise.audio import decode
-from earwise.config.resolve import entry, require
+from earwise.config.resolve import require, resolve_entry
 from earwise.errors import AudioError, ConfigError
 from earwise.files import write_json
 from earwise.train.logging.trackers import LISTEN_RATE, LISTEN_S, TRACKERS, Row, Sample, Tracker, Watched, grouped
@@ -25,7 +25,7 @@ EXTRAS = {"tensorboard": "train", "wandb": "track", "trackio": "track"}
 SAMPLES = 2  # prompts of a step that are shown
 PATIENCE = 3  # failures in a row after which a tracker is given up
 
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 def check(names: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ def check(names: Sequence[str]) -> None:
     for name in names:
         if name in EXTRAS:
             require(name, EXTRAS[name], f"trackers: [{name}]")
-        entry(TRACKERS, name, "tracker")
+        resolve_entry(TRACKERS, name, "tracker")
         if name == "wandb":
             _log_in()
 
@@ -68,8 +68,10 @@ class Mirror:
         say: Told where a tracker shows the run, and of each that fails.
     """
 
-    def __init__(self, names: Sequence[str], run: Path, stage: str, settings: Mapping[str, Any], say: Say) -> None:
-        self._guards = [_Guard(name, run, stage, settings, say) for name in names]
+    def __init__(
+        self, names: Sequence[str], run: Path, stage: str, settings: Mapping[str, Any], notify: Notify
+    ) -> None:
+        self._guards = [_Guard(name, run, stage, settings, notify) for name in names]
         self._run = run
         self._rows: list[Row] = []
 
@@ -111,7 +113,7 @@ class _Guard:
     run: Path
     stage: str
     settings: Mapping[str, Any]
-    say: Say
+    notify: Notify
     tracker: Tracker | None = None
     given: dict[str, Any] = field(default_factory=dict)
     """`key` of the stage, and the last `step` that the tracker was given, in an earlier process too."""
@@ -142,7 +144,7 @@ class _Guard:
         except Exception as error:  # as above
             self._failed(error)
         if self.lost:
-            self.say(f"tracker {self.name}: {self.lost} steps of {self.stage} are not shown; metrics.jsonl has them")
+            self.notify(f"tracker {self.name}: {self.lost} steps of {self.stage} are not shown; metrics.jsonl has them")
 
     @property
     def _kept(self) -> Path:
@@ -154,15 +156,15 @@ class _Guard:
         except (OSError, ValueError):
             self.given = {"key": os.urandom(6).hex(), "step": 0}
         self.in_a_row = PATIENCE - 1  # one that cannot be opened is not tried again
-        make = entry(TRACKERS, self.name, "tracker")
+        make = resolve_entry(TRACKERS, self.name, "tracker")
         tracker: Tracker = make(Watched(self.run, self.stage, step, self.settings, self.given["key"]))
-        self.say(f"tracker {self.name}: {tracker}")
+        self.notify(f"tracker {self.name}: {tracker}")
         return tracker
 
     def _failed(self, error: Exception) -> None:
         self.lost, self.in_a_row = self.lost + 1, self.in_a_row + 1
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if self.in_a_row == PATIENCE:
-            self.say(f"tracker {self.name} failed ({said}) and is given up; metrics.jsonl has everything")
+            self.notify(f"tracker {self.name} failed ({said}) and is given up; metrics.jsonl has everything")
         elif self.lost == 1:
-            self.say(f"tracker {self.name} failed ({said}); training goes on, metrics.jsonl has everything")
+            self.notify(f"tracker {self.name} failed ({said}); training goes on, metrics.jsonl has everything")

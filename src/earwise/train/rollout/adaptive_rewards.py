@@ -1,59 +1,65 @@
-"""Thinking and answering at once kept in balance: the more a batch does one, the less that is worth.
+"""Adaptive rewards: the more completions of a step think, the less thinking earns, and the other way round.
 
-Between the engine and the rewards of a GRPO stage with `balance_thinking`. A policy that is free to think soon does
-only one of both, whichever earned more at first, and never finds out when the other pays. So the two rewards that tell
-them apart are softened by factors from the share of thinking completions in the step; they fade to 1 until the last
-step.
+Used by GRPO with `balance_thinking`, between sampling and rewards. A policy that is free to think or to answer at once
+soon does only one of both, whichever earned more in the beginning. The rewards `adaptive_thinking` and
+`adaptive_consistent` are therefore scaled by factors that follow from the share of thinking completions in the step;
+the factors rise to 1 until the last step.
 
-Source: Audio-Thinker (arXiv 2508.08039), eqs. 3 to 5. Ours where the paper is silent: a batch is all completions of one
-round of sampling, of all processes; the first step has progress 0.
+Source: Audio-Thinker (arXiv:2508.08039), equations 3 to 5. Ours where the paper is silent: a batch is all completions
+of one round of sampling, of all processes; the first step has progress 0.
 """
 
 from collections.abc import Sequence
 from functools import partial
 from math import exp
 
-from earwise.algorithms.rewards import Reward, adaptive_consistent, adaptive_thinking, thinks
+from earwise.algorithms.rewards import Reward, adaptive_consistent, adaptive_thinking, has_reasoning
 from earwise.train.distributed import parallel
 from earwise.types import Completion, Example
 
-SOFTENED = {"adaptive_thinking": adaptive_thinking, "adaptive_consistent": adaptive_consistent}
+ADAPTIVE = {"adaptive_thinking": adaptive_thinking, "adaptive_consistent": adaptive_consistent}
 
 
-def factors(share: float, progress: float) -> tuple[float, float]:
-    """What thinking and answering at once are softened by.
+def reward_factors(thinking_share: float, progress: float) -> tuple[float, float]:
+    """Factors on the rewards of thinking and of answering at once.
 
     Args:
-        share: Of the completions that think, in [0, 1].
-        progress: Of the training, in [0, 1].
+        thinking_share: Share of the completions that think, in [0, 1].
+        progress: Finished share of the training, in [0, 1].
     Returns:
         Two factors in (0, 1].
     """
-    return exp(-share * (1 - progress)), exp(-(1 - share) * (1 - progress))
+    return exp(-thinking_share * (1 - progress)), exp(-(1 - thinking_share) * (1 - progress))
 
 
-class Balance:
-    """The two rewards as they are worth in the running step.
+class AdaptiveRewards:
+    """The adaptive rewards of the running step.
 
     Args:
-        steps: Of the whole training.
+        max_steps: Optimizer steps of the whole stage.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self.share = 0.0
-        self._think = self._answer = 1.0
+    def __init__(self, max_steps: int) -> None:
+        self._max_steps = max_steps
+        self.thinking_share = 0.0
+        """Share of thinking completions in the last batch."""
+        self._thinking_factor = self._answering_factor = 1.0
 
-    def see(self, groups: Sequence[Sequence[Completion]], step: int) -> None:
-        """Take in a batch (this process's part of it) before it is judged; `step` counts from 0."""
-        said = [one.text for group in groups for one in group]
-        counts = parallel.total({"thinking": float(sum(map(thinks, said))), "all": float(len(said))})
-        self.share = counts["thinking"] / max(1.0, counts["all"])
-        self._think, self._answer = factors(self.share, step / self._steps)
+    def observe(self, groups: Sequence[Sequence[Completion]], step: int) -> None:
+        """Set the factors by a batch of completions, before its rewards are computed.
 
-    def rewards(self) -> dict[str, Reward]:
-        """By name; they follow what was seen last."""
-        return {name: partial(self._worth, name) for name in SOFTENED}
+        Args:
+            groups: This process's completions; all processes must call.
+            step: Number of the step, from 0.
+        """
+        texts = [completion.text for group in groups for completion in group]
+        counts = parallel.total({"thinking": float(sum(map(has_reasoning, texts))), "all": float(len(texts))})
+        self.thinking_share = counts["thinking"] / max(1.0, counts["all"])
+        self._thinking_factor, self._answering_factor = reward_factors(self.thinking_share, step / self._max_steps)
 
-    def _worth(self, name: str, example: Example, completion: str) -> float:
-        return SOFTENED[name](example, completion, think=self._think, answer=self._answer)
+    def functions(self) -> dict[str, Reward]:
+        """The reward functions by name; they use the factors of the last observed batch."""
+        return {name: partial(self._reward, name) for name in ADAPTIVE}
+
+    def _reward(self, name: str, example: Example, completion: str) -> float:
+        return ADAPTIVE[name](example, completion, think=self._thinking_factor, answer=self._answering_factor)

@@ -1,40 +1,40 @@
-"""Patience with a server that samples: while it is away (restarted, out of reach) a run waits, as the recipe says.
+"""Waiting for a rollout server that does not answer, as the recipe says (`on_rollout_error: retry`).
 
-Above the engine, which has tries of its own for a single request; what the server had answered before it went away is
-kept there and not asked again.
+The engine already retries a single request a few times; this is for a server that is restarted or out of reach for
+minutes. Answers that arrived before are kept by the engine and not requested again.
 """
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from earwise.errors import ServerAway
+from earwise.errors import ServerUnavailable
 
 T = TypeVar("T")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 
 
-def patiently(ask: Callable[[], T], minutes: float, say: Callable[[str], None]) -> tuple[T, int]:
-    """Ask until there is an answer; pauses double.
+def retry_while_away(request: Callable[[], T], minutes: float, notify: Callable[[str], None]) -> tuple[T, int]:
+    """Repeat a request until it is answered; the pause between attempts doubles each time.
 
     Args:
-        ask: Raises `ServerAway` while the server does not answer.
-        minutes: To wait in all; 0: not at all.
-        say: Told of every wait.
+        request: Makes the request; raises `ServerUnavailable` while the server does not answer.
+        minutes: Longest time to wait in all; 0 to raise the first error.
+        notify: Receives one line before each pause.
     Returns:
-        The answer, and how often there was none.
+        The answer, and the number of failed attempts.
     Raises:
-        ServerAway: when the time is up.
+        ServerUnavailable: if the server still does not answer after that time.
     """
-    until, failed = time.monotonic() + 60 * minutes, 0
+    deadline, num_failed = time.monotonic() + 60 * minutes, 0
     while True:
         try:
-            return ask(), failed
-        except ServerAway as error:
-            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**failed)
-            if time.monotonic() + pause > until:
-                waited = f"after {minutes:g} minutes" if minutes else "(on_sampler_error: wait would wait for it)"
-                raise ServerAway(f"{error} {waited}; see to the server, then --resume") from error
-            failed += 1
-            say(f"{error}; asked again in {pause:g} s")
-            time.sleep(pause)
+            return request(), num_failed
+        except ServerUnavailable as error:
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**num_failed)
+            if time.monotonic() + pause_s > deadline:
+                waited = f"after {minutes:g} minutes" if minutes else "(on_rollout_error: retry would wait for it)"
+                raise ServerUnavailable(f"{error} {waited}; start the server again, then --resume") from error
+            num_failed += 1
+            notify(f"{error}; asked again in {pause_s:g} s")
+            time.sleep(pause_s)

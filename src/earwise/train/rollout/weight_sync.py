@@ -1,16 +1,16 @@
-"""Newer weights for a server that samples: written into a folder that it sees, and the server told to load them.
+"""Newer weights for a rollout server: written into a folder that it can read, and loaded by a request.
 
-Before a rollout of a GRPO stage with `sampler_refresh`. Without it the server keeps what it was started with, and
-importance ratios have more and more to make up for. Two ways:
+Used by GRPO with `weight_sync`, before a rollout. Without it the server keeps the weights it was started with, and the
+importance ratios have more and more to correct. Two methods:
 
-- `lora`: the adapter as PEFT writes it, to `POST /v1/load_lora_adapter` (vLLM, earwise) or `/load_lora_adapter`
-  (SGLang). Every version has a name of its own, which is then the model that is asked for; the version before is
-  unloaded. Under one name vLLM would reuse prefixes that older weights have computed, and read the adapter anew at
-  every step (its issues 42125 and 31326).
-- `weights`: all of them, LoRA merged in, to SGLang's `POST /update_weights_from_disk`; `earwise serve` takes them where
-  it takes an adapter.
+- `lora`: the LoRA in PEFT's format, by `POST /v1/load_lora_adapter` (vLLM, earwise) or `/load_lora_adapter` (SGLang).
+  Every version has a name of its own, under which completions are then requested, and the version before is unloaded.
+  With one name for all versions, vLLM would reuse cached prefixes of older weights and read the adapter again at every
+  step (its issues 42125 and 31326).
+- `weights`: all weights, LoRA merged, by SGLang's `POST /update_weights_from_disk`; `earwise serve` accepts them at the
+  address for adapters.
 
-Sources: the servers' own documentation and code, as of autumn 2026.
+Sources: documentation and code of the servers, as of autumn 2026.
 """
 
 import hashlib
@@ -25,166 +25,180 @@ from torch import Tensor
 from earwise.engine.base import Engine
 from earwise.engine.remote import openai_http
 from earwise.engine.remote.client import RemoteEngine, run_coroutine
-from earwise.errors import ConfigError, EngineError, ServerAway
-from earwise.files import building
-from earwise.models import lora_checkpoint
+from earwise.errors import ConfigError, EngineError, ServerUnavailable
+from earwise.files import atomic_folder
+from earwise.models import lora_checkpoint, registry
 from earwise.models.base import AudioLM
-from earwise.models.lora_checkpoint import Adapter
+from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.train.distributed import parallel
 from earwise.train.distributed.sharding import whole
 
-How = Literal["lora", "weights"]
-KINDS: dict[How, tuple[str, ...]] = {"lora": ("vllm", "sglang", "earwise"), "weights": ("sglang", "earwise")}
-"""Makes of servers (as they name themselves in their list of models) that take it."""
-CONNECTOR_TOO = ("earwise",)
-"""Makes that take parameters trained in full beside LoRA."""
+SyncMethod = Literal["lora", "weights"]
+SUPPORTED_SERVERS: dict[SyncMethod, tuple[str, ...]] = {
+    "lora": ("vllm", "sglang", "earwise"),
+    "weights": ("sglang", "earwise"),
+}
+"""Method -> kinds of servers that support it, by `owned_by` in their list of models."""
+ACCEPT_FULL_PARAMETERS = ("earwise",)
+"""Kinds of servers whose adapters may hold fully trained parameters beside LoRA."""
 
 
-class Refresh:
-    """Sends the policy to the server that samples from it.
+class WeightSync:
+    """Sends the policy's weights to the server that samples from it.
 
     Args:
         engine: The server.
         model: The policy, prepared for training.
-        how: See above.
-        every: Optimizer steps between two versions; the first goes before the first rollout of every process, so that
-            what cannot work stops a run where it starts, and a resumed run samples from its own weights.
-        folder: Where versions are written, as this machine and the server both see it.
+        method: `lora` or `weights`; see the module.
+        interval: Optimizer steps between two versions. The first version is sent before the first rollout of every
+            process, so that unsuitable settings end the run at once and a resumed run samples from its own weights.
+        folder: Folder for the versions, which this machine and the server both see.
     Raises:
-        ConfigError: if this make of server cannot take what this stage trains.
+        ConfigError: if this kind of server cannot load what the stage trains.
     """
 
-    def __init__(self, engine: Engine, model: AudioLM, how: How, every: int, folder: Path) -> None:
+    def __init__(self, engine: Engine, model: AudioLM, method: SyncMethod, interval: int, folder: Path) -> None:
         if not isinstance(engine, RemoteEngine):
-            raise ConfigError("sampler_refresh is for a server that samples; set sampler, or leave it out")
-        self._engine, self._model, self._how, self._every, self._folder = engine, model, how, every, folder.resolve()
-        self._base = engine.address.model
-        self._last: int | None = None
-        self._name: str | None = None
-        kind = engine.kind
-        if kind not in KINDS[how]:
-            raise ConfigError(
-                f"sampler_refresh.how: {how} is for {', '.join(KINDS[how])}; "
-                f"{engine.address.url} is {kind or 'unknown'}"
-            )
-        changes = lora_checkpoint.trained(model.module, model.name)
-        if how == "lora" and not changes.matrices:
-            raise ConfigError("sampler_refresh.how: lora, but there is no LoRA; set trainable.decoder: lora")
-        if how == "lora" and changes.whole and kind not in CONNECTOR_TOO:
-            raise ConfigError(
-                f"sampler_refresh.how: lora, but {len(changes.whole)} tensors are trained in full "
-                f"({min(changes.whole)}), which {kind} takes in no adapter; set trainable.connector: frozen"
-            )
-        if how == "weights" and parallel.world() > 1 and parallel.engine() != "ddp":
-            raise ConfigError(f"sampler_refresh.how: weights does not go with {parallel.engine()}; use lora")
+            raise ConfigError("weight_sync is for a server that samples; set rollout_server, or leave it out")
+        self._engine, self._model, self._method = engine, model, method
+        self._interval, self._folder = interval, folder.resolve()
+        self._base_name = engine.address.model
+        self._last_step: int | None = None
+        self._loaded_name: str | None = None
+        self._check(engine)
 
-    def before(self, step: int) -> bool:
-        """Bring the server up to date before the rollout of a step (from 0), if it is time; all processes call.
+    def _check(self, engine: RemoteEngine) -> None:
+        """Refuse combinations of server, method and trained parameters that cannot work."""
+        method, server = self._method, engine.kind
+        if server not in SUPPORTED_SERVERS[method]:
+            raise ConfigError(
+                f"weight_sync.method: {method} is for {', '.join(SUPPORTED_SERVERS[method])}; "
+                f"{engine.address.url} is {server or 'unknown'}"
+            )
+        adapter = lora_checkpoint.from_module(self._model.module, self._model.name)
+        if method == "lora" and not adapter.matrices:
+            raise ConfigError("weight_sync.method: lora, but there is no LoRA; set trainable.decoder: lora")
+        if method == "lora" and adapter.full_parameters and server not in ACCEPT_FULL_PARAMETERS:
+            raise ConfigError(
+                f"weight_sync.method: lora, but {len(adapter.full_parameters)} tensors are trained in full "
+                f"({min(adapter.full_parameters)}), which {server} takes in no adapter; set trainable.connector: frozen"
+            )
+        if method == "weights" and parallel.world() > 1 and parallel.engine() != "ddp":
+            raise ConfigError(f"weight_sync.method: weights does not go with {parallel.engine()}; use lora")
+
+    def before_rollout(self, step: int) -> bool:
+        """Send the weights before the rollout of a step (from 0), if it is time; all processes must call.
 
         Returns:
-            Whether it was.
+            Whether they were sent.
         Raises:
-            EngineError: if the server refuses, or does not answer (`ServerAway`).
+            EngineError: if the server refuses, or does not answer (`ServerUnavailable`).
         """
-        if self._last is not None and step - self._last < self._every:
+        if self._last_step is not None and step - self._last_step < self._interval:
             return False
-        found = lora_checkpoint.trained(self._model.module, self._model.name)
-        changes = Adapter(whole(dict(found.matrices)), whole(dict(found.whole)), found.base)
-        told: str | EngineError = ""
+        local = lora_checkpoint.from_module(self._model.module, self._model.name)
+        adapter = PeftAdapter(whole(dict(local.matrices)), whole(dict(local.full_parameters)), local.base)
+        result: str | EngineError = ""
         if parallel.main():
             try:
-                told = self._send(step, changes)
-            except EngineError as error:  # the others wait to be told
-                told = error
-        told = parallel.gather(told)[0]
-        if isinstance(told, EngineError):
-            raise told
-        self._engine.address = replace(self._engine.address, model=told)
-        self._last = step
+                result = self._send(step, adapter)
+            except EngineError as error:  # first sent to the other processes, which wait for the result
+                result = error
+        result = parallel.gather(result)[0]
+        if isinstance(result, EngineError):
+            raise result
+        self._engine.address = replace(self._engine.address, model=result)
+        self._last_step = step
         return True
 
-    def _send(self, step: int, changes: Adapter) -> str:
-        """Write a version and have it loaded; the name to ask for."""
-        name = f"{self._base.rpartition('/')[2]}-{step}-{_digest({**changes.matrices, **changes.whole})}"
-        place = self._folder / name
-        if not place.exists():
-            with building(place) as part:
-                if self._how == "lora":
-                    names = lora_checkpoint.PUBLISHED.get(self._family(), ())
-                    lora_checkpoint.write(part, lora_checkpoint.renamed(changes, names))
-                else:
-                    self._model.save(part)
-        if self._how == "weights" and self._engine.kind == "sglang":
-            self._post("/update_weights_from_disk", {"model_path": str(place), "flush_cache": True}, root=True)
-            asked = self._base
+    def _send(self, step: int, adapter: PeftAdapter) -> str:
+        """Write a version and have the server load it; returns the model name under which to request completions."""
+        name = f"{self._base_name.rpartition('/')[2]}-{step}-{_digest({**adapter.matrices, **adapter.full_parameters})}"
+        version = self._folder / name
+        if not version.exists():
+            self._write(version, adapter)
+        is_sglang = self._engine.kind == "sglang"
+        if self._method == "weights" and is_sglang:
+            body = {"model_path": str(version), "flush_cache": True}
+            self._post("/update_weights_from_disk", body, below_v1=False)
+            model_name = self._base_name
         else:
-            root = self._engine.kind == "sglang"
-            self._post("/load_lora_adapter", {"lora_name": name, "lora_path": str(place)}, root=root)
-            asked = name if name in self._models() else self._base  # a server may load it in place
-            if self._name not in (None, name) and asked == name:
-                self._post("/unload_lora_adapter", {"lora_name": self._name}, root=root)
-        for old in self._folder.iterdir():
-            if old != place:
-                shutil.rmtree(old, ignore_errors=True)
-        self._name = name
-        return asked
+            body = {"lora_name": name, "lora_path": str(version)}
+            self._post("/load_lora_adapter", body, below_v1=not is_sglang)
+            # A server that loads the version in place of its weights does not list it as a model.
+            model_name = name if name in self._model_names() else self._base_name
+            if self._loaded_name not in (None, name) and model_name == name:
+                self._post("/unload_lora_adapter", {"lora_name": self._loaded_name}, below_v1=not is_sglang)
+        for other in self._folder.iterdir():
+            if other != version:
+                shutil.rmtree(other, ignore_errors=True)
+        self._loaded_name = name
+        return model_name
 
-    def _family(self) -> str:
-        """Key of `PUBLISHED`: a model's name is its family, with what it was loaded from behind it."""
-        return next((family for family in lora_checkpoint.PUBLISHED if self._model.name.startswith(family)), "")
+    def _write(self, version: Path, adapter: PeftAdapter) -> None:
+        """Write a version into a folder."""
+        with atomic_folder(version) as unfinished:
+            if self._method == "lora":
+                names = registry.parameter_names(registry.family_of_model(self._model.name))
+                lora_checkpoint.write(unfinished, lora_checkpoint.rename_parameters(adapter, names))
+            else:
+                self._model.save(unfinished)
 
-    def _post(self, path: str, body: Mapping[str, Any], *, root: bool) -> None:
+    def _post(self, path: str, body: Mapping[str, Any], *, below_v1: bool) -> None:
+        """Send a request to the server, under its `/v1` address or beside it."""
         address = self._engine.address
-        url = address.url.removesuffix("/v1") if root else address.url
+        url = address.url if below_v1 else address.url.removesuffix("/v1")
 
-        async def send() -> None:
+        async def post() -> None:
             async with openai_http.connection(url, address.api_key, address.timeout_s) as client:
-                _check(f"{url}{path}", await client.post(f"{url}{path}", json=dict(body)))
+                _check_response(f"{url}{path}", await client.post(f"{url}{path}", json=dict(body)))
 
-        self._reach(send)
+        self._run(post)
 
-    def _models(self) -> list[str]:
+    def _model_names(self) -> list[str]:
+        """Models that the server lists."""
         address = self._engine.address
 
-        async def ask() -> list[str]:
+        async def get() -> list[str]:
             async with openai_http.connection(address.url, address.api_key, address.timeout_s) as client:
                 response = await client.get(f"{address.url}/models")
-                _check(f"{address.url}/models", response)
+                _check_response(f"{address.url}/models", response)
                 return [str(card["id"]) for card in response.json()["data"]]
 
-        found: list[str] = self._reach(ask)
-        return found
+        names: list[str] = self._run(get)
+        return names
 
-    def _reach(self, ask: Any) -> Any:
+    def _run(self, request: Any) -> Any:
+        """Run a request; a server that cannot be reached is `ServerUnavailable`."""
         import httpx
 
         try:
-            return run_coroutine(ask())
+            return run_coroutine(request())
         except httpx.TransportError as error:
-            said = error or type(error).__name__
-            raise ServerAway(f"{self._engine.address.url}: nothing answers ({said})") from error
+            reason = str(error) or type(error).__name__
+            raise ServerUnavailable(f"{self._engine.address.url}: nothing answers ({reason})") from error
 
 
-def _check(url: str, response: Any) -> None:
-    """Refuse anything but success.
+def _check_response(url: str, response: Any) -> None:
+    """Accept only responses that report success.
 
     Raises:
-        EngineError: with what the server says, and what it must be started with.
+        EngineError: with the server's message, and the options that it must be started with.
     """
-    said = " ".join(response.text.split())[:200]
-    if response.status_code == 200 and '"success":false' not in said.replace(" ", ""):
+    message = " ".join(response.text.split())[:200]
+    if response.status_code == 200 and '"success":false' not in message.replace(" ", ""):
         return
-    if "already been loaded" in said:  # the same name holds the same weights
+    if "already been loaded" in message:  # the name contains a hash of the weights, so they are the same
         return
     raise EngineError(
-        f"{url} says {response.status_code} ({said}); start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and "
+        f"{url} answers {response.status_code} ({message}); start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and "
         "--enable-lora --max-lora-rank R, SGLang with --enable-lora, earwise serve with --allow-weight-updates"
     )
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Eight hexadecimal digits that name these weights."""
-    whole = hashlib.sha256()
+    """Eight hexadecimal digits that identify weights."""
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        whole.update(name.encode() + tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
-    return whole.hexdigest()[:8]
+        digest.update(name.encode() + tensors[name].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

@@ -1,62 +1,168 @@
-"""DPO: better and worse replies to one sound in one tree, held to the weights that the stage started from.
+"""Direct preference optimisation (DPO): chosen and rejected replies to a clip in one tree, against the reference.
 
-Flow: manifest rows -> units (rows that share their sounds) -> `clips_per_step` units a step, some questions of each
--> one tree per unit, two branches a question, chosen before rejected -> packs -> log-probabilities under the reference
--> loss. The sound is computed once for all branches, by policy and reference alike.
+The data flow is that of `supervised.py` with two branches per question, the chosen reply before the rejected one. The
+audio is computed once for all branches, by the policy and by the reference alike. The reference is the policy as it was
+when the stage began.
 
-Source: DPO (arXiv 2305.18290); Qwen2-Audio's third stage (papers/qwen2-audio.md, section 5), whose figures are not
-published. Losses and their names as in TRL 1.16.
+Source: DPO (arXiv:2305.18290); losses and their names as in TRL 1.16. Qwen2-Audio (arXiv:2407.10759) uses DPO as its
+third stage but does not publish settings.
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from earwise.algorithms.losses import LossOutput, PreferenceKind, dpo_loss
-from earwise.config.stages import DpoStage
+from earwise.algorithms.losses import DpoLossType, LossOutput, dpo_loss
+from earwise.config.stage_memory import StageMemory
+from earwise.config.stages import DpoConfig, Source
+from earwise.data.index import ManifestRows
 from earwise.errors import DataError
 from earwise.forest import TokenPath
-from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import EncoderCache
-from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.prompts import prompt_turns, target_text
-from earwise.train.batches import Sounds, assemble, draw, mine, stream, work_shared
-from earwise.train.policy import Micro, Policy
-from earwise.train.profiler import Clock
-from earwise.train.stages.sft import units
-from earwise.train.trainable import Reference, encoder_trains
-from earwise.train.trainer import StageWork
+from earwise.models.prompt_encoding import answer_path
+from earwise.prompts import target_text
+from earwise.train.policy import MicroBatch, Policy
+from earwise.train.stages.stage import StageContext, StepBatches
+from earwise.train.stages.supervised import SupervisedPipeline
+from earwise.train.trainable import Reference
 from earwise.types import Example
 
-LOSSES: dict[str, tuple[PreferenceKind, bool]] = {
+LOSSES: dict[str, tuple[DpoLossType, bool]] = {
     "sigmoid": ("sigmoid", False),
     "sigmoid_norm": ("sigmoid", True),
     "robust": ("robust", False),
     "ipo": ("ipo", True),
 }
-"""TRL's name -> `dpo_loss`'s kind, and whether log-ratios are means over an answer's tokens."""
+"""TRL's name of a loss -> kind of `dpo_loss`, and whether log-ratios are means over the tokens of a reply."""
+CHECKED_ROWS = 2_000
+"""Number of rows of a manifest whose options `check` looks at, evenly spread."""
 
 
-def pair(example: Example, style: str, negatives: str, rng: random.Random) -> tuple[str, str]:
-    """A better and a worse reply to a row's question, as the model would say them.
+@dataclass(frozen=True, slots=True)
+class DpoInputs:
+    """Inputs of the DPO loss.
+
+    Attributes:
+        num_pairs: Number of preference pairs of the whole step.
+        ref_logprobs: Log-probabilities (nats) of the trained tokens under the reference.
+    """
+
+    num_pairs: int
+    ref_logprobs: Float[Tensor, "branches tokens"]
+
+
+class DpoStage:
+    """DPO for the trainer.
+
+    Args:
+        context: The run's part; its model as it is now becomes the reference.
+        config: Settings.
+    """
+
+    kind = "dpo"
+    updates_per_rollout = 1
+    decodes_in_batches = True  # the reference's log-probabilities
+
+    def __init__(self, context: StageContext, config: DpoConfig) -> None:
+        self._context, self._config = context, config
+        self._pipeline = SupervisedPipeline(context, config, decodes_in_batches=self.decodes_in_batches)
+        self._policy, self._reference = Policy(context.model), Reference(context.model.module)
+        self._loss_kind, self._length_normalised = LOSSES[config.loss_type]
+
+    def batches(self, step: int) -> StepBatches[DpoInputs]:
+        """Draw clips and preference pairs, pack them and run the reference; see `Stage`."""
+        data = self._pipeline.make_step(step, self._replies)
+        num_pairs = data.num_branches // 2
+        micro_batches = []
+        for micro_batch in data.micro_batches:
+            with self._context.profiler.phase("reference"):
+                ref_logprobs = self._reference.logprobs(self._policy, micro_batch)
+            micro_batches.append(micro_batch.with_loss_inputs(DpoInputs(num_pairs, ref_logprobs)))
+        return StepBatches(micro_batches, data.metrics | {"pairs": float(num_pairs)}, data.example_ids)
+
+    def loss(self, logprobs: Tensor, micro_batch: MicroBatch[DpoInputs]) -> LossOutput:
+        """DPO loss of the pairs of a micro-batch; see `Stage`."""
+        loss_mask, inputs = micro_batch.forest.loss_mask, micro_batch.loss_inputs
+        chosen, rejected = slice(0, None, 2), slice(1, None, 2)
+        return dpo_loss(
+            logprobs[chosen],
+            logprobs[rejected],
+            inputs.ref_logprobs[chosen],
+            inputs.ref_logprobs[rejected],
+            loss_mask[chosen],
+            loss_mask[rejected],
+            beta=self._config.beta,
+            loss_type=self._loss_kind,
+            length_normalised=self._length_normalised,
+            label_smoothing=self._config.label_smoothing,
+            num_pairs=float(inputs.num_pairs),
+        )
+
+    def resets_optimizer(self, step: int) -> bool:
+        """Never; see `Stage`."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the data, and the reference; see `Stage`."""
+        return {**self._pipeline.state_dict(), "reference": self._reference.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint's state; see `Stage`."""
+        self._pipeline.load_state_dict(state)
+        self._reference.load_state_dict(state["reference"])
+
+    def _replies(self, example: Example, style: str, rng: random.Random) -> Sequence[TokenPath]:
+        """Two branches: a chosen and a rejected reply."""
+        replies = preference_pair(example, style, self._config.negatives, rng)
+        return [answer_path(self._context.model, reply) for reply in replies]
+
+    @staticmethod
+    def trains_on_preferences(config: DpoConfig) -> bool:
+        """Whether rejected replies come from the rows; see `StageClass`."""
+        return config.negatives == "rows"
+
+    @staticmethod
+    def held_out_source(config: DpoConfig) -> Source | None:
+        """None; see `StageClass`."""
+        return None
+
+    @staticmethod
+    def check(config: DpoConfig, rows: ManifestRows, source_name: str) -> None:
+        """Refuse rows without options where wrong options are the rejected replies; see `StageClass`."""
+        if config.negatives != "options":
+            return
+        for number in range(0, len(rows), max(1, len(rows) // CHECKED_ROWS)):
+            if len(rows[number].choices) < 2:
+                raise DataError(
+                    f"{source_name}: row {rows[number].id!r} has no options to reject; narrow `where`, or use "
+                    "negatives: rows"
+                )
+
+    @staticmethod
+    def memory(config: DpoConfig, processes: int = 1) -> StageMemory:
+        """The reference; see `StageClass`."""
+        return StageMemory(keeps_reference=True, decodes_in_batches=DpoStage.decodes_in_batches)
+
+
+def preference_pair(example: Example, style: str, negatives: str, rng: random.Random) -> tuple[str, str]:
+    """A chosen and a rejected reply to a row's question.
 
     Args:
         example: The row.
-        style: Wording of the question, and of replies that are answers only.
-        negatives: `rows`: one of the row's own `rejected`; `options`: one of the wrong options.
-        rng: Draws where there are several.
+        style: Prompt style, which sets the wording of replies that are bare answers.
+        negatives: Source of the rejected reply: `rows` takes one of the row's `rejected`, `options` a wrong option.
+        rng: Random generator for the choice where there are several.
     Raises:
-        DataError: if the row has nothing better, or nothing to reject.
+        DataError: if the row has no chosen or no rejected reply.
     """
     if negatives == "options":
-        losing = [choice for choice in example.choices if choice not in example.answer]
-        if not losing or not example.answer:
+        wrong_options = [choice for choice in example.choices if choice not in example.answer]
+        if not wrong_options or not example.answer:
             raise DataError(f"example {example.id!r} has no wrong option to reject; use `negatives: rows`")
-        return target_text(example, style), target_text(example, style, rng.choice(losing))
+        return target_text(example, style), target_text(example, style, rng.choice(wrong_options))
     if not example.rejected or not (example.chosen or example.answer):
         raise DataError(
             f"example {example.id!r} holds no preference; add `rejected` (`earwise build preferences`), "
@@ -64,76 +170,5 @@ def pair(example: Example, style: str, negatives: str, rng: random.Random) -> tu
         )
     if example.chosen:
         return rng.choice(example.chosen), rng.choice(example.rejected)
-    worded = replace(example, answer=(rng.choice(example.answer),))
-    return target_text(worded, style), target_text(worded, style, rng.choice(example.rejected))
-
-
-def work(
-    model: AudioLM,
-    stage: DpoStage,
-    sources: Sequence[tuple[Sequence[Example], float]],
-    encoder_cache: EncoderCache,
-    sounds: Sounds,
-    seed: int,
-    clock: Clock,
-) -> StageWork:
-    """The DPO stage for the loop.
-
-    Args:
-        model: Prepared for training; as it is now it becomes the reference.
-        stage: Its settings.
-        sources: Examples and weight of each manifest of the mixture.
-        ears: What was heard, shared by reference and loss.
-        sounds: Decodes clips.
-        seed: Of order, question choice, wording and pairing.
-        clock: Told of the phases of a step.
-    """
-    mixture = stream(stage, [(units(examples), weight) for examples, weight in sources], seed, tuple)
-    ids: list[str] = []
-    policy, reference = Policy(model), Reference(model.module)
-    styles, weights = list(stage.data.styles), list(stage.data.styles.values())
-    kind, normalised = LOSSES[stage.loss_type]
-
-    def batches(step: int) -> tuple[list[Micro], dict[str, float]]:
-        rng = random.Random(f"{seed} dpo {step}")
-        drawn, waveforms, skipped = draw(mixture, stage.clips_per_step, sounds, clock)
-        trees: list[list[TokenPath]] = []
-        ids.clear()
-        for unit in drawn:
-            paths: list[TokenPath] = []
-            for example in rng.sample(unit.rows, min(len(unit.rows), stage.questions_per_clip)):
-                style = rng.choices(styles, weights)[0]
-                ids.append(example.id)
-                trunk = conversation_path(model, prompt_turns(example, style), unit.clips, unit.samples, generate=True)
-                paths += [trunk + answer_path(model, reply) for reply in pair(example, style, stage.negatives, rng)]
-            trees.append(paths)
-        micros = assemble(model, None if encoder_trains(model) else encoder_cache, mine(trees), waveforms, stage.pack_tokens)
-        pairs = sum(len(paths) for paths in trees) // 2
-        for micro in micros:
-            micro.extra["pairs"] = torch.tensor(pairs)
-            with clock("reference"):
-                micro.extra["ref_logprobs"] = reference.logprobs(policy, micro)
-        counts = {"clips": float(len(trees)), "pairs": float(pairs), "skipped": float(skipped)}
-        return micros, counts | work_shared(micros, trees, waveforms, model.spec.sample_rate)
-
-    def loss(logprobs: Tensor, micro: Micro) -> LossOutput:
-        mask, ref = micro.forest.loss_mask, micro.extra["ref_logprobs"]
-        return dpo_loss(
-            logprobs[0::2], logprobs[1::2], ref[0::2], ref[1::2], mask[0::2], mask[1::2],
-            beta=stage.beta, kind=kind, length_normalised=normalised, label_smoothing=stage.label_smoothing,
-            num_pairs=float(micro.extra["pairs"]),
-        )  # fmt: skip
-
-    def restore(state: Mapping[str, Any]) -> None:
-        mixture.load_state_dict(state["mixture"])
-        reference.load_state_dict(state["reference"])
-
-    return StageWork(
-        "dpo",
-        batches,
-        loss,
-        lambda: {"mixture": mixture.state_dict(), "reference": reference.state_dict()},
-        restore,
-        stage.save_every,
-        ids=lambda: list(ids),
-    )
+    one_answer = replace(example, answer=(rng.choice(example.answer),))
+    return target_text(one_answer, style), target_text(one_answer, style, rng.choice(example.rejected))
