@@ -1,5 +1,5 @@
-"""Shapes in annotations are checked while tests run; helpers (`builders`, `scripted_engine`) import by their own name
-in any import mode.
+"""Shapes in annotations are checked while tests run; test helpers (`builders`, `scripted_engine`) can be imported by
+their own names in any import mode of pytest.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the command line in this process, real clips, a tiny manifest, one trained model."""
+"""Fixtures of the end-to-end tests: the command line in this process, real clips, a tiny manifest, a trained model."""
 
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ def cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The default model; base weights with an untrained connector where the trained part is not there yet."""
-    if not (base_weights.home() / base_weights.BASE / "complete").exists():
+    """The default model; base weights with an untrained connector where the package has no trained part yet."""
+    if not (base_weights.cache_dir() / base_weights.BASE / "complete").exists():
         pytest.skip("no base weights in EARWISE_HOME; `make test` fetches them")
     if (preload.ASSETS / "trained.safetensors").exists():
         return "embedded"
     folder = tmp_path_factory.mktemp("blank")
-    embedded.blank(trim=True).save(folder)
+    embedded.load_untrained(trim=True).save(folder)
     return str(folder)
 
 

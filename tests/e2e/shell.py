@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from earwise import cli as commands
-from earwise.train.run import STARTER as STARTER
+from earwise.data.manifest_path import STARTER as STARTER
 from earwise.types import Example
 
-# Two stages on a handful of clips; every step is saved, so that a kill may come at any moment.
+# Two stages on a few clips. Every step is saved, so that a test may kill the run at any moment.
 RECIPE = """
 recipe: tiny
 seed: 7
@@ -53,7 +53,7 @@ profiles:
 
 
 def vowels(example: Example, completion: str) -> float:
-    """A reward that even an untrained model gets some of: the share of vowels."""
+    """A reward that differs between the completions of an untrained model: the share of vowels."""
     return sum(letter in "aeiou" for letter in completion) / max(1, len(completion))
 
 
@@ -62,7 +62,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left."""
+    """The result of a command: exit code, stdout and stderr."""
 
     code: int
     out: str
@@ -86,16 +86,16 @@ def in_process(*arguments: object) -> Done:
 
 
 def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Popen[str]:
-    """Start a command line as a process of its own, with as many threads as this one (so with the same bits).
+    """Start a command line as a process of its own, with the number of threads of this one (for the same bits).
 
     Args:
         arguments: The command line.
-        before: Python to run first, for limits.
+        before: Python code to run first, for example to set limits.
     """
-    # a shell's background jobs are born deaf to Ctrl-C
+    # a shell starts background jobs with Ctrl-C ignored
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{ears}\n{before}\nfrom earwise.cli import main\nmain()"
+    listen_to_sigint = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen_to_sigint}\n{before}\nfrom earwise.cli import main\nmain()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdout=subprocess.PIPE,

@@ -46,21 +46,21 @@ def test_ask_with_choices_as_json(cli: Cli, model: str, clips: list[Path]) -> No
     assert row["revision"]
 
 
-def test_ask_about_two_files_and_about_pieces(cli: Cli, model: str, clips: list[Path], tmp_path: Path) -> None:
+def test_ask_about_two_files_and_about_chunks(cli: Cli, model: str, clips: list[Path], tmp_path: Path) -> None:
     two = cli("ask", clips[0], clips[1], "Which is louder?", "--model", model, "--json", "--max-new-tokens", 2)
     assert two.code == 0, two.err
     assert len(two.json["files"]) == 2
-    wave, rate = soundfile.read(clips[0])
+    waveform, rate = soundfile.read(clips[0])
     long = tmp_path / "long.wav"
-    soundfile.write(long, list(wave) * (int(40 * rate / len(wave)) + 1), rate)
+    soundfile.write(long, list(waveform) * (int(40 * rate / len(waveform)) + 1), rate)
     refused = cli("ask", long, "What?", "--model", model)
     assert refused.code == 2
     assert "--long-audio" in refused.err or "long_audio" in refused.err
-    pieces = cli("ask", long, "What?", "--model", model, "--long-audio", "chunk", "--json", "--max-new-tokens", 2)
-    assert pieces.code == 0, pieces.err
-    first, second = pieces.json["pieces"]
+    chunks = cli("ask", long, "What?", "--model", model, "--long-audio", "chunk", "--json", "--max-new-tokens", 2)
+    assert chunks.code == 0, chunks.err
+    first, second = chunks.json["pieces"]
     assert first["from_s"] == 0 and first["to_s"] == second["from_s"] < 30
-    assert second["to_s"] == pytest.approx(2 * first["to_s"], abs=0.01), "as few pieces as fit, equally long"
+    assert second["to_s"] == pytest.approx(2 * first["to_s"], abs=0.01), "as few chunks as possible, of equal length"
 
 
 def test_chat_remembers_sounds_and_survives_a_bad_path(
@@ -97,7 +97,7 @@ def test_build_labels_from_class_folders_and_check(cli: Cli, tmp_path: Path) -> 
     assert checked.json["n"] == len(examples)
 
 
-def test_plan_says_what_would_be_trained_and_trains_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
+def test_plan_reports_what_would_be_trained_and_trains_nothing(cli: Cli, recipe: Path, tmp_path: Path) -> None:
     done = cli("train", recipe, "--profile", "short", "--plan", "--json", "--out", tmp_path / "run")
     assert done.code == 0, done.err
     first, second = done.json["stages"]
@@ -116,7 +116,7 @@ def test_train_runs_both_stages_and_measures(trained: tuple[Path, Done]) -> None
     assert (out / "final" / "trained.safetensors").exists()
     rows = read_log(out / "metrics.jsonl")
     assert ["sft" if "sft/loss" in row else "grpo" for row in rows] == ["sft"] * 2 + ["grpo"] * 4
-    assert any(row["grpo/flat_groups"] < 1 for row in rows[2:]), "no group has a signal, so nothing is learnt"
+    assert any(row["grpo/flat_groups"] < 1 for row in rows[2:]), "no group has different rewards, so nothing is learnt"
     (measured,) = done.json["eval"]
     assert measured["before"]["n"] == measured["after"]["n"] == 2
     assert read_run(out / "eval" / "after-0").metrics["model"].endswith(f"({out.parent.name}/{out.name})")
@@ -137,7 +137,7 @@ def test_killed_and_interrupted_training_ends_in_the_same_bits(
     out = tmp_path / "run"
 
     def stopped(arguments: list[object], how: int, after: int) -> tuple[int, str]:
-        """Run until so many steps are logged, then send a signal."""
+        """Run until `after` steps are logged, then send the signal `how`."""
         process = started(arguments)
         deadline = time.monotonic() + 600
         log = out / "metrics.jsonl"
@@ -172,11 +172,11 @@ def test_evaluate_writes_results_and_controls(evaluated: tuple[Path, Done]) -> N
     assert done.json["n"] == 6
     assert set(done.json["blind"]) == {"silence", "shuffled"}
     rows = read_log(out / "samples.jsonl")
-    wanted = {"id", "prompt", "output", "answer", "status", "scores", "audio_sha256", "decoding", "scorer"}
-    assert all(wanted <= set(row) for row in rows)
+    fields = {"id", "prompt", "output", "answer", "status", "scores", "audio_sha256", "decoding", "scorer"}
+    assert all(fields <= set(row) for row in rows)
 
 
-def test_interrupted_evaluation_goes_on(
+def test_interrupted_evaluation_continues(
     evaluated: tuple[Path, Done], cli: Cli, model: str, questions: Path, tmp_path: Path
 ) -> None:
     whole, _ = evaluated
@@ -191,10 +191,10 @@ def test_interrupted_evaluation_goes_on(
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert str(out) in err.splitlines()[-1]
-    kept = samples.read_text().splitlines()
-    assert kept
+    lines_before = samples.read_text().splitlines()
+    assert lines_before
     assert cli(*arguments).code == 0
-    assert samples.read_text().splitlines()[: len(kept)] == kept
+    assert samples.read_text().splitlines()[: len(lines_before)] == lines_before
     outputs = [[(row["id"], row["output"]) for row in read_log(run / "samples.jsonl")] for run in (whole, out)]
     assert outputs[0] == outputs[1], "batches of 1 and of 16 give the same answers"
 
@@ -230,11 +230,11 @@ def test_an_exported_model_gives_the_same_answers(
     assert {"trained.safetensors", "earwise.json", "merged.safetensors", "README.md", "tokenizer.json"} <= set(
         done.json["files"]
     )
-    asked = [
+    asks = [
         cli("ask", clips[0], "What is it?", "--choices", "dog,rain", "--model", folder, "--max-new-tokens", 4, "--json")
         for folder in (run / "final", out)
     ]
-    first, second = (done.json for done in asked)
+    first, second = (done.json for done in asks)
     assert first["output"] == second["output"]
     assert first["likelihood"] == second["likelihood"]
     merged = load_file(out / "merged.safetensors")
@@ -257,7 +257,7 @@ def test_models_lists_every_family(cli: Cli) -> None:
     assert "embedded-blank" in cli("models").out
 
 
-def test_a_reader_that_goes_away_is_no_error(model: str) -> None:
+def test_a_closed_pipe_is_not_an_error(model: str) -> None:
     process = started(["models"])
     assert process.stdout is not None
     process.stdout.close()

@@ -1,4 +1,4 @@
-"""What the documents tell a reader to run, run: the README's Python, and every file under examples/."""
+"""The code that the documentation tells a reader to run: the README's Python, and every file under examples/."""
 
 import importlib.util
 import json
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.weights
 ROOT = Path(__file__).parents[2]
 
 
-def module(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_readme_s_python_runs(model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -35,7 +35,7 @@ def test_the_readme_s_python_runs(model: str, monkeypatch: pytest.MonkeyPatch, c
 
 def test_own_sounds(model: str, tmp_path: Path) -> None:
     """A folder of classes of bundled clips: two steps of training, then the held-out questions with and without
-    sound."""
+    their audio."""
     if model != "embedded":
         pytest.skip("no trained part in this checkout")
     clips: dict[str, set[Path]] = {}
@@ -47,7 +47,7 @@ def test_own_sounds(model: str, tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for path in sorted(clips[label])[:8]:
             shutil.copy(path, folder)
-    found = module(ROOT / "examples" / "own_sounds.py").main(tmp_path / "sounds", tmp_path / "out", steps=2)
-    assert found["n"] > 0 and found["blind_accuracy"] is not None
+    figures = import_file(ROOT / "examples" / "own_sounds.py").main(tmp_path / "sounds", tmp_path / "out", steps=2)
+    assert figures["n"] > 0 and figures["blind_accuracy"] is not None
     rows = [json.loads(line) for line in (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]

@@ -1,4 +1,4 @@
-"""What the documentation lists is what there is: the smallest recipe, styles, rewards, defaults."""
+"""The documentation lists what the code has: the smallest recipe, styles, rewards, defaults."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,8 @@ def names(section: str) -> set[str]:
     return set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE))
 
 
-def at(values: Any, key: str) -> Any:
+def value_of(values: Any, key: str) -> Any:
+    """The value of a dotted key."""
     for part in key.split("."):
         values = values[part]
     return values
@@ -40,6 +41,6 @@ def test_defaults_are_those_of_the_schema() -> None:
     text = TRAINING.split("### Defaults\n")[1].split("\n#")[0]
     listed = re.findall(r"\| `(?:(\w+): )?([\w.]+)` \| `([^`]+)`", text)
     assert len(listed) > 30
-    for kind, key, shown in listed:
+    for kind, key, default in listed:
         stage = check_recipe({"recipe": "r", "stages": [STAGE | {"kind": kind or "sft"}]}, "docs").stages[0]
-        assert at(stage.model_dump(mode="json"), key) == yaml.safe_load(shown), (kind, key)
+        assert value_of(stage.model_dump(mode="json"), key) == yaml.safe_load(default), (kind, key)
