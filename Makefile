@@ -5,8 +5,16 @@ PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-# On machines without a GPU the plain CPU build is wanted; where no such build is offered, pip's default one does as well.
-TORCH := 2.13.0
+# Exactly the versions of locks/, each file checked against its hashes; nothing is resolved and nothing is built.
+LOCKED := --require-hashes --only-binary :all: --no-deps
+EDITABLE := --no-deps --no-build-isolation -e .
+# The locked version of torch. On machines without a GPU the plain CPU build is wanted, where pip has a place to take it from; those
+# builds have other hashes than the published ones, which nobody can know here, so they are pinned by version only.
+TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' locks/torch-cuda.txt)
+UV := 0.13.9
+# Where pip is offered no CPU build of the newest or oldest torch, it takes several GB: WANTED_TORCH=2.13.0 asks for another version.
+export WANTED_TORCH ?=
+TESTS ?=
 FETCH := import sys; from earwise.models.embedded.base_weights import base_folder; base_folder(lambda line: print(line, file=sys.stderr))
 COLLECTION ?=
 OUT ?= runs/embedded
@@ -14,13 +22,15 @@ OUT ?= runs/embedded
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --without source=EmoDB
 
-.PHONY: help demo data-demo recipes test setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes test test-newest test-oldest lock setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
 	@echo 'make data-demo   one small data set of each kind from the bundled clips, with checks: runs/data-demo (minutes)'
 	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (half an hour)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
+	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
+	@echo 'make lock        renew locks/: all versions that the other commands install, with hashes'
 	@echo 'make setup       the virtual environment with all that tests and training need'
 	@echo 'make lint        style, types and layers only'
 	@echo 'make embedded COLLECTION=DIR   train the embedded model from a labelled collection'
@@ -43,6 +53,34 @@ test: lint
 	@$(BIN)/python -c '$(FETCH)'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Versions that nobody has tested yet: an environment of its own each time, and on failure what differs from the lock.
+define TEST_WITH
+@echo 'making .venv-$(1)'
+@$(PYTHON) -m venv --clear .venv-$(1)
+@.venv-$(1)/bin/python scripts/locks.py resolve $(1) --uv .venv-lock/bin/uv > .venv-$(1)/resolved.txt
+@sed -E '/^(torch|triton|nvidia-.*|cuda-.*)==/d' .venv-$(1)/resolved.txt > .venv-$(1)/others.txt
+@torch=$$(sed -n 's/^torch==//p' .venv-$(1)/resolved.txt); torch=$${WANTED_TORCH:-$$torch}; \
+	pip='.venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check'; \
+	echo "installing torch $$torch and $$(wc -l < .venv-$(1)/others.txt) other packages"; \
+	{ $$pip "torch==$$torch+cpu" 2>/dev/null || $$pip "torch==$$torch"; } \
+	&& $$pip --no-deps -r .venv-$(1)/others.txt && $$pip --upgrade 'setuptools>=77' && $$pip $(EDITABLE)
+@.venv-$(1)/bin/python -c '$(FETCH)'
+@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS) || { \
+	echo; echo 'not the versions that the lock holds (tests in tests/upstream that fail say which package broke what):'; \
+	.venv-$(1)/bin/python scripts/locks.py differences; exit 1; }
+endef
+
+test-newest: .venv-lock/ready
+	@echo 'newest versions that pyproject.toml allows'
+	$(call TEST_WITH,newest)
+
+test-oldest: .venv-lock/ready
+	@echo 'oldest versions that pyproject.toml allows'
+	$(call TEST_WITH,oldest)
+
+lock: .venv-lock/ready
+	.venv-lock/bin/python scripts/locks.py renew --uv .venv-lock/bin/uv $(if $(WANTED_TORCH),--torch $(WANTED_TORCH))
+
 setup: .venv/ready-dev
 
 setup-demo: .venv/ready-demo
@@ -62,23 +100,30 @@ embedded: .venv/ready-demo
 	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
 
 clean:
-	rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# Stamps: a file in .venv says that what pyproject.toml asks for is installed, so that a second run starts at once.
-.venv/ready-demo: pyproject.toml | .venv/ready-torch
+# Stamps: a file in .venv says that what the lock holds is installed, so that a second run starts at once.
+.venv/ready-demo: pyproject.toml locks/train.txt | .venv/ready-torch
 	@echo 'installing earwise'
-	$(PIP) -e '.[train]'
+	$(PIP) $(LOCKED) -r locks/train.txt
+	$(PIP) $(EDITABLE)
 	@touch $@
 
-.venv/ready-dev: pyproject.toml | .venv/ready-torch
+.venv/ready-dev: pyproject.toml locks/dev.txt | .venv/ready-torch
 	@echo 'installing earwise with all that tests need'
-	$(PIP) -e '.[train,eval,dev]'
+	$(PIP) $(LOCKED) -r locks/dev.txt
+	$(PIP) $(EDITABLE)
 	@touch $@ .venv/ready-demo
 
-.venv/ready-torch: | .venv/ready-python
+.venv/ready-torch: locks/torch-cuda.txt | .venv/ready-python
 	@echo 'looking for PyTorch, installing it if it is not there (about 200 MB)'
-	@$(BIN)/python -c 'import torch, sys; sys.exit(not (2, 8) <= tuple(map(int, torch.__version__.split(".")[:2])) < (3, 0))' 2>/dev/null \
-		|| if command -v nvidia-smi >/dev/null 2>&1; then $(PIP) 'torch>=2.8,<3'; else $(PIP) 'torch==$(TORCH)+cpu' 2>/dev/null || $(PIP) 'torch==$(TORCH)'; fi
+	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit(version("torch").partition("+")[0] != "$(TORCH)")' 2>/dev/null \
+		|| { ! command -v nvidia-smi >/dev/null 2>&1 && $(PIP) --no-deps 'torch==$(TORCH)+cpu' 2>/dev/null; } \
+		|| $(PIP) $(LOCKED) -r locks/torch-cuda.txt
+	@touch $@
+
+.venv-lock/ready:
+	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet --disable-pip-version-check 'uv==$(UV)'
 	@touch $@
 
 .venv/ready-python:

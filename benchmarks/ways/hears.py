@@ -112,6 +112,7 @@ class EmbeddedForGeneration(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _supports_sdpa = True
+    accepts_loss_kwargs = False  # `forward` takes more keywords, but none of them is the Trainer's for a loss
 
     def __init__(self, module: EmbeddedModule, placeholder_id: int) -> None:
         super().__init__(module.decoder.config)
@@ -131,13 +132,18 @@ class EmbeddedForGeneration(PreTrainedModel, GenerationMixin):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, input_features: Tensor | None = None,
-        feature_attention_mask: Tensor | None = None, position_ids: Tensor | None = None, past_key_values: Any = None,
-        use_cache: bool | None = None, logits_to_keep: int = 0, return_dict: bool = True,
+        feature_attention_mask: Tensor | None = None, position_ids: Tensor | None = None, logits_to_keep: int = 0,
+        return_dict: bool = True, **decoder_inputs: Any,
     ) -> CausalLMOutputWithPast:  # fmt: skip
-        """Scores over the vocabulary, for the last `logits_to_keep` positions (0: all)."""
+        """Scores over the vocabulary, for the last `logits_to_keep` positions (0: all).
+
+        What else transformers' loops pass goes to the decoder, and what else the decoder returns goes back to them: the
+        key/value cache is called `past_key_values` in transformers up to 5.23 and `cache` from 5.24 on.
+        """
         out = self.model(
             input_ids, input_features, feature_attention_mask, attention_mask=attention_mask,
-            position_ids=position_ids, past_key_values=past_key_values, use_cache=use_cache,
+            position_ids=position_ids, **decoder_inputs,
         )  # fmt: skip
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
-        return CausalLMOutputWithPast(logits=logits, past_key_values=out.past_key_values)
+        others = {name: value for name, value in out.items() if name != "last_hidden_state"}
+        return CausalLMOutputWithPast(logits=logits, **others)

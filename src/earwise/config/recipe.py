@@ -1,8 +1,8 @@
 """Recipes: one YAML file per paper, one schema (that of the stages is in `stages.py`). No torch.
 
 `load_recipe` merges schema default < YAML < profile < arm < command line and checks the result; unknown keys are
-refused with the nearest name. The resolved recipe is plain JSON and is all that a resumed run needs. Config ends at the
-door: stages unpack it and pass plain values on.
+refused with the nearest name. How profiles and arms are composed by name is in `variants.py`. The resolved recipe is
+plain JSON and is all that a resumed run needs. Config ends at the door: stages unpack it and pass plain values on.
 """
 
 import difflib
@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from earwise.config.deprecated import warn_on_stderr, with_new_names
-from earwise.config.overrides import assign
+from earwise.config.overrides import lay_over
 from earwise.config.stages import (
     BandConfig,
     CompressConfig,
@@ -34,6 +34,7 @@ from earwise.config.stages import (
     TrainableConfig,
     WeightSyncConfig,
 )
+from earwise.config.variants import change_definitions, compose, take_definitions
 from earwise.errors import ConfigError
 from earwise.files import lock_folder
 
@@ -118,8 +119,9 @@ def load_recipe(
 
     Args:
         path: YAML file.
-        profile: Name under `profiles:`; its entries are dotted keys (`stages.*.max_steps`) or nested mappings.
-        arm: Name under `arms:`, a variant to be compared with others; written as a profile, and laid over it.
+        profile: Name under `profiles:`. Its settings are dotted keys (`stages.*.max_steps`) or nested mappings, or a
+            list of such mappings and of names of other profiles and variants.
+        arm: Name under `arms:`, to be compared with others; written as a profile, and laid over it.
         overrides: `dotted.key=value` from the command line.
     Raises:
         ConfigError: naming file, key, value and remedy.
@@ -133,19 +135,19 @@ def load_recipe(
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with `recipe:` and `stages:`, this is {type(raw).__name__}")
     raw = with_new_names(raw, str(path))
-    for kind, chosen in (("profile", profile), ("arm", arm)):
-        layers = raw.pop(f"{kind}s", None) or {}  # of the arms as the profile has left them
-        if chosen is not None:
-            if chosen not in layers:
-                raise ConfigError(f"{path}: {kind} {chosen!r} is none of {', '.join(layers) or '(none)'}")
-            for key, value in (layers[chosen] or {}).items():
-                assign(raw, key, value, str(path))
+    definitions = take_definitions(raw, str(path))
+    if profile is not None:
+        parts = compose(definitions, "profiles", profile, str(path))
+        lay_over(raw, change_definitions(definitions, parts, str(path)), str(path))
+    if arm is not None:  # the arm as the profile has changed it
+        lay_over(raw, compose(definitions, "arms", arm, str(path)), str(path))
+    settings = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} is not key=value; write for example stages.0.max_steps=10")
-        ((new_key, new_value),) = with_new_names({key: yaml.safe_load(value)}, "command line").items()
-        assign(raw, new_key, new_value, "command line")
+        settings.append(with_new_names({key: yaml.safe_load(value)}, "command line"))
+    lay_over(raw, settings, "command line")
     return check_recipe(raw, str(path))
 
 

@@ -20,7 +20,7 @@ from earwise.config.stages import TrainableConfig
 from earwise.models.embedded.model import PLACEHOLDER, Embedded, EmbeddedModule
 from earwise.models.parts import attention, whisper
 from earwise.models.parts.projector import LayerMix
-from earwise.train.trainable import prepare
+from earwise.train.trainable import set_trainable
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import distinct
@@ -130,8 +130,8 @@ def tiny_embedded(trim: bool = True) -> Embedded:
         LlamaModel(decoder),
     )
     module = module.eval().requires_grad_(False)
-    model = Embedded(module, tokenizer, name="tiny", revision="", inherited={}, trim=trim)
-    prepare(model, TrainableConfig())
+    model = Embedded(module, tokenizer, name="tiny", revision="", merged_lora={}, trim=trim)
+    set_trainable(model, TrainableConfig())
     return model
 
 
@@ -154,13 +154,42 @@ def test_the_embedded_model_is_the_same_model_to_transformers_and_trl(trim: bool
         assert [[len(ids) for ids in group] for group in drawn] == [[6] * 4] * 2
 
 
+@torch.no_grad()
+def test_generate_of_transformers_keeps_its_cache_for_the_embedded_model() -> None:
+    """Greedy, with a shorter prompt filled up on the left: each token is the best of a whole forward pass without a
+    cache, and a pass after the first reads one token a row."""
+    from ways.hears import hearing
+
+    model = tiny_embedded()
+    ears = hearing(model, padded=False)
+    rows = [[9] * 3 + [20, 21, 22, 23], [30, 31]]
+    ids = torch.tensor([[0] * (7 - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (7 - len(row)) + [1] * len(row) for row in rows])
+    widths: list[int] = []
+    ears.module.model.decoder.register_forward_hook(
+        lambda _, __, named, ___: widths.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    out = ears.module.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, eos_token_id=-1)
+    assert widths == [7, 1, 1, 1, 1]
+    for row, generated in zip(rows, out[:, 7:].tolist(), strict=True):
+        for token in generated:
+            assert int(ears.module(input_ids=torch.tensor([row])).logits[0, -1].argmax()) == token
+            row.append(token)
+
+
+def test_the_trainer_does_not_take_the_embedded_models_forward_for_one_that_computes_losses() -> None:
+    from ways.hears import EmbeddedForGeneration
+
+    assert EmbeddedForGeneration.accepts_loss_kwargs is False
+
+
 def test_every_part_of_a_step_hears() -> None:
     pytest.importorskip("trl")
     import grpo_step
 
     model = tiny_embedded()
     work = workload(model, SHAPES["quick"], 1)
-    quiet = replace(work, prompts=tuple(replace(p, waves=(p.waves[0] * 0,)) for p in work.prompts))
+    quiet = replace(work, prompts=tuple(replace(p, waveforms=(p.waveforms[0] * 0,)) for p in work.prompts))
     for name in ("plain-trimmed", "trl-trimmed", "earwise"):
         found = []
         for sounds in (work, quiet):

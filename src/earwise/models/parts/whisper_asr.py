@@ -8,6 +8,7 @@ Sources: Whisper (arXiv:2212.04356), section 2.3 for the order of the control to
 released configuration's list.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,15 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperDecoder
 
 from earwise.errors import AudioError, ConfigError
 from earwise.types import Waveform
 
 SAMPLE_RATE = 16000
 WINDOW_S = 30
+CACHE = "cache" if "cache" in inspect.signature(WhisperDecoder.forward).parameters else "past_key_values"
+"""How the decoder calls its key/value cache: `cache` from transformers 5.24 on."""
 
 
 class WhisperRecogniser:
@@ -60,9 +64,7 @@ class WhisperRecogniser:
         head = self.module.decoder.embed_tokens.weight
         limit = min(max_new_tokens, self.module.config.max_target_positions - len(prompt))
         for step in range(limit):
-            out = self.module.decoder(
-                input_ids=ids, encoder_hidden_states=states, past_key_values=cache, use_cache=True
-            )
+            out = self.module.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=True, **{CACHE: cache})
             scores = out.last_hidden_state[:, -1] @ head.T
             scores[:, self._never] = -torch.inf
             if step == 0:
