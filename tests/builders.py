@@ -1,6 +1,5 @@
-"""Small builders shared by the tests: a tiny random Qwen2-Audio, its byte tokenizer, sounds, and transformers' own
-one-by-one forward.
-"""
+"""Builders shared by the tests: a tiny random Qwen2-Audio, its byte tokenizer, tones, and transformers' own forward
+pass on one sequence at a time."""
 
 import copy
 import pathlib
@@ -24,10 +23,12 @@ WINDOW_S = 2
 
 
 def byte_tokenizer(audio_id: int | None = None) -> Tokenizer:
-    """One token per byte and the special marks of Qwen2-Audio, 262 tokens; `audio_id` moves the placeholder to another
-    id.
+    """A tokenizer with one token per byte and the special tokens of Qwen2-Audio: 262 tokens.
+
+    Args:
+        audio_id: Id of the audio placeholder; None leaves it among the special tokens.
     """
-    vocab = {mark: number for number, mark in enumerate(SPECIAL)}
+    vocab = {token: number for number, token in enumerate(SPECIAL)}
     vocab |= {symbol: len(vocab) + number for number, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     vocab["<|AUDIO|>"] = vocab["<|AUDIO|>"] if audio_id is None else audio_id
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -38,13 +39,13 @@ def byte_tokenizer(audio_id: int | None = None) -> Tokenizer:
 
 
 def feature_extractor(mels: int = MELS, window_s: int = WINDOW_S) -> WhisperFeatureExtractor:
-    """Whisper features for a window of `window_s` seconds."""
+    """A Whisper feature extractor for a window of `window_s` seconds."""
     return WhisperFeatureExtractor(feature_size=mels, chunk_length=window_s)
 
 
 @torch.no_grad()
 def randomize_weights(model: nn.Module, seed: int = 0, scale: float = 1.0) -> None:
-    """Random weights of a size at which every token matters, whatever the class would have drawn."""
+    """Set random weights, large enough that every token affects the output, whatever the class's own initialisation."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -60,7 +61,7 @@ def randomize_weights(model: nn.Module, seed: int = 0, scale: float = 1.0) -> No
 def tiny_hf_model(
     seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: int = WINDOW_S, scale: float = 1.0
 ) -> Qwen2AudioForConditionalGeneration:
-    """transformers' class with two small layers on each side and weights large enough that every token matters."""
+    """transformers' Qwen2-Audio with two small layers in encoder and decoder, and weights of `randomize_weights`."""
     audio = {
         "num_mel_bins": MELS,
         "encoder_layers": 2,
@@ -99,13 +100,13 @@ def tiny_hf_model(
 def tiny_qwen2_audio(
     seed: int = 0, *, trim: bool = True, tied: bool = False, kv_heads: int = 2, scale: float = 1.0
 ) -> Qwen2Audio:
-    """A tiny random Qwen2-Audio behind the `AudioLM` contract; hears 2 s."""
+    """A tiny random Qwen2-Audio as an `AudioLM`, for clips of up to 2 s."""
     module = tiny_hf_model(seed, tied=tied, kv_heads=kv_heads, scale=scale)
     return from_parts(module, byte_tokenizer(), feature_extractor(), name="tiny", trim=trim)
 
 
 def hf_copy(model: Qwen2Audio, implementation: str = "eager") -> Qwen2AudioForConditionalGeneration:
-    """transformers' class with the same weights (LoRA layers included) and an attention of its own."""
+    """A copy of the module, LoRA layers included, with one of transformers' own attention implementations."""
     module = copy.deepcopy(model.module)
     module.model.language_model.config._attn_implementation = implementation
     module.model.audio_tower.config._attn_implementation = implementation
@@ -115,44 +116,46 @@ def hf_copy(model: Qwen2Audio, implementation: str = "eager") -> Qwen2AudioForCo
 def hf_inputs(
     path: TokenPath, waveforms: Mapping[int, Waveform], window_s: int = WINDOW_S, mels: int = MELS
 ) -> dict[str, Tensor]:
-    """What transformers' processor would give for one sequence: ids and features of clips padded to the window."""
-    clips = [clip for at, clip in enumerate(path.clips) if clip >= 0 and (at == 0 or path.clips[at - 1] != clip)]
+    """The inputs that transformers' processor makes for one sequence: ids, and features of padded clips."""
+    clips = [
+        clip for index, clip in enumerate(path.clips) if clip >= 0 and (index == 0 or path.clips[index - 1] != clip)
+    ]
     inputs = {"input_ids": torch.tensor([path.ids]), "attention_mask": torch.ones(1, len(path.ids), dtype=torch.long)}
     if clips:
-        heard = feature_extractor(mels, window_s)(
+        features = feature_extractor(mels, window_s)(
             [waveforms[clip] for clip in clips],
             sampling_rate=16000,
             padding="max_length",
             return_attention_mask=True,
             return_tensors="pt",
         )
-        inputs |= {"input_features": heard.input_features, "feature_attention_mask": heard.attention_mask}
+        inputs |= {"input_features": features.input_features, "feature_attention_mask": features.attention_mask}
     return inputs
 
 
 def hf_logprobs(
     module: Qwen2AudioForConditionalGeneration, path: TokenPath, waveforms: Mapping[int, Waveform]
 ) -> Tensor:
-    """Log-probabilities of a path's trained tokens, by transformers' own forward on that path alone."""
-    scores = module(**hf_inputs(path, waveforms)).logits[0].float().log_softmax(-1)
-    at = [place for place, trained in enumerate(path.trained) if trained]
-    return scores[[place - 1 for place in at], [path.ids[place] for place in at]]
+    """Log-probabilities of the target tokens of a path, by transformers' own forward pass on that path alone."""
+    logprobs = module(**hf_inputs(path, waveforms)).logits[0].float().log_softmax(-1)
+    targets = [index for index, is_target in enumerate(path.trained) if is_target]
+    return logprobs[[index - 1 for index in targets], [path.ids[index] for index in targets]]
 
 
 def tone(seconds: float, hz: float = 440.0, seed: int = 0) -> Waveform:
-    """A tone over a little noise, mono at 16 kHz."""
+    """A tone with a little noise, mono at 16 kHz."""
     t = np.arange(round(seconds * 16000)) / 16000
     noise = np.random.default_rng(seed).standard_normal(len(t))
     return (0.3 * np.sin(2 * np.pi * hz * t) + 0.02 * noise).astype(np.float32)
 
 
 def user_question(question: str, clips: int = 1) -> tuple[Turn, ...]:
-    """A user turn with `clips` sounds and a question."""
+    """A conversation of one user turn: a number of clips and a question."""
     return (Turn("user", (*(Audio(f"{number}.wav") for number in range(clips)), Text(question))),)
 
 
 def write_two_questions(folder: pathlib.Path) -> None:
-    """`rows.jsonl` and its two clips, of which 16 bits hold every sample exactly."""
+    """Write `rows.jsonl` with two questions, and their clips as 16-bit WAV."""
     rows = []
     for name, seconds, hertz in (("a", 0.4, 440.0), ("b", 0.6, 700.0)):
         soundfile.write(folder / f"{name}.wav", tone(seconds, hertz), 16000, subtype="PCM_16")
@@ -162,5 +165,5 @@ def write_two_questions(folder: pathlib.Path) -> None:
 
 
 def max_abs(differences: Sequence[Tensor]) -> float:
-    """Largest absolute value, 0 if there is none."""
+    """Largest absolute value in some tensors; 0 if they are all empty."""
     return max((float(value.detach().abs().max()) for value in differences if value.numel()), default=0.0)

@@ -1,6 +1,6 @@
-"""An engine with scripted answers and a small task made of real WAV files, for the tests of evaluation and reports.
+"""An engine with scripted answers and a small task of real WAV files, for the tests of evaluation and reports.
 
-`listener` really hears: it tells the pitch of a tone from its zero crossings; `deaf` looks at the text alone.
+`answer_by_pitch` uses the audio: it recognises a tone by its zero crossings. `answer_first_option` ignores it.
 """
 
 import ast
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.types import Audio, Completion, Example, Text, Turn, Waveform
 
 RATE = 8000
@@ -19,59 +19,60 @@ PITCHES = {"low tone": 200.0, "middle tone": 700.0, "high tone": 2500.0, "hiss":
 
 
 class ScriptedEngine:
-    """Answers with `say(prompt)`; remembers the size of every batch."""
+    """Completes every prompt with `respond(prompt)`; `batches` holds the size of every batch."""
 
-    def __init__(self, say: Callable[[Prompt], str], name: str = "scripted", max_audio_s: float = 30.0) -> None:
-        self.say, self.name, self.revision = say, name, "1"
+    def __init__(self, respond: Callable[[Prompt], str], name: str = "scripted", max_audio_s: float = 30.0) -> None:
+        self.respond, self.name, self.revision = respond, name, "1"
         self.sample_rate, self.max_audio_s = RATE, max_audio_s
         self.batches: list[int] = []
 
-    def generate(self, prompts: Sequence[Prompt], decoding: Decoding, n: int = 1) -> list[list[Completion]]:
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+    ) -> list[list[Completion]]:
         self.batches.append(len(prompts))
-        return [[Completion(self.say(prompt))] * n for prompt in prompts]
+        return [[Completion(self.respond(prompt))] * n for prompt in prompts]
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         return [[0.0 for _ in texts] for texts in continuations]
 
 
-def options(prompt: Prompt) -> list[str]:
-    """The options as the prompt lists them."""
+def prompt_options(prompt: Prompt) -> list[str]:
+    """The answer options that a prompt lists."""
     text = "\n".join(part.text for part in prompt.turns[-1].parts if isinstance(part, Text))
-    found = re.search(r"options: (\[.*?\])\.", text)
-    return list(ast.literal_eval(found[1])) if found else []
+    match = re.search(r"options: (\[.*?\])\.", text)
+    return list(ast.literal_eval(match[1])) if match else []
 
 
-def pitch_name(wave: Waveform) -> str | None:
+def pitch_name(waveform: Waveform) -> str | None:
     """Which of `PITCHES` a waveform is; None for silence."""
-    if np.abs(wave).max() < 1e-3:
+    if np.abs(waveform).max() < 1e-3:
         return None
-    crossings = float((np.diff(np.signbit(wave).astype(np.int8)) != 0).mean()) * RATE / 2
+    crossings = float((np.diff(np.signbit(waveform).astype(np.int8)) != 0).mean()) * RATE / 2
     return min(PITCHES, key=lambda name: abs((PITCHES[name] or 2000.0) - crossings))
 
 
-def listener(prompt: Prompt) -> str:
-    """Says what it hears; takes the first option when it hears nothing."""
-    heard = pitch_name(prompt.waves[0])
-    return f"<answer>{heard or options(prompt)[0]}</answer>"
+def answer_by_pitch(prompt: Prompt) -> str:
+    """Answer with the name of the tone; with the first option if the clip is silent."""
+    return f"<answer>{pitch_name(prompt.waveforms[0]) or prompt_options(prompt)[0]}</answer>"
 
 
-def deaf(prompt: Prompt) -> str:
-    """Always the first option."""
-    return f"<answer>{options(prompt)[0]}</answer>"
+def answer_first_option(prompt: Prompt) -> str:
+    """Always answer with the first option."""
+    return f"<answer>{prompt_options(prompt)[0]}</answer>"
 
 
 def write_clip(path: Path, name: str, number: int, seconds: float = 0.25) -> Path:
     """A clip of one of `PITCHES`; `number` varies its loudness and phase."""
     rng = np.random.default_rng(number)
     time = np.arange(int(seconds * RATE)) / RATE
-    wave = np.sin(2 * np.pi * PITCHES[name] * time + number) if PITCHES[name] else rng.uniform(-1, 1, time.shape)
+    waveform = np.sin(2 * np.pi * PITCHES[name] * time + number) if PITCHES[name] else rng.uniform(-1, 1, time.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, (0.2 + 0.02 * (number % 20)) * wave, RATE)
+    soundfile.write(path, (0.2 + 0.02 * (number % 20)) * waveform, RATE)
     return path
 
 
 def tone_task(folder: Path, n: int = 16) -> list[Example]:
-    """`n` questions on `n` clips, the four sounds in turn, two tasks and three difficulties."""
+    """`n` questions about `n` clips: the four pitches in turn, two tasks and three difficulties."""
     names = list(PITCHES)
     examples = []
     for number in range(n):

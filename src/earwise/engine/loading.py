@@ -1,6 +1,6 @@
 """Opens a model by name: in this process as a `LocalEngine`, or behind a server as a `RemoteEngine`.
 
-Called by `earwise.load` and by every command that takes `--model`. A name is a family of `models.base.MODELS`, a folder
+Called by `earwise.load` and by every command that takes `--model`. A name is a family of `models/registry.py`, a folder
 with a trained or released model, `module:function`, or a server's address (`http://host:port/v1#NAME`).
 """
 

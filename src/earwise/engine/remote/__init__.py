@@ -1,1 +1,1 @@
-"""Inference on a server that speaks the OpenAI protocol."""
+"""Inference on a server that speaks the OpenAI protocol: address, requests, probe, and the engine itself."""

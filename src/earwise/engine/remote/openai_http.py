@@ -1,8 +1,9 @@
-"""The way to an OpenAI-compatible server: its address, its pace, its pauses, and what its refusals mean.
+"""Requests to an OpenAI-compatible server: connection, rate limits, retries, and the meaning of its error statuses.
 
-Below everyone who asks such a server many things at once: the engine for remote models (`engine/remote.py`) and the
-runner for teachers of text (`build/llm.py`). One request is `post`; `Line` sends many through one pace, tries again
-when the server is busy, and says at once when it is never going to answer. No torch, no numpy; httpx when it is used.
+Used by everything that sends many requests to such a server: the remote engine (`engine.remote.client`), text teachers
+(`datasets.teachers`) and the judge of a reward (`train.rollout.judge`). `post` is one attempt of one request;
+`RateLimitedSender` sends many requests under shared limits and retries those that failed temporarily. This module
+imports neither torch nor numpy, and httpx only when it is used.
 """
 
 import asyncio
@@ -23,15 +24,23 @@ if TYPE_CHECKING:
 
 JsonObject = dict[str, Any]
 T = TypeVar("T")
-CHARS_PER_TOKEN = 4  # of UTF-8 bytes: English about 4.2, Japanese about 3 a character
-CONNECT_S = 20.0
-WRONG_DOOR = (401, 402, 403, 404)
-BUSY = (408, 409, 425, 429)
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes per token, for estimates: English has about 4.2, Japanese about 3 per character."""
+CONNECT_TIMEOUT_S = 20.0
+FATAL_STATUSES = (401, 402, 403, 404)
+"""Statuses that every further request would get as well: wrong address, key, quota or model."""
+RETRYABLE_STATUSES = (408, 409, 425, 429)
+"""Statuses of a busy server; all 5xx statuses are retried, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class TemporaryFailure:
-    """No answer now: worth another try."""
+    """A request that failed for now and may be sent again.
+
+    Attributes:
+        reason: What went wrong.
+        retry_after_s: Pause in seconds that the server asked for, if it did.
+    """
 
     reason: str
     retry_after_s: float | None = None
@@ -39,29 +48,31 @@ class TemporaryFailure:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRequest:
-    """This request is never going to be accepted."""
+    """A request that the server will never accept; `reason` says why."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """How hard a server may be worked."""
+    """How fast requests are sent to a server, and how failures are retried."""
 
     concurrency: int = 16
-    """Requests under way at once."""
+    """Largest number of requests in flight."""
     requests_per_minute: float | None = None
+    """Largest number of requests per minute; None is unlimited."""
     tokens_per_minute: float | None = None
-    """Of prompts and answers together."""
+    """Largest number of prompt and completion tokens per minute; None is unlimited."""
     tries: int = 8
-    """Attempts at a request that meets a busy or absent server."""
+    """Largest number of attempts per request while the server is busy or unreachable."""
     backoff_s: float = 1.0
-    """First pause; doubles with every try, drawn between half and all of it."""
+    """First pause in seconds. It doubles with every attempt; the actual pause is a random 50 to 100 % of it."""
     max_backoff_s: float = 60.0
+    """Longest pause in seconds."""
     repairs: int = 2
-    """Times that a teacher's unusable answer is asked for again."""
+    """How often a teacher is asked again after an unusable reply."""
     give_up_after: int = 20
-    """End a teacher's run when so many requests in a row could not be asked or were rejected."""
+    """Number of consecutive failed requests after which a teacher's run ends."""
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "tries", "give_up_after"):
@@ -76,7 +87,7 @@ class RateLimiter:
     """Spaces events evenly, so that no minute holds more than the limit (plus the one that begins it).
 
     Args:
-        per_minute: Units a minute; None: as fast as one likes.
+        per_minute: Units per minute; None is unlimited.
     """
 
     def __init__(self, per_minute: float | None) -> None:
@@ -84,87 +95,96 @@ class RateLimiter:
         self._free_at = 0.0
 
     def reserve(self, units: float, now: float) -> float:
-        """Take a place for `units`; returns the seconds to wait for it. Negative units give some back."""
+        """Reserve the next units.
+
+        Args:
+            units: Number of units; a negative number returns units that were not used.
+            now: Current time in seconds, of a monotonic clock.
+        Returns:
+            Seconds to wait before using them.
+        """
         start = max(self._free_at, now) if units >= 0 else self._free_at
         self._free_at = start + units * self._unit_s
         return max(0.0, start - now)
 
     def hold(self, until: float) -> None:
-        """Nothing more before `until`."""
+        """Give out nothing before a point in time (seconds of the same clock)."""
         self._free_at = max(self._free_at, until)
 
 
 class RateLimitedSender(Generic[T]):
-    """The way to a server that all requests share: its pace, its pauses, its tries.
+    """Sends requests to one server under shared rate limits, and retries temporary failures.
 
     Args:
-        limits: Pace and patience.
-        used: Tokens that an answer took, prompt included.
-        on_pause: Told the reason of every pause because of the server.
+        limits: Request rate and retries.
+        used_tokens: Number of tokens that a response used, prompt included.
+        on_pause: Called with the reason of every pause that the server caused.
     """
 
     def __init__(
-        self, limits: RequestLimits, used: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None
+        self, limits: RequestLimits, used_tokens: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None
     ) -> None:
         self.limits = limits
-        self._used, self._on_pause = used, on_pause
+        self._used_tokens, self._on_pause = used_tokens, on_pause
         self._requests, self._tokens = RateLimiter(limits.requests_per_minute), RateLimiter(limits.tokens_per_minute)
 
     async def send(
         self,
-        ask: Callable[[JsonObject], Awaitable[T | TemporaryFailure | RejectedRequest]],
+        attempt: Callable[[JsonObject], Awaitable[T | TemporaryFailure | RejectedRequest]],
         body: JsonObject,
-        expected: int,
+        expected_tokens: int,
         rng: random.Random,
         tries: int | None = None,
     ) -> T | TemporaryFailure | RejectedRequest:
-        """Ask until there is an answer.
+        """Send a request, and again after temporary failures.
 
         Args:
-            ask: One attempt.
-            body: What is asked.
-            expected: Tokens that it will take, prompt and answer, for the pace.
-            rng: Draws the length of pauses.
-            tries: Attempts at most; None takes the limits'.
+            attempt: Sends the request once.
+            body: Body of the request.
+            expected_tokens: Estimated number of prompt and completion tokens, for the token limit.
+            rng: Source of the random pause lengths.
+            tries: Largest number of attempts; None takes that of the limits.
+        Returns:
+            The response; the rejection; or the last temporary failure once all attempts are used up.
         """
         tries = tries or self.limits.tries
-        for attempt in range(tries):
+        for number in range(tries):
             now = time.monotonic()
-            wait = max(self._requests.reserve(1, now), self._tokens.reserve(expected, now))
-            if wait:
-                await asyncio.sleep(wait)
-            reply = await ask(body)
+            wait_s = max(self._requests.reserve(1, now), self._tokens.reserve(expected_tokens, now))
+            if wait_s:
+                await asyncio.sleep(wait_s)
+            reply = await attempt(body)
             if not isinstance(reply, TemporaryFailure):
-                used = 0 if isinstance(reply, RejectedRequest) else self._used(reply)
-                self._tokens.reserve(used - expected, time.monotonic())
+                used_tokens = 0 if isinstance(reply, RejectedRequest) else self._used_tokens(reply)
+                self._tokens.reserve(used_tokens - expected_tokens, time.monotonic())
                 return reply
-            self._tokens.reserve(-expected, time.monotonic())
-            if attempt + 1 == tries:
+            self._tokens.reserve(-expected_tokens, time.monotonic())
+            if number + 1 == tries:
                 break
             self._on_pause(reply.reason.partition(":")[0])
-            pause = min(self.limits.max_backoff_s, self.limits.backoff_s * 2**attempt) * rng.uniform(0.5, 1.0)
-            if reply.retry_after_s is not None:  # the server speaks for all requests, not for this one
-                pause = reply.retry_after_s + pause / 10
+            pause_s = min(self.limits.max_backoff_s, self.limits.backoff_s * 2**number) * rng.uniform(0.5, 1.0)
+            if reply.retry_after_s is not None:  # the server means all requests, not only this one
+                pause_s = reply.retry_after_s + pause_s / 10
                 self._requests.hold(time.monotonic() + reply.retry_after_s)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause_s)
         return reply
 
 
 @asynccontextmanager
 async def connection(url: str, api_key: str | None, timeout_s: float) -> "AsyncIterator[httpx.AsyncClient]":
-    """A pool of connections to a server; the key goes as a bearer token.
+    """A pool of connections to a server.
 
     Args:
-        url: Up to and including the version.
-        api_key: None sends none.
-        timeout_s: Of one answer.
+        url: Base URL up to and including the API version.
+        api_key: Sent as a bearer token; None sends none.
+        timeout_s: Time limit in seconds for one response.
     """
     import httpx
 
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
-    verify = url.startswith("https")  # reading the certificates costs more than a local server's answer
+    timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
+    verify = url.startswith("https")  # reading the certificates takes longer than a local server's response
     async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=verify) as client:
         yield client
 
@@ -172,10 +192,16 @@ async def connection(url: str, api_key: str | None, timeout_s: float) -> "AsyncI
 async def post(
     client: "httpx.AsyncClient", url: str, body: JsonObject
 ) -> JsonObject | TemporaryFailure | RejectedRequest:
-    """One attempt at `url/chat/completions`: the answer, which has at least one choice with a message; or why not.
+    """Send one chat completion request, once.
 
+    Args:
+        client: Connection pool; see `connection`.
+        url: Base URL; `/chat/completions` is appended.
+        body: JSON body of the request.
+    Returns:
+        The response, which has at least one choice with a message, or why there is none.
     Raises:
-        EngineError: if the server refuses everything (address, model, key, quota).
+        EngineError: if the server would refuse every request (address, model, key, quota).
     """
     import httpx
 
@@ -185,9 +211,9 @@ async def post(
         return TemporaryFailure("timeout")
     except httpx.TransportError as error:
         return TemporaryFailure(f"connection: {error or type(error).__name__}")
-    refused = refusal(url, response)
-    if refused is not None:
-        return refused
+    failure = failure_of(url, response)
+    if failure is not None:
+        return failure
     try:
         answer: JsonObject = response.json()
         if all(isinstance(choice["message"], Mapping) for choice in answer["choices"]) and answer["choices"]:
@@ -197,44 +223,43 @@ async def post(
     return TemporaryFailure(f"status {response.status_code} without a chat completion")
 
 
-def refusal(url: str, response: "httpx.Response") -> TemporaryFailure | RejectedRequest | None:
-    """What a status says; None where it says that all is well.
+def failure_of(url: str, response: "httpx.Response") -> TemporaryFailure | RejectedRequest | None:
+    """Classify the status of a response; None if the request succeeded.
 
     Raises:
-        EngineError: if the server refuses everything (address, model, key, quota).
+        EngineError: if the server would refuse every request (address, model, key, quota).
     """
-    status, about = response.status_code, " ".join(response.text.split())[:200]
-    if status in WRONG_DOOR or (status == 429 and "insufficient_quota" in response.text):
-        raise EngineError(f"{url} says {status} ({about}); check the address, the model and the key")
-    if status in BUSY or status >= 500:
-        return TemporaryFailure(
-            f"status {status}", retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
-        )
-    return RejectedRequest(f"status {status}: {about}") if status >= 400 else None
+    status, text = response.status_code, " ".join(response.text.split())[:200]
+    if status in FATAL_STATUSES or (status == 429 and "insufficient_quota" in response.text):
+        raise EngineError(f"{url} responds with status {status} ({text}); check the address, the model and the key")
+    if status in RETRYABLE_STATUSES or status >= 500:
+        pause_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
+        return TemporaryFailure(f"status {status}", pause_s)
+    return RejectedRequest(f"status {status}: {text}") if status >= 400 else None
 
 
 def token_usage(answer: JsonObject) -> tuple[int, int] | None:
-    """Tokens of prompt and answer as the server counted them; None where it did not."""
-    counts = answer.get("usage") or {}
-    found = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    return (found[0], found[1]) if isinstance(found[0], int) and isinstance(found[1], int) else None
+    """Number of prompt and completion tokens as the server counted them; None if it did not."""
+    usage = answer.get("usage") or {}
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (prompt, completion) if isinstance(prompt, int) and isinstance(completion, int) else None
 
 
 def estimate_tokens(value: object) -> int:
-    """About how many tokens a text (or the texts of a JSON value) has.
+    """Estimated number of tokens of a text, or of all texts in a JSON value.
 
-    >>> tokens_in("A dog barks twice."), tokens_in([{"role": "user", "content": "abcdefgh"}])
+    >>> estimate_tokens("A dog barks twice."), estimate_tokens([{"role": "user", "content": "abcdefgh"}])
     (5, 2)
     """
     if isinstance(value, str):
-        return -(-len(value.encode()) // CHARS_PER_TOKEN)
+        return -(-len(value.encode()) // BYTES_PER_TOKEN)
     if isinstance(value, Mapping):
-        return sum(estimate_tokens(part) for key, part in value.items() if key != "role")
-    return sum(estimate_tokens(part) for part in value) if isinstance(value, list | tuple) else 0
+        return sum(estimate_tokens(item) for key, item in value.items() if key != "role")
+    return sum(estimate_tokens(item) for item in value) if isinstance(value, list | tuple) else 0
 
 
 def retry_after_s(header: str | None, now: datetime) -> float | None:
-    """Seconds that a `Retry-After` header asks for: a number, or a date.
+    """Pause in seconds that a `Retry-After` header asks for, as a number or as a date; None without a valid header.
 
     >>> retry_after_s("7", datetime.now(UTC)), retry_after_s(None, datetime.now(UTC))
     (7.0, None)
@@ -252,5 +277,5 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
 
 
 def api_key_from_environment(variable: str) -> str | None:
-    """An API key from the environment; None if the variable is not set."""
+    """The API key in an environment variable; None if it is not set."""
     return os.environ.get(variable) or None
