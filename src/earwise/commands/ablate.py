@@ -1,11 +1,10 @@
-"""`earwise ablate`: arms of a recipe, each with several seeds, and whether they differ."""
+"""`earwise ablate`: arms of a recipe, each trained with several seeds, and whether they differ."""
 
 from pathlib import Path
 
 import click
 
-from earwise.commands.loading import fetch_base, json_option, note, result
-from earwise.commands.preflight import preflight
+from earwise.commands.loading import json_option, note, print_json
 from earwise.config.resolve import require
 
 
@@ -15,11 +14,11 @@ from earwise.config.resolve import require
 @click.option(
     "--arms", required=True, metavar="A,B,...", help="Names under `arms:`; the others are tested against the first."
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs of each arm.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Number of runs of each arm.")
 @click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of all runs and of the table."
 )
-@click.option("--profile", "-p", help="Scale of the recipe: a name under its `profiles:`, for example cpu.")
+@click.option("--profile", "-p", help="Profile of the recipe: a name under its `profiles:`, for example cpu.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -43,23 +42,25 @@ def command(
     earwise ablate recipes/r1-aqa.yaml --profile cpu --arms sft-lora,grpo --seeds 3 --out runs/sft-or-rl
     earwise ablate recipes/sari.yaml --profile cpu --arms sft-structured-shuffled,sft-structured-sorted --out runs/order
 
-    The same command goes on where it was stopped; a run that failed is tried again. OUT gets a folder a run, and
-    ablation.html, .md and .json.
+    The same command continues a stopped ablation; a run that failed is tried again. OUT gets one folder per run, and
+    ablation.html, ablation.md and ablation.json.
     """
-    for needed in ("accelerate", "peft"):
-        require(needed, "train", "stages")
+    for package in ("accelerate", "peft"):
+        require(package, "train", "stages")
     from earwise.apps import ablation
+    from earwise.engine.loading import fetch_base_weights
+    from earwise.train.check_recipe import check_training
 
-    named = [arm.strip() for arm in arms.split(",") if arm.strip()]
-    found = ablation.jobs(recipe, named, seeds, out, profile=profile, data=data, overrides=overrides)
-    for job in found[: len(named)]:
-        preflight(job.recipe, job.base)
-        fetch_base(job.recipe.model.name)
-    failed = ablation.run(found, note)
-    title = f"{recipe.stem}{f', {profile}' if profile else ''}: {', '.join(named)}"
-    table = ablation.write(out, found, failed, title)
+    arm_names = [arm.strip() for arm in arms.split(",") if arm.strip()]
+    jobs = ablation.plan_jobs(recipe, arm_names, seeds, out, profile=profile, data=data, overrides=overrides)
+    for job in jobs[: len(arm_names)]:
+        check_training(job.recipe, job.base, note)
+        fetch_base_weights(job.recipe.model.name, note)
+    failed = ablation.run_jobs(jobs, note)
+    title = f"{recipe.stem}{f', {profile}' if profile else ''}: {', '.join(arm_names)}"
+    result = ablation.write_results(out, jobs, failed, title)
     if as_json:
-        result(table | {"report": str(out / "ablation.html")})
+        print_json(result | {"report": str(out / "ablation.html")})
         return
     click.echo((out / "ablation.md").read_text(encoding="utf-8"))
     click.echo(str(out / "ablation.html"))

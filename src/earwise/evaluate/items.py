@@ -82,8 +82,12 @@ def build_items(examples: Sequence[Example], options: EvalOptions, control: Cont
         options: Wording, seed and order of the options.
         control: Blind control that replaces the clips; None: the real clips.
     Raises:
-        ConfigError: if the style is unknown, an example has no user turn, or `shuffled` cannot blind these examples.
+        ConfigError: if style or control are unknown, an example has no user turn, or `shuffled` cannot blind these
+            examples.
+        DataError: see `check_examples`.
     """
+    controls.check(control)
+    check_examples(examples)
     seed = options.seed
     lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
     items = []

@@ -17,9 +17,8 @@ from earwise.engine.base import Engine
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import RequestResult, run_requests
 from earwise.errors import ConfigError
-from earwise.evaluate import controls
 from earwise.evaluate.controls import Control
-from earwise.evaluate.items import EvalItem, build_items, check_examples
+from earwise.evaluate.items import EvalItem, build_items
 from earwise.evaluate.options import EvalOptions as EvalOptions
 from earwise.evaluate.results import METRICS, SAMPLES, EvalSettings, Row, resume, settings_hash
 from earwise.evaluate.rows import sample_row
@@ -67,13 +66,11 @@ def evaluate(
 
     Args:
         engine: The engine that answers.
-        examples: The items, with unique ids. Items without an answer are asked and written, and do not count in the
-            scores.
+        examples: The items, with unique ids. Items without an answer are asked, but do not count in the scores.
         out: Folder for `samples.jsonl`, `settings.json` and `metrics.json`.
         options: Wording, sampling and batches; None takes the defaults.
         task: The task, which scores the completions; None: the task `manifest`.
-        control: Blind control that replaces the clips: `silence`, `noise`, or `shuffled` (the clips of another item
-            with another answer). None: the real sound.
+        control: Blind control that replaces the clips (see `controls.py`); None: the real sound.
         clip_reader: Reader whose cache is shared between several runs on the same clips; None makes one.
         on_progress: Called at the start and after every batch.
     Returns:
@@ -84,13 +81,10 @@ def evaluate(
         EngineError: if the engine fails on everything; finished rows are kept.
     """
     options, task = options or EvalOptions(), task or load_task("manifest")
-    controls.check(control)
-    check_examples(examples)
     items = build_items(examples, options, control)
     settings = _settings(engine, examples, options, task, control)
     rows = resume(out, settings)
-    finished = {(row["id"], row["permutation"]) for row in rows}
-    remaining = [item for item in items if (item.example.id, item.permutation) not in finished]
+    remaining = _remaining(items, rows)
     reader = clip_reader or ClipReader(engine, options.long_audio)
     make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)
     pending = iter(remaining)
@@ -166,6 +160,12 @@ def evaluate_with_controls(
         metrics["blind"][control] = blind_summary(out, folder, task, options.seed)
     write_json(out / METRICS, metrics)
     return metrics
+
+
+def _remaining(items: Sequence[EvalItem], rows: Sequence[Row]) -> list[EvalItem]:
+    """The items that have no row yet."""
+    finished = {(row["id"], row["permutation"]) for row in rows}
+    return [item for item in items if (item.example.id, item.permutation) not in finished]
 
 
 def _settings(

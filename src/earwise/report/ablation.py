@@ -1,6 +1,6 @@
-"""Arms of an ablation side by side: one table as Markdown and as HTML, with a figure, and the answer in a sentence.
+"""The arms of an ablation side by side: a table as Markdown and as HTML, a figure, and the conclusion in a sentence.
 
-Part of `earwise.report`; what `earwise.apps.ablation` has computed in, text out. All text of runs is escaped here.
+Part of `earwise.report`; text from what `earwise.apps.ablation` computed. All text of runs is escaped here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,108 +9,147 @@ from typing import Any
 
 from earwise.report.page import Section, page, tile
 from earwise.report.plots import COLOURS, Interval, intervals, percent, points
-from earwise.report.tables import p_value, table
+from earwise.report.tables import NO_VALUE, p_value, table
 
-HEAD = ("arm", "seeds", "right, %", "95 % interval", "silence, %", "format, %", "tokens before the answer")
-TESTED = ("difference", "95 % interval", "p", "p (Holm)", "items won / lost")
+ARM_HEAD = ("arm", "seeds", "right, %", "95 % interval", "silence, %", "format, %", "tokens before the answer")
+TEST_HEAD = ("difference", "95 % interval", "p", "p (Holm)", "items won / lost")
+SIGNIFICANT = 0.05
+"""Corrected p value below which an arm is called different."""
+TILES = 6
+"""Arms whose score stands at the top of the page."""
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """The tables for a terminal or a note."""
+    """The tables for a terminal or a note.
+
+    Args:
+        result: What `ablation.json` holds.
+    """
     lines = [f"# {result['title']}", ""]
-    for one in result["evals"]:
-        lines += [f"{conclusion(one)}", "", f"{_intro(one)}", ""]
-        lines += [_line((*HEAD, *TESTED)), _line(["---"] * (len(HEAD) + len(TESTED)))]
-        lines += [_line([*_cells(row), *_tested(row["against"])]) for row in one["arms"]] + [""]
+    for comparison in result["evals"]:
+        lines += [conclusion(comparison), "", _caption(comparison), ""]
+        lines += [_markdown_row((*ARM_HEAD, *TEST_HEAD)), _markdown_row(["---"] * (len(ARM_HEAD) + len(TEST_HEAD)))]
+        lines += [_markdown_row([*_arm_cells(row), *_test_cells(row["against"])]) for row in comparison["arms"]] + [""]
     lines += [f"- {note}" for note in _notes(result)]
     return "\n".join(lines) + "\n"
 
 
 def as_page(result: Mapping[str, Any], curves: str) -> str:
-    """The page: figure, table, every run, curves of the first seed (HTML)."""
+    """The page: figure, table, every run, training curves (HTML).
+
+    Args:
+        result: What `ablation.json` holds.
+        curves: Training curves of the first seed (HTML).
+    """
     sections, tiles = [], []
-    for one in result["evals"]:
-        figure = [
-            Interval(row["arm"], row["accuracy"], row["low"], row["high"], number % COLOURS, _seeds(len(row["seeds"])))
-            for number, row in enumerate(one["arms"], 1)
-        ]
-        body = [[escape(cell) for cell in _cells(row)] for row in one["arms"]]
-        arms = table(HEAD, body, escape(_intro(one)))
-        body = [
-            [escape(cell) for cell in (row["arm"], *_tested(row["against"]))] for row in one["arms"] if row["against"]
-        ]
-        tests = table((f"against {escape(one['first'])}", *TESTED), body) if body else ""
-        sections.append(Section(f"Arms on {one['manifest']}", intervals(figure, None) + arms + tests, conclusion(one)))
-        tiles += [tile(row["arm"], percent(row["accuracy"]), f"n = {one['n']}") for row in one["arms"][:6]]
-        if one["chance"] is not None:
-            tiles.append(tile("Chance", percent(one["chance"]), "a random option"))
-    each = [
-        [f"{escape(run['arm'])}, seed {run['seed']}", f"{run['steps']} of {run['steps_asked']}"]
-        + [f"{run['train_seconds'] / 60:.1f}"]
-        + [_share(_of_seed(one, run)) for one in result["evals"]]
-        + [escape(run["failed"] or "")]
-        for run in result["runs"]
-    ]
-    head = [
-        "run",
-        "steps",
-        "minutes of training",
-        *(f"right, % ({escape(one['manifest'])})" for one in result["evals"]),
-    ]
-    sections.append(Section("Every run", table([*head, "failed"], each)))
+    for comparison in result["evals"]:
+        sections.append(_arms_section(comparison))
+        note = f"n = {comparison['n']}"
+        tiles += [tile(row["arm"], percent(row["accuracy"]), note) for row in comparison["arms"][:TILES]]
+        if comparison["chance"] is not None:
+            tiles.append(tile("Chance", percent(comparison["chance"]), "a random option"))
+    sections.append(_runs_section(result))
     sections.append(Section("Training", curves, "The first seed of every arm, over optimizer steps."))
-    lead = " ".join(escape(conclusion(one)) for one in result["evals"])
+    lead = " ".join(escape(conclusion(comparison)) for comparison in result["evals"])
     return page(result["title"], lead, tiles, sections, " ".join(_notes(result)))
 
 
-def conclusion(one: Mapping[str, Any]) -> str:
-    """The answer in a sentence, whatever it is."""
-    tested = [row for row in one["arms"] if row["against"]]
+def conclusion(comparison: Mapping[str, Any]) -> str:
+    """The result of one comparison in a sentence, whatever it is.
+
+    Args:
+        comparison: What `apps.ablation_comparison.compare_arms` returned.
+    """
+    first, n = comparison["first"], comparison["n"]
+    tested = [row for row in comparison["arms"] if row["against"]]
     if not tested:
-        return f"No other arm has finished a seed that {one['first']} has finished too: nothing to compare."
-    sure = [row for row in tested if row["against"]["p_holm"] < 0.05]
-    if not sure:
-        return f"On {one['n']} items no arm can be told apart from {one['first']}."
-    said = ", ".join(f"{row['arm']} by {points(row['against']['difference'])} points" for row in sure)
-    rest = len(tested) - len(sure)
-    more = f"; {rest} more cannot be told apart from it" if rest else ""
-    return f"Different from {one['first']} on {one['n']} items: {said}{more}."
+        return f"No other arm has finished a seed that {first} has finished too: nothing to compare."
+    different = [row for row in tested if row["against"]["p_holm"] < SIGNIFICANT]
+    if not different:
+        return f"On {n} items no arm can be told apart from {first}."
+    listed = ", ".join(f"{row['arm']} by {points(row['against']['difference'])} points" for row in different)
+    num_alike = len(tested) - len(different)
+    alike = f"; {num_alike} more cannot be told apart from it" if num_alike else ""
+    return f"Different from {first} on {n} items: {listed}{alike}."
 
 
-def _intro(one: Mapping[str, Any]) -> str:
-    return f"{one['manifest']}: {one['kind']} score, {one['n']} items; differences against {one['first']}, in points."
+def _arms_section(comparison: Mapping[str, Any]) -> Section:
+    """Figure and tables of one comparison."""
+    rows = comparison["arms"]
+    figure = [
+        Interval(row["arm"], row["accuracy"], row["low"], row["high"], number % COLOURS, _seeds(len(row["seeds"])))
+        for number, row in enumerate(rows, 1)
+    ]
+    arms = table(ARM_HEAD, [[escape(cell) for cell in _arm_cells(row)] for row in rows], escape(_caption(comparison)))
+    test_rows = [
+        [escape(cell) for cell in (row["arm"], *_test_cells(row["against"]))] for row in rows if row["against"]
+    ]
+    tests = table((f"against {escape(comparison['first'])}", *TEST_HEAD), test_rows) if test_rows else ""
+    title = f"Arms on {comparison['manifest']}"
+    return Section(title, intervals(figure, None) + arms + tests, conclusion(comparison))
+
+
+def _runs_section(result: Mapping[str, Any]) -> Section:
+    """Every run with its steps, time, scores and the reason of its failure."""
+    manifests = [escape(comparison["manifest"]) for comparison in result["evals"]]
+    scores = [f"right, % ({manifest})" for manifest in manifests]
+    body = [
+        [
+            f"{escape(run['arm'])}, seed {run['seed']}",
+            f"{run['steps']} of {run['steps_asked']}",
+            f"{run['train_seconds'] / 60:.1f}",
+            *(_percent_cell(_score_of_run(comparison, run)) for comparison in result["evals"]),
+            escape(run["failed"] or ""),
+        ]
+        for run in result["runs"]
+    ]
+    return Section("Every run", table(["run", "steps", "minutes of training", *scores, "failed"], body))
+
+
+def _caption(comparison: Mapping[str, Any]) -> str:
+    return (
+        f"{comparison['manifest']}: {comparison['kind']} score, {comparison['n']} items; "
+        f"differences against {comparison['first']}, in points."
+    )
 
 
 def _notes(result: Mapping[str, Any]) -> list[str]:
+    """How the numbers were made, and which runs failed or were stopped early."""
     notes = [
-        "Intervals and p: seeds and items resampled together; with one seed, or where few items differ, over items "
+        "Intervals and p: seeds and items are resampled together; with one seed, or where few items differ, over items "
         "alone (Wilson, exact sign test). A handful of seeds understates how much seeds differ. Under silence: "
         "the same items without their sound, first seed."
     ]
     notes += [f"{run['folder']} failed: {run['failed']}" for run in result["runs"] if run["failed"]]
-    short = [run for run in result["runs"] if not run["failed"] and run["steps"] < run["steps_asked"]]
-    if short:
-        notes.append(f"Stopped by the clock before their last step: {', '.join(run['folder'] for run in short)}.")
+    stopped = [run["folder"] for run in result["runs"] if not run["failed"] and run["steps"] < run["steps_asked"]]
+    if stopped:
+        notes.append(f"Stopped by the time limit before their last step: {', '.join(stopped)}.")
     return notes
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    shares = [_share(row["accuracy"]), f"{100 * row['low']:.1f} to {100 * row['high']:.1f}"]
-    delay = "–" if row["delay"] is None else f"{row['delay']:.1f}"
-    return [row["arm"], str(len(row["seeds"])), *shares, _share(row["blind"]), _share(row["format"]), delay]
-
-
-def _tested(row: Mapping[str, Any] | None) -> list[str]:
-    if row is None:
-        return ["–"] * len(TESTED)
-    mark = "*" if row["method"] == "exact" else ""
-    interval = f"{points(row['low'])} to {points(row['high'])}{mark}"
+def _arm_cells(row: Mapping[str, Any]) -> list[str]:
     return [
-        points(row["difference"]),
-        interval,
-        _p(row["p"]),
-        _p(row["p_holm"]),
-        f"{row['wins']} / {row['losses']}",
+        row["arm"],
+        str(len(row["seeds"])),
+        _percent_cell(row["accuracy"]),
+        f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+        _percent_cell(row["blind"]),
+        _percent_cell(row["format"]),
+        NO_VALUE if row["delay"] is None else f"{row['delay']:.1f}",
+    ]
+
+
+def _test_cells(test: Mapping[str, Any] | None) -> list[str]:
+    """Cells of an arm's test against the first arm; dashes for the first arm itself."""
+    if test is None:
+        return [NO_VALUE] * len(TEST_HEAD)
+    mark = "*" if test["method"] == "exact" else ""
+    return [
+        points(test["difference"]),
+        f"{points(test['low'])} to {points(test['high'])}{mark}",
+        _p_cell(test["p"]),
+        _p_cell(test["p_holm"]),
+        f"{test['wins']} / {test['losses']}",
     ]
 
 
@@ -118,18 +157,20 @@ def _seeds(count: int) -> str:
     return f"{count} seeds" if count > 1 else "1 seed"
 
 
-def _of_seed(one: Mapping[str, Any], run: Mapping[str, Any]) -> float | None:
-    return next((row["by_seed"].get(str(run["seed"])) for row in one["arms"] if row["arm"] == run["arm"]), None)
+def _score_of_run(comparison: Mapping[str, Any], run: Mapping[str, Any]) -> float | None:
+    """The score of one run; None if it is not finished."""
+    row = next((row for row in comparison["arms"] if row["arm"] == run["arm"]), None)
+    return None if row is None else row["by_seed"].get(str(run["seed"]))
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+def _percent_cell(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{100 * value:.1f}"
 
 
-def _p(value: float) -> str:
-    """A p value in a column of them."""
+def _p_cell(value: float) -> str:
+    """A p value without "p =", for a column of p values."""
     return p_value(value).replace("\u00a0", " ").removeprefix("p ").removeprefix("= ")
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

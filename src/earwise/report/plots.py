@@ -127,7 +127,8 @@ def curves(series: Sequence[Series], title: str, note: str = "") -> str:
         if len(dots) == 1:
             x, y = position(*dots[0]).split(",")
             return f'<circle cx="{x}" cy="{y}" r="3" fill="var(--c{colour})"/>'
-        return f'<polyline class="{css_class}" points="{" ".join(position(x, y) for x, y in dots)}" stroke="var(--c{colour})"/>'
+        path = " ".join(position(x, y) for x, y in dots)
+        return f'<polyline class="{css_class}" points="{path}" stroke="var(--c{colour})"/>'
 
     parts = []
     for tick in y_ticks:

@@ -127,10 +127,9 @@ def training_curves(paths: Sequence[Path]) -> str:
     untitled = sorted(key for key in series_by_value if key not in CURVES)[:OTHER_CURVES]
     titled_figures = "".join(curves(series_by_value[key], *CURVES[key]) for key in titled)
     untitled_figures = "".join(curves(series_by_value[key], key) for key in untitled)
-    if untitled_figures and titled_figures:
-        more = f'<details><summary>{len(untitled)} more curves</summary><div class="plots">{untitled_figures}</div></details>'
-    else:
-        more = ""
+    summary = f"<summary>{len(untitled)} more curves</summary>"
+    details = f'<details>{summary}<div class="plots">{untitled_figures}</div></details>'
+    more = details if untitled_figures and titled_figures else ""
     legend = "".join(
         f'<span><span class="key" style="--c:var(--c{_colour(number)})"></span>{escape(name)}</span>'
         for number, name in enumerate(names)

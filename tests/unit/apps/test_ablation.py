@@ -14,12 +14,13 @@ import yaml
 
 from earwise import cli
 from earwise.apps import ablation
+from earwise.apps.ablation_comparison import arm_accuracy, compare_arms, holm
 from earwise.config.recipe import load_recipe
 from earwise.errors import ConfigError, DataError
 from earwise.evaluate.metrics import stats
-from earwise.evaluate.results import METRICS, SAMPLES, SETTINGS, Run, read_run
+from earwise.evaluate.results import METRICS, SAMPLES, SETTINGS, EvalRun, read_run
 from earwise.files import append_jsonl, write_json, write_jsonl
-from earwise.report.ablation import as_markdown, verdict
+from earwise.report.ablation import as_markdown, conclusion
 
 RECIPE = {
     "recipe": "small",
@@ -56,7 +57,7 @@ def finished(folder: Path, right: Sequence[bool], *, blind: float | None = 0.25,
     return folder
 
 
-def arm(tmp_path: Path, name: str, *runs: Sequence[bool]) -> dict[int, Run]:
+def arm(tmp_path: Path, name: str, *runs: Sequence[bool]) -> dict[int, EvalRun]:
     return {seed: read_run(finished(tmp_path / f"{name}-{seed}", right)) for seed, right in enumerate(runs)}
 
 
@@ -68,7 +69,7 @@ def hits(n: int, *numbers: int) -> list[bool]:
 
 
 def test_means_and_differences_over_items_and_seeds_by_hand(tmp_path: Path) -> None:
-    table = ablation.compared(
+    table = compare_arms(
         {
             "base": arm(tmp_path, "base", hits(4, 0), hits(4, 0, 1)),
             "other": arm(tmp_path, "other", hits(4, 0, 1, 2), hits(4, 1, 2)),
@@ -82,7 +83,7 @@ def test_means_and_differences_over_items_and_seeds_by_hand(tmp_path: Path) -> N
     # items: 0 lost by half, 1 won by half, 2 won by one, 3 level
     assert (gap["difference"], gap["wins"], gap["losses"], gap["seeds"], gap["method"]) == (0.25, 2, 1, 2, "exact")
     assert gap["p"] == gap["p_holm"] == 1 and gap["low"] < 0 < gap["high"]
-    assert "no arm can be told apart from base" in verdict(table)
+    assert "no arm can be told apart from base" in conclusion(table)
 
 
 def test_an_arm_that_is_better_on_many_items_with_every_seed_is_found(tmp_path: Path) -> None:
@@ -90,22 +91,24 @@ def test_an_arm_that_is_better_on_many_items_with_every_seed_is_found(tmp_path: 
     easy = rng.random((3, 120)) < 0.4
     better = easy | (rng.random((3, 120)) < 0.5)
     same = rng.random((3, 120)) < 0.4
-    table = ablation.compared(
+    table = compare_arms(
         {"base": arm(tmp_path, "base", *easy), "same": arm(tmp_path, "same", *same), "up": arm(tmp_path, "up", *better)}
     )
     _, level, up = table["arms"]
     assert up["against"]["difference"] == pytest.approx(better.mean() - easy.mean())
     assert 0 < up["against"]["low"] < up["against"]["difference"] < up["against"]["high"]
     assert up["against"]["p_holm"] < 0.01 < level["against"]["p_holm"]
-    assert verdict(table).startswith("Different from base on 120 items: up by +") and "1 more cannot" in verdict(table)
+    assert conclusion(table).startswith("Different from base on 120 items: up by +") and "1 more cannot" in conclusion(
+        table
+    )
 
 
 def test_silence_is_the_mean_of_the_runs_that_heard_it(tmp_path: Path) -> None:
-    def members(name: str, *blind: float | None) -> dict[int, Run]:
+    def members(name: str, *blind: float | None) -> dict[int, EvalRun]:
         folders = [finished(tmp_path / f"{name}{seed}", hits(4, 0), blind=one) for seed, one in enumerate(blind)]
         return {seed: read_run(folder) for seed, folder in enumerate(folders)}
 
-    table = ablation.compared({"base": members("base", 0.5, None, 0.25), "other": members("other", None, None)})
+    table = compare_arms({"base": members("base", 0.5, None, 0.25), "other": members("other", None, None)})
     assert [row["blind"] for row in table["arms"]] == [0.375, None]
 
 
@@ -114,7 +117,7 @@ def test_the_interval_is_wider_where_seeds_disagree() -> None:
     item = rng.random(200)
     alike = np.stack([item < 0.5] * 3).astype(float)
     apart = np.stack([item < bar for bar in (0.2, 0.5, 0.8)]).astype(float)
-    narrow, wide = (ablation.accuracy(verdicts, seed=0) for verdicts in (alike, apart))
+    narrow, wide = (arm_accuracy(verdicts, seed=0) for verdicts in (alike, apart))
     assert narrow["accuracy"] == pytest.approx(0.5, abs=0.08)
     # seeds that are alike add nothing: the spread is that of 200 items, 1.96 sqrt(0.25 / 200) on either side
     assert narrow["high"] - narrow["low"] == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.1)
@@ -124,7 +127,7 @@ def test_the_interval_is_wider_where_seeds_disagree() -> None:
 def test_one_seed_is_the_paired_difference_of_two_runs(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     a, b = (rng.random(60) < bar for bar in (0.4, 0.6))
-    table = ablation.compared({"a": arm(tmp_path, "a", a), "b": arm(tmp_path, "b", b)})
+    table = compare_arms({"a": arm(tmp_path, "a", a), "b": arm(tmp_path, "b", b)})
     known = stats.paired_difference(list(b), list(a), seed=0)
     gap = table["arms"][1]["against"]
     assert all(gap[name] == known[name] for name in ("low", "high", "p", "wins", "losses", "method"))
@@ -134,22 +137,22 @@ def test_one_seed_is_the_paired_difference_of_two_runs(tmp_path: Path) -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert ablation.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert ablation.holm([0.5, 0.9]) == [1.0, 1.0] and ablation.holm([]) == []
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_runs_on_other_items_are_refused(tmp_path: Path) -> None:
     base = arm(tmp_path, "base", hits(4, 0))
     with pytest.raises(DataError, match="is on other items than the first run"):
-        ablation.compared({"base": base, "far": {0: read_run(finished(tmp_path / "far", hits(4, 0), first=1))}})
+        compare_arms({"base": base, "far": {0: read_run(finished(tmp_path / "far", hits(4, 0), first=1))}})
     with pytest.raises(DataError, match="no run of the ablation is finished"):
-        ablation.compared({"base": {}, "far": {}})
+        compare_arms({"base": {}, "far": {}})
 
 
 def test_seeds_that_only_one_arm_has_are_in_its_mean_but_not_in_the_test(tmp_path: Path) -> None:
     base = arm(tmp_path, "base", hits(4, 0), hits(4, 0))
     other = {1: arm(tmp_path, "other", hits(4), hits(4, 0, 1))[1]}
-    table = ablation.compared({"base": base, "gone": {}, "other": other})
+    table = compare_arms({"base": base, "gone": {}, "other": other})
     assert [row["arm"] for row in table["arms"]] == ["base", "other"]
     assert table["arms"][1]["seeds"] == [1] and table["arms"][1]["against"]["seeds"] == 1
 
@@ -158,7 +161,7 @@ def test_seeds_that_only_one_arm_has_are_in_its_mean_but_not_in_the_test(tmp_pat
 
 
 def test_jobs_are_arms_within_seeds_and_each_is_its_recipe(recipe: Path, tmp_path: Path) -> None:
-    found = ablation.jobs(recipe, ["base", "short"], 2, tmp_path / "out", overrides=["stages.0.max_steps=3"])
+    found = ablation.plan_jobs(recipe, ["base", "short"], 2, tmp_path / "out", overrides=["stages.0.max_steps=3"])
     assert [job.folder.name for job in found] == ["base-seed7", "short-seed7", "base-seed8", "short-seed8"]
     assert [len(job.recipe.stages) for job in found] == [2, 1, 2, 1]
     assert [job.recipe.seed for job in found] == [7, 7, 8, 8] and found[0].recipe.stages[0].max_steps == 3
@@ -169,16 +172,16 @@ def test_jobs_are_arms_within_seeds_and_each_is_its_recipe(recipe: Path, tmp_pat
 
 def test_what_cannot_be_compared_is_said_before_anything_runs(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="arm 'bse' is none of base, short, deaf"):
-        ablation.jobs(recipe, ["bse"], 1, tmp_path / "out")
+        ablation.plan_jobs(recipe, ["bse"], 1, tmp_path / "out")
     with pytest.raises(ConfigError, match="name each arm once"):
-        ablation.jobs(recipe, ["base", "base"], 1, tmp_path / "out")
+        ablation.plan_jobs(recipe, ["base", "base"], 1, tmp_path / "out")
     with pytest.raises(ConfigError, match="arm 'deaf' has 0 entries under eval"):
-        ablation.jobs(recipe, ["base", "deaf"], 1, tmp_path / "out")
-    job = ablation.jobs(recipe, ["base"], 1, tmp_path / "out")[0]
+        ablation.plan_jobs(recipe, ["base", "deaf"], 1, tmp_path / "out")
+    job = ablation.plan_jobs(recipe, ["base"], 1, tmp_path / "out")[0]
     write_json(job.folder / "recipe.json", {"recipe": job.recipe.model_dump(mode="json")})
-    ablation.jobs(recipe, ["base"], 1, tmp_path / "out")
+    ablation.plan_jobs(recipe, ["base"], 1, tmp_path / "out")
     with pytest.raises(ConfigError, match="base-seed7: holds a run of another recipe"):
-        ablation.jobs(recipe, ["base"], 1, tmp_path / "out", overrides=["stages.0.max_steps=3"])
+        ablation.plan_jobs(recipe, ["base"], 1, tmp_path / "out", overrides=["stages.0.max_steps=3"])
 
 
 def complete(job: ablation.Job, right: Sequence[bool], *, blind: float | None = 0.25) -> None:
@@ -187,22 +190,22 @@ def complete(job: ablation.Job, right: Sequence[bool], *, blind: float | None = 
         append_jsonl(
             job.folder / "metrics.jsonl", {"step": step, "stage": "stage-0-one", "seconds": 1.5, "sft/loss": 1}
         )
-    finished(job.measured_in(0), right, blind=blind)
+    finished(job.eval_folder(0), right, blind=blind)
 
 
 def test_finished_runs_are_kept_a_failed_one_is_told_and_the_rest_is_compared(recipe: Path, tmp_path: Path) -> None:
-    found = ablation.jobs(recipe, ["base", "short"], 2, tmp_path / "out", overrides=["model.name=no-such-model"])
+    found = ablation.plan_jobs(recipe, ["base", "short"], 2, tmp_path / "out", overrides=["model.name=no-such-model"])
     for job in found[:3]:
         complete(job, hits(4, 0) if job.arm == "base" else hits(4, 0, 1))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     said: list[str] = []
-    failed = ablation.run(found, said.append)  # only the last one is trained, by the real program, and cannot be
+    failed = ablation.run_jobs(found, said.append)  # only the last one is trained, by the real program, and cannot be
     assert list(failed) == [found[3].folder] and "no-such-model" in failed[found[3].folder]
     assert [line for line in said if line.startswith("[")] == [
         "[1/4] base, seed 7", "[2/4] short, seed 7", "[3/4] base, seed 8", "[4/4] short, seed 8",
     ]  # fmt: skip
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items() if path.is_file())
-    table = ablation.write(tmp_path / "out", found, failed, "small & short")
+    table = ablation.write_results(tmp_path / "out", found, failed, "small & short")
     row = table["evals"][0]["arms"][1]
     assert row["seeds"] == [7] and row["against"]["difference"] == 0.25
     assert [run["failed"] is None for run in table["runs"]] == [True, True, True, False]
@@ -217,12 +220,12 @@ def test_finished_runs_are_kept_a_failed_one_is_told_and_the_rest_is_compared(re
 
 
 def test_only_the_first_seed_must_have_been_measured_under_silence(recipe: Path, tmp_path: Path) -> None:
-    found = ablation.jobs(recipe, ["base", "short"], 2, tmp_path / "out")
+    found = ablation.plan_jobs(recipe, ["base", "short"], 2, tmp_path / "out")
     for job in found:
         complete(job, hits(4, 0), blind=None if job.folder.name in ("short-seed7", "base-seed8") else 0.25)
     said: list[str] = []
     # the model of short-seed7 is asked again, and its folder holds none; that of base-seed8 is not asked
-    assert list(ablation.run(found, said.append)) == [found[1].folder]
+    assert list(ablation.run_jobs(found, said.append)) == [found[1].folder]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -244,7 +247,7 @@ def test_a_signal_reaches_the_run_once_and_ends_the_ablation(
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     try:
         with pytest.raises(KeyboardInterrupt):
-            ablation.run(ablation.jobs(recipe, ["base"], 3, tmp_path / "out"), interrupt)
+            ablation.run_jobs(ablation.plan_jobs(recipe, ["base"], 3, tmp_path / "out"), interrupt)
     finally:
         signal.signal(signal.SIGINT, before)
     assert (tmp_path / "program.log").read_text() == "saved\n"

@@ -187,12 +187,12 @@ def test_a_torn_last_line_is_cut_and_asked_again(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from scripted_engine import ScriptedEngine, deaf, tone_task
+from scripted_engine import ScriptedEngine, answer_first_option, tone_task
 from earwise.evaluate.run import EvalOptions, evaluate
 
 def slow(prompt):
     time.sleep(0.02)
-    return deaf(prompt)
+    return answer_first_option(prompt)
 
 evaluate(ScriptedEngine(slow), tone_task(Path(sys.argv[1]), 60), Path(sys.argv[2]), EvalOptions(batch=3))
 """
