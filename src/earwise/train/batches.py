@@ -132,7 +132,7 @@ def draw_clip_groups(
 def local_trees(trees: Sequence[list[TokenPath]]) -> list[list[TokenPath]]:
     """This process's share of the trees of a step, balanced by an estimate of their distinct tokens."""
     sizes = [max(len(path.ids) for path in paths) + sum(sum(path.trained) for path in paths) for paths in trees]
-    return [trees[number] for number in parallel.share(sizes)]
+    return [trees[number] for number in parallel.assigned_items(sizes)]
 
 
 def count_trained_tokens(trees: Sequence[Sequence[TokenPath]]) -> float:
@@ -157,7 +157,7 @@ def sharing_metrics(
         `distinct_share`: distinct tokens of the packed trees divided by the tokens of all paths; `audio_s`: seconds of
         audio.
     """
-    num_distinct = parallel.total({"tokens": sum(len(batch.forest) for batch in micro_batches)})["tokens"]
+    num_distinct = parallel.all_sum({"tokens": sum(len(batch.forest) for batch in micro_batches)})["tokens"]
     num_path_tokens = sum(len(path.ids) for paths in trees for path in paths)
     audio_s = sum(len(waveform) for waveform in waveforms.values()) / sample_rate
     return {"distinct_share": num_distinct / num_path_tokens, "audio_s": audio_s}

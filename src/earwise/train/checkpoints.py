@@ -45,7 +45,7 @@ def save_checkpoint(
     """
     trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
     content = whole({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
-    if not parallel.main():
+    if not parallel.is_main_process():
         return
     try:
         with atomic_folder(folder / f"{PREFIX}{step}") as unfinished:

@@ -96,7 +96,7 @@ def start(
         ConfigError: if `out` already holds a run, another process is at work there, or a tracker cannot be opened.
     """
     check_trackers(recipe.trackers)
-    parallel.begin()
+    parallel.init_processes()
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
     record = {
@@ -105,8 +105,8 @@ def start(
         "earwise": version("earwise"),
         "torch": version("torch"),
     }
-    parallel.wait()  # until every process has seen that the folder is free
-    if parallel.main():
+    parallel.barrier()  # until every process has seen that the folder is free
+    if parallel.is_main_process():
         write_json(out / RECORD, record)
     return _run_stages(_Run(recipe, out, base, checked, profile, notify))
 
@@ -132,7 +132,7 @@ def resume(
     Raises:
         ConfigError: if `out` holds no run.
     """
-    parallel.begin()
+    parallel.init_processes()
     recipe, base = recorded_recipe(out)
     recipe = recipe.tracked_in(track)
     check_trackers(recipe.trackers)
@@ -165,7 +165,7 @@ def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
 
 def _run_stages(run: _Run) -> Path:
     """Run the stages that are not finished; only the first process reports."""
-    if not parallel.main():
+    if not parallel.is_main_process():
         return _run_stages_locked(_Run(run.recipe, run.out, run.base, run.checked, run.profile, lambda line: None))
     with lock_folder(run.out):
         _delete_unfinished_files(run.out)
@@ -180,7 +180,7 @@ def _run_stages_locked(run: _Run) -> Path:
             _run_stage(run, number, config, folder, weights)
         weights = folder / FINAL
     final = run.out / FINAL
-    if weights is not None and not final.exists() and parallel.main():
+    if weights is not None and not final.exists() and parallel.is_main_process():
         final.symlink_to(weights.relative_to(run.out))
     return final
 
@@ -267,7 +267,7 @@ def _open_tracking(run: _Run, config: StageConfig, folder: Path) -> Iterator[Mir
     """The trackers of a stage; closed at its end, also after an error."""
     settings: dict[str, Any] = run.recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
     settings["stage"] = config.model_dump(mode="json")
-    trackers = run.recipe.trackers if parallel.main() else ()
+    trackers = run.recipe.trackers if parallel.is_main_process() else ()
     tracking = Mirror(trackers, run.out, folder.name, settings, run.notify)
     try:
         yield tracking
@@ -284,7 +284,7 @@ class _SampleWriter:
     tracking: Mirror
 
     def __call__(self, row: dict[str, Any]) -> None:
-        if parallel.main():
+        if parallel.is_main_process():
             audio = [relative_path(Path(clip), self.out) for clip in row["audio"]]
             row = {"stage": self.stage} | row | {"audio": audio}
             append_jsonl(self.out / SAMPLES, row)
@@ -311,9 +311,9 @@ def _save_model(model: AudioLM, folder: Path, started_from: str) -> None:
         folder: Folder to write.
         started_from: Checkpoint folder or name of the model before the stage, recorded with the LoRA.
     """
-    if parallel.main():
+    if parallel.is_main_process():
         with atomic_folder(folder) as unfinished:
             model.save(unfinished)
             if not isinstance(model, Embedded):  # what the embedded model saves already has the LoRA apart
                 lora_checkpoint.write_beside(unfinished, lora_checkpoint.from_module(model.module, started_from))
-    parallel.wait()
+    parallel.barrier()

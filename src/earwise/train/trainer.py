@@ -116,7 +116,7 @@ class Trainer:
         )
         self._accelerator = Accelerator(cpu=parallel.on_cpu())
         self._policy = Policy(model)
-        self._sharded_layers = sharding.shard(model)
+        self._sharded_layers = sharding.shard_decoder(model)
         self._optimizer = build_optimizer(model, options.optimizer, sharded=bool(self._sharded_layers))
         self._learning_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -158,8 +158,8 @@ class Trainer:
             self._checkpoint_state = self._current_state()
             self._save()
         self._step_log.report(self._step)
-        sharding.dissolve(self._sharded_layers)
-        if parallel.agreed(stop.requested):
+        sharding.unshard_parameters(self._sharded_layers)
+        if parallel.any_process(stop.requested):
             self._notify(f"{self._stage.kind}: stopped after step {self._step}, saved; continue with --resume")
             raise KeyboardInterrupt
         return self._step
@@ -213,7 +213,7 @@ class Trainer:
         """Whether to end before the next step: asked to, or out of time, in any process; only between rollouts."""
         max_minutes = self._options.max_minutes
         is_late = bool(max_minutes and time.monotonic() - self._began > 60 * max_minutes)
-        return self._checkpoint_state is not None and parallel.agreed(is_late or stop.requested)
+        return self._checkpoint_state is not None and parallel.any_process(is_late or stop.requested)
 
     def _reset_optimizer(self) -> None:
         """Clear the optimizer's state where the stage asks for it."""
@@ -225,7 +225,7 @@ class Trainer:
         started = time.monotonic()
         self._profiler.split()
         gathers_layers = self._stage.decodes_in_batches or not self._checks_done
-        with sharding.gathered(self._sharded_layers if gathers_layers else ()):
+        with sharding.unsharded_layers(self._sharded_layers if gathers_layers else ()):
             batches = self._stage.batches(self._step)
             data_ready = time.monotonic()
             metrics = dict(batches.metrics)
@@ -233,7 +233,7 @@ class Trainer:
             if batches.micro_batches and not self._checks_done:
                 with self._profiler.phase("checks"):
                     metrics["hearing"] = self._check_model(batches.micro_batches[0])
-        passes = parallel.gather(len(batches.micro_batches))
+        passes = parallel.all_gather(len(batches.micro_batches))
         self._checks_done = self._checks_done or any(passes)
         return _Step(batches.micro_batches, passes, StepRecord(started, data_ready, metrics, batches.example_ids))
 
@@ -284,18 +284,18 @@ class Trainer:
     def _run_empty_passes(self, count: int) -> None:
         """Forward and backward passes without effect: all processes must gather sharded layers equally often."""
         for _ in range(count):
-            empty = sharding.filler(self._model)
+            empty = sharding.filler_micro_batch(self._model)
             logprobs = self._prepared_policy(empty.forest, empty.encoder_states, empty.waveforms)
             self._accelerator.backward(0.0 * logprobs.sum())
 
     def _clip_gradients(self, step: _Step) -> None:
         """Add the gradients of all processes and clip their norm; add up the metrics likewise."""
         with self._profiler.phase("optimizer"):
-            parallel.add_gradients(sharding.uncut(self._trained))
+            parallel.all_reduce_gradients(sharding.replicated_parameters(self._trained))
             if any(step.passes):
-                step.record.grad_norm = sharding.clip(self._trained, self._options.optimizer.max_grad_norm)
+                step.record.grad_norm = sharding.clip_grad_norm(self._trained, self._options.optimizer.max_grad_norm)
         num_tokens = float(sum(len(micro_batch.forest) for micro_batch in step.micro_batches))
-        step.record.sums = parallel.total(step.record.sums | {"tokens": num_tokens})
+        step.record.sums = parallel.all_sum(step.record.sums | {"tokens": num_tokens})
 
     def _check_finite(self, step: _Step) -> None:
         """Count consecutive steps whose loss or gradient is not finite, and end the run after too many."""

@@ -14,13 +14,15 @@ import soundfile
 import torch
 
 import parallel_worker
-from earwise.commands import plan
 from earwise.config.recipe import check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError
+from earwise.models import registry
 from earwise.models.base import load
-from earwise.models.memory import published_sizes as sizes
+from earwise.models.memory.estimate import MemoryEstimate
+from earwise.models.memory.plan import Machine, PlannedStage, process_memory
 from earwise.train.distributed import parallel
+from earwise.train.stages.table import stage_class
 from earwise.types import Audio, Example, Text, Turn
 
 HERE = Path(__file__).parents[2]
@@ -207,13 +209,13 @@ def test_engines_that_do_not_run_are_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
-        parallel.engine()
+        parallel.launcher_engine()
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_every_item_has_one_owner(parts: int) -> None:
     sizes = [5.0, 3.0, 3.0, 1.0, 8.0]
-    shares = parallel.split(sizes, parts)
+    shares = parallel.balance(sizes, parts)
     assert sorted(number for share in shares for number in share) == [0, 1, 2, 3, 4]
     loads = [sum(sizes[number] for number in share) for share in shares]
     assert max(loads) <= sum(sizes) / parts + max(sizes) / 2
@@ -222,15 +224,20 @@ def test_every_item_has_one_owner(parts: int) -> None:
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
 def test_the_plan_of_a_process_of_four(kind: str) -> None:
     """Three quarters of the layers, of their gradients and AdamW's state lie elsewhere; rollouts gather layers."""
-    model = sizes.default("qwen25_omni")
+    model = registry.default_sizes("qwen25_omni")
     assert model is not None
     stage = check_recipe(recipe((SFT if kind == "sft" else GRPO) | {"trainable": FULL}), "t").stages[0]
-    one, four = (plan.of_process(model, stage, "bfloat16", count, "fsdp2", cpu=False) for count in (1, 4))
-    says = model.says
-    layer = says.width * (2 * says.heads * says.head_dim + 2 * says.kv_heads * says.head_dim + 3 * says.ffn)
-    away = 0.75 * 2 * layer * says.layers
+    def memory(processes: int, engine: str) -> MemoryEstimate:
+        planned = PlannedStage(stage, stage_class(stage).memory(stage, processes), {})
+        machine = Machine("a GPU", None, is_gpu=True, processes=processes, engine=engine)
+        return process_memory(model, planned, machine, dtype="bfloat16")
+
+    one, four = (memory(count, "fsdp2") for count in (1, 4))
+    shape = model.decoder_shape
+    layer = shape.width * (2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn)
+    away = 0.75 * 2 * layer * shape.layers
     for name, times in (("weights", 1), ("gradients", 1), ("optimizer", 2)):
-        assert one.lasting[name] - four.lasting[name] == pytest.approx(times * away), name
+        assert one.permanent[name] - four.permanent[name] == pytest.approx(times * away), name
     assert four.phases.get("rollout", {}).get("gathered layers", 0.0) == pytest.approx(away if kind == "grpo" else 0)
-    alone = plan.of_process(model, stage, "bfloat16", 4, "ddp", cpu=False)
-    assert alone.lasting == one.lasting
+    alone = memory(4, "ddp")
+    assert alone.permanent == one.permanent

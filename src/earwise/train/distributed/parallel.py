@@ -1,12 +1,13 @@
-"""Several processes train one model: who takes which trees, and what they tell each other.
+"""Training in several processes: which process computes what, and the collective operations between them.
 
-Started by `accelerate launch` or `torchrun`; a process alone passes through all of this unchanged. Every process draws
-the same step (all draws are seeded), takes its share of the trees, and samples for its share of the prompts; verdicts
-are gathered, so that advantages are those of the whole step. Losses are divided by counts of the whole step, so
-gradients add up over processes to what one process would have had. They are added once, after the last micro batch
-(`add_gradients`): processes may have different numbers of micro batches, of different kinds, or none.
+Processes are started by `accelerate launch` or `torchrun`; a single process runs through everything here unchanged.
+Every process draws the same step (all draws are seeded), computes its share of the trees, and samples completions for
+its share of the prompts. Rewards are gathered, so advantages are those of the whole step. Losses are divided by counts
+of the whole step, so summing gradients over processes gives what one process would have computed. They are summed once
+per step, after the last micro-batch (`all_reduce_gradients`), because processes may have different numbers of
+micro-batches, of different kinds, or none.
 
-Every function that talks to the others must be called by all of them, in the same order.
+Every collective operation must be called by all processes in the same order.
 """
 
 import os
@@ -22,24 +23,25 @@ from torch import Tensor
 from earwise.errors import ConfigError, EngineError
 
 T = TypeVar("T")
-Engine = Literal["ddp", "fsdp2"]
-PATIENCE = timedelta(hours=12)
-"""Others wait so long while the first process measures or writes; a process that dies is noticed at once."""
+LauncherEngine = Literal["ddp", "fsdp2"]
+PROCESS_GROUP_TIMEOUT = timedelta(hours=12)
+"""How long processes wait while the first one evaluates or writes. A process that dies is noticed at once."""
 BUCKET_BYTES = 64 * 2**20
-"""Gradients are added in pieces of about this size."""
+"""Gradients are reduced in buckets of about this size."""
 
 
 def on_cpu() -> bool:
-    """Whether training takes place on a CPU: there is nothing else, or `accelerate launch --cpu` says so."""
+    """Whether training runs on a CPU: because there is no GPU, or because `accelerate launch --cpu` asks for it."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.cuda.is_available()
 
 
-def begin() -> None:
-    """Join the processes that this one was started with; alone, do nothing.
+def init_processes() -> None:
+    """Join the process group that this process was launched in; a single process does nothing.
 
     Raises:
-        ConfigError: if the launcher's engine is not one that we run, or it started a single process for several.
-        EngineError: if they do not find each other.
+        ConfigError: if the launcher asks for an engine that is not supported, or started one process instead of
+            several.
+        EngineError: if the processes do not find each other.
     """
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
         raise ConfigError(
@@ -48,31 +50,31 @@ def begin() -> None:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
-    engine()
+    launcher_engine()
     from accelerate import PartialState
 
-    with _contact():
-        PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    with _communication():
+        PartialState(cpu=on_cpu(), timeout=PROCESS_GROUP_TIMEOUT)
 
 
-def end() -> None:
-    """Leave the other processes, once all of them are done."""
+def leave_processes() -> None:
+    """Leave the process group, once all processes have come here."""
     if dist.is_initialized():
-        wait()
+        barrier()
         dist.destroy_process_group()
 
 
-def engine() -> Engine:
-    """What the launcher's configuration asks for (`recipes/engines/*.yaml`).
+def launcher_engine() -> LauncherEngine:
+    """The engine that the launcher's configuration asks for (`recipes/engines/*.yaml`).
 
     Raises:
-        ConfigError: for DeepSpeed, whose hooks want the same calls in the same order from every process, and for FSDP's
-            first version or its offloading.
+        ConfigError: for DeepSpeed, whose hooks require the same calls in the same order from every process, and for
+            FSDP's first version or its offloading.
     """
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError(
-            "DeepSpeed waits for calls that a process without sounds or trees does not make; the same cuts with FSDP2: "
-            "recipes/engines/fsdp2.yaml for ZeRO-3, fsdp2-zero2.yaml for ZeRO-2"
+            "DeepSpeed waits for calls that a process without audio or trees does not make; use FSDP2, which shards in "
+            "the same way: recipes/engines/fsdp2.yaml for ZeRO-3, fsdp2-zero2.yaml for ZeRO-2"
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -88,99 +90,113 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def main() -> bool:
-    """Whether this is the process that writes files and speaks."""
+def is_main_process() -> bool:
+    """Whether this process writes files and prints: process 0."""
     return rank() == 0
 
 
-def share(sizes: Sequence[float]) -> list[int]:
-    """This process's share of items, as numbers in order; the same sizes everywhere give each item to one process.
+def assigned_items(sizes: Sequence[float]) -> list[int]:
+    """Indices of the items that this process computes, ascending.
 
-    The largest goes first, to whoever has least.
+    Args:
+        sizes: Size of each item, the same list in every process. Each item is assigned to exactly one process.
     """
-    return split(sizes, world())[rank()]
+    return balance(sizes, world_size())[rank()]
 
 
-def split(sizes: Sequence[float], parts: int) -> list[list[int]]:
-    """Items to parts of about equal size.
+def balance(sizes: Sequence[float], parts: int) -> list[list[int]]:
+    """Distribute items over parts of about equal total size: the largest first, always to the smallest part.
 
-    >>> split([5, 3, 3, 1], 2)
+    Returns:
+        The item indices of each part, ascending.
+
+    >>> balance([5, 3, 3, 1], 2)
     [[0, 3], [1, 2]]
     """
-    out: list[list[int]] = [[] for _ in range(parts)]
-    load = [0.0] * parts
-    for item in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        least = min(range(parts), key=load.__getitem__)
-        out[least].append(item)
-        load[least] += sizes[item]
-    return [sorted(items) for items in out]
+    indices: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0.0] * parts
+    for item in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        smallest = min(range(parts), key=loads.__getitem__)
+        indices[smallest].append(item)
+        loads[smallest] += sizes[item]
+    return [sorted(items) for items in indices]
 
 
-def gather(value: T) -> list[T]:
-    """Every process's value, by number of the process."""
-    if world() == 1:
+def all_gather(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if world_size() == 1:
         return [value]
-    out: list[T] = [value] * world()
-    with _contact():
-        dist.all_gather_object(out, value)
-    return out
+    values: list[T] = [value] * world_size()
+    with _communication():
+        dist.all_gather_object(values, value)
+    return values
 
 
-def joined(own: Sequence[int], values: Sequence[T]) -> list[T]:
-    """All items in order, where each process has those of its `share`."""
-    found = [pair for pairs in gather(list(zip(own, values, strict=True))) for pair in pairs]
-    return [value for _, value in sorted(found, key=lambda pair: pair[0])]
+def gather_assigned(indices: Sequence[int], values: Sequence[T]) -> list[T]:
+    """The values of all items in order, where each process holds those of its `assigned_items`.
+
+    Args:
+        indices: Indices of the items of this process.
+        values: Value of each of them.
+    """
+    pairs = [pair for part in all_gather(list(zip(indices, values, strict=True))) for pair in part]
+    return [value for _, value in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def total(values: Mapping[str, float]) -> dict[str, float]:
-    """Sums over processes by name; a name that a process lacks counts as 0 there."""
-    parts = gather(dict(values))
+def all_sum(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over processes by name; a name that a process does not have counts as 0 there."""
+    parts = all_gather(dict(values))
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-def agreed(flag: bool) -> bool:
-    """True everywhere if it is true in any process."""
-    return any(gather(flag))
+def any_process(flag: bool) -> bool:
+    """Whether the flag is true in at least one process; the result is the same in all."""
+    return any(all_gather(flag))
 
 
-def wait() -> None:
-    """Go on when all processes have come here."""
-    gather(None)
+def barrier() -> None:
+    """Wait until all processes have come here."""
+    all_gather(None)
 
 
 @torch.no_grad()
-def add_gradients(parameters: Sequence[Tensor]) -> None:
-    """Add gradients over processes, in place. A parameter without one in some processes counts as 0 there, without one
-    in all of them stays without, as in one process."""
-    if world() == 1 or not parameters:
+def all_reduce_gradients(parameters: Sequence[Tensor]) -> None:
+    """Sum gradients over processes, in place.
+
+    A parameter without a gradient in some processes counts as 0 there; without one in any process it stays without, as
+    it would in a single process.
+    """
+    if world_size() == 1 or not parameters:
         return
     device = parameters[0].device
-    has = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device)
-    with _contact():
-        dist.all_reduce(has, op=dist.ReduceOp.MAX)
-    used = [parameter for parameter, some in zip(parameters, has.tolist(), strict=True) if some]
+    has_gradient = torch.tensor(
+        [parameter.grad is not None for parameter in parameters], dtype=torch.int32, device=device
+    )
+    with _communication():
+        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
+    used = [parameter for parameter, flag in zip(parameters, has_gradient.tolist(), strict=True) if flag]
     for parameter in used:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     for bucket in _buckets([parameter.grad for parameter in used if parameter.grad is not None]):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        with _contact():
+        with _communication():
             dist.all_reduce(flat)
-        for gradient, summed in zip(bucket, flat.split([one.numel() for one in bucket]), strict=True):
+        for gradient, summed in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(summed.view_as(gradient))
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one type, in order, about `BUCKET_BYTES` at a time."""
+    """Group gradients of one dtype, in order, into buckets of about `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
-    for gradient in sorted(gradients, key=lambda one: str(one.dtype)):
-        full = sum(one.nbytes for one in bucket) >= BUCKET_BYTES
+    for gradient in sorted(gradients, key=lambda tensor: str(tensor.dtype)):
+        full = sum(tensor.nbytes for tensor in bucket) >= BUCKET_BYTES
         if bucket and (full or bucket[0].dtype != gradient.dtype):
             yield bucket
             bucket = []
@@ -190,13 +206,13 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
-    """Say in one line what the communication library says in many."""
+def _communication() -> Iterator[None]:
+    """Turn the communication library's long errors into an EngineError of one line."""
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:160]
+        message = " ".join(str(error).split())[:160]
         raise EngineError(
-            f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')} lost the others ({said}); "
-            "start all of them again with --resume"
+            f"process {os.environ.get('RANK', '?')} of {os.environ.get('WORLD_SIZE', '?')} lost the others "
+            f"({message}); start all of them again with --resume"
         ) from error

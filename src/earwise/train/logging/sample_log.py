@@ -91,7 +91,7 @@ class CompletionLogger:
         self._prompts: list[tuple[Example, Prompt]] = []
         if not 0 < self._interval < config.max_steps:
             return
-        if sharding.cuts() and not decodes_in_batches:
+        if sharding.is_sharded() and not decodes_in_batches:
             context.notify(
                 f"{config.kind}: the layers are sharded over processes, so no answers are logged "
                 "(log_completions_steps)"
@@ -106,7 +106,7 @@ class CompletionLogger:
 
     def before_step(self, step: int) -> None:
         """Log answers if it is time; called before the batches of a step (from 0) are made."""
-        if not (step and self._prompts and step % self._interval == 0 and parallel.main()):
+        if not (step and self._prompts and step % self._interval == 0 and parallel.is_main_process()):
             return
         context = self._context
         with context.profiler.phase("rollout"):

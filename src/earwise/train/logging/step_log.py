@@ -100,7 +100,7 @@ class StepLog:
     def delete_after(self, step: int) -> bool:
         """Delete the rows of steps after `step`, which a resumed stage runs again; returns whether there were any in
         `metrics.jsonl`."""
-        if not parallel.main():
+        if not parallel.is_main_process():
             return False
         if self._files.samples:
             _delete_rows_after(self._files.samples, self._stage, step)
@@ -126,7 +126,7 @@ class StepLog:
         row = {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
         if record.example_ids:
             row["ids"] = record.example_ids
-        if parallel.main():
+        if parallel.is_main_process():
             append_jsonl(self._files.metrics, row)
             self._files.on_step(row)
             progress = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if name in PROGRESS_METRICS)
@@ -136,7 +136,7 @@ class StepLog:
 
     def report(self, number: int) -> None:
         """At the end of the stage, after step `number`: report the time of the last steps and what was skipped."""
-        if parallel.main():
+        if parallel.is_main_process():
             if self._phase_seconds:
                 self._describe_phases(number)
             for line in told(read_log(self._files.metrics), self._stage, self._kind):

@@ -53,7 +53,7 @@ class AdaptiveRewards:
             step: Number of the step, from 0.
         """
         texts = [completion.text for group in groups for completion in group]
-        counts = parallel.total({"thinking": float(sum(map(has_reasoning, texts))), "all": float(len(texts))})
+        counts = parallel.all_sum({"thinking": float(sum(map(has_reasoning, texts))), "all": float(len(texts))})
         self.thinking_share = counts["thinking"] / max(1.0, counts["all"])
         self._thinking_factor, self._answering_factor = reward_factors(self.thinking_share, step / self._max_steps)
 

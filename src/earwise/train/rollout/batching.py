@@ -71,7 +71,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], context: StageContext, config: G
     """
     group_size, model = config.group_size, context.model
     rewards = torch.tensor([reward for rollout in rollouts for reward in rollout.rewards], dtype=torch.float64)
-    advantages = group_advantages(rewards, group_size, scale=config.scale_rewards).tolist()
+    advantages = group_advantages(rewards, group_size, scale_rewards=config.scale_rewards).tolist()
     num_items = float(sum(len(completion.token_ids) for rollout in rollouts for completion in rollout.completions))
     num_sequences = float(len(rollouts) * group_size)
 
@@ -122,7 +122,7 @@ def _local_share(
         + sum(len(completion.token_ids) for completion in rollouts[number].completions)
         for number in numbers
     ]
-    return [numbers[place] for place in parallel.share(sizes)]
+    return [numbers[place] for place in parallel.assigned_items(sizes)]
 
 
 def _trees(model: AudioLM, rollouts: Sequence[Rollout]) -> tuple[list[list[TokenPath]], dict[int, Waveform]]:

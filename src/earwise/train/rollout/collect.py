@@ -154,7 +154,7 @@ class RolloutCollector:
         if self._adaptive_rewards is not None:
             metrics["thinking"] = self._adaptive_rewards.thinking_share
         metrics["skipped"] = float(num_skipped)
-        metrics |= parallel.total({"sampler_errors": float(num_server_errors)})
+        metrics |= parallel.all_sum({"sampler_errors": float(num_server_errors)})
         if config.dynamic_sampling is not None:
             metrics |= {"rounds": float(rounds), "signal_groups": float(len(with_signal))}
         return CollectedRollouts((with_signal + without_signal)[: config.prompts_per_step], metrics)
@@ -187,7 +187,7 @@ class RolloutCollector:
     def _sample(self, step: int, drawn: DrawnPrompts) -> SampledGroups:
         """Sample this process's share of the prompts, compute the rewards, and exchange both with the others."""
         config, context = self._config, self._context
-        share = parallel.share([prompt_tokens(context.model, prompt) for prompt in drawn.prompts])
+        share = parallel.assigned_items([prompt_tokens(context.model, prompt) for prompt in drawn.prompts])
         if self._weight_sync is not None:
             with context.profiler.phase("refresh"):
                 retry_while_away(partial(self._weight_sync.before_rollout, step), self._retry_minutes, context.notify)
@@ -201,9 +201,9 @@ class RolloutCollector:
             if self._adaptive_rewards is not None:
                 self._adaptive_rewards.observe(groups, step)
             rewards = self._reward_runner.compute([drawn.examples[number] for number in share], groups)
-        stats = parallel.gather(rollout_stats(groups, rewards))
+        stats = parallel.all_gather(rollout_stats(groups, rewards))
         return SampledGroups(
-            parallel.joined(share, groups), parallel.joined(share, rewards.totals), stats, num_server_errors
+            parallel.gather_assigned(share, groups), parallel.gather_assigned(share, rewards.totals), stats, num_server_errors
         )
 
     def _rollouts(self, drawn: DrawnPrompts, sampled: SampledGroups) -> list[tuple[Example, Rollout]]:

@@ -206,8 +206,8 @@ def replace_batch_means(
     numbers = {
         name: [value for value in values if isinstance(value, float)] for name, values in values_by_reward.items()
     }
-    sums = parallel.total({name: sum(values) for name, values in numbers.items()})
-    counts = parallel.total({name: float(len(values)) for name, values in numbers.items()})
+    sums = parallel.all_sum({name: sum(values) for name, values in numbers.items()})
+    counts = parallel.all_sum({name: float(len(values)) for name, values in numbers.items()})
     means = {name: sums[name] / max(1.0, counts[name]) for name in values_by_reward}
     return {
         name: [means[name] if value is NeutralReward.BATCH_MEAN else value for value in values]

@@ -83,8 +83,8 @@ class WeightSync:
                 f"weight_sync.method: lora, but {len(adapter.full_parameters)} tensors are trained in full "
                 f"({min(adapter.full_parameters)}), which {server} takes in no adapter; set trainable.connector: frozen"
             )
-        if method == "weights" and parallel.world() > 1 and parallel.engine() != "ddp":
-            raise ConfigError(f"weight_sync.method: weights does not go with {parallel.engine()}; use lora")
+        if method == "weights" and parallel.world_size() > 1 and parallel.launcher_engine() != "ddp":
+            raise ConfigError(f"weight_sync.method: weights does not go with {parallel.launcher_engine()}; use lora")
 
     def before_rollout(self, step: int) -> bool:
         """Send the weights before the rollout of a step (from 0), if it is time; all processes must call.
@@ -99,12 +99,12 @@ class WeightSync:
         local = lora_checkpoint.from_module(self._model.module, self._model.name)
         adapter = PeftAdapter(whole(dict(local.matrices)), whole(dict(local.full_parameters)), local.base)
         result: str | EngineError = ""
-        if parallel.main():
+        if parallel.is_main_process():
             try:
                 result = self._send(step, adapter)
             except EngineError as error:  # first sent to the other processes, which wait for the result
                 result = error
-        result = parallel.gather(result)[0]
+        result = parallel.all_gather(result)[0]
         if isinstance(result, EngineError):
             raise result
         self._engine.address = replace(self._engine.address, model=result)
