@@ -16,7 +16,7 @@ from torch import nn
 from earwise.errors import DataError
 from earwise.files import atomic_folder
 from earwise.train.distributed import parallel
-from earwise.train.distributed.sharding import cut_state, like, whole
+from earwise.train.distributed.sharding import full_state, shard_like, shard_optimizer_state
 
 PREFIX = "checkpoint-"
 STATE_FILE = "state.pt"
@@ -44,7 +44,7 @@ def save_checkpoint(
         DataError: if the checkpoint cannot be written; the earlier ones remain.
     """
     trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    content = whole({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
+    content = full_state({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
     if not parallel.is_main_process():
         return
     try:
@@ -99,7 +99,7 @@ def load_checkpoint(
         )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(like(state["trained"][name], parameter))
+            parameter.copy_(shard_like(state["trained"][name], parameter))
     optimizer.load_state_dict(state["optimizer"])
-    cut_state(optimizer)
+    shard_optimizer_state(optimizer)
     return int(newest.name.removeprefix(PREFIX)), state["extra"]

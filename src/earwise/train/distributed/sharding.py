@@ -91,7 +91,7 @@ def unsharded_layers(layers: Sequence[Any]) -> Iterator[None]:
     for layer in layers:
         layer.set_reshard_after_forward(False)
         layer.unshard()
-        # Prepacked weights are reused until a parameter's version changes, and these buffers come back with the old one.
+        # Prepacked weights are reused until a parameter's version changes; gathered buffers come back with the old one.
         torch.autograd.graph.increment_version([parameter.detach() for parameter in layer.parameters()])
     try:
         yield

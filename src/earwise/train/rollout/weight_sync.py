@@ -31,7 +31,7 @@ from earwise.models import lora_checkpoint, registry
 from earwise.models.base import AudioLM
 from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.train.distributed import parallel
-from earwise.train.distributed.sharding import whole
+from earwise.train.distributed.sharding import full_state
 
 SyncMethod = Literal["lora", "weights"]
 SUPPORTED_SERVERS: dict[SyncMethod, tuple[str, ...]] = {
@@ -97,7 +97,7 @@ class WeightSync:
         if self._last_step is not None and step - self._last_step < self._interval:
             return False
         local = lora_checkpoint.from_module(self._model.module, self._model.name)
-        adapter = PeftAdapter(whole(dict(local.matrices)), whole(dict(local.full_parameters)), local.base)
+        adapter = PeftAdapter(full_state(dict(local.matrices)), full_state(dict(local.full_parameters)), local.base)
         result: str | EngineError = ""
         if parallel.is_main_process():
             try:
