@@ -1,150 +1,84 @@
-"""`earwise train --plan`: what a recipe would do, without doing it, and whether it fits into this machine."""
+"""`earwise train --plan`: what a recipe would train and need, without loading the model; the sums are in
+`models/memory/plan.py`."""
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.loading import result
-from earwise.commands.models import sizes_of
+from earwise.commands.loading import open_model, print_json
 
 if TYPE_CHECKING:
     from earwise.config.recipe import Recipe
-    from earwise.config.stages import Stage
-    from earwise.models.memory.estimate import Memory
-    from earwise.models.memory.published_sizes import Sizes
+    from earwise.models.memory.plan import Machine, StagePlan
 
 GB = 1e9
-ROOM = 1.4  # what an allocator holds beside what is used; measured on a CPU, see docs/models.md
 
 
-def show_plan(recipe: "Recipe", rows: list[dict[str, int]], as_json: bool, processes: int, engine: str) -> None:
-    """The resolved recipe, then per stage what it trains on, how much of the model, and about how much memory; no
-    weights are read.
+def show_plan(recipe: "Recipe", rows: Sequence[Mapping[str, int]], as_json: bool, processes: int, engine: str) -> None:
+    """Print the resolved recipe, then for each stage its data, its trained parameters, and an estimate of its memory.
 
     Args:
-        recipe: Resolved.
-        rows: For each stage, manifest -> rows.
-        as_json: One JSON object instead.
-        processes: That train together: one a GPU, or all of them in this machine's memory.
+        recipe: The resolved recipe.
+        rows: For each stage, manifest -> number of rows.
+        as_json: Whether to print one JSON object instead.
+        processes: Number of processes that train together: each on its own GPU, or all in this machine's memory.
         engine: How they share the weights: `ddp` or `fsdp2`.
     Raises:
         ModelError: if the model is unknown.
     """
     import yaml
 
-    from earwise.models.memory import estimate
+    from earwise.models.memory.lookup import starting_sizes
+    from earwise.models.memory.plan import PlannedStage, plan_stages
+    from earwise.train.stages.table import stage_class
 
-    model, dtype = _sizes(recipe), recipe.model.dtype
-    free, where, cuda = _free()
-    stages: list[dict[str, Any]] = []
-    for number, (stage, counts) in enumerate(zip(recipe.stages, rows, strict=True)):
-        need = of_process(model, stage, dtype, processes, engine, cpu=not cuda)
-        held = need.peak * (1 if cuda else processes)  # a GPU each, but one memory
-        parts = estimate.trained(model, stage.trainable)
-        stages.append(
-            {
-                "stage": f"{number} {stage.name or stage.kind}",
-                "steps": stage.max_steps,
-                "rows": counts,
-                "parameters": model.parameters,
-                "trained": parts | {"all": sum(parts.values())},
-                "memory_gb": {name: round(size / GB, 3) for name, size in need.parts.items()},
-                "peak_gb": round(need.peak / GB, 3),
-                "dominates": need.dominates,
-                "fits": None if free is None else held * ROOM <= free,
-            }
-        )
-        stages[-1]["advice"] = _advice(stages[-1], need, stage.checkpoint_activations, stage.pack_tokens)
-    machine: dict[str, Any] = {"where": where, "free_gb": None if free is None else round(free / GB, 1)}
-    machine |= {"processes": processes, "engine": engine} if processes > 1 else {}
+    model, machine = recipe.model, _this_machine(processes, engine)
+    connector = None if model.connector is None else model.connector.model_dump()
+    sizes = starting_sizes(model.name, model.weights, connector, open_model)
+    stages = [
+        PlannedStage(stage, stage_class(stage).memory(stage, processes), counts)
+        for stage, counts in zip(recipe.stages, rows, strict=True)
+    ]
+    plans = plan_stages(sizes, stages, machine, dtype=model.dtype)
     if as_json:
-        result({"recipe": recipe.model_dump(mode="json"), "stages": stages, "machine": machine})
+        where: dict[str, Any] = {"where": machine.name, "free_gb": None}
+        where |= {} if machine.free_bytes is None else {"free_gb": round(machine.free_bytes / GB, 1)}
+        where |= {"processes": processes, "engine": engine} if processes > 1 else {}
+        recipe_content = recipe.model_dump(mode="json")
+        print_json({"recipe": recipe_content, "stages": [plan.to_json() for plan in plans], "machine": where})
         return
     click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip())
-    for row in stages:
-        click.echo(f"\nstage {row['stage']}: {row['steps']} steps")
-        click.echo("  rows      " + ", ".join(f"{name} {count}" for name, count in row["rows"].items()))
-        trained = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in row["trained"].items())
-        click.echo(f"  trained   {trained} of {row['parameters'] / 1e6:.1f}M parameters")
-        split = ", ".join(f"{name} {gb:.2f}" for name, gb in row["memory_gb"].items())
-        each = f" for each of {processes} processes ({engine})" if processes > 1 else ""
-        click.echo(f"  memory    about {row['peak_gb']:.1f} GB{each} ({split})")
-        click.echo(f"  {_verdict(row, free, where)}")
+    for plan in plans:
+        _print_stage(plan, machine)
 
 
-def of_process(
-    model: "Sizes", stage: "Stage", dtype: str | None, processes: int, engine: str, *, cpu: bool
-) -> "Memory":
-    """Memory of one of several processes: each has its share of the prompts, and under `fsdp2` of the decoder's layers,
-    with gradients and optimizer state; what a stage asks of the model (samples, a reference) wants them whole."""
-    from earwise.config.stages import GrpoStage, SftStage
-    from earwise.models.memory import estimate
-
-    if isinstance(stage, GrpoStage):
-        stage = stage.model_copy(update={"prompts_per_step": -(-stage.prompts_per_step // processes)})
-    need = estimate.of_stage(model, stage, dtype=dtype, cpu=cpu)
-    if engine != "fsdp2" or processes == 1:
-        return need
-    away = 1 - 1 / processes
-    says, size = model.says, estimate.BYTES[dtype or model.dtype]
-    linear = sum(rows * columns for rows, columns in says.linears.values()) * says.layers
-    layers = size * (linear if not says.experts else max(0, model.decoder - 2 * says.vocab * says.width))
-    full = stage.trainable.decoder == "full"
-    trained = layers if full else 4 * estimate.trained(model, stage.trainable)["decoder"]
-    lasting = dict(need.lasting)
-    lasting["weights"] -= away * layers
-    lasting["gradients"] -= away * trained
-    lasting["optimizer"] -= away * 2 * trained
-    early = away * layers - lasting["gradients"] - lasting["optimizer"]  # which are not there yet
-    phases = {**need.phases, "loading": {"layers not yet cut": max(0.0, early)}}
-    if not isinstance(stage, SftStage):
-        phases["rollout"] = {**phases.get("rollout", {}), "gathered layers": away * layers}
-    return estimate.Memory(lasting, phases)
+def _print_stage(plan: "StagePlan", machine: "Machine") -> None:
+    click.echo(f"\nstage {plan.stage}: {plan.steps} steps")
+    click.echo("  rows      " + ", ".join(f"{name} {count}" for name, count in plan.rows.items()))
+    trained = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in plan.trained.items())
+    click.echo(f"  trained   {trained} of {plan.parameters / 1e6:.1f}M parameters")
+    parts = ", ".join(f"{name} {gigabytes:.2f}" for name, gigabytes in plan.memory_gb.items())
+    each = f" for each of {machine.processes} processes ({machine.engine})" if machine.processes > 1 else ""
+    click.echo(f"  memory    about {plan.peak_gb:.1f} GB{each} ({parts})")
+    click.echo(f"  {_fit_line(plan, machine)}")
 
 
-def _sizes(recipe: "Recipe") -> "Sizes":
-    """Of the model that the recipe starts from."""
-    from earwise.models.memory import published_sizes
-
-    weights = recipe.model.weights
-    if weights is not None and Path(weights).is_dir():
-        return sizes_of(weights)[0]
-    found = published_sizes.default(recipe.model.name) or sizes_of(recipe.model.name)[0]
-    if recipe.model.connector is None:
-        return found
-    from earwise.models.embedded import connector
-    from earwise.models.memory import config_shapes
-
-    return config_shapes.with_connector(found, connector.chosen(recipe.model.connector.model_dump()))
+def _fit_line(plan: "StagePlan", machine: "Machine") -> str:
+    """Whether the stage fits, and what to change if not."""
+    if machine.free_bytes is None:
+        return f"fits      not known: {machine.name} does not say what is free; {plan.dominates} hold most"
+    comparison = f"of {machine.free_bytes / GB:.1f} GB free in {machine.name}, {plan.dominates} hold most"
+    return f"fits      {comparison}" if plan.fits else f"TOO LARGE {comparison}; try {plan.advice}"
 
 
-def _free() -> tuple[float | None, str, bool]:
-    """Bytes free where the model would be trained, the name of that place, and whether it is a GPU."""
+def _this_machine(processes: int, engine: str) -> "Machine":
+    """Free memory where the model would be trained: of the GPU if there is one."""
     import torch
 
     from earwise.models.memory.estimate import free_memory
+    from earwise.models.memory.plan import Machine
 
     if torch.cuda.is_available():
-        return free_memory("cuda"), torch.cuda.get_device_name(), True
-    return free_memory(), "this machine's memory", False
-
-
-def _advice(row: dict[str, Any], need: "Memory", checkpointed: bool, pack_tokens: int) -> str:
-    """What to change where a stage does not fit, by what holds most."""
-    if row["fits"] is not False:
-        return ""
-    if need.dominates == "activations":
-        return f"pack_tokens below {pack_tokens}" if checkpointed else "checkpoint_activations: true"
-    if need.dominates in ("gradients", "optimizer", "reference"):
-        return "LoRA in place of full"
-    if need.dominates == "weights":
-        return "model.dtype: bfloat16, or a smaller model"
-    return "fewer prompts_per_step" if need.dominates in ("keys and values", "hearing and reading") else "less at once"
-
-
-def _verdict(row: dict[str, Any], free: float | None, where: str) -> str:
-    if free is None:
-        return f"fits      not known: {where} does not say what is free; {row['dominates']} hold most"
-    says = f"of {free / GB:.1f} GB free in {where}, {row['dominates']} hold most"
-    return f"fits      {says}" if row["fits"] else f"TOO LARGE {says}; try {row['advice']}"
+        return Machine(torch.cuda.get_device_name(), free_memory("cuda"), True, processes, engine)
+    return Machine("this machine's memory", free_memory(), False, processes, engine)

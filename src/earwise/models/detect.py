@@ -1,58 +1,47 @@
-"""What a folder that somebody names as a model holds: our checkpoint, a training run, or a released one. No torch.
+"""What a folder that is named as a model contains: our checkpoint, a training run, or a published checkpoint. No torch.
 
-Before `models/base.py` loads anything, and wherever a command needs to know the family first.
+Used by `models/base.py` before it loads anything, and by commands that need to know the family first.
 """
 
 import json
 from pathlib import Path
 
 from earwise.errors import ModelError
+from earwise.models import registry
 
 MARKER = "earwise.json"
-RUN = "recipe.json"
-ADAPTER = "adapter_config.json"  # LoRA as PEFT writes it
-# `model_type` of a released checkpoint's config.json -> our family.
-MODEL_TYPES = {
-    "qwen2_audio": "qwen2_audio",
-    "qwen2_5_omni": "qwen25_omni",
-    "qwen2_5_omni_thinker": "qwen25_omni",
-    "qwen3_omni_moe": "qwen3_omni",
-    "qwen3_omni_moe_thinker": "qwen3_omni",
-    "audioflamingo3": "audio_flamingo3",
-    "voxtral": "voxtral",
-    "granite_speech": "granite_speech",
-    "phi4_multimodal": "phi4_multimodal",
-    "gemma3n": "gemma3n",
-    "salmonn": "salmonn",
-    "mellow": "mellow",
-}
+"""File that every checkpoint of ours contains; it names the family."""
+RUN_RECIPE = "recipe.json"
+"""File that marks the folder of a training run."""
+PEFT_CONFIG = "adapter_config.json"
+"""PEFT's own name for the settings of a LoRA."""
 
 
-def checkpoint(folder: Path) -> tuple[str, Path]:
-    """The family of a folder's model, and the folder that holds its weights (of a training run: `RUN/final`).
+def find_checkpoint(folder: Path) -> tuple[str, Path]:
+    """The family of a folder's model, and the folder that contains its weights (for a training run: `RUN/final`).
 
     Raises:
-        ModelError: if it is none of these, saying what it seems to be and what to name instead.
+        ModelError: if the folder contains no model, saying what it seems to be and what to name instead.
     """
     if (folder / MARKER).is_file():
         return _read(folder / MARKER, "family"), folder
     if (folder / "final" / MARKER).is_file():
         return _read(folder / "final" / MARKER, "family"), folder / "final"
-    if (folder / RUN).is_file():
+    if (folder / RUN_RECIPE).is_file():
         raise ModelError(f"{folder}: a training run that is not finished; continue it: earwise train --resume {folder}")
     if (folder / "config.json").is_file():
-        kind = _read(folder / "config.json", "model_type")
-        if kind not in MODEL_TYPES:
-            raise ModelError(f"{folder}: config.json says model_type {kind!r}, none of {', '.join(MODEL_TYPES)}")
-        return MODEL_TYPES[kind], folder
-    if (folder / ADAPTER).is_file():
-        base = _read(folder / ADAPTER, "base_model_name_or_path")
+        model_type, families = _read(folder / "config.json", "model_type"), registry.model_types()
+        if model_type not in families:
+            raise ModelError(f"{folder}: config.json says model_type {model_type!r}, none of {', '.join(families)}")
+        return families[model_type], folder
+    if (folder / PEFT_CONFIG).is_file():
+        base = _read(folder / PEFT_CONFIG, "base_model_name_or_path")
         for path in (Path(base), folder / base):
             if path.is_dir():
-                return checkpoint(path)[0], folder
+                return find_checkpoint(path)[0], folder
         raise ModelError(
             f"{folder}: an adapter whose base model {base} is no folder here; put the base checkpoint's folder into "
-            f"its {ADAPTER}, or name the family in a recipe (model: {{name: FAMILY, weights: {folder}}})"
+            f"its {PEFT_CONFIG}, or name the family in a recipe (model: {{name: FAMILY, weights: {folder}}})"
         )
     raise ModelError(
         f"{folder}: holds no model ({MARKER} or config.json); name a family (see `earwise models`), a folder that "
@@ -60,11 +49,22 @@ def checkpoint(folder: Path) -> tuple[str, Path]:
     )
 
 
-def named(family: str, folder: Path) -> str:
-    """A name that tells two checkpoints of one family apart: the last two folders of the run.
+def family_of(name: str) -> str:
+    """The family of a model as `--model` names it: that of the checkpoint for a folder, else the name itself.
 
-    >>> named("embedded", Path("/a/runs/first/final")), named("embedded", Path("/a/runs/first/stage-0-sft/final"))
-    ('embedded (runs/first)', 'embedded (first/stage-0-sft)')
+    Raises:
+        ModelError: if the folder contains no model.
+    """
+    return find_checkpoint(Path(name))[0] if Path(name).is_dir() else name
+
+
+def display_name(family: str, folder: Path) -> str:
+    """A name that distinguishes two checkpoints of one family: the last two folders of the run.
+
+    >>> display_name("embedded", Path("/a/runs/first/final"))
+    'embedded (runs/first)'
+    >>> display_name("embedded", Path("/a/runs/first/stage-0-sft/final"))
+    'embedded (first/stage-0-sft)'
     """
     parts = folder.absolute().parts
     parts = parts[:-1] if parts[-1] == "final" else parts

@@ -1,11 +1,12 @@
-"""LoRA in PEFT's own folders: kept beside what a run trained, written for others, read from others.
+"""LoRA in PEFT's own folder format: written beside what a run trained, exported for others, read from others.
 
-`adapter_config.json` and `adapter_model.safetensors`, as PEFT, vLLM and transformers read them. Names of parameters
-moved between transformers 4 (the released checkpoints, vLLM) and 5 (the classes here): `PUBLISHED` says how, adapters
-are read under either names and written under those asked for. The scale (alpha / r) is multiplied into B, so a written
-config says alpha = r. Called by `train.run` (keep), `commands.export` (write) and `models.base.load` (read, merge).
+The format is `adapter_config.json` and `adapter_model.safetensors`, as PEFT, vLLM and transformers read them. Parameter
+names differ between transformers 4 (published checkpoints, vLLM) and transformers 5 (the classes here): a family's
+`parameter_names` in `models/registry.py` says how. Adapters are read under either names and written under those that
+the caller chooses. The scale (alpha / r) is multiplied into B, so a written config says alpha = r. Called by
+`train/run.py` (write beside the weights), `models/export.py` and `models/base.py` (read and merge).
 
-Source: PEFT 0.21, formats of `save_pretrained`; papers/qwen2-audio.md section 4.
+Source: PEFT 0.21, format of `save_pretrained`.
 """
 
 import hashlib
@@ -23,109 +24,86 @@ from torch import Tensor, nn
 
 from earwise.errors import ModelError
 from earwise.models import checkpoint
-from earwise.models.detect import ADAPTER as CONFIG
+from earwise.models.checkpoint import PEFT_WEIGHTS
+from earwise.models.detect import PEFT_CONFIG
+from earwise.models.family import NamePairs
 from earwise.models.parts import lora
 
-KEPT = "adapter"  # folder inside a checkpoint
-PREFIX = "base_model.model."
-Names = tuple[tuple[str, str], ...]
-
-_AUDIO_CHAT: Names = (
-    ("model.language_model.", "language_model.model."),
-    ("model.audio_tower.", "audio_tower."),
-    ("model.multi_modal_projector.", "multi_modal_projector."),
-    ("lm_head.", "language_model.lm_head."),
-)
-_THINKER: Names = (
-    ("model.language_model.", "thinker.model."),
-    ("model.audio_tower.", "thinker.audio_tower."),
-    ("lm_head.", "thinker.lm_head."),
-    # Read, too: names of the thinker's own class in transformers 4, and of the full model in 5.
-    ("model.language_model.", "model."),
-    ("model.audio_tower.", "audio_tower."),
-    ("", "thinker."),
-)
-# How the parameters' names begin here, and in released checkpoints; other families call them the same.
-PUBLISHED: dict[str, Names] = {
-    "embedded": (("decoder.", "model."),),
-    "qwen2_audio": _AUDIO_CHAT,
-    "audio_flamingo3": _AUDIO_CHAT,
-    "voxtral": _AUDIO_CHAT,
-    "granite_speech": (
-        ("model.language_model.", "language_model.model."),
-        ("model.encoder.", "encoder."),
-        ("model.projector.", "projector."),
-        ("lm_head.", "language_model.lm_head."),
-    ),
-    "qwen25_omni": _THINKER,
-    "qwen3_omni": _THINKER,
-}
+SUBFOLDER = "adapter"
+"""Folder inside a checkpoint that contains the LoRA of its training."""
+PEFT_PREFIX = "base_model.model."
+"""Beginning of all parameter names in PEFT's files."""
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class PeftAdapter:
     """What training added to a base model.
 
     Attributes:
-        matrices: LoRA as `parts.lora` has it: `STEM.lora_A` and `STEM.lora_B`, the scale inside B.
-        whole: Parameters trained in full beside it (a connector), by name.
+        matrices: LoRA as `parts/lora.py` names it, `STEM.lora_A` and `STEM.lora_B`, with the scale inside B.
+        full_parameters: Parameters that were trained in full beside it (a connector), by name.
         base: Checkpoint that they are added to: a folder, or a name on a model hub.
     """
 
     matrices: Mapping[str, Tensor]
-    whole: Mapping[str, Tensor]
+    full_parameters: Mapping[str, Tensor]
     base: str
 
 
-def trained(module: nn.Module, base: str) -> Adapter:
+def from_module(module: nn.Module, base: str) -> PeftAdapter:
     """The LoRA of a module that was prepared for training, and the other parameters trained with it."""
-    whole = {
+    full_parameters = {
         name: parameter.detach().clone()
         for name, parameter in module.named_parameters()
         if parameter.requires_grad and ".lora_" not in name
     }
-    return Adapter(lora.collect(module), whole, base)
+    return PeftAdapter(lora.collect(module), full_parameters, base)
 
 
-def keep(adapter: Adapter, checkpoint_folder: Path) -> None:
-    """Write an adapter beside the merged weights that `save` wrote, under the names of this package; without LoRA there
-    is none."""
+def write_beside(checkpoint_folder: Path, adapter: PeftAdapter) -> None:
+    """Write an adapter into a subfolder of the checkpoint with its merged weights, under the names of this package.
+    Nothing is written if there is no LoRA in it."""
     if adapter.matrices:
-        write(checkpoint_folder / KEPT, adapter)
+        write(checkpoint_folder / SUBFOLDER, adapter)
 
 
-def kept(checkpoint_folder: Path) -> Adapter:
-    """What `keep` wrote.
+def read_beside(checkpoint_folder: Path) -> PeftAdapter:
+    """The adapter that `write_beside` wrote.
 
     Raises:
-        ModelError: if the model was not trained with LoRA, or the adapter was not kept.
+        ModelError: if there is none: the model was not trained with LoRA, or by another program.
     """
-    if not (checkpoint_folder / KEPT / CONFIG).is_file():
+    if not (checkpoint_folder / SUBFOLDER / PEFT_CONFIG).is_file():
         raise ModelError(
             f"{checkpoint_folder}: no adapter was kept here (trained in full, or not by this package); "
             "export it with --format merged"
         )
-    return read(checkpoint_folder / KEPT)
+    return read(checkpoint_folder / SUBFOLDER)
 
 
-def renamed(adapter: Adapter, names: Names, *, drop_others: bool = False) -> Adapter:
-    """The same adapter with the beginnings of its names replaced, first fitting pair; `drop_others` leaves out what no
-    pair fits."""
+def rename_parameters(adapter: PeftAdapter, names: NamePairs, *, drop_others: bool = False) -> PeftAdapter:
+    """The same adapter with the beginnings of its parameter names replaced.
 
-    def other(name: str) -> str | None:
-        for ours, theirs in names:
-            if name.startswith(ours):
-                return theirs + name[len(ours) :]
+    Args:
+        adapter: The adapter.
+        names: Pairs of old and new beginning; the first that fits is used.
+        drop_others: Leave out parameters that no pair fits; else they keep their names.
+    """
+
+    def new_name(name: str) -> str | None:
+        for old, new in names:
+            if name.startswith(old):
+                return new + name[len(old) :]
         return None if drop_others else name
 
-    matrices, whole = (
-        {new: value for name, value in part.items() if (new := other(name)) is not None}
-        for part in (adapter.matrices, adapter.whole)
+    matrices, full_parameters = (
+        {renamed: value for name, value in part.items() if (renamed := new_name(name)) is not None}
+        for part in (adapter.matrices, adapter.full_parameters)
     )
-    return Adapter(matrices, whole, adapter.base)
+    return PeftAdapter(matrices, full_parameters, adapter.base)
 
 
-def write(folder: Path, adapter: Adapter) -> None:
+def write(folder: Path, adapter: PeftAdapter) -> None:
     """Write an adapter as PEFT does; parameters trained in full become its `modules_to_save`.
 
     Raises:
@@ -137,48 +115,48 @@ def write(folder: Path, adapter: Adapter) -> None:
     if not ranks:
         raise ModelError(f"{folder}: no LoRA to write: the model was trained in full; export it with --format merged")
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
-    others = {stem: value for stem, value in ranks.items() if value != rank}
+    other_ranks = {stem: value for stem, value in ranks.items() if value != rank}
     config = {
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": adapter.base,
         "r": rank,
         "lora_alpha": rank,
-        "rank_pattern": others,
-        "alpha_pattern": others,
+        "rank_pattern": other_ranks,
+        "alpha_pattern": other_ranks,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(ranks),
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in adapter.whole}) or None,
+        "modules_to_save": sorted({name.rpartition(".")[0] for name in adapter.full_parameters}) or None,
         "inference_mode": True,
     }
-    state = {f"{PREFIX}{name}.weight": value for name, value in adapter.matrices.items()}
-    state |= {f"{PREFIX}{name}": value for name, value in adapter.whole.items()}
+    tensors = {f"{PEFT_PREFIX}{name}.weight": value for name, value in adapter.matrices.items()}
+    tensors |= {f"{PEFT_PREFIX}{name}": value for name, value in adapter.full_parameters.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.cpu().contiguous() for name, value in state.items()}, folder / checkpoint.ADAPTER, {"format": "pt"}
-    )
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, folder / PEFT_WEIGHTS, {"format": "pt"})
+    (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Adapter:
-    """An adapter as PEFT wrote it, names as they stand in the file without `base_model.model.`.
+def read(folder: Path) -> PeftAdapter:
+    """Read an adapter as PEFT wrote it, under the names of its file without `base_model.model.`.
 
     Raises:
-        ModelError: if it is pickled, no LoRA, of a kind that is more than B @ A (DoRA, biases), or its files are
+        ModelError: if it is pickled, not LoRA, of a kind that is more than B @ A (DoRA, biases), or its files are
             broken.
     """
-    path = folder / checkpoint.ADAPTER
+    path = folder / PEFT_WEIGHTS
     if not path.exists():
         pickled = folder / "adapter_model.bin"
-        reason = "pickled weights can run code and are not read; save it as safetensors" if pickled.exists() else ""
-        raise ModelError(f"{pickled}: {reason}" if reason else f"{path}: not here; copy the adapter whole")
+        if pickled.exists():
+            raise ModelError(f"{pickled}: pickled weights can run code and are not read; save it as safetensors")
+        raise ModelError(f"{path}: not here; copy the adapter whole")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        state = load_file(path)
+        config = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(path)
     except Exception as error:  # safetensors raises its own, undeclared class
         raise ModelError(f"{folder}: not an adapter that can be read ({error}); copy it again") from error
-    strange = [
+    unsupported = [
         f"{key} {value!r}"
         for key, value in (
             ("peft_type", config.get("peft_type") != "LORA" and config.get("peft_type")),
@@ -187,98 +165,98 @@ def read(folder: Path) -> Adapter:
         )
         if value
     ]
-    if strange:
-        raise ModelError(f"{folder / CONFIG}: {', '.join(strange)} is not plain LoRA; merge it with PEFT first")
+    if unsupported:
+        raise ModelError(
+            f"{folder / PEFT_CONFIG}: {', '.join(unsupported)} is not plain LoRA; merge it with PEFT first"
+        )
     matrices: dict[str, Tensor] = {}
-    whole: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = key.removeprefix(PREFIX)
-        stem, kind, _ = name.partition(".lora_")
-        if not kind:
-            whole[name] = value
+    full_parameters: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = key.removeprefix(PEFT_PREFIX)
+        stem, infix, _ = name.partition(".lora_")
+        if not infix:
+            full_parameters[name] = value
         elif name.endswith("lora_A.weight"):
             matrices[f"{stem}.lora_A"] = value
         elif name.endswith("lora_B.weight"):
             matrices[f"{stem}.lora_B"] = value.float() * _scale(config, stem, value.shape[1])
         else:
             raise ModelError(f"{path}: {key} is not LoRA of a linear layer; merge it with PEFT first")
-    return Adapter(matrices, whole, str(config.get("base_model_name_or_path") or ""))
+    return PeftAdapter(matrices, full_parameters, str(config.get("base_model_name_or_path") or ""))
 
 
 @torch.no_grad()
-def merge(module: nn.Module, adapter: Adapter, names: Names, where: Path) -> None:
+def merge(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path) -> None:
     """Add an adapter to the weights of a module, in place (float32 sum, rounded once).
 
     Args:
         module: The base model.
-        adapter: Under the module's names, or under the published ones.
-        names: The family's pairs of `PUBLISHED`.
-        where: Names the adapter in errors.
+        adapter: The adapter, under the module's parameter names or under the published ones.
+        names: The family's `parameter_names`.
+        source: The adapter's folder, for error messages.
     Raises:
-        ModelError: if it belongs to parameters that the module has not, or of another shape; nothing is changed then.
+        ModelError: if it contains parameters that the module has not, or of another shape; nothing is changed then.
     """
+    label = "an adapter of this family, made for this model"
     weights = dict(module.named_parameters())
     stems = sorted({name.rpartition(".lora_")[0] for name in adapter.matrices})
-    targets = {name: _own(name, names, weights) for name in (*(f"{stem}.weight" for stem in stems), *adapter.whole)}
-    unknown = {name for name, own in targets.items() if own not in weights}
-    halves = {stem for stem in stems for half in "AB" if f"{stem}.lora_{half}" not in adapter.matrices}
-    if unknown or halves:
-        checkpoint.check_keys(where, halves, unknown, (), "an adapter of this family, made for this model")
+    adapter_names = (*(f"{stem}.weight" for stem in stems), *adapter.full_parameters)
+    module_names = {name: _module_name(name, names, weights) for name in adapter_names}
+    unknown = {name for name, module_name in module_names.items() if module_name not in weights}
+    incomplete = {stem for stem in stems for half in "AB" if f"{stem}.lora_{half}" not in adapter.matrices}
+    if unknown or incomplete:
+        checkpoint.check_tensors(source, incomplete, unknown, (), label)
     changes = {
-        targets[f"{stem}.weight"]: adapter.matrices[f"{stem}.lora_B"].float()
+        module_names[f"{stem}.weight"]: adapter.matrices[f"{stem}.lora_B"].float()
         @ adapter.matrices[f"{stem}.lora_A"].float()
         for stem in stems
-    } | {targets[name]: value for name, value in adapter.whole.items()}
-    misshapen = {
-        (name, tuple(change.shape), tuple(weights[name].shape))
-        for name, change in changes.items()
-        if change.shape != weights[name].shape
-    }
-    checkpoint.check_keys(
-        where, (), (), checkpoint.misshapen(misshapen), "an adapter of this family, made for this model"
-    )
-    replaced = {targets[name] for name in adapter.whole}
+    } | {module_names[name]: value for name, value in adapter.full_parameters.items()}
+    checkpoint.check_tensors(source, (), (), checkpoint.shape_mismatches(changes, weights), label)
+    replaced = {module_names[name] for name in adapter.full_parameters}
     for name, change in changes.items():
         weight = weights[name]
         change = change.to(weight.device)
         weight.copy_((change if name in replaced else weight.float() + change).to(weight.dtype))
 
 
-def revision(base: str, folder: Path) -> str:
-    """Names the weights of a base with the adapter of a folder merged in: twelve hexadecimal digits."""
-    return hashlib.sha256(f"{base} {checkpoint.digest([folder / checkpoint.ADAPTER])}".encode()).hexdigest()[:12]
+def merged_revision(base_revision: str, folder: Path) -> str:
+    """Identifies the weights of a base model with the adapter of a folder merged in: twelve hexadecimal digits."""
+    digest = checkpoint.weights_digest([folder / PEFT_WEIGHTS])
+    return hashlib.sha256(f"{base_revision} {digest}".encode()).hexdigest()[:12]
 
 
-def base_of(adapter: Adapter, folder: Path, family: str) -> Path | None:
-    """The folder of the checkpoint that an adapter is added to, fetched from a model hub if it is only a name there;
-    None if it is what the family takes where no weights are given.
+def find_base(adapter: PeftAdapter, folder: Path, family: str) -> Path | None:
+    """The folder of the checkpoint that an adapter is added to, downloaded from a model hub if it is not a folder here;
+    None if it is the one that the family loads if no weights are given.
 
     Raises:
-        ModelError: if the adapter names none, or it is neither here nor to be had.
+        ModelError: if the adapter names none, or it is neither here nor on a hub.
     """
     if not adapter.base:
-        raise ModelError(f"{folder / CONFIG}: names no base_model_name_or_path; put the base checkpoint's folder there")
+        raise ModelError(
+            f"{folder / PEFT_CONFIG}: names no base_model_name_or_path; put the base checkpoint's folder there"
+        )
     for path in (Path(adapter.base), folder / adapter.base):
         if path.is_dir():
             return path
     if adapter.base == family:
         return None
-    return checkpoint.from_hub(
+    return checkpoint.download(
         adapter.base, f"{folder}: its base model {adapter.base} is no folder here",
-        f"put the base checkpoint's folder into {CONFIG}",
+        f"put the base checkpoint's folder into {PEFT_CONFIG}",
     )  # fmt: skip
 
 
-def _own(name: str, names: Names, weights: Mapping[str, Tensor]) -> str:
-    """The module's name of a parameter that may be called as published; as it stands if neither fits."""
-    for ours, theirs in names:
-        if name.startswith(theirs) and ours + name[len(theirs) :] in weights:
-            return ours + name[len(theirs) :]
+def _module_name(name: str, names: NamePairs, weights: Mapping[str, Tensor]) -> str:
+    """The module's name of a parameter that may have its published name; unchanged if no pair fits."""
+    for ours, published in names:
+        if name.startswith(published) and ours + name[len(published) :] in weights:
+            return ours + name[len(published) :]
     return name
 
 
 def _scale(config: Mapping[str, Any], stem: str, rank: int) -> float:
-    """alpha / r of one layer, as PEFT finds it: patterns are ends of module names."""
+    """alpha / r of one layer. As in PEFT, the patterns of `alpha_pattern` match the ends of module names."""
     alpha = config.get("lora_alpha") or rank
     for pattern, value in (config.get("alpha_pattern") or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", stem):

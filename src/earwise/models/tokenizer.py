@@ -36,9 +36,9 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, which may contain special tokens; nothing is added before or after it."""
         body = text.removeprefix(self.opening)
-        opening = [self.backend.token_to_id(self.opening)] if body != text else []
         ids: list[int] = (self.encoding_backend or self.backend).encode(body, add_special_tokens=False).ids
-        return opening + ids
+        opening_id = self.backend.token_to_id(self.opening) if body != text else None
+        return ids if opening_id is None else [opening_id, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""

@@ -1,16 +1,16 @@
-"""SALMONN (7B, 13B): two ears, Whisper-large-v2's encoder for speech and BEATs for the rest, read by a window-level
-Q-Former into 88 tokens, in front of Vicuna with LoRA.
+"""SALMONN (7B, 13B): two encoders, Whisper-large-v2 for speech and BEATs for other sounds, a window-level Q-Former that
+reads both into 88 tokens, and Vicuna with LoRA.
 
-Composed of transformers' Whisper encoder, Q-Former and Llama and of our BEATs (`parts/beats.py`). `convert_salmonn.py`
-makes a folder for `load` out of the released parts; LoRA is merged into Vicuna there, and kept beside it so that the
-released form can be written again.
+Composed of transformers' Whisper encoder, Q-Former and Llama and of our BEATs (`parts/beats.py`). `convert/salmonn.py`
+makes a folder for `load` out of the released parts; it merges LoRA into Vicuna and also keeps the LoRA matrices, so
+that the released form can be written again.
 
-Whisper hears every clip padded to its 30 s window, as it was trained here; BEATs hears the clip alone (at least 1 s);
-nothing is masked, so a clip of one second also gives 88 tokens, most of them about silence.
+Whisper encodes every clip padded to its 30 s window, as it was trained here; BEATs encodes the clip without padding (at
+least 1 s). Nothing is masked, so a clip of one second also gives 88 tokens, most of them about silence.
 
-Source: SALMONN (arXiv:2310.13289), section 3; papers/salmonn.md sections 1-3. Deviations: 1. a clip never hears the
-padding of a longer one in its batch; 2. a clip over 30 s is an error, never cut in silence; 3. no dropout in training;
-4. the row that `[PAD]` adds to Vicuna's embeddings is left out: packed sequences need no padding.
+Source: SALMONN (arXiv:2310.13289), section 3; released code bytedance/SALMONN. Deviations: 1. the padding of a longer
+clip in the batch never changes a clip's states; 2. a clip over 30 s is an error, never cut silently; 3. no dropout in
+training; 4. the row that `[PAD]` adds to Vicuna's embeddings is left out: packed sequences need no padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,20 +29,26 @@ from transformers import LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
 from earwise.audio import AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
-from earwise.models import checkpoint
+from earwise.models import checkpoint, registry
+from earwise.models.base import EmptyModel
 from earwise.models.parts import attention, lora, whisper
 from earwise.models.parts.beats import Beats, BeatsConfig, fbank, token_count
 from earwise.models.parts.qformer import WindowQFormer
-from earwise.models.tokenizer import TextTokenizer
+from earwise.models.tokenizer import TextTokenizer, check_special_tokens, check_vocabulary
 from earwise.prompts import SALMONN
 from earwise.types import Waveform
 
+FAMILY = registry.get("salmonn")
+LABEL = "a converted SALMONN model"
 SAMPLE_RATE = 16000
-STATES_PER_S = 50  # of both encoders
-SHORTEST_SAMPLES = SAMPLE_RATE  # shorter clips are followed by silence up to 1 s
-WHAT = "a converted SALMONN model"
-BEGIN, END, PLACEHOLDER = "<s>", "</s>", "<unk>"  # Vicuna's; no text gives <unk>: unknown signs are spelt in bytes
-GROUPS = {
+STATES_PER_S = 50
+"""States per second of both encoders."""
+MIN_SAMPLES = SAMPLE_RATE
+"""Shorter clips are padded with silence to this length, 1 s."""
+BEGIN_TOKEN, END_TOKEN = "<s>", "</s>"
+PLACEHOLDER = "<unk>"
+"""Vicuna's unknown token, which no text gives: it spells unknown characters in bytes."""
+PARAMETER_PREFIXES = {
     "encoder": ("speech_encoder.", "beats."),
     "connector": ("ln_speech.", "ln_audio.", "qformer.", "proj."),
     "decoder": ("llama.",),
@@ -51,13 +57,13 @@ GROUPS = {
 
 @dataclass(frozen=True, slots=True)
 class SalmonnConfig:
-    """Sizes of the parts, as they stand in config.json.
+    """Sizes of the parts, as config.json contains them.
 
     Attributes:
         whisper: Arguments of transformers' `WhisperConfig`.
         llama: Arguments of transformers' `LlamaConfig`.
-        beats: BEATs' sizes.
-        window: Encoder states that one query reads: 17 of 20 ms as released (0.333333 s, rounded).
+        beats: Sizes of BEATs.
+        window: Encoder states that one query reads: 17 states of 20 ms as released (0.333333 s, rounded).
         qformer: Sizes of `WindowQFormer` that differ from the released ones.
     """
 
@@ -68,10 +74,10 @@ class SalmonnConfig:
     qformer: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> "SalmonnConfig":
-        """From config.json; `KeyError` or `TypeError` if something is missing or unknown."""
-        parts = {name: values[name] for name in ("whisper", "llama", "window", "qformer")}
-        return cls(beats=BeatsConfig(**values["beats"]), **parts)
+    def from_json(cls, content: Mapping[str, Any]) -> "SalmonnConfig":
+        """The sizes from the content of config.json; `KeyError` or `TypeError` if something is missing or unknown."""
+        parts = {name: content[name] for name in ("whisper", "llama", "window", "qformer")}
+        return cls(beats=BeatsConfig(**content["beats"]), **parts)
 
 
 WHISPER_LARGE_V2 = {
@@ -89,22 +95,22 @@ RELEASED = {
 
 
 class SalmonnModule(nn.Module):
-    """All parameters; the first names of each part are its group's prefixes."""
+    """All parameters; the names of the submodules are `PARAMETER_PREFIXES`."""
 
     def __init__(self, config: SalmonnConfig) -> None:
         super().__init__()
         llama = LlamaConfig(**config.llama)
         llama._attn_implementation = attention.IMPLEMENTATION
-        heard = config.whisper["d_model"], config.beats.dim
+        speech_dim, audio_dim = config.whisper["d_model"], config.beats.dim
         self.config = config
         self.speech_encoder = whisper.build_encoder(config.whisper)
         self.beats = Beats(config.beats)
-        self.ln_speech, self.ln_audio = nn.LayerNorm(heard[0]), nn.LayerNorm(heard[1])
-        self.qformer = WindowQFormer(sum(heard), config.window, **config.qformer)
+        self.ln_speech, self.ln_audio = nn.LayerNorm(speech_dim), nn.LayerNorm(audio_dim)
+        self.qformer = WindowQFormer(speech_dim + audio_dim, config.window, **config.qformer)
         self.proj = nn.Linear(self.qformer.query.shape[-1], llama.hidden_size)
         self.llama = LlamaForCausalLM(llama)
 
-    def join(self, speech: Tensor, audio: Sequence[Tensor]) -> Tensor:
+    def connect(self, speech: Tensor, audio: Sequence[Tensor]) -> Tensor:
         """Embeddings for the decoder, `(clips, audio_seq, dim)`.
 
         Args:
@@ -112,41 +118,51 @@ class SalmonnModule(nn.Module):
             audio: BEATs' states of each clip, `(tokens, dim)`, at most as many as Whisper's; zeros follow them.
         """
         normed = [self.ln_audio(clip) for clip in audio]
-        rows = [nn.functional.pad(clip, (0, 0, 0, speech.shape[1] - len(clip))) for clip in normed]
-        joined: Tensor = self.proj(self.qformer(torch.cat([self.ln_speech(speech), torch.stack(rows)], -1)))
-        return joined
+        padded = [nn.functional.pad(clip, (0, 0, 0, speech.shape[1] - len(clip))) for clip in normed]
+        states = torch.cat([self.ln_speech(speech), torch.stack(padded)], -1)
+        embeddings: Tensor = self.proj(self.qformer(states))
+        return embeddings
 
 
 class Salmonn:
     """`AudioLM` over a `SalmonnModule`; made by `load` or `from_parts`, see `models.base` for the contract."""
 
     def __init__(
-        self, module: SalmonnModule, tokenizer: Tokenizer, *, name: str, revision: str, merged_lora: Mapping[str, Tensor]
+        self,
+        module: SalmonnModule,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        revision: str,
+        merged_lora: Mapping[str, Tensor],
     ) -> None:
         self.module = module
         self.name = name
         self.revision = revision
         self.merged_lora = merged_lora
         """LoRA matrices already merged into the decoder, by the name of their weight; `save` writes them out again."""
-        self.trims = False
-        self.masks = False
+        self.trims_padding = False
+        self.masks_padding = False
         self._states: int = module.config.whisper["max_source_positions"]
-        self._tokens = module.qformer.windows(self._states) * module.qformer.query.shape[1]
+        self._tokens = module.qformer.window_count(self._states) * module.qformer.query.shape[1]
         window_s = self._states // STATES_PER_S
         self.spec = AudioSpec(
             sample_rate=SAMPLE_RATE, max_s=float(window_s), tokens_per_s=round(self._tokens / window_s, 2)
         )
         self.template = SALMONN
-        self.groups = GROUPS
-        _, end, self.placeholder_id = (_id(tokenizer, mark) for mark in (BEGIN, END, PLACEHOLDER))
-        self.eos_ids = (end,)
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, opening=BEGIN)
+        self.parameter_prefixes = PARAMETER_PREFIXES
+        token_ids = check_special_tokens(
+            tokenizer, (BEGIN_TOKEN, END_TOKEN, PLACEHOLDER), FAMILY.name, "give the tokenizer of Vicuna"
+        )
+        self.placeholder_id: int = token_ids[PLACEHOLDER]
+        self.eos_ids: tuple[int, ...] = (token_ids[END_TOKEN],)
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, opening=BEGIN_TOKEN)
         self._extractor = WhisperFeatureExtractor(
             feature_size=module.config.whisper["num_mel_bins"], sampling_rate=SAMPLE_RATE, chunk_length=window_s
         )
 
     def audio_tokens(self, samples: int) -> int:
-        """The same for every clip: 88 as released.
+        """The same number for every clip: 88 as released.
 
         Raises:
             AudioError: if the clip is empty, or longer than the window.
@@ -161,14 +177,17 @@ class Salmonn:
         return self._tokens
 
     def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
-        """Both encoders' states of each clip in one row: Whisper's whole window, then BEATs' real tokens, flattened."""
-        for wave in waveforms:
-            self.audio_tokens(len(wave))
+        """States of both encoders in one row per clip: those of Whisper's whole window, then those of BEATs for the
+        clip itself, flattened."""
+        for waveform in waveforms:
+            self.audio_tokens(len(waveform))
         if not waveforms:
             return []
-        some = [np.pad(np.asarray(wave, np.float32), (0, max(0, SHORTEST_SAMPLES - len(wave)))) for wave in waveforms]
-        both = zip(self.speech_states(some), self.audio_states(some), strict=True)
-        return [torch.cat([speech.flatten(), audio.flatten().to(speech)]) for speech, audio in both]
+        padded = [
+            np.pad(np.asarray(waveform, np.float32), (0, max(0, MIN_SAMPLES - len(waveform)))) for waveform in waveforms
+        ]
+        pairs = zip(self.speech_states(padded), self.audio_states(padded), strict=True)
+        return [torch.cat([speech.flatten(), audio.flatten().to(speech)]) for speech, audio in pairs]
 
     def speech_states(self, waveforms: Sequence[Waveform]) -> Tensor:
         """Whisper's states `(clips, states, dim)` of the padded window."""
@@ -178,24 +197,25 @@ class Salmonn:
         return states
 
     def audio_states(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
-        """BEATs' states `(tokens, dim)` of each clip, heard alone."""
-        ear = self.module.beats
-        pictures = [fbank(wave) for wave in waveforms]
-        counts = [token_count(len(picture)) for picture in pictures]
-        batch = nn.utils.rnn.pad_sequence(pictures, batch_first=True).to(ear.widen.weight)
+        """BEATs' states `(tokens, dim)` of each clip, without padding."""
+        encoder = self.module.beats
+        features = [fbank(waveform) for waveform in waveforms]
+        counts = [token_count(len(frames)) for frames in features]
+        batch = nn.utils.rnn.pad_sequence(features, batch_first=True).to(encoder.widen.weight)
         index = torch.arange(token_count(batch.shape[1]), device=batch.device)
-        seen = index < torch.tensor(counts, device=batch.device)[:, None]
-        states = ear(batch, None if bool(seen.all()) else seen)
+        is_audio = index < torch.tensor(counts, device=batch.device)[:, None]
+        states = encoder(batch, None if bool(is_audio.all()) else is_audio)
         return [clip[:count] for clip, count in zip(states, counts, strict=True)]
 
-    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
+    def project_audio(self, encoder_states: Sequence[Tensor]) -> list[Tensor]:
         """Embeddings of each clip, `(audio_seq, dim)`."""
-        if not heard:
+        if not encoder_states:
             return []
-        width, narrow = self.module.config.whisper["d_model"], self.module.config.beats.dim
-        rows = [clip.to(self.module.ln_speech.weight) for clip in heard]
-        speech = torch.stack([row[: self._states * width].view(self._states, width) for row in rows])
-        return list(self.module.join(speech, [row[self._states * width :].view(-1, narrow) for row in rows]))
+        speech_dim, audio_dim = self.module.config.whisper["d_model"], self.module.config.beats.dim
+        rows = [clip.to(self.module.ln_speech.weight) for clip in encoder_states]
+        size = self._states * speech_dim
+        speech = torch.stack([row[:size].view(self._states, speech_dim) for row in rows])
+        return list(self.module.connect(speech, [row[size:].view(-1, audio_dim) for row in rows]))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Text embeddings `(seq, dim)`."""
@@ -217,27 +237,36 @@ class Salmonn:
 
         Without new LoRA `load` gives the same weights bit for bit; with it the merged weights, each rounded once.
         """
-        write(
-            folder, self.module.config, checkpoint.merged_state(self.module), self.tokenizer.backend,
+        write_folder(
+            folder, self.module.config, checkpoint.merged_state_dict(self.module), self.tokenizer.backend,
             lora.concatenate_ranks(self.merged_lora, lora.collect(self.module)),
         )  # fmt: skip
 
 
-def write(
-    folder: Path, config: SalmonnConfig, state: Mapping[str, Tensor], tokenizer: Tokenizer, merged: Mapping[str, Tensor]
-) -> None:
-    """Write what `load` reads; `merged` are the LoRA matrices that the decoder's weights in `state` hold already."""
+def write_folder(
+    folder: Path, config: SalmonnConfig, tensors: Mapping[str, Tensor], tokenizer: Tokenizer,
+    merged_lora: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    """Write what `load` reads.
+
+    Args:
+        folder: Folder to write.
+        config: Sizes of the parts.
+        tensors: All weights.
+        tokenizer: Vicuna's tokenizer.
+        merged_lora: LoRA matrices that the decoder's weights in `tensors` contain already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for part, tensors in (("model", state), ("lora", merged)):
-        whole = {name: value.contiguous() for name, value in tensors.items()}
-        save_file(whole, folder / f"{part}.safetensors", {"format": "pt"})
+    for name, content in (("model", tensors), ("lora", merged_lora)):
+        contiguous = {key: value.contiguous() for key, value in content.items()}
+        save_file(contiguous, folder / f"{name}.safetensors", {"format": "pt"})
     write_json(folder / "config.json", {"model_type": "salmonn", **asdict(config)})
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "earwise.json", {"family": "salmonn"})
+    checkpoint.write_marker(folder, {"family": FAMILY.name})
 
 
-def empty(config: SalmonnConfig) -> SalmonnModule:
-    """The module of these sizes without weights: on the meta device, but for the rotary frequencies."""
+def empty_module(config: SalmonnConfig) -> SalmonnModule:
+    """The module of these sizes without weights: on the meta device, except for the rotary frequencies."""
     with torch.device("meta"):
         module = SalmonnModule(config)
     rotary = module.llama.model.rotary_emb
@@ -245,26 +274,29 @@ def empty(config: SalmonnConfig) -> SalmonnModule:
     return module
 
 
+def build_empty(content: Mapping[str, Any]) -> EmptyModel:
+    """The model without weights, on the meta device, from the content of a checkpoint's config.json."""
+    published = FAMILY.sizes[0]
+    spec = AudioSpec(published.sample_rate, published.max_audio_s, published.audio_tokens_per_s)
+    return EmptyModel(empty_module(SalmonnConfig.from_json(content)), PARAMETER_PREFIXES, spec)
+
+
 def from_parts(
-    module: SalmonnModule, tokenizer: Tokenizer, *, name: str = "salmonn", revision: str = "unsaved",
+    module: SalmonnModule, tokenizer: Tokenizer, *, name: str = FAMILY.name, revision: str = "unsaved",
     merged_lora: Mapping[str, Tensor] | None = None,
 ) -> Salmonn:  # fmt: skip
     """Put a model together; the module's parameters are frozen in place.
 
     Args:
-        module: Any sizes, a window of whole seconds.
-        tokenizer: Knows Llama's `<s>`, `</s>` and `<unk>`.
-        name: For result rows.
+        module: Module of any sizes with a window of whole seconds.
+        tokenizer: Has Llama's `<s>`, `</s>` and `<unk>`.
+        name: Name in result rows.
         revision: Hash of the weights.
         merged_lora: LoRA matrices that are merged into the decoder already.
     Raises:
         ModelError: if the parts do not fit each other.
     """
-    rows = module.llama.config.vocab_size
-    if tokenizer.get_vocab_size() > rows:
-        raise ModelError(
-            f"{name}: {tokenizer.get_vocab_size()} tokens but {rows} embeddings; take both from one checkpoint"
-        )
+    check_vocabulary(tokenizer, module.llama.config.vocab_size, name)
     states = module.config.whisper["max_source_positions"]
     if states % STATES_PER_S:
         raise ModelError(f"{name}: a window of {states} states is no whole second; give a multiple of {STATES_PER_S}")
@@ -273,63 +305,54 @@ def from_parts(
     )
 
 
-def _id(tokenizer: Tokenizer, mark: str) -> int:
-    found: int | None = tokenizer.token_to_id(mark)
-    if found is None:
-        raise ModelError(f"salmonn: the tokenizer has no {mark}; give the tokenizer of Vicuna")
-    return found
-
-
 def load(weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype | None = None) -> Salmonn:
-    """SALMONN from a folder that `python -m earwise.models.convert.salmonn` or `save` wrote.
+    """Load SALMONN from a folder that `python -m earwise.models.convert.salmonn` or `save` wrote.
 
     Args:
         weights: The folder.
-        device: Where to put it.
-        dtype: Of all weights; None is what each part is stored as.
+        device: Device to put the model on.
+        dtype: Dtype of all weights; None keeps the stored one of each part.
     Raises:
-        ModelError: if there is no folder, or tensors are missing, left over or of another shape.
+        ModelError: if there is no folder, or tensors are missing, unexpected or of another shape.
     """
     if weights is None:
         raise ModelError(
             "salmonn: no weights given; make a folder of the released parts with "
             "`python -m earwise.models.convert.salmonn --help`, then name it as the model (--model FOLDER)"
         )
-    values = checkpoint.config(weights, ("salmonn",), WHAT)
-    shards = checkpoint.safetensors_shards(weights)
+    content = checkpoint.read_config(weights, FAMILY.model_types, LABEL)
+    files = checkpoint.safetensors_files(weights)
     try:
-        module = empty(SalmonnConfig.read(values))
+        module = empty_module(SalmonnConfig.from_json(content))
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{weights / 'config.json'}: not {WHAT}'s ({error!r}); convert it again") from error
-    state: dict[str, Tensor] = {}
-    for shard in shards:
+        raise ModelError(f"{weights / 'config.json'}: not {LABEL}'s ({error!r}); convert it again") from error
+    tensors: dict[str, Tensor] = {}
+    for file in files:
         try:
-            state |= load_file(shard)
+            tensors |= load_file(file)
         except SafetensorError as error:
-            raise ModelError(f"{shard}: not a whole safetensors file ({error}); convert or copy it again") from error
-    merged_lora = {name: state.pop(name) for name in list(state) if ".lora_" in name}
-    fill(module, state, weights)
+            raise ModelError(f"{file}: not a whole safetensors file ({error}); convert or copy it again") from error
+    merged_lora = {name: tensors.pop(name) for name in list(tensors) if ".lora_" in name}
+    fill_module(module, tensors, weights)
     for parameter in module.parameters():  # by parameter: rotary frequencies, a buffer, stay exact
         parameter.data = parameter.data.to(dtype or parameter.dtype)
     return from_parts(
-        module.to(device), checkpoint.tokenizer(weights, PLACEHOLDER), revision=checkpoint.digest(shards),
+        module.to(device), checkpoint.read_tokenizer(weights, PLACEHOLDER), revision=checkpoint.weights_digest(files),
         merged_lora=merged_lora,
     )  # fmt: skip
 
 
-def fill(module: SalmonnModule, state: Mapping[str, Tensor], source: Path) -> None:
-    """Give an `empty` module its weights, without a copy.
+def fill_module(module: SalmonnModule, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give an `empty_module` its weights, without a copy.
 
     Raises:
-        ModelError: naming `source` and the tensors that are missing, left over or of another shape.
+        ModelError: naming `source` and the tensors that are missing, unexpected or of another shape.
     """
-    check(module.state_dict(), state, source, WHAT)
-    module.load_state_dict(state, assign=True)
+    check_same_tensors(tensors, module.state_dict(), source, LABEL)
+    module.load_state_dict(tensors, assign=True)
 
 
-def check(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path, what: str) -> None:
-    """Refuse tensors that are not exactly those that are wanted, by name and shape; see `checkpoint.check_keys`."""
-    both = sorted(wanted.keys() & state.keys())
-    strange = [(name, tuple(state[name].shape), tuple(wanted[name].shape)) for name in both]
-    other = checkpoint.misshapen([(name, stored, needed) for name, stored, needed in strange if stored != needed])
-    checkpoint.check_keys(source, wanted.keys() - state.keys(), state.keys() - wanted.keys(), other, what)
+def check_same_tensors(tensors: Mapping[str, Tensor], needed: Mapping[str, Tensor], source: Path, label: str) -> None:
+    """Refuse tensors that are not exactly the needed ones, by name and shape; see `checkpoint.check_tensors`."""
+    mismatches = checkpoint.shape_mismatches(tensors, needed)
+    checkpoint.check_tensors(source, needed.keys() - tensors.keys(), tensors.keys() - needed.keys(), mismatches, label)

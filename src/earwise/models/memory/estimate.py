@@ -1,203 +1,211 @@
-"""How much memory a model needs: to answer, and to be trained as a recipe says. Arithmetic on `Sizes`, no weights.
+"""How much memory a model needs, to answer and to be trained: arithmetic on `ModelSizes`, without weights.
 
-The one planner: `earwise models`, `earwise train --plan` and `earwise doctor` ask it. What autograd keeps for a token
+Used by `earwise models`, `earwise train --plan` (through `plan.py`) and `earwise doctor`. What autograd keeps per token
 was read off transformers' decoder layers and checked tensor by tensor against a training step of the embedded model
 (float32 and bfloat16, LoRA and full; `docs/models.md` has the figures). No torch.
 
-Left out: attention masks of dense attention (a number per pair of tokens of a tree and layer, on devices without
-FlexAttention), rotary tables, and what the allocator holds beside (up to two fifths more on a CPU).
+Not counted: attention masks of dense attention (one number per pair of tokens of a tree and layer, on devices without
+FlexAttention), rotary tables, and the allocator's overhead (up to two fifths more on a CPU).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earwise.config.stages import DpoStage, GrpoStage, Stage, TrainableConfig
-from earwise.models.memory.published_sizes import LARGEST_PACKED_BYTES, Decoder, Sizes
+from earwise.config.stage_memory import RolloutSize, StageMemory
+from earwise.config.stages import TrainableConfig
+from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES, DecoderShape, ModelSizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-LIBRARIES = 0.5e9  # torch and transformers, imported
-LOSS_CHUNK = 512  # positions whose scores are alive at once (`forest.target_logprobs`)
-ANSWERED = 4  # of so many packed tokens, one predicts something wanted
-TRUNK = 100  # tokens of a prompt beside its sound
-TOLD_CLIP_S = 10.0  # length of a clip, where only the recipe is known
-CLIPS = 8  # heard in one encoder pass (`models/ears.py`)
-_ENCODER_LORA = {"q_proj", "k_proj", "v_proj"}  # of LoRA's usual targets, those that encoders have too
+"""Bytes of one number, by dtype."""
+LIBRARY_BYTES = 0.5e9
+"""torch and transformers, imported."""
+LOSS_CHUNK_TOKENS = 512
+"""Positions whose scores over the vocabulary exist at the same time (`forest.target_logprobs`)."""
+TOKENS_PER_TARGET = 4
+"""Packed tokens per token that is predicted for the loss."""
+PROMPT_TEXT_TOKENS = 100
+"""Text tokens of a prompt."""
+ASSUMED_CLIP_S = 10.0
+"""Length of a clip if only the recipe is known, seconds."""
+CLIPS_PER_PASS = 8
+"""Clips of one encoder pass (`encoder_cache.py`)."""
+ONE_ANSWER = RolloutSize(prompts=1, group_size=1, max_new_tokens=64)
+PLAIN_STAGE = StageMemory()
+"""A stage without reference and rollouts."""
+_ENCODER_TARGET_MODULES = {"q_proj", "k_proj", "v_proj"}
+"""Those of LoRA's usual target modules that encoders have too."""
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes by what holds them."""
+class MemoryEstimate:
+    """Bytes by what they hold.
 
-    lasting: Mapping[str, float]
-    """All the time: weights, gradients, optimizer, reference, libraries."""
+    Attributes:
+        permanent: What is held all the time: weights, gradients, optimizer, reference, libraries.
+        phases: What each phase adds while it lasts; phases follow one another.
+    """
+
+    permanent: Mapping[str, float]
     phases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """What a phase adds while it lasts; one phase at a time."""
 
     @property
     def peak(self) -> float:
-        """Bytes at the worst moment."""
-        return sum(self.lasting.values()) + max((sum(parts.values()) for parts in self.phases.values()), default=0.0)
+        """Bytes at the largest moment."""
+        largest_phase = max((sum(parts.values()) for parts in self.phases.values()), default=0.0)
+        return sum(self.permanent.values()) + largest_phase
 
     @property
     def parts(self) -> dict[str, float]:
-        """Bytes at the worst moment, by what holds them; they add up to `peak`."""
-        worst = max(self.phases.values(), key=lambda parts: sum(parts.values()), default={})
-        return {name: size for name, size in {**self.lasting, **worst}.items() if size}
+        """Bytes at the largest moment by what they hold; they add up to `peak`."""
+        largest_phase = max(self.phases.values(), key=lambda parts: sum(parts.values()), default={})
+        return {name: size for name, size in {**self.permanent, **largest_phase}.items() if size}
 
     @property
-    def dominates(self) -> str:
-        """What holds most."""
+    def largest_part(self) -> str:
+        """Name of the largest of `parts`."""
         return max(self.parts, key=lambda name: self.parts[name])
 
 
-def answering(
-    sizes: Sizes,
+def answering_memory(
+    sizes: ModelSizes,
     *,
     dtype: str | None = None,
     clip_s: float = 30.0,
-    prompts: int = 1,
-    samples: int = 1,
-    tokens: int = 64,
+    rollout: RolloutSize = ONE_ANSWER,
     cpu: bool = True,
-) -> Memory:
-    """Memory to answer prompts together.
+) -> MemoryEstimate:
+    """Memory to answer prompts in one batch.
 
     Args:
-        sizes: Of the model.
-        dtype: Of the weights; None as published.
-        clip_s: Length of each clip, seconds.
-        prompts: Asked together, each about another clip.
-        samples: Answers of each.
-        tokens: Of an answer.
-        cpu: Whether it runs on a CPU.
+        sizes: Sizes of the model.
+        dtype: Dtype of the weights; None is the published one.
+        clip_s: Length of each prompt's clip, seconds.
+        rollout: Number of prompts, answers per prompt and tokens per answer.
+        cpu: Whether the model runs on a CPU.
     """
-    size = BYTES[dtype or sizes.dtype]
-    lasting = {"weights": float(sizes.parameters * size), "libraries": LIBRARIES}
-    lasting |= {"packed weights": _packed(sizes, size)} if cpu else {}
-    return Memory(lasting, {"answering": _rollout(sizes, size, clip_s, prompts, samples, tokens)})
+    number_bytes = BYTES[dtype or sizes.dtype]
+    permanent = {"weights": float(sizes.parameters * number_bytes), "libraries": LIBRARY_BYTES}
+    permanent |= {"packed weights": _prepacked_bytes(sizes, number_bytes)} if cpu else {}
+    return MemoryEstimate(permanent, {"answering": _rollout_bytes(sizes, number_bytes, clip_s, rollout)})
 
 
-def training(
-    sizes: Sizes, trainable: TrainableConfig, *, dtype: str | None = None, pack_tokens: int = 1024,
-    checkpoint: bool = False, reference: bool = False, rollout: tuple[int, int, int] | None = None,
-    clip_s: float = TOLD_CLIP_S, cpu: bool = True,
-) -> Memory:  # fmt: skip
+def training_memory(
+    sizes: ModelSizes, trainable: TrainableConfig, stage: StageMemory = PLAIN_STAGE, *, dtype: str | None = None,
+    pack_tokens: int = 1024, gradient_checkpointing: bool = False, clip_s: float = ASSUMED_CLIP_S, cpu: bool = True,
+) -> MemoryEstimate:  # fmt: skip
     """Memory of a training step with AdamW.
 
     Args:
-        sizes: Of the model.
-        trainable: What is trained, and how.
-        dtype: Of the weights; None as published. LoRA and the connector are trained in float32 whatever it is.
-        pack_tokens: Of one forward pass.
-        checkpoint: Whether activations are computed again in the backward pass.
-        reference: Whether a copy of what is trained directly is kept (GRPO).
-        rollout: Prompts, samples of each and tokens of an answer that are drawn together; None draws none.
+        sizes: Sizes of the model.
+        trainable: Which parts are trained, and how.
+        stage: The stage's reference and rollouts.
+        dtype: Dtype of the weights; None is the published one. LoRA and the connector are trained in float32 in any
+            case.
+        pack_tokens: Tokens of one forward pass.
+        gradient_checkpointing: Whether the backward pass recomputes activations.
         clip_s: Length of a clip, seconds.
-        cpu: Whether it runs on a CPU.
+        cpu: Whether the model runs on a CPU.
     """
-    size = BYTES[dtype or sizes.dtype]
-    full = trained(sizes, trainable, lora=False)
-    connector_extra = sizes.connector * (4 - size) if trainable.connector == "full" else 0
-    direct = {"encoder": full["encoder"] * size, "connector": full["connector"] * 4, "decoder": full["decoder"] * size}
-    lora = 4 * (sum(trained(sizes, trainable).values()) - sum(full.values()))
-    updated = sum(direct.values()) + lora
-    lasting = {
-        "weights": sizes.parameters * size + connector_extra + lora,
-        "gradients": updated,
-        "optimizer": 2 * updated,
-        "reference": sum(direct.values()) if reference else 0.0,
-        "libraries": LIBRARIES,
+    number_bytes = BYTES[dtype or sizes.dtype]
+    full = trained_parameters(sizes, trainable, lora=False)
+    connector_extra = sizes.connector * (4 - number_bytes) if trainable.connector == "full" else 0
+    full_bytes = full["encoder"] * number_bytes + full["connector"] * 4 + full["decoder"] * number_bytes
+    lora_bytes = 4 * (sum(trained_parameters(sizes, trainable).values()) - sum(full.values()))
+    updated_bytes = full_bytes + lora_bytes
+    permanent = {
+        "weights": sizes.parameters * number_bytes + connector_extra + lora_bytes,
+        "gradients": updated_bytes,
+        "optimizer": 2 * updated_bytes,
+        "reference": full_bytes if stage.keeps_reference else 0.0,
+        "libraries": LIBRARY_BYTES,
     }
-    wanted = min(LOSS_CHUNK, max(1, pack_tokens // ANSWERED))
+    encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
+    targets = min(LOSS_CHUNK_TOKENS, max(1, pack_tokens // TOKENS_PER_TARGET))
     update = {
-        "activations": pack_tokens * _kept(sizes.says, size, trainable, checkpoint),
-        "scores": wanted * sizes.says.vocab * (3 * 4 + (size if size < 4 else 0)),
+        "activations": pack_tokens * _activation_bytes(decoder, number_bytes, trainable, gradient_checkpointing),
+        "scores": targets * decoder.vocabulary * (3 * 4 + (number_bytes if number_bytes < 4 else 0)),
     }
     if trainable.encoder != "frozen":
-        states = CLIPS * sizes.heard_s(clip_s) * sizes.hears.states_per_s
-        update["encoder activations"] = (
-            states * sizes.hears.layers * (10 * sizes.hears.width + 2 * sizes.hears.ffn) * size
-        )
+        states = CLIPS_PER_PASS * sizes.encoded_s(clip_s) * encoder.states_per_s
+        update["encoder activations"] = states * encoder.layers * (10 * encoder.width + 2 * encoder.ffn) * number_bytes
     phases = {"update": update}
-    if rollout is not None:
-        phases["rollout"] = _rollout(sizes, size, clip_s, *rollout)
-        lasting |= {"packed weights": _packed(sizes, size)} if cpu else {}
-    return Memory(lasting, phases)
+    if stage.rollout is not None:
+        phases["rollout"] = _rollout_bytes(sizes, number_bytes, clip_s, stage.rollout)
+        permanent |= {"packed weights": _prepacked_bytes(sizes, number_bytes)} if cpu else {}
+    return MemoryEstimate(permanent, phases)
 
 
-def of_stage(sizes: Sizes, stage: Stage, *, dtype: str | None = None, cpu: bool = True) -> Memory:
-    """Memory of a stage of a recipe."""
-    drawn = (stage.prompts_per_step, stage.group_size, stage.max_new_tokens) if isinstance(stage, GrpoStage) else None
-    return training(
-        sizes,
-        stage.trainable,
-        dtype=dtype,
-        pack_tokens=stage.pack_tokens,
-        checkpoint=stage.gradient_checkpointing,
-        reference=isinstance(stage, GrpoStage | DpoStage),
-        rollout=drawn,
-        cpu=cpu,
-    )
-
-
-def trained(sizes: Sizes, trainable: TrainableConfig, *, lora: bool = True) -> dict[str, int]:
-    """Parameters that are trained, by group.
+def trained_parameters(sizes: ModelSizes, trainable: TrainableConfig, *, lora: bool = True) -> dict[str, int]:
+    """Number of trained parameters of `encoder`, `connector` and `decoder`.
 
     Args:
-        sizes: Of the model.
-        trainable: What is trained, and how.
-        lora: False leaves LoRA's matrices out.
+        sizes: Sizes of the model.
+        trainable: Which parts are trained, and how.
+        lora: Whether LoRA's matrices count.
     """
-    rank, targets = trainable.lora.r, trainable.lora.target_modules
-    decoder = sizes.says.layers * rank * sum(sum(sizes.says.linears.get(name, (0, 0))) for name in targets)
-    encoder = sizes.hears.layers * rank * 2 * sizes.hears.width * len(_ENCODER_LORA.intersection(targets))
+    rank, target_modules = trainable.lora.r, trainable.lora.target_modules
+    encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
+    linear_layers = decoder.linear_layers
+    decoder_lora = decoder.layers * rank * sum(sum(linear_layers.get(name, (0, 0))) for name in target_modules)
+    encoder_lora = encoder.layers * rank * 2 * encoder.width * len(_ENCODER_TARGET_MODULES.intersection(target_modules))
     return {
-        "encoder": {"full": sizes.encoder, "lora": encoder if lora else 0, "frozen": 0}[trainable.encoder],
+        "encoder": {"full": sizes.encoder, "lora": encoder_lora if lora else 0, "frozen": 0}[trainable.encoder],
         "connector": sizes.connector if trainable.connector == "full" else 0,
-        "decoder": {"full": sizes.decoder, "lora": decoder if lora else 0, "frozen": 0}[trainable.decoder],
+        "decoder": {"full": sizes.decoder, "lora": decoder_lora if lora else 0, "frozen": 0}[trainable.decoder],
     }
 
 
-def _kept(shape: Decoder, size: int, trainable: TrainableConfig, checkpoint: bool) -> float:
-    """Bytes that autograd keeps for one packed token, all layers.
+def _activation_bytes(
+    shape: DecoderShape, number_bytes: int, trainable: TrainableConfig, gradient_checkpointing: bool
+) -> float:
+    """Bytes that autograd keeps for one packed token, in all layers.
 
     The last norm keeps its input. A layer keeps: the residual before each of its two norms (float32), queries, keys,
     values and the output of attention, gate, up and the activated gate. Full training adds the input of every linear
-    layer, and the normed states for the norms' weights; LoRA adds the input of every adapted layer (one copy in float32
-    for each where the weights are half precision, since LoRA is trained in float32) and its own narrow one.
+    layer, and the normed states for the norms' weights; LoRA adds the input of every adapted layer (one float32 copy
+    each where the weights are half precision, since LoRA is trained in float32) and its own low-rank state.
     """
-    width, inner = shape.width, shape.heads * shape.head_dim
-    layer = 4.0 * 2 * width + size * (3 * shape.ffn + 2 * inner + 2 * shape.kv_heads * shape.head_dim)
+    attention_width = shape.heads * shape.head_dim
+    key_value_width = shape.kv_heads * shape.head_dim
+    layer = 4.0 * 2 * shape.width + number_bytes * (3 * shape.ffn + 2 * attention_width + 2 * key_value_width)
     if trainable.decoder == "full":
-        layer += size * (4 * width + inner + shape.ffn)
+        layer += number_bytes * (4 * shape.width + attention_width + shape.ffn)
     if trainable.decoder == "lora":
-        adapted = {name: shape.linears[name][0] for name in trainable.lora.target_modules if name in shape.linears}
-        shared = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-        copies = adapted if size < 4 else {shared.get(name, name): width for name, width in adapted.items()}
-        layer += 4 * (sum(copies.values()) + trainable.lora.r * len(adapted))
-    return 4 * width + (shape.layers * size * width + layer if checkpoint else shape.layers * layer)
+        linear_layers = shape.linear_layers
+        inputs = {name: linear_layers[name][0] for name in trainable.lora.target_modules if name in linear_layers}
+        same_input = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+        # In float32 the layers with the same input keep it once.
+        distinct = {same_input.get(name, name): width for name, width in inputs.items()}
+        copies = distinct if number_bytes == 4 else inputs
+        layer += 4 * (sum(copies.values()) + trainable.lora.r * len(inputs))
+    if gradient_checkpointing:
+        return 4 * shape.width + shape.layers * number_bytes * shape.width + layer
+    return 4 * shape.width + shape.layers * layer
 
 
-def _packed(sizes: Sizes, size: int) -> float:
-    """A second copy of a decoder that is packed for decoding, kept while its weights do not change."""
-    return float(sizes.decoder * size) if size == 4 and sizes.decoder * size <= LARGEST_PACKED_BYTES else 0.0
+def _prepacked_bytes(sizes: ModelSizes, number_bytes: int) -> float:
+    """Bytes of the second copy of a decoder that is packed for decoding, kept while its weights do not change."""
+    decoder_bytes = sizes.decoder * number_bytes
+    return float(decoder_bytes) if number_bytes == 4 and decoder_bytes <= LARGEST_PREPACKED_BYTES else 0.0
 
 
-def _rollout(sizes: Sizes, size: int, clip_s: float, prompts: int, samples: int, tokens: int) -> dict[str, float]:
-    """Keys and values of all trees, and the widest moment of hearing or reading."""
-    heard_s = sizes.heard_s(clip_s)
-    trunk = round(heard_s * sizes.tokens_per_s) + TRUNK
-    says, hears = sizes.says, sizes.hears
-    cache = 2 * says.layers * says.kv_heads * says.head_dim * size * prompts * (trunk + samples * tokens)
-    reading = prompts * trunk * size * (2 * says.ffn + 4 * says.width)
-    hearing = min(prompts, CLIPS) * heard_s * hears.states_per_s * size * (2 * hears.ffn + 4 * hears.width)
-    scores = 4 * 3 * prompts * samples * says.vocab
-    return {"keys and values": float(cache), "hearing and reading": max(reading, hearing) + scores}
+def _rollout_bytes(sizes: ModelSizes, number_bytes: int, clip_s: float, rollout: RolloutSize) -> dict[str, float]:
+    """Bytes of the keys and values of all prompts, and of the largest moment of encoding or prefilling."""
+    encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
+    prompts, encoded_s = rollout.prompts, sizes.encoded_s(clip_s)
+    prompt_tokens = round(encoded_s * sizes.audio_tokens_per_s) + PROMPT_TEXT_TOKENS
+    tokens = prompts * (prompt_tokens + rollout.group_size * rollout.max_new_tokens)
+    cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_dim * number_bytes * tokens
+    prefill = prompts * prompt_tokens * number_bytes * (2 * decoder.ffn + 4 * decoder.width)
+    states = min(prompts, CLIPS_PER_PASS) * encoded_s * encoder.states_per_s
+    encoding = states * number_bytes * (2 * encoder.ffn + 4 * encoder.width)
+    scores = 4 * 3 * prompts * rollout.group_size * decoder.vocabulary
+    return {"keys and values": float(cache), "hearing and reading": max(prefill, encoding) + scores}
 
 
 def free_memory(device: str = "cpu") -> float | None:
-    """Bytes that a program can have: of a CUDA device, or of the machine; None where its kernel does not say."""
+    """Free bytes of a CUDA device or of the machine; None if the operating system does not report them."""
     if device.startswith("cuda"):
         import torch
 
