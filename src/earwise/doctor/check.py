@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["ok", "warn", "fail"]
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
+"""Receives one line of progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +14,19 @@ class Check:
     """One row of the doctor's report."""
 
     name: str
+    """Name of the check."""
     verdict: Verdict
     detail: str
+    """What was measured, and the limit for it."""
     remedy: str = ""
+    """What to do about it; empty if the verdict is ok."""
 
 
 def as_rows(checks: list[Check]) -> list[dict[str, Any]]:
-    """Plain values for JSON."""
+    """Checks as plain values for JSON."""
     return [asdict(check) for check in checks]
 
 
-def judged(name: str, fine: bool, detail: str, remedy: str, otherwise: Verdict = "fail") -> Check:
-    """A row that is well, or else has a remedy."""
-    return Check(name, "ok", detail) if fine else Check(name, otherwise, detail, remedy)
+def check_row(name: str, passed: bool, detail: str, remedy: str, otherwise: Verdict = "fail") -> Check:
+    """The row of a check: ok if it passed, else `otherwise` with the remedy."""
+    return Check(name, "ok", detail) if passed else Check(name, otherwise, detail, remedy)

@@ -1,91 +1,101 @@
-"""The doctor's look at a model on a server: what can be asked over the wire.
+"""Checks of a model on a server, as far as requests can show them.
 
-That its sound arrives was shown before the engine was handed out (`engine/connect.py`); here it has to matter for the
-answers. Whether a batch or a seed changes answers is the server's affair: said, as a warning, since results then do not
-repeat to the letter.
+That the server counts the audio was verified before the engine was returned (`engine/remote/probe.py`); here the audio
+must matter for the answers. Whether a batch or a seed changes answers depends on the server: it is reported as a
+warning, because results then do not repeat exactly.
 """
 
-from collections.abc import Callable
 from time import perf_counter
 
-from earwise.doctor.check import Check, judged
-from earwise.doctor.model import OPTIONS, SLOW, questions, silenced
-from earwise.engine.base import Decoding, Engine
+from earwise.doctor.check import Check, check_row
+from earwise.doctor.questions import (
+    MIN_TOKENS_PER_S,
+    OPTIONS,
+    ModelCheck,
+    count_different_texts,
+    max_difference,
+    questions,
+    silenced,
+)
+from earwise.engine.base import Engine, SamplingParams
 from earwise.engine.remote.client import RemoteEngine
-from earwise.engine.remote.probe import listen
+from earwise.engine.remote.probe import probe_audio
 from earwise.errors import EngineError
-from earwise.types import Completion, Waveform
+from earwise.types import Waveform
 
 
 def hears(engine: Engine, clips: list[Waveform]) -> Check:
-    """Silence in place of a clip changes what the model says."""
+    """Silence in place of a clip must change an answer."""
     assert isinstance(engine, RemoteEngine)
-    heard, real = listen(engine), questions(clips)
-    decoding = Decoding(max_new_tokens=16)
-    differ = _differ(engine.generate(real, decoding), engine.generate(silenced(real), decoding))
-    rate = "as many tokens at any length" if heard.tokens_per_s is None else f"{heard.tokens_per_s:g} tokens a second"
-    detail = f"silence changes {differ} of {len(real)} answers (at least 1); sound takes {rate}"
-    return judged("hears", differ > 0, detail, "the model is deaf: check what is served, and its chat template")
+    tokens_per_s = probe_audio(engine).tokens_per_s
+    prompts, sampling_params = questions(clips), SamplingParams(max_new_tokens=16)
+    real = engine.generate(prompts, sampling_params)
+    num_different = count_different_texts(real, engine.generate(silenced(prompts), sampling_params))
+    rate = "as many tokens at any length" if tokens_per_s is None else f"{tokens_per_s:g} tokens per second"
+    detail = f"silence changes {num_different} of {len(prompts)} answers (at least 1); audio takes {rate}"
+    remedy = "the model ignores the audio: check the served model and its chat template"
+    return check_row("hears", num_different > 0, detail, remedy)
 
 
 def batch_invariance(engine: Engine, clips: list[Waveform]) -> Check:
-    """Answers of a clip alone and among eight are the same."""
-    prompts, decoding = questions(clips), Decoding(max_new_tokens=16)
-    together = engine.generate(prompts, decoding)
-    alone = [engine.generate([prompt], decoding)[0] for prompt in prompts]
-    differ = _differ(together, alone)
-    detail = f"{differ} of {len(prompts)} answers differ between one request and {len(prompts)} at once (0 is exact)"
-    return judged(
-        "batch invariance", not differ, detail, "say ?concurrency=1 for answers that repeat", otherwise="warn"
+    """The answer about a clip should be the same in one request at a time and in eight at once."""
+    prompts, sampling_params = questions(clips), SamplingParams(max_new_tokens=16)
+    together = engine.generate(prompts, sampling_params)
+    alone = [engine.generate([prompt], sampling_params)[0] for prompt in prompts]
+    num_different = count_different_texts(together, alone)
+    detail = (
+        f"{num_different} of {len(prompts)} answers differ between one request and {len(prompts)} at once (0 is exact)"
     )
+    remedy = "add ?concurrency=1 to the address for answers that repeat"
+    return check_row("batch invariance", not num_different, detail, remedy, otherwise="warn")
 
 
 def draws(engine: Engine, clips: list[Waveform]) -> Check:
-    """The same seed draws the same answers, another seed others."""
+    """The same seed should sample the same answers, another seed others."""
     prompts = questions(clips[:4])
-    first, again, other = (
-        engine.generate(prompts, Decoding(max_new_tokens=16, temperature=1.0, seed=seed), 2) for seed in (1, 1, 2)
+    first, repeated, reseeded = (
+        engine.generate(prompts, SamplingParams(max_new_tokens=16, temperature=1.0, seed=seed), 2) for seed in (1, 1, 2)
     )
-    differ, moved = _differ(first, again), _differ(first, other)
+    num_different = count_different_texts(first, repeated)
     detail = (
-        f"{differ} of {2 * len(prompts)} drawn answers change under the same seed (0 is exact), {moved} under another"
+        f"{num_different} of {2 * len(prompts)} sampled answers change under the same seed (0 is exact), "
+        f"{count_different_texts(first, reseeded)} under another"
     )
-    return judged("draws", not differ, detail, "the server does not honour seeds: results vary", otherwise="warn")
+    remedy = "the server ignores seeds: results vary between runs"
+    return check_row("draws", not num_different, detail, remedy, otherwise="warn")
 
 
 def likelihoods(engine: Engine, clips: list[Waveform]) -> Check:
-    """Whether the log-likelihood of a given answer can be had, and depends on the sound."""
+    """Whether the server returns the log-likelihood of a given answer, and whether it depends on the audio."""
     prompts = questions(clips[:2])
+    options = [OPTIONS[:2]] * len(prompts)
     try:
-        real, silent = (engine.score(asked, [OPTIONS[:2]] * 2) for asked in (prompts, silenced(prompts)))
+        real, silent = (engine.score(variant, options) for variant in (prompts, silenced(prompts)))
     except EngineError as error:
-        return Check("likelihoods", "warn", str(error), "likelihoods, and all that needs them, are left out")
-    off = max(abs(a - b) for one, two in zip(real, silent, strict=True) for a, b in zip(one, two, strict=True))
-    detail = f"told; silence changes an answer's by {off:.2f} nats at most (more than 0)"
-    return judged("likelihoods", off > 0, detail, "the sound does not reach the likelihoods: do not use them")
+        return Check("likelihoods", "warn", str(error), "everything that needs likelihoods is left out")
+    effect = max_difference(real, silent)
+    detail = f"available; silence changes an answer's by {effect:.2f} nats at most (more than 0)"
+    remedy = "the audio does not reach the likelihoods: do not use them"
+    return check_row("likelihoods", effect > 0, detail, remedy)
 
 
 def speed(engine: Engine, clips: list[Waveform]) -> Check:
-    """Tokens a second of answers, all requests together."""
+    """Generated tokens per second, all requests together."""
     assert isinstance(engine, RemoteEngine)
     prompts = questions(clips)
     started = perf_counter()
-    exchanges = engine.ask_raw(prompts, 32)
+    exchanges = engine.generate_raw(prompts, 32)
     seconds = perf_counter() - started
-    counted = [one.usage[1] for one in exchanges if not isinstance(one, EngineError) and one.usage is not None]
-    if len(counted) < len(prompts):
-        return Check("speed", "warn", f"{len(prompts)} answers in {seconds:.1f} s", "the server counts no tokens")
-    rate = sum(counted) / seconds
-    detail = f"answers {rate:.0f} tokens a second, {len(prompts)} prompts at once (at least {SLOW:g})"
-    return judged("speed", rate >= SLOW, detail, "raise ?concurrency= if the server is idle", otherwise="warn")
+    usages = [exchange.usage for exchange in exchanges if not isinstance(exchange, EngineError)]
+    token_counts = [usage[1] for usage in usages if usage is not None]
+    if len(token_counts) < len(prompts):
+        detail = f"{len(prompts)} answers in {seconds:.1f} s"
+        return Check("speed", "warn", detail, "the server does not count tokens")
+    rate = sum(token_counts) / seconds
+    detail = f"generates {rate:.0f} tokens per second, {len(prompts)} prompts at once (at least {MIN_TOKENS_PER_S:g})"
+    remedy = "raise ?concurrency= in the address if the server is idle"
+    return check_row("speed", rate >= MIN_TOKENS_PER_S, detail, remedy, otherwise="warn")
 
 
-CHECKS: tuple[Callable[[Engine, list[Waveform]], Check | None], ...] = (
-    hears, batch_invariance, draws, likelihoods, speed,
-)  # fmt: skip
-
-
-def _differ(first: list[list[Completion]], second: list[list[Completion]]) -> int:
-    """How many texts differ."""
-    pairs = zip((c for group in first for c in group), (c for group in second for c in group), strict=True)
-    return sum(a.text != b.text for a, b in pairs)
+CHECKS: tuple[ModelCheck, ...] = (hears, batch_invariance, draws, likelihoods, speed)
+"""The checks of a model on a server, in order."""
