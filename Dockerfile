@@ -14,7 +14,6 @@ RUN export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-COPY recipes recipes
 RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation .
 
 RUN useradd --create-home earwise

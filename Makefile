@@ -37,7 +37,7 @@ help:
 	@echo 'make clean       delete the virtual environment, runs and caches of tools'
 
 demo: .venv/ready-demo
-	$(BIN)/python -m earwise.apps.demo --out runs/demo --recipe recipes/r1-aqa.yaml
+	$(BIN)/earwise demo --out runs/demo
 
 data-demo: .venv/ready-dev
 	$(BIN)/python -m earwise.apps.data_demo --out runs/data-demo
@@ -96,7 +96,7 @@ embedded: .venv/ready-demo
 	@test -n '$(COLLECTION)' || { echo 'say which: make embedded COLLECTION=DIR (a folder with manifest.jsonl, or one folder of clips per class)'; exit 2; }
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption $(LABELS) $(WITHOUT)
 	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks recognition,yes_no $(LABELS) $(WITHOUT)
-	$(BIN)/earwise train recipes/embedded.yaml --data '$(OUT)/data' --out '$(OUT)'
+	$(BIN)/earwise train embedded --data '$(OUT)/data' --out '$(OUT)'
 	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
 
 clean:

@@ -22,6 +22,7 @@ from typing import Any
 from ways.timing import machine
 
 from earwise.config.recipe import EvalConfig, Recipe, check_recipe, load_recipe
+from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluate.compare import compare
 from earwise.evaluate.results import METRICS, EvalRun, read_run
@@ -31,7 +32,7 @@ from earwise.report import write_report
 from earwise.report.page import Section, page, tile
 from earwise.report.tables import table
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = PACKAGED_RECIPES
 NAMES = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "embedded")
 PROFILE = "cpu"
 QUICK = ("stages.*.max_steps=1", "eval.*.limit=2")

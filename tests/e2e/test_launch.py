@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import soundfile
 
-from builders import sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone
 from e2e.shell import HERE, Cli
+from earwise.config.recipe_files import LAUNCH_CONFIGS
 from earwise.data import manifest
 from earwise.types import Audio, Example, Text, Turn
 
 ROOT = HERE.parent.parent
-ENGINES = ROOT / "recipes" / "engines"
+ENGINES = LAUNCH_CONFIGS
 COMMON = """
     data: {mixture: [{manifest: rows.jsonl}]}
     pack_tokens: 120
@@ -51,7 +52,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launch")
     tiny_qwen2_audio(4).save(folder / "base")
     for name, seconds in (("a", 0.4), ("b", 0.7)):
-        soundfile.write(folder / f"{name}.wav", sound(seconds, 300.0), 16000)
+        soundfile.write(folder / f"{name}.wav", tone(seconds, 300.0), 16000)
     rows = []
     for number, clips in enumerate((("a",), ("b",), ("a", "b"), ())):
         turns = (Turn("user", (*(Audio(f"{clip}.wav") for clip in clips), Text("pitch?"))),)
@@ -108,4 +109,4 @@ def test_a_launcher_that_starts_one_process_only_is_found_out(recipe: Path, cli:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
     done = cli("train", recipe, "--out", recipe.parent / "none")
-    assert done.code == 2 and "recipes/engines/ddp.yaml" in done.err
+    assert done.code == 2 and "earwise recipe --path ddp" in done.err

@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import Any
 
 from earwise.apps.recipe_eval import evaluate_entry, headline_figures
-from earwise.commands.preflight import preflight
 from earwise.config.recipe import RECORD, Recipe, recorded_recipe
 from earwise.engine.loading import fetch_base_weights
 from earwise.engine.local import LocalEngine
@@ -20,6 +19,7 @@ from earwise.errors import ConfigError
 from earwise.files import lock_folder
 from earwise.models import detect
 from earwise.train import run
+from earwise.train.check_recipe import check_training
 from earwise.train.distributed import parallel
 
 Notify = Callable[[str], None]
@@ -84,14 +84,14 @@ def train_recipe(
         KeyboardInterrupt: if the run was interrupted; the message says how to continue it.
     """
     recipe = recipe.tracked_in(options.track)
-    preflight(recipe, base)
+    checked = check_training(recipe, base, notify)
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
     if not options.evaluate:
         recipe = recipe.model_copy(update={"eval": ()})  # recorded with the run, so that --resume measures neither
 
     def train() -> Path:
-        return run.start(recipe, out, base, profile=options.profile_steps, notify=notify)
+        return run.start(recipe, out, base, checked=checked, profile=options.profile_steps, notify=notify)
 
     return _train_and_evaluate(recipe, base, out, train, options, notify)
 
@@ -113,7 +113,7 @@ def resume_run(
         KeyboardInterrupt: as `train_recipe`.
     """
     recipe, base = recorded_recipe(out)
-    preflight(recipe.tracked_in(options.track), base)
+    checked = check_training(recipe.tracked_in(options.track), base, notify)
     if (out / "final" / detect.MARKER).exists():
         notify(
             f"{out}: is finished, nothing is left to train; "
@@ -121,7 +121,7 @@ def resume_run(
         )
 
     def train() -> Path:
-        return run.resume(out, track=options.track, profile=options.profile_steps, notify=notify)
+        return run.resume(out, checked=checked, track=options.track, profile=options.profile_steps, notify=notify)
 
     return _train_and_evaluate(recipe, base, out, train, options, notify)
 
@@ -130,17 +130,17 @@ def _train_and_evaluate(
     recipe: Recipe, base: Path, out: Path, train: Callable[[], Path], options: TrainOptions, notify: Notify
 ) -> TrainResult:
     started = perf_counter()
-    parallel.begin()
-    is_first = parallel.main()
+    parallel.init_processes()
+    is_first = parallel.is_main_process()
     evaluates = options.evaluate and is_first
     with _interruptible(out), lock_folder(out) if is_first else nullcontext():
         if is_first:
             fetch_base_weights(recipe.model.name, notify)
-        parallel.wait()
+        parallel.barrier()
         before = _evaluate(recipe, base, out, "before", None, notify) if evaluates else []
         final = train()
         after = _evaluate(recipe, base, out, "after", final, notify) if evaluates else []
-    parallel.end()
+    parallel.leave_processes()
     entries = recipe.eval if evaluates else ()
     evaluations = tuple(
         Evaluation(entry.manifest, *figures) for entry, *figures in zip(entries, before, after, strict=True)

@@ -129,13 +129,14 @@ def _train(options: TrainCommandOptions) -> "TrainResult":
 def _plan(options: TrainCommandOptions) -> None:
     """Print what the run would train and need."""
     from earwise.commands.plan import show_plan
-    from earwise.commands.preflight import preflight
+    from earwise.train.check_recipe import check_training
 
     if options.resume is not None:
         raise ConfigError("--plan is for a run that has not begun; leave out --resume, or give the recipe")
     recipe, base = _load_recipe(options)
     recipe = recipe.tracked_in(options.track)
-    show_plan(recipe, preflight(recipe, base), options.as_json, options.processes, options.engine)
+    rows = check_training(recipe, base, note).row_counts
+    show_plan(recipe, rows, options.as_json, options.processes, options.engine)
 
 
 def _load_recipe(options: TrainCommandOptions) -> "tuple[Recipe, Path]":

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from earwise.config.deprecated import warn_on_stderr, with_new_names
 from earwise.config.overrides import lay_over
+from earwise.config.recipe_files import find_recipe
 from earwise.config.stages import (
     BandConfig,
     CompressConfig,
@@ -113,12 +114,12 @@ class Recipe(Strict):
 
 
 def load_recipe(
-    path: Path, *, profile: str | None = None, arm: str | None = None, overrides: Sequence[str] = ()
+    name: str | Path, *, profile: str | None = None, arm: str | None = None, overrides: Sequence[str] = ()
 ) -> Recipe:
     """Read, merge and check a recipe.
 
     Args:
-        path: YAML file.
+        name: Name of a packaged recipe (`r1-aqa`), or path of a YAML file.
         profile: Name under `profiles:`. Its settings are dotted keys (`stages.*.max_steps`) or nested mappings, or a
             list of such mappings and of names of other profiles and variants.
         arm: Name under `arms:`, to be compared with others; written as a profile, and laid over it.
@@ -126,6 +127,7 @@ def load_recipe(
     Raises:
         ConfigError: naming file, key, value and remedy.
     """
+    path, _ = find_recipe(name)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

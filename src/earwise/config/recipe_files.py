@@ -20,18 +20,25 @@ def packaged_recipes() -> list[str]:
     return sorted(path.stem for path in PACKAGED_RECIPES.glob("*.yaml"))
 
 
+def launch_configs() -> list[str]:
+    """Names of the configurations for `accelerate launch` in the package."""
+    return sorted(path.stem for path in LAUNCH_CONFIGS.glob("*.yaml"))
+
+
 def find_packaged(name: str) -> Path:
-    """The YAML file of a packaged recipe.
+    """The YAML file of a packaged recipe, or of a launch configuration.
 
     Raises:
-        ConfigError: if there is no recipe of that name; the message suggests the nearest.
+        ConfigError: if there is none of that name; the message suggests the nearest.
     """
-    path = PACKAGED_RECIPES / f"{name}.yaml"
-    if name not in packaged_recipes():
-        near = difflib.get_close_matches(name, packaged_recipes(), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(packaged_recipes())}"
-        raise ConfigError(f"recipe {name!r} is not in the package; {hint}")
-    return path
+    if name in packaged_recipes():
+        return PACKAGED_RECIPES / f"{name}.yaml"
+    if name in launch_configs():
+        return LAUNCH_CONFIGS / f"{name}.yaml"
+    names = [*packaged_recipes(), *launch_configs()]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+    raise ConfigError(f"recipe {name!r} is not in the package; {hint}")
 
 
 def find_recipe(name: str | Path) -> tuple[Path, Path]:
@@ -40,14 +47,14 @@ def find_recipe(name: str | Path) -> tuple[Path, Path]:
     Args:
         name: Name of a packaged recipe (`r1-aqa`), or path of a YAML file.
     Returns:
-        Path of the YAML file; the working folder for a packaged recipe, else the file's own folder.
+        Path of the YAML file; the working folder for a packaged recipe (by name or by path), else the file's folder.
     Raises:
         ConfigError: if there is neither such a file nor such a packaged recipe.
     """
     path = Path(name)
     if path.is_file():
-        return path, path.parent
-    if path.name == str(name) and not path.suffix:
+        return path, Path() if path.resolve().parent == PACKAGED_RECIPES.resolve() else path.parent
+    if path.name == str(name) and not path.suffix and str(name) not in launch_configs():
         return find_packaged(path.name), Path()
     remedy = "give the path of a YAML file, or the name of a packaged recipe (`earwise recipe` lists them)"
     if path.stem in packaged_recipes():

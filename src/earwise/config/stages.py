@@ -158,7 +158,7 @@ class _StageConfig(Strict):
     """With `skip`: number of consecutive skipped steps; one more ends the run."""
 
     @model_validator(mode="after")
-    def _check_online_has_completions(self) -> "_Stage":
+    def _check_online_has_completions(self) -> "_StageConfig":
         if self.curriculum.order == "online" and self.kind != "grpo":
             raise ValueError(
                 "curriculum.order online needs completions that the policy samples in training, and a stage of kind "

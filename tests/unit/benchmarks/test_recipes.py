@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builders import sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone
 from earwise.audio import decode, encode_ogg
 from earwise.config.recipe import load_recipe
+from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.data import manifest
 from earwise.datasets.xs_cot import instructions
 from earwise.engine.base import Prompt
@@ -25,7 +26,7 @@ from earwise.evaluate.metrics import stats
 from earwise.files import read_log
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.prompts import prompt_turns, target_text, xs_cot_chain
-from earwise.train.stages import compress as stage_of
+from earwise.train.stages.compression_schedule import split_reply
 from earwise.types import Audio, Example, Text, Turn
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -41,7 +42,7 @@ STAGE = {
     "clips_per_step": 2,
     "max_steps": 5,
     "pack_tokens": 400,
-    "optimizer": {"lr": 1e-2, "schedule": "constant"},
+    "optimizer": {"learning_rate": 1e-2, "lr_scheduler_type": "constant"},
     "trainable": {"decoder": "full"},
 }
 EVAL = {"manifest": "rows.jsonl", "style": "plain", "max_new_tokens": 2}
@@ -60,7 +61,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(recipes, "RECIPES", tmp_path)
     rows = []
     for number, name in enumerate(("dog", "cat")):
-        (tmp_path / f"{name}.ogg").write_bytes(encode_ogg(sound(0.5, 300 * (number + 1)), 16000))
+        (tmp_path / f"{name}.ogg").write_bytes(encode_ogg(tone(0.5, 300 * (number + 1)), 16000))
         turn = Turn("user", (Audio(f"{name}.ogg"), Text("What is it?")))
         rows.append(Example(name, (turn,), (name,), ("dog", "cat"), root=tmp_path))
     manifest.write(tmp_path / "rows.jsonl", rows)
@@ -120,7 +121,7 @@ def test_beginning_and_end_are_means_of_a_quarter() -> None:
 
 
 def test_what_is_trained_on_is_not_held_out() -> None:
-    folder = BENCHMARKS.parent / "recipes"
+    folder = PACKAGED_RECIPES
     whole = {name: load_recipe(folder / f"{name}.yaml", profile="cpu") for name in ("embedded", "xs-cot", "mellow")}
     assert {name: recipes.is_trained_on(one.eval[0], one) for name, one in whole.items()} == {
         "embedded": False,  # one manifest, two splits
@@ -131,7 +132,7 @@ def test_what_is_trained_on_is_not_held_out() -> None:
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_has_the_profile(name: str) -> None:
-    assert load_recipe(BENCHMARKS.parent / "recipes" / f"{name}.yaml", profile="cpu", overrides=recipes.QUICK).eval
+    assert load_recipe(PACKAGED_RECIPES / f"{name}.yaml", profile="cpu", overrides=recipes.QUICK).eval
 
 
 def bundled() -> list[Example]:
@@ -152,13 +153,13 @@ def test_every_bundled_answer_is_byte_identical_at_every_stage(arm: str) -> None
     model, rows = tiny(), bundled()
     stage = load_recipe(compress.RECIPE, profile="cpu-delay", arm=arm).stages[-1]
     plan = stage_of.plan(stage.model_copy(update={"smoothing": None}), rows, 60, seed=1)
-    growths = range(0, int(stage.every_steps * (plan.cutover + 1)), stage.every_steps)
+    growths = range(0, int(stage.steps_per_unit * (plan.cutover + 1)), stage.steps_per_unit)
     assert [plan.progress(step) for step in growths] == list(range(int(plan.cutover) + 1))
     assert len(rows) == 90
     for row in rows:
-        head, chain, tail = stage_of.parts(row, "xs-cot")
+        head, chain, tail = split_reply(row, "xs-cot")
         chains = [plan.chain(row, chain, step, model) for step in growths]
-        said = [model.detokenize([*model.tokenize(head), *ids, *model.tokenize(tail)]) for ids in chains]
+        said = [model.tokenizer.decode([*model.tokenizer.encode(head), *ids, *model.tokenizer.encode(tail)]) for ids in chains]
         assert said[0] == target_text(row, "xs-cot")
         assert all(text.endswith(f"[{row.language}-response] {row.answer[0]}") for text in said), row.id
         sizes = [len(ids) for ids in chains]
@@ -173,7 +174,7 @@ def test_the_loss_on_answers_is_the_engines_and_counts_no_chain(base: Path) -> N
     found = compress.answer_loss(model, recipe, [row])
     wave = decode(base / "dog.ogg", model.spec.sample_rate)
     score = LocalEngine(model).score([Prompt(prompt_turns(row, "spoken"), (wave,), "a")], [row.answer])[0][0]
-    assert found["tokens"] == len(model.tokenize(row.answer[0])) + 1
+    assert found["tokens"] == len(model.tokenizer.encode(row.answer[0])) + 1
     assert found["nats_a_token"] == pytest.approx(-score / found["tokens"], abs=1e-3)
 
     chain = load_recipe(compress.RECIPE, profile="cpu-delay", arm="chain")

@@ -166,7 +166,7 @@ def test_bash_completes_commands_options_and_recipes(tmp_path: Path) -> None:
     script = """
 eval "$(earwise completion bash)"
 complete_line() {
-    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _earwise_completion; echo "${COMPREPLY[*]}"
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _earwise_completion earwise; echo "${COMPREPLY[*]}"
 }
 complete_line earwise tr
 complete_line earwise ask --max

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from earwise.config.recipe import Recipe, load_recipe
+from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+RECIPES = sorted(PACKAGED_RECIPES.glob("*.yaml"))
 
 BASE = """
 recipe: small
@@ -169,8 +170,8 @@ SARI = next(path for path in RECIPES if path.stem == "sari")
 RL_IMPLICIT = {
     # profile -> manifest of the RL stage, order, prompts per step, new tokens in training, new tokens in measuring
     None: ("sari/rl.jsonl", 16, 512, 512),
-    "cpu": ("../runs/data-demo/sari/rl.jsonl", 4, 160, 160),
-    "cpu-compare": ("../runs/sari/rl.jsonl", 8, 16, 16),
+    "cpu": ("runs/data-demo/sari/rl.jsonl", 4, 160, 160),
+    "cpu-compare": ("runs/sari/rl.jsonl", 8, 16, 16),
 }
 
 
@@ -199,8 +200,8 @@ def test_free_chains_of_the_profile_reach_every_arm_that_thinks_freely(arm: str)
     }
     assert manifests == {
         None: "sari/sft-unstructured.jsonl",
-        "cpu": "../runs/data-demo/sari/sft-unstructured.jsonl",
-        "cpu-compare": "../runs/sari/sft-unstructured.jsonl",
+        "cpu": "runs/data-demo/sari/sft-unstructured.jsonl",
+        "cpu-compare": "runs/sari/sft-unstructured.jsonl",
     }
 
 
