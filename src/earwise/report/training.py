@@ -21,7 +21,7 @@ from earwise.report.cards import players
 from earwise.report.page import tile
 from earwise.report.plots import COLOURS, Series, curves
 from earwise.report.tables import table
-from earwise.train.logging.trackers import Sample, flat, grouped
+from earwise.train.logging.trackers import LoggedSample, flatten_settings, group_metrics
 
 LOG, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.json"
 CURVES = {
@@ -142,7 +142,7 @@ def _series_by_value(parts: Sequence[tuple[TrainingLog, str]], names: Sequence[s
     """Logged value -> its curves, one for each log and stage of `parts` that holds it, named by `names`."""
     series_by_value: dict[str, list[Series]] = {}
     for number, (name, (log, stage)) in enumerate(zip(names, parts, strict=True)):
-        rows = [(row["step"], grouped(row)) for row in log.stage_rows(stage)]
+        rows = [(row["step"], group_metrics(row)) for row in log.stage_rows(stage)]
         for key in dict.fromkeys(key for _, row in rows for key in row):
             points = tuple((float(step), row[key]) for step, row in rows if math.isfinite(row.get(key, math.nan)))
             if points:
@@ -186,7 +186,7 @@ def _card(row: dict[str, Any], audio: str, *, show_stage: bool) -> str:
     lines = "".join(
         f'<div class="run">{"" if reward is None else f"<b>{reward:g}</b>"}{escape(text) or "<i>nothing</i>"}'
         f"{f' <small>×{times}</small>' if times > 1 else ''}</div>"
-        for reward, text, times in Sample(row, ()).said
+        for reward, text, times in LoggedSample(row, ()).distinct_completions
     )
     options = "".join(
         f'<li class="{"gold" if option in row["answer"] else ""}">{escape(option)}</li>'
@@ -229,7 +229,7 @@ def tiles(log: TrainingLog) -> list[str]:
 
 def _ends(rows: Sequence[dict[str, Any]], key: str) -> tuple[float, float] | None:
     """Mean of a value over the first and over the last tenth of the rows; None if it was not logged."""
-    values = [value for row in rows if (value := grouped(row).get(key)) is not None]
+    values = [value for row in rows if (value := group_metrics(row).get(key)) is not None]
     tenth = max(1, len(values) // 10)
     return (fmean(values[:tenth]), fmean(values[-tenth:])) if values else None
 
@@ -240,7 +240,7 @@ def settings(log: TrainingLog) -> str:
         resolved = json.loads((log.path.parent / RECIPE).read_text(encoding="utf-8"))
         recipe = resolved["recipe"]
         stages = {f"stages.{number}": stage for number, stage in enumerate(recipe.pop("stages"))}
-        values = flat({name: resolved[name] for name in ("earwise", "torch")} | recipe | stages)
+        values = flatten_settings({name: resolved[name] for name in ("earwise", "torch")} | recipe | stages)
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     body = [[escape(name), f"<code>{escape(str(value))}</code>"] for name, value in values.items()]

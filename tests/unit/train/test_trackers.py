@@ -14,10 +14,23 @@ import pytest
 import soundfile
 
 from earwise.errors import ConfigError
-from earwise.train.logging.trackers import LISTEN_RATE, LISTEN_S, Sample, Watched, flat, grouped, markdown, table
-from earwise.train.logging.tracking import PATIENCE, SAMPLES, Mirror, check
+from earwise.train.logging.trackers import (
+    CLIP_RATE,
+    CLIP_SECONDS,
+    LoggedSample,
+    TrackedStage,
+    flatten_settings,
+    group_metrics,
+    markdown,
+    sample_table,
+)
+from earwise.train.logging.tracking import MAX_FAILURES, SAMPLES_PER_STEP, Tracking, check_trackers
 
-SETTINGS = {"recipe": "t", "seed": 3, "stage": {"kind": "grpo", "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.99]}}}
+SETTINGS = {
+    "recipe": "t",
+    "seed": 3,
+    "stage": {"kind": "grpo", "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.99]}},
+}
 
 
 def metrics(step: int) -> dict[str, Any]:
@@ -45,33 +58,33 @@ def clip(tmp_path: Path) -> Path:
     return tone(tmp_path / "tone.wav", 0.5)
 
 
-def show(mirror: Mirror, steps: Sequence[int], clip: Path | None = None) -> None:
+def show(tracking: Tracking, steps: Sequence[int], clip: Path | None = None) -> None:
     for step in steps:
         if clip:
-            for number in range(SAMPLES + 1):
-                mirror.sample(rollout(step, clip, f"p{number}"))
-        mirror.step(metrics(step))
-    mirror.close()
+            for number in range(SAMPLES_PER_STEP + 1):
+                tracking.log_sample(rollout(step, clip, f"p{number}"))
+        tracking.log_step(metrics(step))
+    tracking.close()
 
 
 class Memory:
     """A tracker of one's own; `TROUBLE` says at which steps it fails."""
 
-    takes_back = False
+    discards_later_steps = False
     seen: ClassVar[list[tuple[int, Mapping[str, float], list[str]]]] = []
-    opened: ClassVar[list[Watched]] = []
+    opened: ClassVar[list[TrackedStage]] = []
     trouble: ClassVar[set[int]] = set()
     heard: ClassVar[list[int]] = []
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, tracked: TrackedStage) -> None:
         if 0 in self.trouble:
             raise RuntimeError("no room")
-        self.opened.append(watched)
+        self.opened.append(tracked)
 
     def __str__(self) -> str:
         return "in memory"
 
-    def log(self, step: int, values: Mapping[str, float], samples: Sequence[Sample]) -> None:
+    def log(self, step: int, values: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
         if step in self.trouble:
             raise ConnectionError("server\nis away")
         self.heard.extend(len(wave) for sample in samples for wave in sample.waveforms)
@@ -89,9 +102,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
 
 
 def test_names_are_grouped_and_settings_are_flat() -> None:
-    assert grouped(metrics(3)) == {"optimizer/lr": 0.1, "speed/seconds": 1.5, "grpo/reward": 0.3}
-    assert grouped({"step": 1, "new": 2, "stuck": True, "phase/hear": 0.5}) == {"run/new": 2.0, "phase/hear": 0.5}
-    assert flat(SETTINGS | {"none": None}) == {
+    assert group_metrics(metrics(3)) == {"optimizer/lr": 0.1, "speed/seconds": 1.5, "grpo/reward": 0.3}
+    assert group_metrics({"step": 1, "new": 2, "stuck": True, "phase/hear": 0.5}) == {"run/new": 2.0, "phase/hear": 0.5}
+    assert flatten_settings(SETTINGS | {"none": None}) == {
         "recipe": "t", "seed": 3, "stage.kind": "grpo", "stage.optimizer.learning_rate": 1e-3,
         "stage.optimizer.betas": "[0.9, 0.99]",
     }  # fmt: skip
@@ -99,39 +112,39 @@ def test_names_are_grouped_and_settings_are_flat() -> None:
 
 def test_a_sample_says_what_was_asked_said_and_earned(tmp_path: Path) -> None:
     said = {"completions": ["a\n```\nb", "", "a\n```\nb"], "rewards": [0.0, 1.0, 0.0]}
-    sample = Sample(rollout(1, tmp_path / "tone.wav") | said, ())
+    sample = LoggedSample(rollout(1, tmp_path / "tone.wav") | said, ())
     assert markdown(sample).split("\n\n") == [
         "    Which | sound?", "- **dog**\n- cat", "clip: `tone.wav`", "reward 1", "    (nothing)", "reward 0 ×2",
         "    a\n    ```\n    b",
     ]  # fmt: skip
-    assert table([sample])[0] == ["samples/1", "Which | sound?", "dog | cat", "dog", "", 1.0, 1]
+    assert sample_table([sample])[0] == ["samples/1", "Which | sound?", "dog | cat", "dog", "", 1.0, 1]
 
 
 def test_samples_go_with_their_step(tmp_path: Path, clip: Path, memory: type[Memory]) -> None:
-    mirror = Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
-    mirror.sample(rollout(1, clip, "of a step that was never finished"))
-    for number in range(SAMPLES + 2):
-        mirror.sample(rollout(2, clip, f"p{number}"))
-    mirror.step(metrics(2))
-    mirror.step(metrics(3))
-    assert [(step, ids) for step, _, ids in memory.seen] == [(2, ["p0", "p1"]), (3, [])] and SAMPLES == 2
-    assert memory.opened[0].first == 2 and memory.opened[0].settings == SETTINGS
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, clip, "of a step that was never finished"))
+    for number in range(SAMPLES_PER_STEP + 2):
+        tracking.log_sample(rollout(2, clip, f"p{number}"))
+    tracking.log_step(metrics(2))
+    tracking.log_step(metrics(3))
+    assert [(step, ids) for step, _, ids in memory.seen] == [(2, ["p0", "p1"]), (3, [])] and SAMPLES_PER_STEP == 2
+    assert memory.opened[0].first_step == 2 and memory.opened[0].settings == SETTINGS
 
 
 def test_what_cannot_be_taken_back_is_given_once(tmp_path: Path, memory: type[Memory]) -> None:
     """Stopped at step 5, resumed from a checkpoint at 2, stopped at 4, resumed from 2 again."""
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
-        show(Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps)
+        show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps)
     assert [step for step, _, _ in memory.seen] == [1, 2, 3, 4, 5, 6]
-    assert len({watched.key for watched in memory.opened}) == 1
+    assert len({tracked.key for tracked in memory.opened}) == 1
 
 
 def test_a_failing_tracker_is_told_of_counted_and_given_up(tmp_path: Path, memory: type[Memory]) -> None:
     memory.trouble = {2, 5, 6, 7}
     said: list[str] = []
-    show(Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), range(1, 10))
+    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), range(1, 10))
     assert [step for step, _, _ in memory.seen] == [1, 3, 4]  # not 8: given up after three failures in a row
-    assert PATIENCE == 3 and len(said) == 4
+    assert MAX_FAILURES == 3 and len(said) == 4
     assert said[1].startswith("tracker test_trackers:Memory failed (ConnectionError: server is away); training goes on")
     assert said[2].endswith("is given up; metrics.jsonl has everything")
     assert "6 steps of stage-0-grpo are not shown" in said[3]
@@ -140,31 +153,31 @@ def test_a_failing_tracker_is_told_of_counted_and_given_up(tmp_path: Path, memor
 def test_one_that_does_not_open_is_tried_once(tmp_path: Path, memory: type[Memory]) -> None:
     memory.trouble = {0}
     said: list[str] = []
-    show(Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), [1, 2])
+    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), [1, 2])
     assert ["RuntimeError: no room" in said[0], "given up" in said[0], "2 steps" in said[1]] == [True] * 3
 
 
 def test_a_long_clip_is_cut_and_found_from_the_run(tmp_path: Path, memory: type[Memory]) -> None:
-    tone(tmp_path / "long.wav", LISTEN_S + 2)
-    mirror = Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
-    mirror.sample(rollout(1, Path("long.wav")))
-    mirror.step(metrics(1))
-    assert memory.heard == [LISTEN_S * LISTEN_RATE]
+    tone(tmp_path / "long.wav", CLIP_SECONDS + 2)
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, Path("long.wav")))
+    tracking.log_step(metrics(1))
+    assert memory.heard == [CLIP_SECONDS * CLIP_RATE]
 
 
 def test_a_clip_that_is_gone_leaves_its_words(tmp_path: Path, memory: type[Memory]) -> None:
-    mirror = Mirror(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
-    mirror.sample(rollout(1, tmp_path / "gone.wav"))
-    mirror.step(metrics(1))
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, tmp_path / "gone.wav"))
+    tracking.log_step(metrics(1))
     assert memory.seen[0][2] == ["a"]
 
 
 def test_unknown_and_missing_trackers_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"tracker 'tensorbord' is none of .*did you mean 'tensorboard'"):
-        check(["tensorbord"])
+        check_trackers(["tensorbord"])
     monkeypatch.setattr("earwise.config.resolve.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"trackers: \[wandb\] need wandb.*pip install 'earwise\[track\]'"):
-        check(["wandb"])
+        check_trackers(["wandb"])
 
 
 def accumulated(folder: Path) -> Any:
@@ -178,16 +191,16 @@ def accumulated(folder: Path) -> Any:
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 def test_tensorboard_holds_each_step_once_with_clips_to_hear(tmp_path: Path, clip: Path) -> None:
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
-        show(Mirror(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
+        show(Tracking(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
     found = accumulated(tmp_path / "tensorboard" / "stage-0-grpo")
     rewards = found.Scalars("grpo/reward")
     assert [event.step for event in rewards] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in rewards] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     assert set(found.Tags()["scalars"]) == {"grpo/reward", "optimizer/lr", "speed/seconds"}
-    assert found.Tags()["audio"] == [f"samples/{number}/clip" for number in range(1, SAMPLES + 1)]
+    assert found.Tags()["audio"] == [f"samples/{number}/clip" for number in range(1, SAMPLES_PER_STEP + 1)]
     heard = found.Audio("samples/1/clip")
     assert [event.step for event in heard] == [1, 2, 3, 4, 5, 6]
-    assert (heard[0].sample_rate, heard[0].length_frames) == (LISTEN_RATE, LISTEN_RATE // 2)
+    assert (heard[0].sample_rate, heard[0].length_frames) == (CLIP_RATE, CLIP_RATE // 2)
     words = found.Tensors("samples/1/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "<answer>dog</answer>" in words and "reward 1" in words
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -203,10 +216,10 @@ def test_wandb_offline_writes_a_run_that_can_be_read_back(
     import wandb
 
     monkeypatch.setenv("WANDB_MODE", "offline")
-    check(["wandb"])
+    check_trackers(["wandb"])
     said: list[str] = []
     for steps in ((1, 2), (2, 3)):
-        show(Mirror(["wandb"], tmp_path, "stage-0-grpo", SETTINGS, said.append), steps, clip)
+        show(Tracking(["wandb"], tmp_path, "stage-0-grpo", SETTINGS, said.append), steps, clip)
     wandb.teardown()  # the file is whole when wandb's own process has ended
     assert [line.split(";")[0] for line in said] == ["tracker wandb: offline"] * 2
     rows = [row for log in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for row in history(log)]
@@ -215,11 +228,11 @@ def test_wandb_offline_writes_a_run_that_can_be_read_back(
     assert len(tables) == 3
     shown = json.loads(tables[0].read_text())
     assert shown["columns"] == ["sample", "question", "options", "right", "completion", "reward", "times"]
-    assert shown["data"][0][3:] == ["dog", "<answer>dog</answer>", 1, 1] and len(shown["data"]) == 2 * SAMPLES
+    assert shown["data"][0][3:] == ["dog", "<answer>dog</answer>", 1, 1] and len(shown["data"]) == 2 * SAMPLES_PER_STEP
     played = sorted(tmp_path.glob("wandb/offline-run-*/files/media/audio/samples/1/clip_*.wav"))
     assert len(played) == 3
     wave, rate = soundfile.read(played[0])
-    assert rate == LISTEN_RATE and len(wave) == LISTEN_RATE // 2 and 0.24 < wave.max() < 0.26
+    assert rate == CLIP_RATE and len(wave) == CLIP_RATE // 2 and 0.24 < wave.max() < 0.26
 
 
 def history(log: Path) -> list[dict[str, Any]]:
@@ -251,8 +264,8 @@ def test_trackio_keeps_a_local_database(tmp_path: Path, clip: Path, monkeypatch:
     program = (
         "import sys; from pathlib import Path; import test_trackers as t\n"
         "for steps in ((1, 2), (2, 3)):\n"
-        "    mirror = t.Mirror(['trackio'], Path(sys.argv[1]), 'stage-0-grpo', t.SETTINGS, print)\n"
-        "    t.show(mirror, steps, Path(sys.argv[2]))"
+        "    tracking = t.Tracking(['trackio'], Path(sys.argv[1]), 'stage-0-grpo', t.SETTINGS, print)\n"
+        "    t.show(tracking, steps, Path(sys.argv[2]))"
     )
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
@@ -267,4 +280,4 @@ def test_trackio_keeps_a_local_database(tmp_path: Path, clip: Path, monkeypatch:
     assert values["grpo/reward"] == 0.3
     assert values["samples/table"]["_value"][0]["completion"] == "<answer>dog</answer>"
     wave, rate = soundfile.read(tmp_path / "trackio" / "media" / values["samples/1/clip"]["file_path"])
-    assert rate == LISTEN_RATE and 0.24 < wave.max() < 0.26
+    assert rate == CLIP_RATE and 0.24 < wave.max() < 0.26

@@ -32,7 +32,7 @@ MAX_NEW_TOKENS = 128
 def evenly_spaced_rows(rows: Sequence[T], count: int) -> list[T]:
     """Choose `count` rows (or all, if there are fewer), evenly spread, since neighbours in a sorted manifest are alike.
 
-    >>> every_nth_row("abcdefg", 3)
+    >>> evenly_spaced_rows("abcdefg", 3)
     ['a', 'c', 'e']
     """
     count = min(count, len(rows))

@@ -1,29 +1,30 @@
-"""What a stage went on without: counted step by step in metrics.jsonl, told at the stage's end.
+"""Summary of what a stage skipped, printed when it ends.
 
-Whatever a recipe allows to be left out (`on_nonfinite_loss`, `on_bad_row`, `on_reward_error`, `on_rollout_error`) stands in
-the log of its step, and the log survives a resume: what is told holds for the whole stage, not for the last process.
+Whatever a recipe allows to be skipped (`on_nonfinite_loss`, `on_bad_row`, `on_reward_error`, `on_rollout_error`) is
+counted in the log row of its step. The log survives a resume, so the summary covers the whole stage and not only the
+last process.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COUNTED = {
-    "bad_loss": "updates left out, their loss or gradient was not finite",
-    "skipped": "clips or rows left out, their sound could not be read",
-    "reward_errors": "rewards failed",
-    "sampler_errors": "times the sampler was away and asked again",
+SKIPPED = {
+    "bad_loss": "updates skipped because the loss or gradient was not finite",
+    "skipped": "clips or rows skipped because their audio could not be read",
+    "reward_errors": "rewards that failed",
+    "sampler_errors": "requests to the rollout server that failed and were repeated",
 }
-"""Name in the log, without the stage's kind -> what the sum of it says."""
+"""Log key, without the prefix of the stage's kind -> what its sum counts."""
 
 
-def told(rows: Sequence[Mapping[str, Any]], stage: str, kind: str) -> list[str]:
-    """One line for everything that was left out.
+def skip_summary(rows: Sequence[Mapping[str, Any]], stage: str, kind: str) -> list[str]:
+    """Describe what a stage skipped, one line for each cause that occurred.
 
     Args:
-        rows: Of metrics.jsonl.
-        stage: Which of its stages.
-        kind: Prefix of the stage's log keys.
+        rows: The rows of metrics.jsonl.
+        stage: Name of the stage's folder, as in the rows' `stage` field.
+        kind: Kind of the stage: the prefix of its log keys.
     """
-    own = [row for row in rows if row.get("stage") == stage]
-    sums = {name: sum(row.get(f"{kind}/{name}", 0.0) for row in own) for name in COUNTED}
-    return [f"{kind}: {count:g} {COUNTED[name]} ({kind}/{name})" for name, count in sums.items() if count]
+    stage_rows = [row for row in rows if row.get("stage") == stage]
+    sums = {name: sum(row.get(f"{kind}/{name}", 0.0) for row in stage_rows) for name in SKIPPED}
+    return [f"{kind}: {count:g} {SKIPPED[name]} ({kind}/{name})" for name, count in sums.items() if count]

@@ -14,7 +14,7 @@ from typing import Any
 
 from earwise.files import append_jsonl, read_log, write_jsonl
 from earwise.train.distributed import parallel
-from earwise.train.logging.skip_report import told
+from earwise.train.logging.skip_report import skip_summary
 from earwise.train.profiler import Profiler, describe
 
 PROFILED_STEPS = 10
@@ -139,7 +139,7 @@ class StepLog:
         if parallel.is_main_process():
             if self._phase_seconds:
                 self._describe_phases(number)
-            for line in told(read_log(self._files.metrics), self._stage, self._kind):
+            for line in skip_summary(read_log(self._files.metrics), self._stage, self._kind):
                 self._notify(line)
 
     def _describe_phases(self, last: int) -> None:

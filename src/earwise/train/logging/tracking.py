@@ -1,10 +1,12 @@
-"""The logs of a stage, mirrored in trackers that people watch while it runs.
+"""Sends the logs of a stage to trackers (TensorBoard, wandb, trackio) while it runs.
 
-`metrics.jsonl` and `rollouts.jsonl` stay the truth: `train/run.py` writes a row there first and hands it on here. A
-tracker that fails is told of once and counted, and given up where it goes on failing; training goes on. A resumed stage
-says no step twice: TensorBoard drops what came after the checkpoint; the others cannot take anything back, so that the
-last step that they were given is kept beside the stage, and steps up to it (the same values, where the run is exact)
-are not given again.
+`metrics.jsonl` and `rollouts.jsonl` are the record of a run: `train/run.py` writes a row there first and then passes it
+on to `Tracking`. A tracker that fails is reported once, its lost steps are counted, and it is disabled if it keeps
+failing; training goes on in any case.
+
+No step is logged twice when a stage is resumed. TensorBoard discards what comes after the checkpoint; the other
+trackers cannot, so the last step they were given is stored beside the stage, and steps up to it (whose values are the
+same) are not sent again.
 """
 
 import json
@@ -18,21 +20,33 @@ from earwise.audio import decode
 from earwise.config.resolve import require, resolve_entry
 from earwise.errors import AudioError, ConfigError
 from earwise.files import write_json
-from earwise.train.logging.trackers import LISTEN_RATE, LISTEN_S, TRACKERS, Row, Sample, Tracker, Watched, grouped
+from earwise.train.logging.trackers import (
+    CLIP_RATE,
+    CLIP_SECONDS,
+    TRACKERS,
+    LoggedSample,
+    LogRow,
+    TrackedStage,
+    Tracker,
+    group_metrics,
+)
 from earwise.types import Waveform
 
 EXTRAS = {"tensorboard": "train", "wandb": "track", "trackio": "track"}
-SAMPLES = 2  # prompts of a step that are shown
-PATIENCE = 3  # failures in a row after which a tracker is given up
+"""Tracker -> the extra of this package that installs it."""
+SAMPLES_PER_STEP = 2
+"""Number of prompts of a step that trackers show."""
+MAX_FAILURES = 3
+"""Consecutive failures after which a tracker is disabled."""
 
 Notify = Callable[[str], None]
 
 
-def check(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that cannot be opened, before a run begins.
 
     Raises:
-        ConfigError: if a name is unknown, its package is missing (with the command that installs it), or wandb is to
+        ConfigError: if a name is unknown, its package is missing (with the command that installs it), or wandb would
             be online and nobody is logged in.
     """
     for name in names:
@@ -40,11 +54,11 @@ def check(names: Sequence[str]) -> None:
             require(name, EXTRAS[name], f"trackers: [{name}]")
         resolve_entry(TRACKERS, name, "tracker")
         if name == "wandb":
-            _log_in()
+            _log_in_to_wandb()
 
 
-def _log_in() -> None:
-    """As `wandb login`, which asks for the key at a terminal, unless wandb is offline or disabled."""
+def _log_in_to_wandb() -> None:
+    """Log in as `wandb login` does, which asks for the key at a terminal, unless wandb is offline or disabled."""
     import wandb
 
     if wandb.setup().settings.mode not in ("offline", "dryrun", "disabled"):
@@ -52,62 +66,76 @@ def _log_in() -> None:
             wandb.login()
         except wandb.Error as error:
             raise ConfigError(
-                f"tracker wandb: nobody is logged in ({' '.join(str(error).split())[:100]}); `wandb login`, or set "
+                f"tracker wandb: nobody is logged in ({' '.join(str(error).split())[:100]}); run `wandb login`, or set "
                 "WANDB_MODE=offline"
             ) from error
 
 
-class Mirror:
-    """The trackers of a stage.
+class Tracking:
+    """The trackers of one stage.
 
     Args:
-        names: Of `TRACKERS`, or `module:function`.
+        names: Names in `TRACKERS`, or `module:function`.
         run: Folder of the run.
         stage: Name of the stage's folder.
-        settings: As `Watched.settings`.
-        say: Told where a tracker shows the run, and of each that fails.
+        settings: The recipe without its other stages; see `TrackedStage.settings`.
+        notify: Receives a line where each tracker shows the run, and one for each tracker that fails.
     """
 
     def __init__(
         self, names: Sequence[str], run: Path, stage: str, settings: Mapping[str, Any], notify: Notify
     ) -> None:
-        self._guards = [_Guard(name, run, stage, settings, notify) for name in names]
+        self._trackers = [_GuardedTracker(name, run, stage, settings, notify) for name in names]
         self._run = run
-        self._rows: list[Row] = []
+        self._sample_rows: list[LogRow] = []
 
-    def sample(self, row: Row) -> None:
-        """Keep a row of `rollouts.jsonl` until its step is logged; the first `SAMPLES` of a step are shown."""
-        self._rows = [kept for kept in self._rows if kept["step"] == row["step"]]
-        if len(self._rows) < SAMPLES:
-            self._rows.append(row)
+    def log_sample(self, row: LogRow) -> None:
+        """Hold a row of `rollouts.jsonl` until its step is logged; the first `SAMPLES_PER_STEP` of a step are shown."""
+        self._sample_rows = [sample for sample in self._sample_rows if sample["step"] == row["step"]]
+        if len(self._sample_rows) < SAMPLES_PER_STEP:
+            self._sample_rows.append(row)
 
-    def step(self, row: Row) -> None:
-        """Hand on a row of `metrics.jsonl`, with the samples of its step."""
-        rows, self._rows = [kept for kept in self._rows if kept["step"] == row["step"]], []
-        if self._guards:
-            values, samples = grouped(row), [Sample(kept, self._waves(kept)) for kept in rows]
-            for guard in self._guards:
-                guard.log(row["step"], values, samples)
+    def log_step(self, row: LogRow) -> None:
+        """Send a row of `metrics.jsonl`, with the samples of its step, to every tracker."""
+        sample_rows = [sample for sample in self._sample_rows if sample["step"] == row["step"]]
+        self._sample_rows = []
+        if self._trackers:
+            metrics = group_metrics(row)
+            samples = [LoggedSample(sample, self._waveforms(sample)) for sample in sample_rows]
+            for tracker in self._trackers:
+                tracker.log(row["step"], metrics, samples)
 
     def close(self) -> None:
-        """End the stage in every tracker, and say what did not get there."""
-        for guard in self._guards:
-            guard.close()
+        """Finish the stage in every tracker, and report the steps that did not get there."""
+        for tracker in self._trackers:
+            tracker.close()
 
-    def _waves(self, row: Row) -> list[Waveform]:
-        """The beginning of each clip that can be read."""
+    def _waveforms(self, row: LogRow) -> list[Waveform]:
+        """The beginning of each of a sample's clips that can be read."""
         waveforms = []
         for clip in row["audio"]:
             try:
-                waveforms.append(decode(self._run / clip, LISTEN_RATE, long_audio="truncate", max_s=LISTEN_S))
-            except AudioError:  # training says so, where it matters
+                waveforms.append(decode(self._run / clip, CLIP_RATE, long_audio="truncate", max_s=CLIP_SECONDS))
+            except AudioError:  # training reports unreadable clips; here the clip is only left out of the display
                 continue
         return waveforms
 
 
 @dataclass(slots=True)
-class _Guard:
-    """One tracker, opened at its first row; nothing that goes wrong in it comes through."""
+class _GuardedTracker:
+    """One tracker, opened at its first row. None of its errors reach the training run.
+
+    Attributes:
+        name: Name in `TRACKERS`, or `module:function`.
+        run: Folder of the run.
+        stage: Name of the stage's folder.
+        settings: See `TrackedStage.settings`.
+        notify: Receives lines for the user.
+        tracker: The opened tracker; None before the first row.
+        progress: The stage's `key`, and the last `step` that was sent, also by an earlier process.
+        lost_steps: Number of steps that the tracker did not get.
+        failures: Number of consecutive failures.
+    """
 
     name: str
     run: Path
@@ -115,56 +143,62 @@ class _Guard:
     settings: Mapping[str, Any]
     notify: Notify
     tracker: Tracker | None = None
-    given: dict[str, Any] = field(default_factory=dict)
-    """`key` of the stage, and the last `step` that the tracker was given, in an earlier process too."""
-    lost: int = 0
-    in_a_row: int = 0
+    progress: dict[str, Any] = field(default_factory=dict)
+    lost_steps: int = 0
+    failures: int = 0
 
-    def log(self, step: int, values: Mapping[str, float], samples: Sequence[Sample]) -> None:
-        if self.in_a_row >= PATIENCE:
-            self.lost += 1
+    def log(self, step: int, metrics: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
+        """Send one step, unless the tracker is disabled or already has it."""
+        if self.failures >= MAX_FAILURES:
+            self.lost_steps += 1
             return
         try:
             if self.tracker is None:
-                self.tracker = self._opened(step)
-            if not self.tracker.takes_back:
-                if step <= self.given["step"]:
+                self.tracker = self._open(step)
+            if not self.tracker.discards_later_steps:
+                if step <= self.progress["step"]:
                     return
-                self.given["step"] = step
-                write_json(self._kept, self.given)  # before the tracker has it: rather a gap than a step twice
-            self.tracker.log(step, values, samples)
-            self.in_a_row = 0
-        except Exception as error:  # files, servers and other people's code: whatever it is, training goes on
-            self._failed(error)
+                self.progress["step"] = step
+                # Written before the step is sent: after a crash, a missing step is better than a repeated one.
+                write_json(self._progress_file, self.progress)
+            self.tracker.log(step, metrics, samples)
+            self.failures = 0
+        except Exception as error:  # files, servers and third-party code: whatever happens, training goes on
+            self._count_failure(error)
 
     def close(self) -> None:
+        """Close the tracker and report the steps that it lost."""
         try:
             if self.tracker is not None:
                 self.tracker.close()
-        except Exception as error:  # as above
-            self._failed(error)
-        if self.lost:
-            self.notify(f"tracker {self.name}: {self.lost} steps of {self.stage} are not shown; metrics.jsonl has them")
+        except Exception as error:  # as in `log`
+            self._count_failure(error)
+        if self.lost_steps:
+            self.notify(
+                f"tracker {self.name}: {self.lost_steps} steps of {self.stage} are not shown; metrics.jsonl has them"
+            )
 
     @property
-    def _kept(self) -> Path:
+    def _progress_file(self) -> Path:
         return self.run / self.stage / f".{self.name.replace(':', '.')}.json"
 
-    def _opened(self, step: int) -> Tracker:
+    def _open(self, step: int) -> Tracker:
+        """Open the tracker at its first step, with the key of an earlier process if there was one."""
         try:
-            self.given = json.loads(self._kept.read_text(encoding="utf-8"))
+            self.progress = json.loads(self._progress_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            self.given = {"key": os.urandom(6).hex(), "step": 0}
-        self.in_a_row = PATIENCE - 1  # one that cannot be opened is not tried again
+            self.progress = {"key": os.urandom(6).hex(), "step": 0}
+        self.failures = MAX_FAILURES - 1  # a tracker that cannot be opened is disabled at once
         make = resolve_entry(TRACKERS, self.name, "tracker")
-        tracker: Tracker = make(Watched(self.run, self.stage, step, self.settings, self.given["key"]))
+        tracker: Tracker = make(TrackedStage(self.run, self.stage, step, self.settings, self.progress["key"]))
         self.notify(f"tracker {self.name}: {tracker}")
         return tracker
 
-    def _failed(self, error: Exception) -> None:
-        self.lost, self.in_a_row = self.lost + 1, self.in_a_row + 1
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if self.in_a_row == PATIENCE:
-            self.notify(f"tracker {self.name} failed ({said}) and is given up; metrics.jsonl has everything")
-        elif self.lost == 1:
-            self.notify(f"tracker {self.name} failed ({said}); training goes on, metrics.jsonl has everything")
+    def _count_failure(self, error: Exception) -> None:
+        """Count a failure; report the first one, and the one that disables the tracker."""
+        self.lost_steps, self.failures = self.lost_steps + 1, self.failures + 1
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if self.failures == MAX_FAILURES:
+            self.notify(f"tracker {self.name} failed ({message}) and is given up; metrics.jsonl has everything")
+        elif self.lost_steps == 1:
+            self.notify(f"tracker {self.name} failed ({message}); training goes on, metrics.jsonl has everything")
