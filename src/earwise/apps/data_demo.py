@@ -72,8 +72,8 @@ def plan(out: Path) -> list[tuple[str, tuple[Line, ...], tuple[Path, ...]]]:
         ),
         (
             "SARI",
-            (("build", "sari", str(out / SUBSET), "--policy", "embedded", "--sft", "12", "--rl", "24", "--attempts", "4",
-              "--no-check", "--out", str(sari)),),
+            (("build", "sari", str(out / SUBSET), "--policy", "embedded", "--sft", "12", "--rl", "24",
+              "--attempts", "4", "--no-check", "--out", str(sari)),),
             (sari / "rl.jsonl", sari / "sft-structured.jsonl", sari / "sft-unstructured.jsonl"),
         ),
         ("XS-CoT", (speak,) if has_synthesiser else (), (speech / "manifest.jsonl",)),

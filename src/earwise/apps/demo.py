@@ -1,4 +1,4 @@
-"""The demo: ask the default model, train it by reinforcement, and evaluate it before and after, in minutes on two cores.
+"""The demo: ask the default model, train it by reinforcement, evaluate it before and after, in minutes on two cores.
 
 Above everything but the command line; `earwise demo` and `make demo` call it. Steps: base weights -> a few questions to
 the default model -> evaluation before training -> a short GRPO run (R1-AQA's recipe, profile `cpu`) -> the same
@@ -10,7 +10,6 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -19,13 +18,13 @@ from typing import Any
 import click
 
 from earwise.apps.recipe_eval import evaluate_entry, headline_figures
+from earwise.audio_model import AudioModel
 from earwise.config.recipe import EvalConfig, Recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine
-from earwise.engine.question import ask_question
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluate.results import read_run
 from earwise.files import write_json
@@ -133,18 +132,15 @@ def _packaged_weights_hashes() -> list[str]:
 def _ask_default_model(entry: EvalConfig, base: Path) -> None:
     """Ask the default model open questions about a few clips of each category, and print the gold answer beside its
     answer."""
-    engine = LocalEngine(load("embedded"))
+    model = AudioModel(LocalEngine(load("embedded")), _note)
     sampling_params = SamplingParams(max_new_tokens=entry.max_new_tokens)
     examples = manifest.select(manifest.read(manifest_path(entry.manifest, base)), entry.where)
     for example in _examples_of_each_category(examples):
         started = perf_counter()
-        open_question = replace(example, choices=())
-        (reply,) = ask_question(
-            engine, open_question, [example.audio_paths], style="open", sampling_params=sampling_params
-        )
+        answer = model.ask(example.audio_paths, example.question, sampling_params=sampling_params)
         seconds = perf_counter() - started
         click.echo(f"{', '.join(path.name for path in example.audio_paths)}: {example.question}")
-        click.echo(f"    {reply.completion.text.strip()}   (truth: {example.answer[0]}; {seconds:.2f} s)")
+        click.echo(f"    {answer.text.strip()}   (truth: {example.answer[0]}; {seconds:.2f} s)")
 
 
 def _examples_of_each_category(examples: list[Example]) -> list[Example]:

@@ -7,7 +7,7 @@ keeps the pass count, the number of attempts, the policy, its revision and the s
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from earwise.algorithms.rewards import Reward, load_reward
 from earwise.answers import parse
 from earwise.audio import LongAudio
 from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
-from earwise.datasets.teachers.keyed_log import WHOLE, Row, Shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, Row, Shard
 from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError
 from earwise.prompts import prompt_turns
@@ -86,7 +86,7 @@ def measure_pass_rates(
     *,
     batch: int = 16,
     long_audio: LongAudio = "error",
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
     """Let a policy attempt every example; attempts that the log holds already are not repeated.
@@ -173,7 +173,7 @@ def _query(example: Example, attempts: AttemptSettings) -> AudioQuery:
     return AudioQuery(example.id, prompt_turns(example, attempts.style), example.audio_paths, settings)
 
 
-def _judged(example: Example, completions: Sequence[Completion], reward: Reward) -> Mapping[str, Any]:
+def _judged(example: Example, completions: Sequence[Completion], reward: Reward) -> dict[str, Any]:
     """The fields of a row: how many of the completions are correct, and what the others are."""
     parsed = [parse(completion.text, example.choices) for completion in completions]
     answers = Counter(attempt.answer for attempt in parsed if attempt.answer is not None)
