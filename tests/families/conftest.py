@@ -10,13 +10,13 @@ from functools import cache
 
 import pytest
 
-from earwise.models.base import MODELS
+from earwise.models import registry
 from families.tiny import FAMILIES, Tiny
 
 
 def _build(name: str) -> Callable[..., Tiny]:
     module, _, function = FAMILIES[name].partition(":")
-    for needed in (MODELS[name].partition(":")[0], module):
+    for needed in (registry.get(name).loader.partition(":")[0], module):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"{name}: no module {needed} yet")
     return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]

@@ -100,7 +100,7 @@ def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
     layers = {
         name.rsplit(".", 1)[-1]
         for name, layer in model.module.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(model.groups[part][0])
+        if isinstance(layer, nn.Linear) and name.startswith(model.parameter_prefixes[part][0])
     }
     # A layer that has only a number for a name shares it with whole blocks (Gemma 3n), which LoRA cannot go into.
     targets = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))

@@ -2,23 +2,22 @@
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
-from builders import MELS, SPECIAL, WINDOW_S, byte_tokenizer, feature_extractor, fill, plain_inputs
+from builders import MELS, SPECIAL, WINDOW_S, byte_tokenizer, feature_extractor, hf_inputs, randomize_weights
 from earwise.forest import TokenPath
-from earwise.models.base import AudioLM
-from earwise.models.families import native
-from earwise.models.families.native import Native
-from earwise.models.families.qwen25_omni import ROW, load
+from earwise.models.families.qwen25_omni import ARCHITECTURE
+from earwise.models.families.transformers_audio import TransformersAudioLM, from_parts
 from earwise.types import Waveform
 from families.qwen2_audio import runs
 from families.tiny import Tiny
+from families.transformers_audio import save_and_load
 
-AUDIO = {
+AUDIO_CONFIG = {
     "num_mel_bins": MELS,
     "encoder_layers": 2,
     "encoder_attention_heads": 2,
@@ -28,7 +27,7 @@ AUDIO = {
     "n_window": 15,  # blocks of 300 ms: 15 states, an odd number, so that pooling pairs straddle blocks
     "max_source_positions": 50,
 }
-VISION = {
+VISION_CONFIG = {
     "depth": 1,
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -37,7 +36,7 @@ VISION = {
     "patch_size": 4,
     "fullatt_block_indexes": [0],
 }
-TEXT = {
+TEXT_CONFIG = {
     "vocab_size": 272,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -50,7 +49,7 @@ TEXT = {
     "eos_token_id": SPECIAL.index("<|im_end|>"),
     "pad_token_id": SPECIAL.index("<|endoftext|>"),
 }
-MARKS = {
+SPECIAL_IDS = {
     "audio_token_index": SPECIAL.index("<|AUDIO|>"),
     "audio_start_token_id": SPECIAL.index("<|audio_bos|>"),
     "audio_end_token_id": SPECIAL.index("<|audio_eos|>"),
@@ -60,33 +59,31 @@ MARKS = {
 }
 
 
-def plain(seed: int = 0, **text: object) -> Qwen2_5OmniThinkerForConditionalGeneration:
-    """transformers' class, visual tower included, with an attention of its own."""
-    config = Qwen2_5OmniThinkerConfig(audio_config=AUDIO, vision_config=VISION, text_config=TEXT | text, **MARKS)
+def reference_model(seed: int = 0, **text: object) -> Qwen2_5OmniThinkerForConditionalGeneration:
+    """transformers' class, visual tower included, with its own attention; `text` changes the text model's config."""
+    config = Qwen2_5OmniThinkerConfig(
+        audio_config=AUDIO_CONFIG, vision_config=VISION_CONFIG, text_config=TEXT_CONFIG | text, **SPECIAL_IDS
+    )
     config._attn_implementation = "eager"
     model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
-    fill(model, seed)
+    randomize_weights(model, seed)
     return model
 
 
-def thinker(module: Qwen2_5OmniThinkerForConditionalGeneration) -> Native:
-    """The same weights behind the contract; `module` stays as it is."""
-    return native.from_parts(ROW, copy.deepcopy(module), byte_tokenizer(), feature_extractor(), name="tiny")
+def our_model(module: Qwen2_5OmniThinkerForConditionalGeneration) -> TransformersAudioLM:
+    """The same weights behind the contract; `module` stays unchanged."""
+    return from_parts(ARCHITECTURE, copy.deepcopy(module), byte_tokenizer(), feature_extractor(), name="tiny")
 
 
 def tiny(seed: int = 0) -> Tiny:
-    """Two layers on each side, blocks of 300 ms, hears 2 s."""
-    module = plain(seed)
-    model = thinker(module)
+    """Two layers on each side, blocks of 300 ms, clips of up to 2 s."""
+    module = reference_model(seed)
+    model = our_model(module)
 
     @torch.no_grad()
     def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
         path = TokenPath(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
-        logits: Tensor = module(**plain_inputs(path, dict(enumerate(waveforms)))).logits[0]
+        logits: Tensor = module(**hf_inputs(path, dict(enumerate(waveforms)))).logits[0]
         return logits
 
-    def reload(changed: AudioLM, folder: Path) -> AudioLM:
-        changed.save(folder)
-        return load(folder)
-
-    return Tiny(model, reference, reload, max_s=float(WINDOW_S))
+    return Tiny(model, reference, partial(save_and_load, ARCHITECTURE), max_s=float(WINDOW_S))

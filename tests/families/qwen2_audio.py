@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from builders import WINDOW_S, plain_copy, plain_inputs, tiny_qwen2_audio
+from builders import WINDOW_S, hf_copy, hf_inputs, tiny_qwen2_audio
 from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
 from earwise.models.families.qwen2_audio import load
@@ -31,7 +31,7 @@ def tiny(seed: int = 0) -> Tiny:
     @torch.no_grad()
     def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
         path = TokenPath(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
-        logits: Tensor = plain_copy(model)(**plain_inputs(path, dict(enumerate(waveforms)))).logits[0]
+        logits: Tensor = hf_copy(model)(**hf_inputs(path, dict(enumerate(waveforms)))).logits[0]
         return logits
 
     def reload(changed: AudioLM, folder: Path) -> AudioLM:

@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.files import write_json
 from earwise.models.base import AudioLM
-from earwise.models.convert.salmonn import BEATS_KIND, BEATS_SIZES, LORA_ALPHA, LORA_RANK, SHARED_TABLE
+from earwise.models.convert.salmonn import BEATS_REQUIRED, BEATS_SIZES, LORA_ALPHA, LORA_RANK, SHARED_TABLE
 from earwise.models.families.salmonn import Salmonn, SalmonnConfig, SalmonnModule, from_parts, load
 from earwise.models.parts.beats import BeatsConfig, fbank
 from earwise.types import Waveform
@@ -192,7 +192,7 @@ def write_released(
     torch.save(words, paths["vicuna"] / "pytorch_model-00001-of-00001.bin")
     tokenizer.save(str(paths["vicuna"] / "tokenizer.json"))
     sizes = {theirs: asdict(config.beats)[ours] for ours, theirs in BEATS_SIZES.items()}
-    torch.save({"cfg": BEATS_KIND | sizes, "model": under("beats.")}, folder / "beats.pt")
+    torch.save({"cfg": BEATS_REQUIRED | sizes, "model": under("beats.")}, folder / "beats.pt")
     frozen = ("speech_encoder.", "beats.", "llama_model.")
     trained = {
         name: value.clone()

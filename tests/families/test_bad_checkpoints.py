@@ -55,7 +55,7 @@ def one_of_the_connector(folder: Path, family: Tiny) -> tuple[Path, str]:
         pairs = zip(reversed(key.split(".")), reversed(name.split(".")), strict=False)
         return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
-    prefixes = family.model.groups["connector"]
+    prefixes = family.model.parameter_prefixes["connector"]
     names = [name for name, _ in family.model.module.named_parameters() if name.startswith(prefixes)]
     stored = [(key, path) for path in folder.glob("*.safetensors") for key in load_file(path)]
     length, key, path = max((alike(key, name), key, path) for key, path in stored for name in names)

@@ -5,14 +5,16 @@ engine, `load`. The reference of `Tiny` is the only thing that knows the family.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path as Folder
 
 import pytest
 import torch
 from torch import Tensor
 
-from builders import largest
-from earwise.algorithms.losses import LossOutput, group_advantages, grpo_loss, sft_loss
+from builders import max_abs
+from earwise.algorithms.losses import LossOutput, sft_loss
+from earwise.algorithms.policy_loss import group_advantages, grpo_loss
 from earwise.config.stages import OptimizerConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
@@ -21,10 +23,11 @@ from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM, load
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
-from earwise.train import trainer
 from earwise.train.batches import build_micro_batches
+from earwise.train.logging.step_log import LogFiles
 from earwise.train.policy import MicroBatch, Policy
-from earwise.train.trainer import StageWork
+from earwise.train.stages.stage import StepBatches
+from earwise.train.trainer import Trainer, TrainerOptions
 from earwise.types import Waveform
 from families.forests import (
     FULL,
@@ -67,7 +70,7 @@ def test_forward_equals_the_reference(family: Tiny) -> None:
         ours = scores(family.model, path, waveforms)
         assert ours.shape == theirs.shape
         assert float(ours.std()) > 1e-3, "a model that says the same everywhere tests nothing"
-        assert largest([ours - theirs]) < LOGITS
+        assert max_abs([ours - theirs]) < LOGITS
 
 
 @pytest.mark.parametrize("trained", ["full", "lora"])
@@ -88,7 +91,7 @@ def test_forest_equals_one_by_one(fresh: Tiny, trained: str) -> None:
     weights = torch.randn(shared.shape, generator=torch.Generator().manual_seed(2))
     together = gradients((shared * weights).sum())
     alone = one_by_one(model, paths, waveforms)
-    assert largest([shared[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROBS
+    assert max_abs([shared[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROBS
     apart = gradients(torch.stack([(one * weights[row, : len(one)]).sum() for row, one in enumerate(alone)]).sum())
     assert together.keys() == apart.keys() and len(apart) > 3
     scale = max(float(value.norm()) for value in apart.values())
@@ -110,7 +113,7 @@ def test_generate_is_batch_invariant(family: Tiny) -> None:
             (alone,) = engine.generate([prompt], sampling_params, 3)
             assert [c.token_ids for c in alone] == [c.token_ids for c in group]
             told = [torch.tensor(c.logprobs) for c in group]
-            assert largest([torch.tensor(c.logprobs) - t for c, t in zip(alone, told, strict=True)]) < LOGPROBS
+            assert max_abs([torch.tensor(c.logprobs) - t for c, t in zip(alone, told, strict=True)]) < LOGPROBS
             clips = range(len(prompt.waveforms))
             trunk = conversation_path(
                 family.model, prompt.turns, clips, [len(one) for one in prompt.waveforms], generate=True
@@ -118,7 +121,7 @@ def test_generate_is_batch_invariant(family: Tiny) -> None:
             paths = [trunk + completion_path(c.token_ids) for c in group]
             with torch.no_grad():
                 scored = one_by_one(family.model, paths, dict(enumerate(prompt.waveforms)))
-            assert largest([one - t for one, t in zip(scored, told, strict=True)]) < LOGPROBS, "sampling is not scoring"
+            assert max_abs([one - t for one, t in zip(scored, told, strict=True)]) < LOGPROBS, "sampling is not scoring"
 
 
 @torch.no_grad()
@@ -128,7 +131,7 @@ def test_hears(family: Tiny) -> None:
     heard = scores(family.model, path, waveforms)[-1]
     for clip in waveforms:
         silenced = scores(family.model, path, waveforms | {clip: waveforms[clip] * 0})[-1]
-        assert largest([heard - silenced]) > 10 * LOGITS
+        assert max_abs([heard - silenced]) > 10 * LOGITS
 
 
 @torch.no_grad()
@@ -141,7 +144,7 @@ def test_every_clip_comes_out_as_if_alone_and_as_long_as_announced(family: Tiny)
     assert [len(rows) for rows in together] == [model.audio_tokens(count) for count in counts]
     for number in (0, len(counts) // 2, len(counts) - 1):
         (alone,) = model.project_audio(model.encode_audio([waveforms[number]]))
-        assert largest([alone - together[number]]) < LOGITS
+        assert max_abs([alone - together[number]]) < LOGITS
     assert model.encode_audio([]) == [] and list(model.project_audio([])) == []
 
 
@@ -153,7 +156,7 @@ def test_training_mode_computes_the_same(fresh: Tiny) -> None:
     before = scores(fresh.model, path, waveforms)
     buffers = {name: value.clone() for name, value in fresh.model.module.named_buffers()}
     fresh.model.module.train()
-    assert largest([scores(fresh.model, path, waveforms) - before]) < LOGITS
+    assert max_abs([scores(fresh.model, path, waveforms) - before]) < LOGITS
     assert all(torch.equal(value, buffers[name]) for name, value in fresh.model.module.named_buffers())
 
 
@@ -196,8 +199,8 @@ def test_text_and_sounds_that_do_not_fit(family: Tiny) -> None:
 
 def test_every_parameter_has_one_group(family: Tiny) -> None:
     for name, _ in family.model.module.named_parameters():
-        assert sum(name.startswith(prefixes) for prefixes in family.model.groups.values()) == 1, name
-    assert set(family.model.groups) == {"encoder", "connector", "decoder"}
+        assert sum(name.startswith(prefixes) for prefixes in family.model.parameter_prefixes.values()) == 1, name
+    assert set(family.model.parameter_prefixes) == {"encoder", "connector", "decoder"}
     assert not any(parameter.requires_grad for parameter in family.model.module.parameters())
     assert not family.model.module.training
 
@@ -234,23 +237,47 @@ def test_what_was_trained_is_saved(fresh: Tiny, tmp_path: Folder, part: str) -> 
         for parameter in ready(model, FULL).module.parameters():
             parameter.mul_(1.01)
     changed = scores(model, path, waveforms)
-    assert largest([changed - plain]) > 10 * LOGITS
+    assert max_abs([changed - plain]) > 10 * LOGITS
     loaded = fresh.reload(model, tmp_path / "saved")
-    assert largest([scores(loaded, path, waveforms) - changed]) < LOGITS
+    assert max_abs([scores(loaded, path, waveforms) - changed]) < LOGITS
     assert torch.equal(scores(model, path, waveforms), changed), "saving changed the model"
+
+
+@dataclass
+class FixedBatchStage:
+    """A stage that trains on the same micro-batches at every step."""
+
+    micro_batches: list[MicroBatch]
+    loss: Callable[[Tensor, MicroBatch], LossOutput]
+    kind = "test"
+    updates_per_rollout = 1
+    decodes_in_batches = False
+
+    def batches(self, step: int) -> StepBatches:
+        return StepBatches(self.micro_batches, {}, [])
+
+    def resets_optimizer(self, step: int) -> bool:
+        return False
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        raise AssertionError("there is no checkpoint to load")
 
 
 def train(
     model: AudioLM, micro_batches: list[MicroBatch], loss: Callable[[Tensor, MicroBatch], LossOutput], out: Folder, steps: int
 ) -> None:
-    """The loop on one batch, with its checks of forest and hearing before the first step."""
-    work = StageWork("test", lambda _: (micro_batches, {}), loss, dict, lambda _: None, save_steps=100)
-    said: list[str] = []
-    trainer.run(
-        model, work, optimizer_config=OptimizerConfig(learning_rate=5e-3, lr_scheduler_type="constant"), steps=steps, out=out,
-        log=out / "metrics.jsonl", encoder_cache=EncoderCache(model), notify=said.append,
-    )  # fmt: skip
-    assert any(line.startswith("checks: forest equals one-by-one") for line in said)
+    """Train on one batch, with the checks of forest and hearing before the first step."""
+    optimizer = OptimizerConfig(learning_rate=5e-3, lr_scheduler_type="constant")
+    messages: list[str] = []
+    Trainer(
+        model, FixedBatchStage(micro_batches, loss), TrainerOptions(optimizer, max_steps=steps, save_steps=100),
+        folder=out, log_files=LogFiles(out / "metrics.jsonl"), encoder_cache=EncoderCache(model),
+        notify=messages.append,
+    ).train()  # fmt: skip
+    assert any(line.startswith("checks: packed forest equals single sequences") for line in messages)
 
 
 def test_sft_lowers_the_loss(fresh: Tiny, tmp_path: Folder) -> None:
@@ -284,7 +311,7 @@ def test_grpo_moves_the_policy_towards_what_is_rewarded(fresh: Tiny, tmp_path: F
 
     def likelihoods() -> Tensor:
         with torch.no_grad():
-            return Policy(model)(micro_batch.forest, micro_batch.heard, micro_batch.waveforms).sum(1)
+            return Policy(model)(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms).sum(1)
 
     before = likelihoods()
     train(model, [micro_batch], loss, tmp_path, 2)

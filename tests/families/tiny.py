@@ -1,4 +1,4 @@
-"""What a family brings to the shared suite: a tiny random model behind the contract, and the reference's own logits.
+"""What a family provides for the shared suite: a tiny random model behind the contract, and the logits of a reference.
 
 Each family has a file `tests/families/<family>.py` with `tiny(seed) -> Tiny`; `FAMILIES` names them.
 """
@@ -17,12 +17,12 @@ class Tiny:
     """One family at test size.
 
     Attributes:
-        model: Behind the contract, float32, on the CPU, not yet prepared for training.
+        model: Our model, float32, on the CPU, not yet prepared for training.
         reference: The reference implementation (transformers' own class, or an independent composition of its parts)
             with the same weights, run on one sequence alone: ids with one run of `model.placeholder_id` per clip and
             the clips -> logits `(seq, vocab)`. It must not go through `model.decode` or our attention.
         reload: Saves `model` into the folder and loads it again through the family's `load`.
-        max_s: A clip of this many seconds is still heard whole.
+        max_s: Longest clip that the suite uses, seconds.
     """
 
     model: AudioLM
@@ -37,10 +37,10 @@ FAMILIES = {
     "qwen25_omni": "families.qwen25_omni:tiny",
     "salmonn": "families.salmonn:tiny",
     "mellow": "families.mellow:tiny",
-    "qwen3_omni": "families.native:qwen3_omni",
-    "audio_flamingo3": "families.native:audio_flamingo3",
-    "voxtral": "families.native_more:voxtral",
-    "granite_speech": "families.native_more:granite_speech",
-    "phi4_multimodal": "families.native_more:phi4_multimodal",
-    "gemma3n": "families.native_more:gemma3n",
+    "qwen3_omni": "families.qwen3_omni:tiny",
+    "audio_flamingo3": "families.audio_flamingo3:tiny",
+    "voxtral": "families.voxtral:tiny",
+    "granite_speech": "families.granite_speech:tiny",
+    "phi4_multimodal": "families.phi4_multimodal:tiny",
+    "gemma3n": "families.gemma3n:tiny",
 }

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from builders import ask, largest, sound
+from builders import max_abs, tone, user_question
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.embedded import base_weights
 from earwise.models.embedded import model as embedded
@@ -47,7 +47,7 @@ def test_decoder_equals_llama(model: Embedded) -> None:
     forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * len(ids), (-1,) * len(ids))])])
     ours = model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
     theirs = plain(input_ids=ids[None]).logits[0]
-    assert largest([ours.log_softmax(-1) - theirs.log_softmax(-1)]) < 2e-4
+    assert max_abs([ours.log_softmax(-1) - theirs.log_softmax(-1)]) < 2e-4
     # The weights were converted rightly: the text model knows what it knows.
     assert model.tokenizer.decode([int(ours[-1].argmax())]).strip() == "Paris"
 
@@ -60,9 +60,9 @@ def test_encoder_equals_whisper_on_its_whole_window(model: Embedded) -> None:
     (ours,) = whisper.layer_states(encoder, [mel])
     assert ours.shape == (len(encoder.layers) + 1, 1500, 512)
     scale = float(theirs.last_hidden_state.abs().max())
-    assert largest([ours[-1] - theirs.last_hidden_state[0]]) < 1e-4 * scale
+    assert max_abs([ours[-1] - theirs.last_hidden_state[0]]) < 1e-4 * scale
     for layer in range(len(encoder.layers)):
-        assert largest([ours[layer] - theirs.hidden_states[layer][0]]) < 1e-4 * float(
+        assert max_abs([ours[layer] - theirs.hidden_states[layer][0]]) < 1e-4 * float(
             theirs.hidden_states[layer].abs().max()
         )
 
@@ -70,18 +70,18 @@ def test_encoder_equals_whisper_on_its_whole_window(model: Embedded) -> None:
 @torch.no_grad()
 def test_a_batch_hears_each_clip_as_if_alone(model: Embedded) -> None:
     waveforms = [
-        sound(seconds, 300 * (number + 1), number) for number, seconds in enumerate((1.7, 0.005, 0.33, 1.0, 1.005))
+        tone(seconds, 300 * (number + 1), number) for number, seconds in enumerate((1.7, 0.005, 0.33, 1.0, 1.005))
     ]
     for together, wave in zip(model.encode_audio(waveforms), waveforms, strict=True):
         (alone,) = model.encode_audio([wave])
         assert together.shape == alone.shape
-        assert largest([together - alone]) < 1e-4 * float(alone.abs().max())
+        assert max_abs([together - alone]) < 1e-4 * float(alone.abs().max())
         assert len(model.project_audio([alone])[0]) == model.audio_tokens(len(wave))
 
 
 @torch.no_grad()
 def test_forest_equals_one_by_one(model: Embedded) -> None:
-    waveforms = {0: sound(1.0), 1: sound(0.4, 900)}
+    waveforms = {0: tone(1.0), 1: tone(0.4, 900)}
     trees: list[list[TokenPath]] = []
     for clip, answers in (
         (0, ["a dog barks", "a door", "a dog", "a dog barks"]),
@@ -89,7 +89,7 @@ def test_forest_equals_one_by_one(model: Embedded) -> None:
     ):
         paths = []
         for question in ("What is it?", "What do you hear?"):
-            prompt = conversation_path(model, ask(question), [clip], [len(waveforms[clip])], generate=True)
+            prompt = conversation_path(model, user_question(question), [clip], [len(waveforms[clip])], generate=True)
             paths += [prompt + answer_path(model, answer) for answer in answers]
         trees.append(paths)
     heard = dict(enumerate(model.encode_audio(list(waveforms.values()))))
@@ -99,7 +99,7 @@ def test_forest_equals_one_by_one(model: Embedded) -> None:
     assert len(forest) < sum(len(path.ids) for paths in trees for path in paths) / 2
     for row, path in zip(rows, (path for paths in trees for path in paths), strict=True):
         alone = policy(pack([build_tree([path])]), heard, {})[0]
-        assert largest([row[: len(alone)] - alone]) < 1e-4
+        assert max_abs([row[: len(alone)] - alone]) < 1e-4
 
 
 def test_sizes_on_disk_are_those_in_use(model: Embedded) -> None:

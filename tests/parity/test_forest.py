@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders import largest, plain_copy, plain_logprobs, sound, tiny_qwen2_audio
-from earwise.algorithms.losses import grpo_loss
+from builders import hf_copy, hf_logprobs, max_abs, tiny_qwen2_audio, tone
+from earwise.algorithms.policy_loss import grpo_loss
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.forest import (
     Forest,
@@ -53,7 +53,7 @@ class Grower:
     def clip(self) -> TokenPath:
         """A new sound of 60 ms to 1 s as a run of placeholders."""
         number = len(self.waveforms)
-        self.waveforms[number] = sound(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
+        self.waveforms[number] = tone(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
         run = self.model.audio_tokens(len(self.waveforms[number]))
         return TokenPath((self.model.placeholder_id,) * run, (False,) * run, (number,) * run)
 
@@ -126,16 +126,16 @@ def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implement
     forest = pack([build_tree(paths) for paths in trees])
     paths = [path for paths in trees for path in paths]
     assert len(forest) < sum(len(path.ids) for path in paths), "nothing is shared"
-    plain = plain_copy(model, implementation)
+    plain = hf_copy(model, implementation)
     ours = Policy(model)(forest, {}, grower.waveforms)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
     (ours * weights).sum().backward()
     alone = []
     for row, path in enumerate(paths):
-        alone.append(plain_logprobs(plain, path, grower.waveforms))
+        alone.append(hf_logprobs(plain, path, grower.waveforms))
         assert int(forest.loss_mask[row].sum()) == len(alone[row]) == sum(path.trained)
         (alone[row] * weights[row, : len(alone[row])]).sum().backward()
-    assert largest([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
+    assert max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
     assert not ours[~forest.loss_mask].any()
     assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
 
@@ -147,17 +147,17 @@ def test_merged_equals_unmerged_and_packs_do_not_mix() -> None:
     policy = Policy(model)
     together = policy(pack([build_tree(paths) for paths in trees]), {}, grower.waveforms)
     apart = policy(pack([build_tree(paths, merge=False) for paths in trees]), {}, grower.waveforms)
-    assert largest([together - apart]) < LOGPROB_LIMIT
+    assert max_abs([together - apart]) < LOGPROB_LIMIT
     row = 0
     for paths in trees:
         single = policy(pack([build_tree(paths)]), {}, grower.waveforms)
-        assert largest([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
+        assert max_abs([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
         row += len(paths)
     packs = build_micro_batches(model, None, trees, grower.waveforms, 150)
     assert len(packs) > 1
-    split = [policy(micro_batch.forest, micro_batch.heard, micro_batch.waveforms) for micro_batch in packs]
+    split = [policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms) for micro_batch in packs]
     rows = torch.cat([torch.nn.functional.pad(some, (0, together.shape[1] - some.shape[1])) for some in split])
-    assert largest([together - rows]) < LOGPROB_LIMIT
+    assert max_abs([together - rows]) < LOGPROB_LIMIT
 
 
 def completions(grower: Grower) -> list[TokenPath]:
@@ -182,13 +182,13 @@ def test_grpo_on_a_trie_equals_separate_sequences(config: TrainableConfig) -> No
     advantages = torch.randn(16, generator=generator)
     forest = pack([build_tree(group) for group in groups])
     assert len(forest) < sum(max(len(path.ids) for path in group) for group in groups) + 2 * 25
-    plain = plain_copy(model)
+    plain = hf_copy(model)
     ours = Policy(model)(forest, {}, grower.waveforms)
     reference = ours.detach() + 0.3 * torch.randn(ours.shape, generator=generator)
     old = ours.detach() + 0.1 * torch.randn(ours.shape, generator=generator)
     mine = grpo_loss(ours, old, reference, advantages, forest.loss_mask, beta=0.04)
     mine.loss.backward()
-    rows = [plain_logprobs(plain, path, grower.waveforms) for group in groups for path in group]
+    rows = [hf_logprobs(plain, path, grower.waveforms) for group in groups for path in group]
     theirs = torch.stack([torch.nn.functional.pad(row, (0, ours.shape[1] - len(row))) for row in rows])
     alone = grpo_loss(theirs, old, reference, advantages, forest.loss_mask, beta=0.04)
     alone.loss.backward()
@@ -228,12 +228,12 @@ def test_the_comparison_sees_a_wrong_mask() -> None:
     grower = Grower(model, 2)
     paths = grower.tree(2)
     forest = pack([build_tree(paths)])
-    plain = plain_copy(model)
-    alone = [plain_logprobs(plain, path, grower.waveforms) for path in paths]
+    plain = hf_copy(model)
+    alone = [hf_logprobs(plain, path, grower.waveforms) for path in paths]
 
     def error(seen: Forest, positions: Tensor) -> float:
         ours = run(model, forest, seen, positions, grower.waveforms)
-        return largest([ours[row, : len(one)] - one for row, one in enumerate(alone)])
+        return max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)])
 
     siblings_seen = dataclasses.replace(forest, subtree_ends=torch.full_like(forest.subtree_ends, len(forest)))
     one_too_long = dataclasses.replace(forest, subtree_ends=(forest.subtree_ends + 1).clamp(max=len(forest)))
@@ -256,4 +256,4 @@ def test_the_comparison_sees_trees_that_mix() -> None:
         forest, subtree_ends=forest.subtree_ends.where(forest.subtree_ends != forest.tree_offsets[1], len(forest)), tree_offsets=(0, len(forest))
     )
     good = run(model, forest, forest, forest.positions, grower.waveforms)
-    assert largest([run(model, forest, leaking, forest.positions, grower.waveforms) - good]) > 100 * LOGPROB_LIMIT
+    assert max_abs([run(model, forest, leaking, forest.positions, grower.waveforms) - good]) > 100 * LOGPROB_LIMIT

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from earwise.models.families.native import Native
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -13,13 +14,12 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from builders import ask, byte_tokenizer, feature_extractor, largest, sound
+from builders import byte_tokenizer, feature_extractor, max_abs, tone, user_question
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models import base, lora_checkpoint
 from earwise.models.families import native
-from earwise.models.families.native import Native
 from earwise.models.families.qwen25_omni import ROW, load
 from earwise.models.parts import mel
 from earwise.models.parts.attention import TreeAttention
@@ -33,7 +33,7 @@ LENGTHS = (321, 480, 4641, 4800, 4801, 4960, 4961, 5280, 7999, 9599, 9600, 9601,
 
 
 def clips(*samples: int) -> list:
-    return [sound(2.0, 300 + 97 * number, number)[:count] for number, count in enumerate(samples)]
+    return [tone(2.0, 300 + 97 * number, number)[:count] for number, count in enumerate(samples)]
 
 
 @torch.no_grad()
@@ -49,32 +49,32 @@ def test_hears_what_the_class_hears(batch: tuple[int, ...]) -> None:
     own = module.get_audio_features(heard.input_features, heard.attention_mask).last_hidden_state.split(counts.tolist())
     ours = model.project_audio(model.encode_audio(waveforms))
     assert [model.audio_tokens(samples) for samples in batch] == counts.tolist() == [len(clip) for clip in ours]
-    assert largest([one - other for one, other in zip(ours, own, strict=True)]) < 1e-5
+    assert max_abs([one - other for one, other in zip(ours, own, strict=True)]) < 1e-5
 
 
 @torch.no_grad()
 def test_blocks_do_not_see_each_other() -> None:
     """What follows a block of 300 ms changes nothing in it; what lies within does."""
-    model, wave = thinker(plain()), sound(1.0)
+    model, wave = thinker(plain()), tone(1.0)
     changed = wave.copy()
     changed[9600 + 400 :] *= -0.5  # the features' windows reach 200 samples back
     before, after = model.encode_audio([wave, changed])
-    assert largest([before[:15] - after[:15]]) < 1e-5 < 1e-2 < largest([before[15:16] - after[15:16]])
+    assert max_abs([before[:15] - after[:15]]) < 1e-5 < 1e-2 < max_abs([before[15:16] - after[15:16]])
 
 
 def test_features_of_real_frames_are_those_of_the_padded_window() -> None:
     """Padding to the five minutes of the released extractor changes no real frame, so it is never computed."""
     released = WhisperFeatureExtractor(feature_size=128, chunk_length=300)
     for samples in (321, 16000, 30001):
-        wave = sound(2.0)[:samples]
+        wave = tone(2.0)[:samples]
         padded = released(wave, sampling_rate=16000, return_attention_mask=True, return_tensors="pt")
         frames = int(padded.attention_mask.sum())
         ours = mel.unpadded_log_mel(wave, released)
         assert padded.input_features.shape[2] == 30000 and ours.shape == (128, frames)
-        assert largest([ours - padded.input_features[0, :, :frames]]) < 1e-5
-    for short in (sound(2.0), sound(2.0)[:31999]):  # a clip that fills the window sees its reflected end in both
+        assert max_abs([ours - padded.input_features[0, :, :frames]]) < 1e-5
+    for short in (tone(2.0), tone(2.0)[:31999]):  # a clip that fills the window sees its reflected end in both
         whole = feature_extractor()(short, sampling_rate=16000, return_tensors="pt").input_features[0]
-        assert largest([mel.unpadded_log_mel(short, feature_extractor()) - whole]) < 1e-5
+        assert max_abs([mel.unpadded_log_mel(short, feature_extractor()) - whole]) < 1e-5
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_positions_are_the_depths_on_all_three_axes() -> None:
     module = plain()
     model = thinker(module)
     samples = [9999, 24000]
-    trunk = conversation_path(model, ask("Which is louder?", 2), [0, 1], samples, generate=True)
+    trunk = conversation_path(model, user_question("Which is louder?", 2), [0, 1], samples, generate=True)
     paths = [trunk + answer_path(model, text) for text in ("the second", "the first", "neither of them")]
     forest = pack([build_tree(paths)])
     frames = torch.tensor([mel.frame_count(count) for count in samples])
@@ -100,7 +100,7 @@ def test_positions_are_the_depths_on_all_three_axes() -> None:
 def test_three_axes_matter() -> None:
     """Other positions on one axis give other states: the rows are really read."""
     model = thinker(plain())
-    spoken = conversation_path(model, ask("No sound: what is two plus two?", 0), [], [], generate=True)
+    spoken = conversation_path(model, user_question("No sound: what is two plus two?", 0), [], [], generate=True)
     forest = pack([build_tree([spoken])])
     text = model.module.model.language_model
     embedded = model.embed(forest.ids)
@@ -110,11 +110,11 @@ def test_three_axes_matter() -> None:
         moved = rows.clone()
         moved[axis] *= 2
         out = text(inputs_embeds=embedded[None], position_ids=moved, use_cache=False, attend_with=TreeAttention(forest))
-        assert largest([out.last_hidden_state[0] - same]) > 1e-3
+        assert max_abs([out.last_hidden_state[0] - same]) > 1e-3
 
 
 def test_template_is_the_released_one() -> None:
-    spans = render(ask("What is it?", 2), ROW.template, generate=True)
+    spans = render(user_question("What is it?", 2), ROW.template, generate=True)
     text = "".join("<|AUDIO|>" if span.audio else span.text for span in spans)
     assert text == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
@@ -189,7 +189,7 @@ def test_what_is_saved_is_a_whole_thinker(tmp_path: Path) -> None:
     assert isinstance(again, Native) and same_state(again, thinker(module))
     half = base.load(str(tmp_path / "saved"), device="cpu", dtype="bfloat16")
     assert {value.dtype for value in half.module.parameters()} == {torch.bfloat16}
-    heard = half.project_audio(half.encode_audio([sound(0.5)]))[0]
+    heard = half.project_audio(half.encode_audio([tone(0.5)]))[0]
     assert heard.dtype == torch.bfloat16 and bool(heard.isfinite().all())
 
 
@@ -255,7 +255,7 @@ def test_a_folder_with_the_thinker_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ours", [True, False], ids=["merged", "adapter"])
 def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
     """It comes back merged in what is saved, and as an adapter under every name that programs give the thinker."""
-    model, wave = thinker(plain(4)), sound(0.7)
+    model, wave = thinker(plain(4)), tone(0.7)
     wanted = LoraConfig(r=2, lora_alpha=6.0, target_modules=("q_proj", "fc1", "up_proj"))
     set_trainable(model, TrainableConfig(encoder="lora", connector="frozen", decoder="lora", lora=wanted))
     for name, parameter in model.module.named_parameters():
@@ -269,7 +269,7 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
         return one.project_audio(one.encode_audio([wave]))[0], said
 
     changed, start = outcome(model), outcome(thinker(plain(4)))
-    assert all(largest([one - other]) > 1e-2 for one, other in zip(changed, start, strict=True))
+    assert all(max_abs([one - other]) > 1e-2 for one, other in zip(changed, start, strict=True))
     if ours:
         model.save(tmp_path / "merged")
         folders = [tmp_path / "merged"]
@@ -288,7 +288,7 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, ours: bool) -> None:
     for folder in folders:
         loaded = base.load("qwen25_omni", folder, device="cpu")
         assert isinstance(loaded, Native)
-        assert all(largest([one - other]) < 1e-4 for one, other in zip(outcome(loaded), changed, strict=True)), folder
+        assert all(max_abs([one - other]) < 1e-4 for one, other in zip(outcome(loaded), changed, strict=True)), folder
 
 
 def test_parts_that_do_not_fit() -> None:
@@ -314,6 +314,6 @@ def test_a_sliding_window_is_honoured_or_refused() -> None:
 
     fits, too_long = torch.arange(6, 46), torch.arange(6, 47)
     theirs = module(input_ids=fits[None], attention_mask=torch.ones(1, 40)).logits[0]
-    assert largest([ours(fits) - theirs]) < 1e-4
+    assert max_abs([ours(fits) - theirs]) < 1e-4
     with pytest.raises(ModelError, match="sequence of 41 tokens is longer than the 40 that tiny decodes"):
         ours(too_long)

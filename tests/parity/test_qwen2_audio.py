@@ -9,15 +9,15 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioForConditionalGeneration
 
 from builders import (
-    ask,
     byte_tokenizer,
     feature_extractor,
-    largest,
-    plain_copy,
-    plain_logprobs,
-    sound,
-    tiny_hf,
+    hf_copy,
+    hf_logprobs,
+    max_abs,
+    tiny_hf_model,
     tiny_qwen2_audio,
+    tone,
+    user_question,
 )
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import AudioError, ModelError
@@ -34,7 +34,7 @@ LENGTHS = (321, 480, 481, 7999, 8000, 8001, 12345, 20000, 31519, 31520, 31679, 3
 
 
 def clips(*samples: int) -> list:
-    return [sound(2.0, 300 + 97 * number, number)[:count] for number, count in enumerate(samples)]
+    return [tone(2.0, 300 + 97 * number, number)[:count] for number, count in enumerate(samples)]
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def clips(*samples: int) -> list:
 def test_trimmed_equals_padded_equals_the_class(batch: tuple[int, ...]) -> None:
     waveforms = clips(*batch)
     trimmed, padded = tiny_qwen2_audio(seed=3), tiny_qwen2_audio(seed=3, trim=False)
-    module = plain_copy(trimmed)
+    module = hf_copy(trimmed)
     inputs = feature_extractor()(
         waveforms, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
     )
@@ -55,7 +55,7 @@ def test_trimmed_equals_padded_equals_the_class(batch: tuple[int, ...]) -> None:
     short, full = trimmed.encode_audio(waveforms), padded.encode_audio(waveforms)
     for number, count in enumerate(tokens.tolist()):
         assert trimmed.audio_tokens(batch[number]) == count == len(short[number])
-        assert largest([short[number] - own[number, :count], full[number] - own[number, :count]]) < 1e-5
+        assert max_abs([short[number] - own[number, :count], full[number] - own[number, :count]]) < 1e-5
 
 
 @torch.no_grad()
@@ -63,13 +63,13 @@ def test_trimming_needs_the_margin() -> None:
     """The frames behind a clip's end are not silence to the encoder: cutting at the last real frame gives something
     else.
     """
-    wave = sound(0.5)
+    wave = tone(0.5)
     trimmed, padded = tiny_qwen2_audio(), tiny_qwen2_audio(trim=False)
     mel = trimmed.features(wave)
     assert mel.shape[1] == 51
-    assert largest([mel - padded.features(wave)[:, :51]]) < 1e-6
+    assert max_abs([mel - padded.features(wave)[:, :51]]) < 1e-6
     cut = trimmed._encode(mel[None, :, :50], 25, None)
-    assert largest([cut[0] - padded.encode_audio([wave])[0]]) > 1e-3
+    assert max_abs([cut[0] - padded.encode_audio([wave])[0]]) > 1e-3
 
 
 @torch.no_grad()
@@ -79,16 +79,16 @@ def test_conversation_equals_the_class(implementation: str) -> None:
     for trim in (True, False):
         model = tiny_qwen2_audio(seed=5, trim=trim)
         waveforms = dict(enumerate(clips(9999, 24000)))
-        prompt = conversation_path(model, ask("Which is louder?", 2), [0, 1], [9999, 24000], generate=True)
+        prompt = conversation_path(model, user_question("Which is louder?", 2), [0, 1], [9999, 24000], generate=True)
         path = prompt + answer_path(model, "the second")
         forest = pack([build_tree([path])])
         ours = Policy(model)(forest, dict(enumerate(model.encode_audio(list(waveforms.values())))), {})[0]
-        assert largest([ours - plain_logprobs(plain_copy(model, implementation), path, waveforms)]) < 1e-5
+        assert max_abs([ours - hf_logprobs(hf_copy(model, implementation), path, waveforms)]) < 1e-5
 
 
 def test_clips_it_cannot_hear() -> None:
     model = tiny_qwen2_audio()
-    for call in (lambda n: model.audio_tokens(n), lambda n: model.encode_audio([sound(3.0)[:n]])):
+    for call in (lambda n: model.audio_tokens(n), lambda n: model.encode_audio([tone(3.0)[:n]])):
         with pytest.raises(AudioError, match=r"2\.00 s is longer than the 2 s .* truncate"):
             call(32001)
         for samples in (0, 1, 320):
@@ -122,7 +122,7 @@ def test_save_and_load_bit_for_bit(tmp_path: Path, tied: bool, dtype: torch.dtyp
     plain = Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path / "one", dtype="auto")
     assert torch.equal(plain.lm_head.weight, model.module.lm_head.weight)
     if dtype == torch.float32:
-        wave = sound(0.4)
+        wave = tone(0.4)
         assert torch.equal(loaded.encode_audio([wave])[0], model.encode_audio([wave])[0])
 
 
@@ -150,16 +150,16 @@ def test_save_merges_lora(tmp_path: Path) -> None:
     for name, parameter in model.module.named_parameters():
         if "lora_B" in name:
             parameter.normal_(0, 0.2, generator=torch.Generator().manual_seed(len(name)))
-    waveforms = {0: sound(0.5)}
-    path = conversation_path(model, ask("What?"), [0], [len(waveforms[0])], generate=True) + answer_path(model, "dog")
+    waveforms = {0: tone(0.5)}
+    path = conversation_path(model, user_question("What?"), [0], [len(waveforms[0])], generate=True) + answer_path(model, "dog")
     before = Policy(model)(pack([build_tree([path])]), {}, waveforms)
     model.save(tmp_path)
     loaded = qwen2_audio.load(tmp_path)
     assert set(loaded.module.state_dict()) == plain_names
     after = Policy(loaded)(pack([build_tree([path])]), {}, waveforms)
-    assert largest([after - before]) < 1e-5
-    with_lora_off = plain_logprobs(plain_copy(tiny_qwen2_audio()), path, waveforms)
-    assert largest([with_lora_off - before[0]]) > 1e-2
+    assert max_abs([after - before]) < 1e-5
+    with_lora_off = hf_logprobs(hf_copy(tiny_qwen2_audio()), path, waveforms)
+    assert max_abs([with_lora_off - before[0]]) > 1e-2
     assert torch.equal(before, Policy(model)(pack([build_tree([path])]), {}, waveforms)), "saving changed the model"
 
 
@@ -194,7 +194,7 @@ def test_base_or_instruct_by_the_tokens_that_end_an_answer(
     (tmp_path / "again" / "generation_config.json").unlink()
     again = base.load(str(tmp_path / "again"))
     assert (again.template, again.eos_ids) == (loaded.template, loaded.eos_ids)
-    path = conversation_path(again, ask("Sing:"), [0], [5000], generate=True)
+    path = conversation_path(again, user_question("Sing:"), [0], [5000], generate=True)
     chat = again.tokenizer.encode("<|im_start|>")[0] in path.ids
     assert chat == (template is QWEN2_AUDIO)
     assert answer_path(again, "la").ids[-1] == again.eos_ids[0]
@@ -244,10 +244,10 @@ def test_checkpoints_that_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_parts_that_do_not_fit() -> None:
     with pytest.raises(ModelError, match="the id 290, the config 3"):
-        qwen2_audio.from_parts(tiny_hf(), byte_tokenizer(290), feature_extractor())
+        qwen2_audio.from_parts(tiny_hf_model(), byte_tokenizer(290), feature_extractor())
     with pytest.raises(ModelError, match=r"features are \(80, 16000, 160\)"):
-        qwen2_audio.from_parts(tiny_hf(), byte_tokenizer(), feature_extractor(mels=80))
-    sliding = tiny_hf()
+        qwen2_audio.from_parts(tiny_hf_model(), byte_tokenizer(), feature_extractor(mels=80))
+    sliding = tiny_hf_model()
     sliding.config.text_config.layer_types = ["sliding_attention", "full_attention"]
     with pytest.raises(ModelError, match="sliding-window"):
         qwen2_audio.from_parts(sliding, byte_tokenizer(), feature_extractor())

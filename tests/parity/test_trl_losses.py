@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from earwise.algorithms.losses import completion_mask, dpo_loss, group_advantages, grpo_loss
+from earwise.algorithms.losses import completion_mask, dpo_loss
+from earwise.algorithms.policy_loss import group_advantages, grpo_loss
 
 pytest.importorskip("trl")
 from accelerate import Accelerator
@@ -194,7 +195,7 @@ def test_advantages(scale: str) -> None:
         "none": torch.ones(12) - 1e-4,
     }[scale]
     expected = (rewards - groups.mean(dim=1).repeat_interleave(4)) / (spread + 1e-4)
-    torch.testing.assert_close(group_advantages(rewards, 4, scale=scale), expected, **TOLERANCE)
+    torch.testing.assert_close(group_advantages(rewards, 4, scale_rewards=scale), expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_advantages(scale: str) -> None:
     [
         ("sigmoid", {}),
         ("sigmoid_norm", {"length_normalised": True}),
-        ("ipo", {"kind": "ipo", "length_normalised": True}),
+        ("ipo", {"loss_type": "ipo", "length_normalised": True}),
     ],
 )
 def test_dpo(loss_type: str, options: dict[str, Any]) -> None:
