@@ -1,0 +1,154 @@
+"""Requests are answered in order, each clip is decoded once, and failures concern only the request that causes them."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from earwise.engine import clip_reader
+from earwise.engine.base import Engine, Prompt, SamplingParams
+from earwise.engine.clip_reader import ClipReader
+from earwise.engine.request_pipeline import AudioRequest, RequestResult, generate_each, run_requests
+from earwise.errors import AudioError, EarwiseError, EngineError
+from earwise.types import Audio, Completion, Text, Turn, Waveform
+from scripted_engine import RATE, ScriptedEngine, pitch_name, write_clip
+
+TURNS = (Turn("user", (Audio("clip"), Text("Which sound is this?"))),)
+GREEDY = SamplingParams()
+
+
+def name_pitch(prompt: Prompt) -> str:
+    return " ".join(str(pitch_name(waveform)) for waveform in prompt.waveforms)
+
+
+def run(engine: Engine, requests: Sequence[AudioRequest], **options: object) -> list[RequestResult]:
+    results: list[RequestResult] = []
+    run_requests(engine, requests, GREEDY, on_batch=results.extend, **options)  # type: ignore[arg-type]
+    return results
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Path]:
+    names = ["low tone", "high tone", "hiss"]
+    return [write_clip(tmp_path / f"{number}.wav", name, number) for number, name in enumerate(names)]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were decoded, in order."""
+    paths: list[Path] = []
+    decode = clip_reader.decode
+
+    def counting(path: Path, *arguments: object, **options: object) -> Waveform:
+        paths.append(path)
+        return decode(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(clip_reader, "decode", counting)
+    return paths
+
+
+def test_results_are_in_order_and_describe_the_audio(clips: list[Path]) -> None:
+    engine = ScriptedEngine(name_pitch)
+    results = run(engine, [AudioRequest(str(n), TURNS, (clip,)) for n, clip in enumerate(clips)], batch=2, n=3)
+    assert [result.request.key for result in results] == ["0", "1", "2"] and engine.batches == [2, 1]
+    assert [[c.text for c in result.completions] for result in results] == [
+        ["low tone"] * 3, ["high tone"] * 3, ["hiss"] * 3,
+    ]  # fmt: skip
+    first = results[0].audio
+    assert first is not None and first.chunk_samples == ((RATE // 4,),) and first.num_chunks == 1
+    assert len(first.sha256[0]) == 64 and not first.is_silent and results[0].error is None
+
+
+def test_a_clip_of_many_requests_is_decoded_once(clips: list[Path], decoded: list[Path]) -> None:
+    requests = [AudioRequest(str(number), TURNS, (clips[number // 20],)) for number in range(60)]
+    assert len(run(ScriptedEngine(name_pitch), requests, batch=7)) == 60
+    assert sorted(decoded) == sorted(clips)
+
+
+def test_threads_that_want_one_clip_share_its_decoding(clips: list[Path], decoded: list[Path]) -> None:
+    reader = ClipReader(ScriptedEngine(name_pitch))
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(reader.read, [clips[0]] * 64))
+    assert decoded == [clips[0]] and all(clip is read[0] for clip in read)
+
+
+def test_the_cache_forgets_the_oldest_clip(tmp_path: Path, decoded: list[Path]) -> None:
+    paths = [write_clip(tmp_path / f"{n}.wav", "hiss", n) for n in range(clip_reader.CACHED_CLIPS + 1)]
+    reader = ClipReader(ScriptedEngine(name_pitch))
+    for path in (*paths, paths[-1], paths[0]):
+        reader.read(path)
+    assert decoded == [*paths, paths[0]]
+
+
+def test_a_failed_clip_is_an_error_of_its_requests_and_is_read_again(clips: list[Path]) -> None:
+    data = clips[1].read_bytes()
+    clips[1].write_bytes(b"no audio")
+    engine = ScriptedEngine(name_pitch)
+    reader = ClipReader(engine)
+    requests = [AudioRequest(str(number), TURNS, (clip,)) for number, clip in enumerate(clips)]
+    results = run(engine, requests, clip_reader=reader)
+    assert [type(result.error) for result in results] == [type(None), AudioError, type(None)]
+    assert results[1].completions == () and results[1].audio is None and engine.batches == [2]
+    clips[1].write_bytes(data)
+    assert reader.read(clips[1]).waveform.size
+
+
+def test_waveforms_alterations_and_chunks(clips: list[Path]) -> None:
+    engine = ScriptedEngine(name_pitch, max_audio_s=0.125)
+    silence = AudioRequest("silent", TURNS, (clips[0],), lambda number, waveform: waveform * 0)
+    given = AudioRequest("given", TURNS, (np.zeros(100, np.float32),))
+    chunked, empty = run(engine, [silence, given], clip_reader=ClipReader(engine, "chunk"))
+    assert chunked.completions[0].text == "None None" and empty.completions[0].text == "None"
+    assert chunked.audio is not None and chunked.audio.num_chunks == 2 and not chunked.audio.is_silent
+    assert empty.audio is not None and empty.audio.is_silent and empty.audio.sha256 == ("",)
+
+
+def test_is_long_reads_the_header_and_never_raises(clips: list[Path], tmp_path: Path) -> None:
+    reader = ClipReader(ScriptedEngine(name_pitch, max_audio_s=0.2), "truncate")
+    assert reader.is_long(clips[0]) and not reader.is_long(tmp_path / "missing.wav")
+    assert len(reader.read(clips[0]).waveform) == RATE // 5
+    assert not ClipReader(ScriptedEngine(name_pitch, max_audio_s=float("inf"))).is_long(clips[0])
+
+
+def failing(keys: set[str]) -> ScriptedEngine:
+    """An engine that fails on the prompts with these keys."""
+
+    def answer(prompt: Prompt) -> str:
+        if prompt.key in keys:
+            raise EngineError(f"cannot answer {prompt.key}")
+        return "fine"
+
+    return ScriptedEngine(answer)
+
+
+def prompts(*keys: str) -> list[Prompt]:
+    return [Prompt(TURNS, (), key) for key in keys]
+
+
+def outcomes(results: Sequence[list[Completion] | EarwiseError]) -> list[str]:
+    return [str(outcome) if isinstance(outcome, EarwiseError) else outcome[0].text for outcome in results]
+
+
+def test_failures_are_isolated_to_their_prompt() -> None:
+    results = generate_each(failing({"b"}), prompts("a", "b", "c"), GREEDY)
+    assert outcomes(results) == ["fine", "cannot answer b", "fine"]
+    (alone,) = generate_each(failing({"b"}), prompts("b"), GREEDY, answered_before=prompts("a")[0])
+    assert outcomes([alone]) == ["cannot answer b"]
+
+
+def test_an_engine_that_is_down_raises() -> None:
+    with pytest.raises(EngineError, match="cannot answer a"):
+        generate_each(failing({"a", "b"}), prompts("a", "b"), GREEDY)
+    with pytest.raises(EngineError, match="cannot answer b"):
+        generate_each(failing({"a", "b"}), prompts("b"), GREEDY, answered_before=prompts("a")[0])
+    assert generate_each(failing(set()), [], GREEDY) == []
+
+
+def test_a_fault_of_the_program_passes_through(clips: list[Path]) -> None:
+    def broken(prompt: Prompt) -> str:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(ScriptedEngine(broken), [AudioRequest("a", TURNS, (clips[0],))])
