@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed beside one that is not; shared by the tests of every stage."""
+"""Helpers for tests of resuming: run a recipe with and without an interruption and compare the results."""
 
 import json
 from pathlib import Path
@@ -11,48 +11,54 @@ from earwise.config.recipe import Recipe
 from earwise.models.base import load
 from earwise.train import run
 
-TIMES = ("seconds", "data_seconds", "tokens_per_s", "audio_s_per_s")
+TIMINGS = ("seconds", "data_seconds", "tokens_per_s", "audio_s_per_s")
+"""Log keys that depend on the speed of the machine."""
 
 
-def log(out: Path) -> list[dict[str, Any]]:
+def metrics_rows(out: Path) -> list[dict[str, Any]]:
     """Rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Parameters of the model that a run has made."""
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    """Parameters of the trained model of a run, by name."""
     return dict(load(str(out / "final")).module.named_parameters())
 
 
-def same(one: Path, other: Path) -> None:
-    """Two runs ended with the same weights, bit for bit, and logged the same but for the time (and the check of
-    hearing, once a process)."""
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    rows, others = [
-        [{key: value for key, value in row.items() if key not in TIMES and "hearing" not in key} for row in log(out)]
-        for out in (one, other)
+def assert_same_result(first: Path, second: Path) -> None:
+    """Assert that two runs have the same weights, bit for bit, and the same log.
+
+    Timings may differ, and so may the result of the check under silence, which every process logs once.
+    """
+    weights, other_weights = final_weights(first), final_weights(second)
+    assert weights.keys() == other_weights.keys()
+    assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
+    rows, other_rows = [
+        [
+            {key: value for key, value in row.items() if key not in TIMINGS and "hearing" not in key}
+            for row in metrics_rows(out)
+        ]
+        for out in (first, second)
     ]
-    assert rows == others
+    assert rows == other_rows
 
 
-def stopped_and_whole(recipe: Recipe, folder: Path, after: int) -> tuple[Path, Path]:
-    """Run a recipe twice, once stopped at the end of a step and resumed; they end the same.
+def run_interrupted_and_whole(recipe: Recipe, folder: Path, after: int) -> tuple[Path, Path]:
+    """Run a recipe twice, once interrupted after step `after` and resumed, and assert that the results are the same.
 
     Returns:
-        The folders of both runs, the stopped one first.
+        Folders of the interrupted and of the uninterrupted run.
     """
-    whole, stopped = folder / "whole", folder / "stopped"
+    whole, interrupted = folder / "whole", folder / "stopped"
     run.start(recipe, whole, folder)
 
-    def stop(line: str) -> None:
+    def interrupt(line: str) -> None:
         if f"step {after}/" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.start(recipe, stopped, folder, say=stop)
-    assert not (stopped / "final").exists()
-    run.resume(stopped)
-    same(stopped, whole)
-    return stopped, whole
+        run.start(recipe, interrupted, folder, notify=interrupt)
+    assert not (interrupted / "final").exists()
+    run.resume(interrupted)
+    assert_same_result(interrupted, whole)
+    return interrupted, whole

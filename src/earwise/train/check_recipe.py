@@ -18,7 +18,7 @@ from earwise.data.index import ManifestRows, open_rows
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import AudioError, DataError
 from earwise.prompts import question_text
-from earwise.train.logging.tracking import check as check_trackers
+from earwise.train.logging.tracking import check_trackers
 from earwise.train.stages.stage import StageData
 from earwise.train.stages.table import stage_class
 from earwise.types import Example

@@ -29,8 +29,7 @@ from earwise.train.checkpoints import list_checkpoints
 from earwise.train.clip_loader import ClipLoader
 from earwise.train.distributed import parallel
 from earwise.train.logging.step_log import LogFiles
-from earwise.train.logging.tracking import Mirror
-from earwise.train.logging.tracking import check as check_trackers
+from earwise.train.logging.tracking import Tracking, check_trackers
 from earwise.train.policy import FOREST_TOLERANCE
 from earwise.train.profiler import Profiler, profiler_for
 from earwise.train.stages.stage import Notify, StageContext, StageData
@@ -228,7 +227,7 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
             stage_class(config)(context, config),
             _trainer_options(config, model, run.profile),
             folder=folder,
-            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.step),
+            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step),
             encoder_cache=context.encoder_cache,
             profiler=profiler,
             notify=run.notify,
@@ -245,8 +244,8 @@ def _start_name(recipe: Recipe) -> str:
 def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
     """The cache of encoder states. One clip per encoder pass, so that a resumed run gets bit for bit the same states.
     Nothing is kept while the encoder is trained, since its output changes with every step."""
-    keep_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
-    return EncoderCache(model, keep_mb=keep_mb, batch=1, watch=lambda: profiler.phase("hear"))
+    max_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
+    return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"))
 
 
 def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> TrainerOptions:
@@ -263,12 +262,12 @@ def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> Trai
 
 
 @contextmanager
-def _open_tracking(run: _Run, config: StageConfig, folder: Path) -> Iterator[Mirror]:
+def _open_tracking(run: _Run, config: StageConfig, folder: Path) -> Iterator[Tracking]:
     """The trackers of a stage; closed at its end, also after an error."""
     settings: dict[str, Any] = run.recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
     settings["stage"] = config.model_dump(mode="json")
     trackers = run.recipe.trackers if parallel.is_main_process() else ()
-    tracking = Mirror(trackers, run.out, folder.name, settings, run.notify)
+    tracking = Tracking(trackers, run.out, folder.name, settings, run.notify)
     try:
         yield tracking
     finally:
@@ -281,14 +280,14 @@ class _SampleWriter:
 
     out: Path
     stage: str
-    tracking: Mirror
+    tracking: Tracking
 
     def __call__(self, row: dict[str, Any]) -> None:
         if parallel.is_main_process():
             audio = [relative_path(Path(clip), self.out) for clip in row["audio"]]
             row = {"stage": self.stage} | row | {"audio": audio}
             append_jsonl(self.out / SAMPLES, row)
-            self.tracking.sample(row)
+            self.tracking.log_sample(row)
 
 
 def _report_clips(clip_loader: ClipLoader, model: AudioLM, config: StageConfig, notify: Notify) -> None:

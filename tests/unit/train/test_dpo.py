@@ -1,9 +1,10 @@
-"""DPO on a tiny random Qwen2-Audio: the pairs that are meant, one tree a sound, TRL's numbers, an exact resume."""
+"""DPO on a tiny random Qwen2-Audio: preference pairs, one tree per clip, agreement with TRL, exact resume."""
 
 import json
 import random
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from builders import user_question, tone, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone, user_question
 from earwise import cli
 from earwise.algorithms.losses import dpo_loss
 from earwise.audio import encode_ogg
@@ -23,19 +24,19 @@ from earwise.errors import ConfigError, DataError
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.train import run
-from earwise.train.batches import ClipLoader
+from earwise.train.clip_loader import ClipLoader
 from earwise.train.policy import Policy
-from earwise.train.profiler import Profiler
-from earwise.train.stages import dpo
+from earwise.train.stages.dpo import LOSSES, DpoStage, preference_pair
+from earwise.train.stages.stage import StageContext, StageData
 from earwise.train.trainable import set_trainable
 from earwise.types import Example
-from resumed import log, stopped_and_whole
+from resumed import metrics_rows, run_interrupted_and_whole
 
 CHOICES = ("low", "mid", "high")
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_dpo:load`."""
+    """The model of the recipes below, which name it `test_dpo:load`."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
@@ -48,7 +49,7 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(4):
         (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5 + 0.1 * number, 200 * (number + 1)), 16000))
         turns = [(turn,) for question in ("pitch?", "say more") for turn in user_question(question)]
-        turns = [tuple(_at(turn, number) for turn in one) for one in turns]
+        turns = [tuple(_with_clip(turn, number) for turn in question_turns) for question_turns in turns]
         examples.append(Example(f"{number}a", turns[0], ("low",), CHOICES, rejected=("mid", "high"), root=tmp_path))
         examples.append(
             Example(f"{number}b", turns[1], chosen=("A low tone.",), rejected=("No.", "I cannot hear."), root=tmp_path)
@@ -57,9 +58,8 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "rows.jsonl"
 
 
-def _at(turn: Any, number: int) -> Any:
-    from dataclasses import replace
-
+def _with_clip(turn: Any, number: int) -> Any:
+    """The turn with the given clip as its audio."""
     from earwise.types import Audio
 
     return replace(turn, parts=tuple(Audio(f"{number}.ogg") if isinstance(p, Audio) else p for p in turn.parts))
@@ -82,113 +82,123 @@ def recipe(**stage: object) -> Recipe:
     return check_recipe({"recipe": "t", "model": {"name": "test_dpo:load"}, "seed": 5, "stages": [STAGE | stage]}, "t")
 
 
-def test_pairs() -> None:
+def test_preference_pairs() -> None:
     rng = random.Random(0)
     short = Example("a", (), ("low",), CHOICES, rejected=("high",))
-    assert dpo.pair(short, "answer", "rows", rng) == ("<answer>low</answer>", "<answer>high</answer>")
-    assert dpo.pair(short, "plain", "rows", rng) == ("low", "high")
-    found = {dpo.pair(short, "answer", "options", rng)[1] for _ in range(30)}
-    assert found == {"<answer>mid</answer>", "<answer>high</answer>"}
-    whole = Example("b", (), ("low",), CHOICES, chosen=("It is low.",), rejected=("It is ",))
-    assert dpo.pair(whole, "answer", "rows", rng) == ("It is low.", "It is ")
+    assert preference_pair(short, "answer", "rows", rng) == ("<answer>low</answer>", "<answer>high</answer>")
+    assert preference_pair(short, "plain", "rows", rng) == ("low", "high")
+    rejected = {preference_pair(short, "answer", "options", rng)[1] for _ in range(30)}
+    assert rejected == {"<answer>mid</answer>", "<answer>high</answer>"}
+    with_replies = Example("b", (), ("low",), CHOICES, chosen=("It is low.",), rejected=("It is ",))
+    assert preference_pair(with_replies, "answer", "rows", rng) == ("It is low.", "It is ")
     with pytest.raises(DataError, match="'c' holds no preference"):
-        dpo.pair(Example("c", (), ("low",), CHOICES), "answer", "rows", rng)
+        preference_pair(Example("c", (), ("low",), CHOICES), "answer", "rows", rng)
     with pytest.raises(DataError, match="'d' has no wrong option"):
-        dpo.pair(Example("d", (), ("low",)), "answer", "options", rng)
+        preference_pair(Example("d", (), ("low",)), "answer", "options", rng)
 
 
-def test_one_tree_a_sound_and_the_loss_of_paths_run_alone(rows: Path) -> None:
-    """The step's loss equals TRL's formula on sums that each path gives when it is run by itself."""
+def test_one_tree_per_clip_with_the_loss_of_paths_run_one_by_one(rows: Path) -> None:
+    """The loss of a step equals TRL's formula on the sums of log-probabilities of each path run by itself."""
     model = load()
-    stage = recipe(clips_per_step=3).stages[0]
-    assert isinstance(stage, DpoConfig)
-    set_trainable(model, stage.trainable)
-    examples = manifest.read(rows)
-    clip_loader = ClipLoader(model, long_audio="error", on_bad_row="stop")
-    work = dpo.work(model, stage, [(examples, 1.0)], EncoderCache(model, batch=1), clip_loader, 7, Profiler())
-    micro_batches, metrics = work.batches(0)
-    assert sum(len(micro_batch.paths) for micro_batch in micro_batches) == 3, "a tree a clip"
-    assert metrics["pairs"] == 6
-    assert metrics["distinct_share"] < 0.6, "the sound is there once for four replies"
+    config = recipe(clips_per_step=3).stages[0]
+    assert isinstance(config, DpoConfig)
+    set_trainable(model, config.trainable)
+    context = StageContext(
+        model=model,
+        data=StageData([(manifest.read(rows), 1.0)]),
+        encoder_cache=EncoderCache(model, batch_size=1),
+        clip_loader=ClipLoader(model, long_audio="error", on_bad_row="stop"),
+        seed=7,
+        folder=rows.parent,
+    )
+    stage = DpoStage(context, config)
+    batches = stage.batches(0)
+    assert sum(len(micro_batch.paths) for micro_batch in batches.micro_batches) == 3, "one tree per clip"
+    assert batches.metrics["pairs"] == 6
+    assert batches.metrics["distinct_share"] < 0.6, "four replies share their audio"
     with torch.no_grad():
         for parameter in model.module.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     policy = Policy(model)
-    total = sum(float(work.loss(policy(m.forest, m.encoder_states, m.waveforms), m).loss.detach()) for m in micro_batches)
+    total = 0.0
+    for micro_batch in batches.micro_batches:
+        logprobs = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+        total += float(stage.loss(logprobs, micro_batch).loss.detach())
 
-    start = load()
+    reference = load()
     margins = []
-    for micro_batch in micro_batches:
+    for micro_batch in batches.micro_batches:
         paths = [path for tree in micro_batch.paths for path in tree]
-        sums = [[_alone(each, path, micro_batch.waveforms) for path in paths] for each in (model, start)]
-        ratios = [mine - theirs for mine, theirs in zip(*sums, strict=True)]
-        margins += [ratios[i] - ratios[i + 1] for i in range(0, len(ratios), 2)]
+        log_ratios = [
+            _path_logprob(model, path, micro_batch.waveforms) - _path_logprob(reference, path, micro_batch.waveforms)
+            for path in paths
+        ]
+        margins += [log_ratios[i] - log_ratios[i + 1] for i in range(0, len(log_ratios), 2)]
     expected = -torch.nn.functional.logsigmoid(0.1 * torch.tensor(margins)).mean()
     assert total == pytest.approx(float(expected), abs=1e-5)
-    assert abs(total - 0.6931) > 1e-3, "or the weights did not move, and the test says nothing"
+    assert abs(total - 0.6931) > 1e-3, "the weights have changed, otherwise the test proves nothing"
 
 
-def _alone(model: Qwen2Audio, path: Any, waveforms: Any) -> float:
+def _path_logprob(model: Qwen2Audio, path: Any, waveforms: Any) -> float:
+    """Log-probability of the trained tokens of a path that is run by itself."""
     from earwise.forest import build_tree, pack
 
-    heard = {clip: model.encode_audio([wave])[0] for clip, wave in waveforms.items() if clip in path.clips}
+    encoder_states = {
+        clip: model.encode_audio([waveform])[0] for clip, waveform in waveforms.items() if clip in path.clips
+    }
     with torch.no_grad():
-        return float(Policy(model)(pack([build_tree([path])]), heard, waveforms).sum())
+        return float(Policy(model)(pack([build_tree([path])]), encoder_states, waveforms).sum())
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "robust", "ipo"])
-def test_training_prefers_what_was_chosen(rows: Path, loss_type: str) -> None:
+def test_training_raises_the_chosen_replies(rows: Path, loss_type: str) -> None:
     out = rows.parent / "run"
     run.start(recipe(loss_type=loss_type, label_smoothing=0.1 if loss_type == "robust" else 0.0), out, rows.parent)
-    logged = log(out)
-    assert logged[0]["dpo/margin"] == pytest.approx(0, abs=1e-4), "the policy starts as its reference"
+    logged = metrics_rows(out)
+    assert logged[0]["dpo/margin"] == pytest.approx(0, abs=1e-4), "the policy starts as the reference"
     assert logged[-1]["dpo/margin"] > 0.1
     assert logged[-1]["dpo/accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("decoder", ["full", "lora"])
-def test_an_interrupted_run_ends_bit_for_bit_where_the_other_ends(rows: Path, decoder: str) -> None:
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(rows: Path, decoder: str) -> None:
     settings = {"trainable": {"decoder": decoder}, "negatives": "options", "data": STAGE["data"] | {
         "mixture": [{"manifest": "rows.jsonl", "where": {"task": "choice"}}]}}  # fmt: skip
-    examples = [e for e in manifest.read(rows) if e.choices]
-    from dataclasses import replace
-
-    manifest.write(rows, [replace(e, task="choice", rejected=()) for e in examples])
-    stopped_and_whole(recipe(**settings), rows.parent, after=3)
+    examples = [example for example in manifest.read(rows) if example.choices]
+    manifest.write(rows, [replace(example, task="choice", rejected=()) for example in examples])
+    run_interrupted_and_whole(recipe(**settings), rows.parent, after=3)
 
 
 def test_rows_without_a_preference_are_left_out_or_refused(rows: Path) -> None:
-    examples = manifest.read(rows)
-    from dataclasses import replace
-
-    manifest.write(rows, [replace(one, chosen=(), rejected=()) for one in examples])
+    manifest.write(rows, [replace(example, chosen=(), rejected=()) for example in manifest.read(rows)])
     with pytest.raises(DataError, match=r"none of 8 rows has `rejected`; build some: earwise build preferences"):
         run.start(recipe(), rows.parent / "run", rows.parent)
 
 
 @pytest.mark.parametrize(("smoothing", "kind"), [(0.5, "sigmoid"), (0.1, "ipo"), (-0.1, "robust")])
-def test_label_smoothing_that_makes_no_sense_is_refused(smoothing: float, kind: str) -> None:
-    one, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
+def test_invalid_label_smoothing_is_refused(smoothing: float, kind: str) -> None:
+    logprobs, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     with pytest.raises(ConfigError, match="label_smoothing"):
-        dpo_loss(one, one, one, one, mask, mask, loss_type=kind, label_smoothing=smoothing)
+        dpo_loss(logprobs, logprobs, logprobs, logprobs, mask, mask, loss_type=kind, label_smoothing=smoothing)
     with pytest.raises(ConfigError, match="label_smoothing"):
         recipe(loss_type=kind, label_smoothing=smoothing)
 
 
 def test_label_smoothing_by_hand() -> None:
     """Margin 2, beta 0.5: -log sigmoid(1) is 0.313262, -log sigmoid(-1) is 1.313262."""
-    chosen, other, mask = torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.ones(1, 1, dtype=torch.bool)
-    zero = torch.tensor([[-1.0]])
-    arguments = (chosen, other, zero, zero, mask, mask)
+    chosen, rejected, mask = torch.tensor([[-1.0]]), torch.tensor([[-3.0]]), torch.ones(1, 1, dtype=torch.bool)
+    reference = torch.tensor([[-1.0]])
+    arguments = (chosen, rejected, reference, reference, mask, mask)
     values = [
-        float(dpo_loss(*arguments, beta=0.5, loss_type=kind, label_smoothing=0.1).loss) for kind in ("sigmoid", "robust")
+        float(dpo_loss(*arguments, beta=0.5, loss_type=kind, label_smoothing=0.1).loss)
+        for kind in ("sigmoid", "robust")
     ]
     assert values == pytest.approx([0.9 * 0.313262 + 0.1 * 1.313262, (0.9 * 0.313262 - 0.1 * 1.313262) / 0.8], abs=1e-5)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "sigmoid_norm", "robust", "ipo"])
-def test_losses_are_trls(loss_type: str) -> None:
+def test_losses_and_gradients_equal_those_of_trl(loss_type: str) -> None:
     pytest.importorskip("trl")
     from accelerate import Accelerator
     from trl.trainer.dpo_trainer import DPOTrainer
@@ -220,71 +230,83 @@ def test_losses_are_trls(loss_type: str) -> None:
         "ref_chosen_logps": sums[:2],
         "ref_rejected_logps": sums[2:],
     }
-    theirs = trainer._compute_loss(fake_model, inputs, return_outputs=False)
-    kind, normalised = dpo.LOSSES[loss_type]
-    tensors = [part for both in (logprobs, reference, mask) for part in (both[:2], both[2:])]
+    trl_loss = trainer._compute_loss(fake_model, inputs, return_outputs=False)
+    kind, normalised = LOSSES[loss_type]
+    tensors = [part for tensor in (logprobs, reference, mask) for part in (tensor[:2], tensor[2:])]
     output = dpo_loss(
         *tensors, beta=0.3, loss_type=kind, length_normalised=normalised,
         label_smoothing=0.15 if kind == "robust" else 0.0,
     )  # fmt: skip
-    torch.testing.assert_close(output.loss, theirs, atol=1e-6, rtol=1e-5)
-    found, expected = (torch.autograd.grad(loss, logprobs)[0] for loss in (output.loss, theirs))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output.loss, trl_loss, atol=1e-6, rtol=1e-5)
+    gradient, trl_gradient = (torch.autograd.grad(loss, logprobs)[0] for loss in (output.loss, trl_loss))
+    torch.testing.assert_close(gradient, trl_gradient, atol=1e-6, rtol=1e-5)
 
 
-# Where preferences come from ----------------------------------------------------------------------------------------
+# Preference data -----------------------------------------------------------------------------------------------------
 
 
-def put(path: Path, *rows: dict[str, Any]) -> Path:
+def write_log(path: Path, *rows: dict[str, Any]) -> Path:
+    """Write rows as a JSON-lines log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def evaluated(identifier: str, output: str, score: float, status: str = "ok") -> dict[str, Any]:
+def evaluation_row(identifier: str, output: str, score: float, status: str = "ok") -> dict[str, Any]:
+    """A row of an evaluation's samples.jsonl."""
     return {"id": identifier, "output": output, "status": status, "scores": {"lenient": score, "official": 0.0}}
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Path:
-    """Five questions, without sounds."""
-    rows = [Example(f"q{number}", user_question("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)]
-    manifest.write(tmp_path / "asked.jsonl", rows)
-    return tmp_path / "asked.jsonl"
+def questions(tmp_path: Path) -> Path:
+    """Manifest of five questions without audio."""
+    rows = [
+        Example(f"q{number}", user_question("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)
+    ]
+    manifest.write(tmp_path / "questions.jsonl", rows)
+    return tmp_path / "questions.jsonl"
 
 
-def test_preferences_from_evaluations_and_rollouts(asked: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = asked.parent
-    one = put(
+def test_preferences_from_evaluations_and_rollouts(questions: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = questions.parent
+    first = write_log(
         folder / "one" / "samples.jsonl",
-        evaluated("q0", "<answer>low</answer>", 1), evaluated("q1", "mid", 0), evaluated("q2", "low", 1),
-        evaluated("q3", "", 0, "error"),
+        evaluation_row("q0", "<answer>low</answer>", 1), evaluation_row("q1", "mid", 0), evaluation_row("q2", "low", 1),
+        evaluation_row("q3", "", 0, "error"),
     )  # fmt: skip
-    put(folder / "two" / "samples.jsonl", evaluated("q0", "high", 0), evaluated("q2", "It is low.", 1))
-    rolled = {"step": 1, "id": "q4", "completions": ["low", "lo", "high", "low"], "rewards": [2.0, 0.0, 1.5, 2.0]}
-    taught = {"step": 1, "id": "q1", "completions": ["low"], "rewards": None}  # shown by a stage that rewards nothing
-    put(folder / "run" / "rollouts.jsonl", taught, rolled)
+    write_log(folder / "two" / "samples.jsonl", evaluation_row("q0", "high", 0), evaluation_row("q2", "It is low.", 1))
+    with_rewards = {"step": 1, "id": "q4", "completions": ["low", "lo", "high", "low"], "rewards": [2.0, 0.0, 1.5, 2.0]}
+    without_rewards = {"step": 1, "id": "q1", "completions": ["low"], "rewards": None}  # of a supervised stage
+    write_log(folder / "run" / "rollouts.jsonl", without_rewards, with_rewards)
     out = folder / "preferences.jsonl"
-    line = ["build", "preferences", str(one.parent), str(folder / "two"), str(folder / "run"), "--rows", str(asked)]
-    assert cli.run([*line, "--out", str(out), "--gold", "answer", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["counts"] == {"written": 3, "true answer chosen": 1, "all as good": 1, "not asked": 1}
-    found = {row.id: (row.chosen, row.rejected) for row in manifest.read(out)}
-    assert found == {
+    command = [
+        "build",
+        "preferences",
+        str(first.parent),
+        str(folder / "two"),
+        str(folder / "run"),
+        "--rows",
+        str(questions),
+    ]
+    assert cli.run([*command, "--out", str(out), "--gold", "answer", "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["counts"] == {"written": 3, "true answer chosen": 1, "all as good": 1, "not asked": 1}
+    preferences = {row.id: (row.chosen, row.rejected) for row in manifest.read(out)}
+    assert preferences == {
         "q0": (("<answer>low</answer>",), ("high",)),
         "q1": (("<answer>low</answer>",), ("mid",)),
         "q4": (("low",), ("lo",)),
     }
-    assert cli.run([*line, "--out", str(out), "--margin", "0.5", "--each", "1"]) == 0
+    assert cli.run([*command, "--out", str(out), "--margin", "0.5", "--each", "1"]) == 0
     assert {row.id: row.rejected for row in manifest.read(out)} == {"q0": ("high",), "q4": ("lo",)}
     capsys.readouterr()
-    assert cli.run(["build", "preferences", str(folder / "two"), "--rows", str(asked), "--out", str(out)]) == 2
+    assert cli.run(["build", "preferences", str(folder / "two"), "--rows", str(questions), "--out", str(out)]) == 2
     assert "no row has a better and a worse reply" in capsys.readouterr().err
-    assert cli.run(["build", "preferences", str(folder), "--rows", str(asked), "--out", str(out)]) == 2
+    assert cli.run(["build", "preferences", str(folder), "--rows", str(questions), "--out", str(out)]) == 2
     assert "holds neither samples.jsonl nor rollouts.jsonl" in capsys.readouterr().err
 
 
-def test_the_manifest_keeps_preferences(tmp_path: Path) -> None:
+def test_manifest_stores_preferences(tmp_path: Path) -> None:
     rows = [
         Example("a", user_question("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), root=tmp_path),
         Example("b", user_question("?", clips=0), ("low",), CHOICES, rejected=("mid",), root=tmp_path),
@@ -297,7 +319,7 @@ def test_the_manifest_keeps_preferences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"chosen": "Yes."}, "chosen without rejected"),
         ({"answer": "low", "rejected": "low"}, "rejected 'low' is the answer too"),
@@ -307,7 +329,7 @@ def test_the_manifest_keeps_preferences(tmp_path: Path) -> None:
         ({"answer": "low", "rejectd": ["mid"]}, "did you mean 'rejected'"),
     ],
 )
-def test_preferences_that_make_no_sense_are_refused(fields: dict[str, Any], said: str) -> None:
+def test_invalid_preferences_are_refused(fields: dict[str, Any], message: str) -> None:
     row = {"id": "a", "messages": [{"role": "user", "content": "?"}]}
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         manifest.from_row(row | fields)

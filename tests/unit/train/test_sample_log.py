@@ -21,12 +21,12 @@ from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.prompts import prompt_turns
 from earwise.report.training import read_logs, rollout_cards
 from earwise.train import checkpoints, run
-from earwise.train.batches import ClipLoader
+from earwise.train.clip_loader import ClipLoader
 from earwise.train.logging import sample_log
-from earwise.train.logging.trackers import LISTEN_RATE, Sample, Watched, markdown, table
+from earwise.train.logging.trackers import CLIP_RATE, LoggedSample, TrackedStage, markdown, sample_table
 from earwise.train.trainable import set_trainable
 from earwise.types import Audio, Example, Text, Turn
-from resumed import log, same, stopped_and_whole
+from resumed import metrics_rows, assert_same_result, run_interrupted_and_whole
 
 CHOICES = ("low", "high")
 TOKENS = 12
@@ -41,16 +41,16 @@ def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
 class Seen:
     """A tracker that remembers which step it was given with which samples."""
 
-    takes_back = True
-    steps: ClassVar[list[tuple[int, list[Sample]]]] = []
+    discards_later_steps = True
+    steps: ClassVar[list[tuple[int, list[LoggedSample]]]] = []
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: TrackedStage) -> None:
         """Nothing to open."""
 
     def __str__(self) -> str:
         return "seen"
 
-    def log(self, step: int, values: Mapping[str, float], samples: Sequence[Sample]) -> None:
+    def log(self, step: int, values: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
         self.steps.append((step, list(samples)))
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Seen:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Five clips of half a second, one question each, with a chain and a worse answer."""
     monkeypatch.setitem(sys.modules, "test_show", sys.modules[__name__])
-    monkeypatch.setattr(sample_log, "TOKENS", TOKENS)
+    monkeypatch.setattr(sample_log, "MAX_NEW_TOKENS", TOKENS)
     Seen.steps = []
     examples = []
     for number in range(5):
@@ -103,9 +103,9 @@ LORA = {"encoder": "lora", "connector": "full", "decoder": "lora", "lora": {"r":
 )
 def test_asking_changes_nothing_and_is_resume_exact(folder: Path, kind: str, settings: dict[str, Any]) -> None:
     """The stopped run goes on from the checkpoint before its first answers, which it gives again."""
-    stopped, whole = stopped_and_whole(recipe(kind, **settings), folder, after=3)
+    stopped, whole = run_interrupted_and_whole(recipe(kind, **settings), folder, after=3)
     run.start(recipe(kind, **settings, log_completions_steps=0), folder / "mute", folder)
-    same(whole, folder / "mute")
+    assert_same_result(whole, folder / "mute")
     assert not said(folder / "mute")
     rows = said(whole)
     assert rows == said(stopped)
@@ -136,7 +136,7 @@ def test_what_is_shown_are_the_models_greedy_answers(folder: Path) -> None:
 def test_held_out_answers_are_shown_where_they_are_measured(folder: Path) -> None:
     held_out = {"held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 5, "eval_steps": 4, "max_new_tokens": 7}
     run.start(recipe("compress", steps_per_unit=2, **held_out), folder / "run", folder)
-    rows, logged = said(folder / "run"), log(folder / "run")
+    rows, logged = said(folder / "run"), metrics_rows(folder / "run")
     measured = [row["step"] for row in logged if "compress/delay" in row]
     assert measured == [1, 5, 6]
     assert [(row["step"], row["id"]) for row in rows] == [(step, name) for step in measured for name in "0123"]
@@ -147,11 +147,11 @@ def test_trackers_and_reports_show_them_with_their_clips(folder: Path) -> None:
     (samples,) = [samples for _, samples in Seen.steps if samples]
     assert [len(samples) for _, samples in Seen.steps] == [0, 0, 2, 0], "with step 3, the first two"
     rows = said(folder / "run")
-    assert [one.row for one in samples] == rows[:2] and [len(one.waveforms[0]) for one in samples] == [LISTEN_RATE // 2] * 2
+    assert [one.row for one in samples] == rows[:2] and [len(one.waveforms[0]) for one in samples] == [CLIP_RATE // 2] * 2
     text = rows[0]["completions"][0]
-    assert samples[0].said == [(None, text, 1)]
-    assert "**high**" in markdown(samples[0]) and "\n\nsaid\n\n" in markdown(samples[0])
-    assert table(samples)[0] == ["samples/1", "pitch?", "low | high", "high", text, None, 1]
+    assert samples[0].distinct_completions == [(None, text, 1)]
+    assert "**high**" in markdown(samples[0]) and "\n\ncompletion\n\n" in markdown(samples[0])
+    assert sample_table(samples)[0] == ["samples/1", "pitch?", "low | high", "high", text, None, 1]
     (logged,) = read_logs([folder / "run" / "metrics.jsonl"])
     page = rollout_cards(logged, 10**6)
     assert page.count("<audio") == 4 and "step 3" in page and "mean reward" not in page and "<b>" not in page
@@ -159,9 +159,9 @@ def test_trackers_and_reports_show_them_with_their_clips(folder: Path) -> None:
 
 def test_rows_come_evenly_from_every_manifest(folder: Path) -> None:
     assert (
-        sample_log.evenly(range(10), 4) == [0, 2, 5, 7]
-        and sample_log.evenly("ab", 4) == ["a", "b"]
-        and sample_log.evenly("", 4) == []
+        sample_log.evenly_spaced_rows(range(10), 4) == [0, 2, 5, 7]
+        and sample_log.evenly_spaced_rows("ab", 4) == ["a", "b"]
+        and sample_log.evenly_spaced_rows("", 4) == []
     )
     both = {"data": {"mixture": [{"manifest": "rows.jsonl"}, {"manifest": "last.jsonl"}]}}
     run.start(recipe("sft", max_steps=3, **both), folder / "run", folder)
@@ -192,4 +192,4 @@ def test_the_default_leaves_short_runs_alone() -> None:
 
 def test_a_reply_that_was_chosen_stands_for_the_answer() -> None:
     example = Example("a", user_question("What?"), chosen=("It hums.",), rejected=("No.",))
-    assert sample_log.sample(1, example, (), None)["answer"] == ["It hums."]
+    assert sample_log.sample_row(1, example, (), None)["answer"] == ["It hums."]

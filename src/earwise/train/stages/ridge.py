@@ -2,7 +2,7 @@
 
 Used by SFT with `connector_init: ridge`, before the first step. The connector gets one summary token per kind of label
 (`LABEL_FIELDS`); the target of a token is the mean word embedding of the label's text. Ours; the regression itself is
-`models.parts.projector.ridge_init`.
+`models.embedded.ridge_init`.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM
 from earwise.models.embedded.model import Embedded
-from earwise.models.parts.projector import ridge_init
+from earwise.models.embedded.ridge_init import ridge_init
 from earwise.train.batches import ClipGroup, group_by_clips
 from earwise.train.stages.stage import StageContext
 
