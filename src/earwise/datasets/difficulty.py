@@ -16,7 +16,7 @@ from earwise.algorithms.rewards import Reward, load_reward
 from earwise.answers import parse
 from earwise.audio import LongAudio
 from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
-from earwise.datasets.teachers.keyed_log import UNSHARDED, Row, Shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, LogRow, Shard
 from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError
 from earwise.prompts import prompt_turns
@@ -88,7 +88,7 @@ def measure_pass_rates(
     long_audio: LongAudio = "error",
     shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
+) -> list[LogRow]:
     """Let a policy attempt every example; attempts that the log holds already are not repeated.
 
     Args:
@@ -134,7 +134,7 @@ def measure_pass_rates(
     return [rows_by_index[index] for index in range(len(examples))]
 
 
-def with_pass_rates(examples: Iterable[Example], rows: Iterable[Row], attempts: AttemptSettings) -> Iterator[Example]:
+def with_pass_rates(examples: Iterable[Example], rows: Iterable[LogRow], attempts: AttemptSettings) -> Iterator[Example]:
     """The examples with `difficulty` and, in `meta`, the pass rate and how it was measured.
 
     An example whose clip could not be read gets no difficulty, and `meta` holds the reason as `difficulty_error`. Where

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from chat_server import Say, serving
+from chat_server import ServerReply, run_chat_server
 from earwise.algorithms.rewards import accuracy, consistency, format_think, structured
 from earwise.cli import run
 from earwise.data import manifest
@@ -28,7 +28,7 @@ from earwise.errors import ConfigError, DataError
 from earwise.prompts import target_text
 from earwise.types import Audio, Completion, Example, Text, Turn
 from scripted_engine import PITCHES, RATE, ScriptedEngine, pitch_name, tone_task, write_clip
-from scripted_engine import options as prompt_options
+from scripted_engine import prompt_options
 
 TEMPLATE = TemplateTeacher(TEMPLATE_REPLIES)
 SFT = ("sft-structured.jsonl", "sft-unstructured.jsonl")
@@ -168,22 +168,22 @@ def test_a_language_model_writes_questions_and_chains_and_its_failures_are_repla
         for n in range(12)
     ]
 
-    def teacher(body: dict[str, Any], count: int) -> Say:
+    def teacher(body: dict[str, Any], count: int) -> ServerReply:
         text = body["messages"][1]["content"]
         number = int(re.findall(r"Bell (\d+)", text)[0])
         if "multiple-choice" in text:
             if number == 3:
-                return Say("I'm sorry, but I can't help with that request.")
+                return ServerReply("I'm sorry, but I can't help with that request.")
             question = {"question": "Which bell?", "choices": [f"bell {number}", "a gong", "a drum", "a horn"],
                         "answer": f"bell {number}"}  # fmt: skip
-            return Say(json.dumps({"questions": [question]}))
+            return ServerReply(json.dumps({"questions": [question]}))
         good = f"It is bell {number} for sure."
         if number % 4 == 0:
             good = "According to the caption it rings."
         names = ("planning", "caption", "reasoning", "summary") if "four parts" in text else ("thought",)
-        return Say(json.dumps(dict.fromkeys(names, good)))
+        return ServerReply(json.dumps(dict.fromkeys(names, good)))
 
-    with serving(teacher) as chat:
+    with run_chat_server(teacher) as chat:
         remote = RemoteTeacher(chat.url, "big", price=(1.0, 1.0))
         models = SariModels(remote, limits=RequestLimits(concurrency=4, repairs=1))
         options = SariOptions(n_sft=6, n_rl=4)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.build.check import after, check_option
+from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import STYLES, find_manifest, json_option, note, open_engine, print_json
 from earwise.commands.options import collect_options
 from earwise.commands.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
@@ -42,7 +42,7 @@ class SariCommand:
     shard: str | None
     dry_run: bool
     teacher: TeacherOptions
-    checked: bool
+    run_checks: bool
     as_json: bool
 
     def sari_options(self) -> "SariOptions":
@@ -149,8 +149,8 @@ def command(**values: Any) -> None:
     manifests = [
         chosen.out / name for name, count in summary.get("written", {}).items() if count and name != "unsolved.jsonl"
     ]
-    if chosen.checked and manifests:
-        after(manifests)
+    if chosen.run_checks and manifests:
+        check_built(manifests)
 
 
 def _print_summary(summary: dict[str, Any], chosen: SariCommand) -> None:

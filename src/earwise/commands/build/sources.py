@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.build.check import after, check_option
+from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import json_option, note, print_json
-from earwise.commands.teacher import TeacherOptions, limits, open_teacher, teacher_options
+from earwise.commands.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from earwise.datasets.published.reasonaqa import Compared
+    from earwise.datasets.reasonaqa.builder import ReasonAQAResult
     from earwise.types import Example
 
 FILE = click.Path(path_type=Path)
@@ -63,7 +63,7 @@ def source(
     choices: int | None,
     votes: str | None,
     seed: int,
-    checked: bool,
+    run_checks: bool,
     as_json: bool,
 ) -> None:
     """Turn PATH, a file of the data set NAME as its authors publish it, into a manifest.
@@ -76,18 +76,19 @@ def source(
     earwise build source clothoaqa clotho_aqa_train.csv --votes majority --out clothoaqa.jsonl
     earwise build source musicbench MusicBench_train.json --choices 4 --out musicbench.jsonl
     """
-    from earwise.datasets.published import open_to_choices, reasonaqa
+    from earwise.datasets.published.add_choices import add_choices
+    from earwise.datasets.published.missing_audio import filter_missing_audio
 
     if votes and name != "clothoaqa":
         raise ConfigError(f"--votes {votes} is for clothoaqa; {name} has one answer a question")
     with _skipped(out) as bad:
-        rows = reasonaqa.present(_read(name, path, audio_root, split, bad, votes), missing, bad)  # type: ignore[arg-type]  # click checked it
+        rows = filter_missing_audio(_read(name, path, audio_root, split, bad, votes), missing, bad)  # type: ignore[arg-type]  # click checked it
         left_out = 0
         if choices:
-            rows, left_out = open_to_choices.with_choices(rows, choices, seed)  # type: ignore[assignment]
+            rows, left_out = add_choices(rows, choices, seed)  # type: ignore[assignment]
         _finish(out, rows, bad, as_json, {"left_out_for_balance": left_out} if choices else {})
-    if checked:
-        after([out], listen=missing != "keep")
+    if run_checks:
+        check_built([out], read_audio=missing != "keep")
 
 
 @click.command("avqa", short_help="AVQA's questions for models that only hear.")
@@ -111,7 +112,7 @@ def avqa(
     split: str | None,
     missing: str,
     drop: tuple[str, ...],
-    checked: bool,
+    run_checks: bool,
     as_json: bool,
 ) -> None:
     """Turn PATH, AVQA's train_qa.json or R1-AQA's JSON lines, into a manifest; "video" becomes "audio" in questions.
@@ -120,15 +121,15 @@ def avqa(
     earwise build avqa train_qa.json --audio-root wav/ --out avqa/train.jsonl
     earwise build avqa train_qa.json --audio-root wav/ --drop visual --drop colour --out avqa/hear.jsonl
     """
-    from earwise.datasets.published import avqa as filters
-    from earwise.datasets.published import reasonaqa
+    from earwise.datasets.published.avqa_filters import filter_questions
+    from earwise.datasets.published.missing_audio import filter_missing_audio
 
     dropped = Counter[str]()
     with _skipped(out) as bad:
-        rows = filters.kept(_read("avqa", path, audio_root, split, bad, None), drop, dropped)
-        _finish(out, reasonaqa.present(rows, missing, bad), bad, as_json, {"dropped": dropped})  # type: ignore[arg-type]
-    if checked:
-        after([out], listen=missing != "keep")
+        rows = filter_questions(_read("avqa", path, audio_root, split, bad, None), drop, dropped)
+        _finish(out, filter_missing_audio(rows, missing, bad), bad, as_json, {"dropped": dropped})  # type: ignore[arg-type]
+    if run_checks:
+        check_built([out], read_audio=missing != "keep")
 
 
 @click.command("reasonaqa", short_help="Captions into captioning, entailment, difference and questions.")
@@ -163,7 +164,7 @@ def reasonaqa(
     shard: str | None,
     dry_run: bool,
     seed: int,
-    checked: bool,
+    run_checks: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -178,66 +179,42 @@ def reasonaqa(
     earwise build reasonaqa reasonaqa=train.json --audio-root audio/ --out train.jsonl
     earwise build reasonaqa audiocaps=train.csv --kinds all --teacher http://host:8000/v1 --teacher-model M -o t.jsonl
     """
-    from earwise.datasets.published import reasonaqa as builder
-    from earwise.datasets.published import reasonaqa_tasks as teaching
-    from earwise.datasets.teachers import request_runner
+    from earwise.datasets.reasonaqa import builder
+    from earwise.datasets.reasonaqa.task_list import KINDS
+    from earwise.datasets.reasonaqa.template_replies import TEMPLATE_REPLIES
     from earwise.datasets.teachers.keyed_log import UNSHARDED, parse_shard
 
-    part = parse_shard(shard)
-    wanted = builder.KINDS if kinds == "all" else tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
-    if unknown := [kind for kind in wanted if kind not in builder.KINDS]:
-        raise ConfigError(f"kind {unknown[0]!r} is none of {', '.join(builder.KINDS)}, all")
-    taught = [kind for kind in builder.TAUGHT if kind in wanted]
-    named = [_named(file) for file in files]
-    folder = log_folder or out.with_name(f"{out.stem}.answers")
-    options = TeacherOptions(**asked)
-    who, pace = open_teacher(options, teaching.TEMPLATE_REPLIES), limits(options)
+    options = builder.ReasonAQAOptions(
+        kinds=KINDS if kinds == "all" else tuple(kind.strip() for kind in kinds.split(",") if kind.strip()),
+        per_caption=per_caption,
+        seed=seed,
+        audio_root=audio_root,
+        on_missing=missing,  # type: ignore[arg-type]  # click checked it
+    )
+    teacher_values = TeacherOptions(**asked)
+    run = builder.TeacherRun(
+        open_teacher(teacher_values, TEMPLATE_REPLIES),
+        log_folder or out.with_name(f"{out.stem}.answers"),
+        teacher_limits(teacher_values),
+        parse_shard(shard),
+        teacher_values.retry_failed,
+    )
+    named_files = [_named(file) for file in files]
     with _skipped(out) as bad:
-
-        def read(names: "Callable[[str], bool]") -> "Iterator[Example]":
-            for name, path in named:
-                if names(name):
-                    rows = _read(name, path, audio_root, None, bad, "all" if name == "clothoaqa" else None)
-                    yield from builder.present(rows, missing, bad)  # type: ignore[arg-type]
-
-        items = builder.captioned(read(_has_captions))
-        note(f"{len(items)} captioned clips")
-
-        def tasks() -> "Iterator[teaching.Task]":
-            return builder.tasks(items, kinds=taught, seed=seed, per_caption=per_caption, template=who.is_template)
-
         if dry_run:
-            requests = (task.request for task in tasks())
-            _say_estimate(request_runner.estimate(requests, who, folder, limits=pace, shard=part), as_json)
+            _say_estimate(builder.plan_reasonaqa(named_files, run, options, on_skip=bad, notify=note), as_json)
             return
-        if taught and items:
-            requests = (task.request for task in tasks())
-            done = request_runner.run(requests, who, folder, limits=pace, shard=part, retry_failed=options.retry_failed)
-            note(done.line())
-            if part != UNSHARDED:
-                shown = f"{folder}: shard {shard} done; no manifest until the run without --shard"
-                print_json({"shard": shard, "log": str(folder)} | done.as_dict()) if as_json else click.echo(shown)
-                return
-        elif part != UNSHARDED:
-            raise ConfigError(f"--shard {shard}: nothing of this is asked of a teacher; leave --shard out")
-
-        def rows() -> "Iterator[Example]":
-            if "caption" in wanted:
-                yield from builder.caption_examples(items)
-            if taught and items:
-                yield from teaching.learn(tasks(), lambda requests: request_runner.answers(requests, who, folder), bad)
-            yield from read(lambda name: not _has_captions(name))
-
-        counts = Counter[tuple[str, str]]()
-        made = _counted(builder.balanced(rows(), seed), counts)
-        extra = {"teacher": who.name} if taught and items else {}
-        _finish(out, made, bad, as_json, extra, lambda: builder.compare(counts))
-    if checked:
-        after([out], listen=missing != "keep")
-
-
-def _has_captions(name: str) -> bool:
-    return name in ("audiocaps", "clotho", "wavcaps")
+        built = builder.build_reasonaqa(named_files, out, run, options, on_skip=bad, notify=note)
+        if run.shard != UNSHARDED:
+            assert built.teacher_summary is not None
+            line = f"{run.folder}: shard {shard} done; no manifest until the run without --shard"
+            values = {"shard": shard, "log": str(run.folder)} | built.teacher_summary.as_dict()
+            print_json(values) if as_json else click.echo(line)
+            return
+        extra = {} if built.teacher_summary is None else {"teacher": run.teacher.name}
+        _print_built(out, built, bad, as_json, extra)
+    if run_checks:
+        check_built([out], read_audio=missing != "keep")
 
 
 def _named(file: str) -> tuple[str, Path]:
@@ -300,55 +277,52 @@ def _skipped(out: Path) -> "Iterator[_Skipped]":
         bad.close()
 
 
-def _counted(examples: "Iterable[Example]", counts: Counter[tuple[str, str]]) -> "Iterator[Example]":
-    for example in examples:
-        counts[str(example.meta.get("subset") or example.source), example.split] += 1
-        yield example
-
-
-def _finish(
-    out: Path,
-    examples: "Iterable[Example]",
-    bad: _Skipped,
-    as_json: bool,
-    extra: dict[str, Any],
-    compared: "Callable[[], list[Compared]] | None" = None,
-) -> None:
+def _finish(out: Path, examples: "Iterable[Example]", bad: _Skipped, as_json: bool, extra: dict[str, Any]) -> None:
     """Write the manifest and say what is in it.
 
     Raises:
         DataError: if nothing came out.
     """
     from earwise.data import manifest
+    from earwise.datasets.reasonaqa.builder import ReasonAQAResult
 
-    kinds, licences = Counter[str](), Counter[str]()
+    built = ReasonAQAResult()
 
     def rows() -> "Iterator[Example]":
         for example in examples:
-            kinds[example.task] += 1
-            licences[f"{example.source}: {example.licence}"] += 1
+            built.count(example)
             yield example
-        if not kinds:
+        if not built.tasks:
             reason = f"{bad.count} were left out (first: {bad.first})" if bad.count else "the files hold none"
             raise DataError(f"{out}: no row came out, {reason}; give --audio-root for the clips, or --missing keep")
 
-    count = manifest.write(out, rows())
-    table = compared() if compared is not None else []
+    built.num_rows = manifest.write(out, rows())
+    _print_built(out, built, bad, as_json, extra, with_table=False)
+
+
+def _print_built(
+    out: Path, built: "ReasonAQAResult", bad: _Skipped, as_json: bool, extra: dict[str, Any], with_table: bool = True
+) -> None:
+    """Print what a manifest holds; `with_table` adds the comparison with ReasonAQA's published counts."""
+    table = built.comparison if with_table else []
     if as_json:
-        cells = [{"subset": c.subset, "split": c.split, "found": c.found, "published": c.published} for c in table]
-        shown = {"out": str(out), "rows": count, "skipped": bad.count, "tasks": dict(kinds), "licences": dict(licences)}
+        cells = [{"subset": c.subset, "split": c.split, "found": c.num_built, "published": c.published} for c in table]
+        shown = {
+            "out": str(out), "rows": built.num_rows, "skipped": bad.count, "tasks": dict(built.tasks),
+            "licences": dict(built.licences),
+        }  # fmt: skip
         print_json(shown | extra | ({"table": cells} if table else {}))
         return
-    listed = ", ".join(f"{number} {task}" for task, number in sorted(kinds.items()))
-    click.echo(f"{out}: {count} rows ({listed}); {bad.count} left out")
+    listed = ", ".join(f"{number} {task}" for task, number in sorted(built.tasks.items()))
+    click.echo(f"{out}: {built.num_rows} rows ({listed}); {bad.count} left out")
     for name, value in extra.items():
         click.echo(f"  {name.replace('_', ' ')}: {dict(value) if isinstance(value, Counter) else value}")
-    for licence, number in licences.items():
+    for licence, number in built.licences.items():
         click.echo(f"  licence of {number} rows: {licence}")
     for cell in table:
-        if cell.found:
+        if cell.num_built:
             published = "not in the paper" if cell.published is None else f"published {cell.published}"
-            click.echo(f"  {cell.subset}, {cell.split}: {cell.found} ({published}{', equal' if cell.same else ''})")
+            click.echo(f"  {cell.subset}, {cell.split}: {cell.num_built} ({published}{', equal' if cell.same else ''})")
 
 
 def _say_estimate(estimate: Any, as_json: bool) -> None:

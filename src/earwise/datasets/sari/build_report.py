@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from earwise.datasets.teachers.keyed_log import Row
+from earwise.datasets.teachers.keyed_log import LogRow
 from earwise.datasets.teachers.request_runner import UNREACHABLE, RunSummary
 
 
@@ -25,7 +25,7 @@ class BuildReport:
         """Note something that failed."""
         self.failures.append({"step": step, "id": identifier, "status": status, "error": error})
 
-    def add_failed_row(self, step: str, identifier: str, row: Row | None) -> None:
+    def add_failed_row(self, step: str, identifier: str, row: LogRow | None) -> None:
         """Note a failed row of a log, or a missing one."""
         if row is None:
             self.add_failure(step, identifier, UNREACHABLE, "not asked")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.labels import clip_questions
+from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.sari import captions, multiple_choice
 from earwise.datasets.sari.build_report import BuildReport, every_tenth
@@ -197,14 +197,10 @@ def questions_from_labels(rows: Sequence[LabelRow], options: SariOptions) -> dic
         Path of a clip -> its questions; empty if the labels have too few classes to ask about.
     """
     try:
-        examples = clip_questions.build(
-            rows,
-            root=Path(),
-            seed=options.seed,
-            tasks=("recognition",),
-            n_choices=options.n_choices,
-            split=options.split,
+        question_options = ClipQuestionOptions(
+            seed=options.seed, tasks=("recognition",), n_choices=options.n_choices, split=options.split
         )
+        examples = build_clip_questions(rows, Path(), question_options)
     except DataError:  # too few classes
         return {}
     questions_by_path: dict[str, list[dict[str, Any]]] = {}

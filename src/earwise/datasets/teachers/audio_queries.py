@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from earwise.audio import LongAudio
-from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, Row, Shard, content_key
+from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key
 from earwise.engine.base import Engine, SamplingParams
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
@@ -62,7 +62,7 @@ def run_audio_queries(
     options: QueryOptions | None = None,
     shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[Row]:
+) -> list[LogRow]:
     """Answer every query that the log in `folder` does not hold yet.
 
     Args:
@@ -126,9 +126,9 @@ def _clip_key(path: Path, reader: ClipReader) -> str:
     return sha256 + (f" {reader.long_audio} at {reader.max_s} s" if reader.is_long(path) else "")
 
 
-def _row(engine: Engine, query: AudioQuery, result: RequestResult, read: ReadCompletions, reader: ClipReader) -> Row:
+def _row(engine: Engine, query: AudioQuery, result: RequestResult, read: ReadCompletions, reader: ClipReader) -> LogRow:
     """The log's row of one answered query."""
-    row: Row = {
+    row: LogRow = {
         "key": result.request.key, "id": query.id, "model": engine.name, "revision": engine.revision, "error": "",
         "long_clips": sum(map(reader.is_long, query.clips)),
     }  # fmt: skip
@@ -137,7 +137,7 @@ def _row(engine: Engine, query: AudioQuery, result: RequestResult, read: ReadCom
     return row | {"status": "ok"} | read(query, list(result.completions))
 
 
-def _logged_row(log: KeyedLog, key: str) -> Row:
+def _logged_row(log: KeyedLog, key: str) -> LogRow:
     row = log.get(key)
     assert row is not None
     return row

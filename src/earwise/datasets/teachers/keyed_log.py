@@ -23,7 +23,7 @@ try:
 except ImportError:  # Windows, where two processes that write to one log are not noticed
     fcntl = None  # type: ignore[assignment]
 
-Row = dict[str, Any]
+LogRow = dict[str, Any]
 Shard = tuple[int, int]
 """Number of the shard, from 1, and the number of shards."""
 UNSHARDED: Shard = (1, 1)
@@ -112,12 +112,12 @@ class KeyedLog:
         location = self._locations.get(bytes.fromhex(key))
         return location is not None and location[2]
 
-    def get(self, key: str) -> Row | None:
+    def get(self, key: str) -> LogRow | None:
         """Read the row of a key: the last one that is ok, else the last one; None if there is none."""
         location = self._locations.get(bytes.fromhex(key))
         return None if location is None else self._read_row(location[0], location[1])
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[LogRow]:
         """The row of every key, in the order in which the keys were first logged."""
         for file_number, offset, _ in list(self._locations.values()):
             yield self._read_row(file_number, offset)
@@ -210,11 +210,11 @@ class KeyedLog:
         if location is None or is_ok or not location[2]:
             self._locations[key] = (file_number, offset, is_ok)
 
-    def _read_row(self, file_number: int, offset: int) -> Row:
+    def _read_row(self, file_number: int, offset: int) -> LogRow:
         """Read the row at a position."""
         if file_number not in self._readers:
             self._readers[file_number] = self._files[file_number].open("rb")
         reader = self._readers[file_number]
         reader.seek(offset)
-        row: Row = json.loads(reader.readline())
+        row: LogRow = json.loads(reader.readline())
         return row

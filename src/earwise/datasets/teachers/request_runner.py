@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, Row, Shard, content_key, in_shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key, in_shard
 from earwise.datasets.teachers.teacher import SendBody, Teacher, TeacherReply, TeacherRequest, json_schema
 from earwise.datasets.teachers.validate_reply import validate_reply
 from earwise.engine.remote.openai_http import (
@@ -211,7 +211,7 @@ def estimate_requests(
 
 def read_answers(
     requests: Iterable[TeacherRequest], teacher: Teacher, folder: Path
-) -> Iterator[tuple[TeacherRequest, Row | None]]:
+) -> Iterator[tuple[TeacherRequest, LogRow | None]]:
     """Each request with its row of the log: `status`, and `value` if that is "ok". None if it was not sent yet."""
     log = KeyedLog(folder, read_only=True)
     try:
@@ -288,11 +288,11 @@ def _used_tokens(reply: TeacherReply) -> int:
 
 async def _answer_request(
     request: TeacherRequest, key: str, teacher: Teacher, send: SendBody, sender: RateLimitedSender[TeacherReply]
-) -> Row:
+) -> LogRow:
     """Ask until a reply is usable or the repairs are used up; returns the row of the log."""
     first_body = body = teacher.body(request)
     rng = random.Random(key)
-    row: Row = {
+    row: LogRow = {
         "key": key, "id": request.id, "kind": request.kind, "teacher": teacher.name, "template": teacher.is_template,
         "status": "", "value": None, "error": "", "answers": 0, "input_tokens": 0, "output_tokens": 0, "uncounted": 0,
         "unusable": [],
@@ -322,7 +322,7 @@ async def _answer_request(
     return row
 
 
-def _count_row(row: Row, summary: RunSummary, teacher: Teacher) -> None:
+def _count_row(row: LogRow, summary: RunSummary, teacher: Teacher) -> None:
     """Add a new row of the log to the counts."""
     summary.asked += 1
     summary.ok += row["status"] == "ok"

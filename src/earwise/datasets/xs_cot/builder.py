@@ -22,7 +22,7 @@ import numpy as np
 from earwise.algorithms.chain_compression import MARKER
 from earwise.audio import decode_bytes, encode_ogg, seconds
 from earwise.data import manifest
-from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, Row, Shard, content_key, in_shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key, in_shard
 from earwise.datasets.teachers.validate_reply import wrong_language
 from earwise.datasets.xs_cot import speakable_text, speech_recognition
 from earwise.datasets.xs_cot.instructions import CORE, Item, Words
@@ -147,7 +147,7 @@ def run(
     recogniser: Recogniser,
     *,
     shard: Shard = UNSHARDED,
-    on_progress: Callable[[Job, Row], None] | None = None,
+    on_progress: Callable[[Job, LogRow], None] | None = None,
 ) -> Summary:
     """Speak and check what the log does not hold yet.
 
@@ -220,9 +220,9 @@ def write(
     return report
 
 
-def _spoken(job: Job, folder: Path, voice: Voice, recogniser: Recogniser) -> Row:
+def _spoken(job: Job, folder: Path, voice: Voice, recogniser: Recogniser) -> LogRow:
     """One clip: spoken, stored, heard as it is stored, measured."""
-    row: Row = {
+    row: LogRow = {
         "key": job.key, "id": job.id, "language": job.language, "voice": voice.name, "recogniser": recogniser.name,
         "status": "failed", "step": "speech", "error": "",
     }  # fmt: skip
@@ -250,14 +250,14 @@ def _spoken(job: Job, folder: Path, voice: Voice, recogniser: Recogniser) -> Row
     }
 
 
-def _measured(job: Job, row: Row | None) -> Row | None:
+def _measured(job: Job, row: LogRow | None) -> LogRow | None:
     """A row of the log with its error rate as it is counted today."""
     if row is None or row["status"] != "ok":
         return row
     return row | {"error_rate": speech_recognition.error_rate(job.words.instruction, row["heard"], job.language)}
 
 
-def _verdict(job: Job, row: Row | None, max_error: float) -> str | None:
+def _verdict(job: Job, row: LogRow | None, max_error: float) -> str | None:
     """Why a job gives no row; None if it does."""
     if job.refusal:
         return job.refusal
@@ -268,7 +268,7 @@ def _verdict(job: Job, row: Row | None, max_error: float) -> str | None:
     return None if row["error_rate"] <= max_error else "misheard"
 
 
-def _example(job: Job, row: Row, folder: Path, val_share: float, source: str, licence: str) -> Example:
+def _example(job: Job, row: LogRow, folder: Path, val_share: float, source: str, licence: str) -> Example:
     core, words = job.item.words[CORE], job.words
     group = f"phrase:{job.item.id}"
     draw = int(_digest(group)[:8], 16) / 0x1_0000_0000
@@ -293,7 +293,7 @@ def _example(job: Job, row: Row, folder: Path, val_share: float, source: str, li
     )  # fmt: skip
 
 
-def _rejected(job: Job, row: Row | None, reason: str) -> Row:
+def _rejected(job: Job, row: LogRow | None, reason: str) -> LogRow:
     kept = (
         {key: row[key] for key in ("voice", "recogniser", "heard", "error_rate", "error") if key in row} if row else {}
     )
@@ -301,7 +301,7 @@ def _rejected(job: Job, row: Row | None, reason: str) -> Row:
     return {"id": job.id, "language": job.language, "reason": reason, "instruction": texts} | kept
 
 
-def _counts(verdicts: Sequence[tuple[Job, Row | None, str | None]]) -> dict[str, Any]:
+def _counts(verdicts: Sequence[tuple[Job, LogRow | None, str | None]]) -> dict[str, Any]:
     """Numbers of one language; error rates over every clip that was heard, passed or not."""
     heard = [row for _, row, _ in verdicts if row is not None and row["status"] == "ok"]
     rates = [row["error_rate"] for row in heard]
