@@ -240,7 +240,7 @@ class DecodeLoop:
             uniforms = torch.zeros(len(rows), width, dtype=torch.float64)
             for row, (leaf, depth) in zip(uniforms, rows, strict=True):
                 position = len(self._completions[leaf.prompt][leaf.samples[0]].token_ids) + depth
-                row[: len(leaf.samples)] = self._request.draws[leaf.prompt].at(position, leaf.samples)
+                row[: len(leaf.samples)] = self._request.draws[leaf.prompt].numbers_at(position, leaf.samples)
             tokens = sample_tokens(logprobs, uniforms, sampling_params)
         return tokens.tolist(), logprobs.gather(-1, tokens).tolist()
 

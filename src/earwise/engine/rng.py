@@ -31,7 +31,7 @@ class UniformDraws:
         self._rows: list[Tensor] = []
         """One row of `n` numbers per completion position, generated when it is first needed."""
 
-    def at(self, position: int, samples: Sequence[int]) -> Tensor:
+    def numbers_at(self, position: int, samples: Sequence[int]) -> Tensor:
         """The numbers of some samples for one position of their completions.
 
         Args:

@@ -1,4 +1,4 @@
-"""Conversion of base weights on small files built here, and refusal of files that are not what they should be."""
+"""Conversion of base weights, on small files built here; and errors for files of another kind."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from earwise.models.embedded.base_weights import check_sha256
 from earwise.models.embedded.convert_base import encoder_from_ctranslate2, gguf_name, read_ctranslate2, unpermute
 from earwise.models.parts.whisper import build_encoder, layer_states
 
-KINDS = {
+DTYPE_CODES = {
     np.dtype(np.float32): 0,
     np.dtype(np.int8): 1,
     np.dtype(np.int16): 2,
@@ -26,7 +26,7 @@ WIDTH, MELS, POSITIONS, LAYERS = 64, 16, 20, 2
 
 
 def ctranslate2(variables: dict[str, np.ndarray], *, version: int = 6, spec: str = "WhisperSpec") -> bytes:
-    """The file format, written by hand."""
+    """A CTranslate2 file with these variables, written by hand."""
 
     def text(value: str) -> bytes:
         return struct.pack("<H", len(value) + 1) + value.encode() + b"\0"
@@ -34,11 +34,12 @@ def ctranslate2(variables: dict[str, np.ndarray], *, version: int = 6, spec: str
     out = struct.pack("<I", version) + text(spec) + struct.pack("<II", 3, len(variables))
     for name, value in variables.items():
         out += text(name) + struct.pack("<B", value.ndim) + struct.pack(f"<{value.ndim}I", *value.shape)
-        out += struct.pack("<BI", KINDS[value.dtype], value.nbytes) + value.tobytes()
+        out += struct.pack("<BI", DTYPE_CODES[value.dtype], value.nbytes) + value.tobytes()
     return out + struct.pack("<I", 1) + text("alias") + text("encoder/conv1/weight")
 
 
 def encoder_variables() -> dict[str, np.ndarray]:
+    """Random variables of a small Whisper encoder."""
     rng = np.random.default_rng(0)
     shapes: dict[str, tuple[int, ...]] = {
         "encoder/conv1/weight": (WIDTH, MELS, 3),
@@ -84,13 +85,13 @@ def test_read_ctranslate2() -> None:
     ("data", "message"),
     [
         (b"", "not a CTranslate2 model file"),
-        (b"PK\x03\x04", "file version 67324752 is unknown"),
-        (ctranslate2({}, version=3), "file version 3 is unknown"),
+        (b"PK\x03\x04", "file version 67324752 is not supported"),
+        (ctranslate2({}, version=3), "file version 3 is not supported"),
         (ctranslate2({}, spec="TransformerSpec"), "'TransformerSpec' is not WhisperSpec"),
         (ctranslate2(encoder_variables())[:5000], "not a CTranslate2 model file"),
     ],
 )
-def test_files_that_are_refused(data: bytes, message: str) -> None:
+def test_other_files_are_rejected(data: bytes, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_ctranslate2(data)
 
@@ -108,8 +109,8 @@ def test_encoder_from_two_parts(tmp_path: Path) -> None:
         "num_mel_bins": MELS, "max_source_positions": POSITIONS,
     }  # fmt: skip
     encoder = build_encoder(sizes).eval()
-    state = load_file(tmp_path / "encoder.safetensors")
-    encoder.load_state_dict({name: torch.from_numpy(value).float() for name, value in state.items()})
+    weights = load_file(tmp_path / "encoder.safetensors")
+    encoder.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
     stacked = variables["encoder/layer_1/self_attention/linear_0/weight"]
     attention = encoder.layers[1].self_attn
     for number, projection in enumerate((attention.q_proj, attention.k_proj, attention.v_proj)):
@@ -118,12 +119,12 @@ def test_encoder_from_two_parts(tmp_path: Path) -> None:
         )
     mel = torch.randn(1, MELS, 2 * POSITIONS, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        theirs = encoder(mel).last_hidden_state[0]
-        ours = layer_states(encoder, [mel[0]])[0][-1]
-    assert float((theirs - ours).abs().max()) < 1e-5
+        expected = encoder(mel).last_hidden_state[0]
+        states = layer_states(encoder, [mel[0]])[0][-1]
+    assert float((expected - states).abs().max()) < 1e-5
 
 
-def test_unpermute_is_the_inverse_of_llama_cpp() -> None:
+def test_unpermute_inverts_llama_cpp() -> None:
     from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
     rng = np.random.default_rng(1)
@@ -146,10 +147,10 @@ def test_gguf_names() -> None:
         gguf_name("blk.0.attn_magic.weight")
 
 
-def test_another_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     file.write_bytes(b"weights")
-    right = hashlib.sha256(b"weights").hexdigest()
-    check_sha256(file, right)
-    with pytest.raises(ModelError, match=rf"model\.bin: SHA-256 is {right}, expected 000"):
+    actual = hashlib.sha256(b"weights").hexdigest()
+    check_sha256(file, actual)
+    with pytest.raises(ModelError, match=rf"model\.bin: SHA-256 is {actual}, expected 000"):
         check_sha256(file, "0" * 64)

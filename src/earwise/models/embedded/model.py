@@ -1,17 +1,18 @@
-"""The embedded model: Whisper base's encoder, a learned connector, SmolLM2-135M-Instruct's decoder. Runs on a laptop,
-default everywhere.
+"""The embedded model: Whisper base's encoder, a learned connector, and SmolLM2-135M-Instruct as decoder.
 
-Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. The base
-weights come from `fetch`; what we trained (connector and LoRA, `recipes/embedded.yaml`) ships in the package: alignment
-on open recognition, then questions with options. `embedded-aligned` is the same file without the second stage's ranks.
+It is Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. It runs
+on a laptop and is the default everywhere. The base weights are downloaded (`models.embedded.base_weights`); what we
+trained, a connector and LoRA (recipe `embedded`), ships in the package. Its first stage aligns the encoder on open
+recognition, its second trains questions with options; `embedded-aligned` is the same file without the second stage's
+LoRA ranks.
 
-Whisper's encoder does not mask, so what it hears depends on whether a clip is padded to its 30 s window (as Whisper was
-trained) or trimmed to the frames that exist. That is chosen where training starts (`model.trim` in the recipe; padded
-if nothing is said), kept in the checkpoint, and never changed by loading. The shipped model chose to trim; what that
-changes is measured by `benchmarks/trimming.py`.
+Whisper's encoder does not mask padding, so its states depend on whether a clip is padded to the 30 s window (as in
+Whisper's training) or trimmed to its real frames. That is decided where training starts (`model.trim` in the recipe;
+padded by default), stored in the checkpoint, and never changed by loading. The shipped model trims; the effect is
+measured by `benchmarks/trimming.py`.
 
-Two parts may be chosen where training starts from `embedded-blank`: another connector (`embedded_connector.py`) and a
-decoder that never read a text. Both stay with the checkpoint.
+Two parts can be chosen where training starts from `embedded-blank`: the connector (`models.embedded.connector`), and a
+decoder with random weights. Both choices are stored in the checkpoint.
 """
 
 import json
@@ -32,54 +33,79 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.detect import MARKER
 from earwise.models.embedded import base_weights, preload
-from earwise.models.embedded.connector import STATE_MS, ConnectorSpec, Connector, build_connector, parse_connector_spec
+from earwise.models.embedded.connector import STATE_MS, Connector, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
 from earwise.models.parts import attention, lora, whisper
-from earwise.models.tokenizer import TextTokenizer
+from earwise.models.tokenizer import TextTokenizer, check_special_tokens
 from earwise.prompts import EMBEDDED
 from earwise.types import Waveform
 
-POOL = ConnectorSpec().token_ms // STATE_MS  # encoder states per frame token of the shipped connector
-PLACEHOLDER = "<file_sep>"  # a SmolLM2 code token that no conversation holds; its embedding is always replaced
+POOL = ConnectorSpec().token_ms // STATE_MS
+"""Encoder states per frame token of the shipped connector."""
+PLACEHOLDER = "<file_sep>"
+"""A SmolLM2 token for code, which no conversation contains; audio embeddings replace its embedding."""
 
 
 class EmbeddedModule(nn.Module):
-    """The three parts under one roof, so that names in checkpoints read `encoder.`, `connector.`, `decoder.`."""
+    """The three parts as one module, whose parameter names start with `encoder.`, `connector.` and `decoder.`.
+
+    Args:
+        encoder: Whisper's encoder.
+        connector: See `models.embedded.connector`.
+        decoder: Llama without output head; the head is tied to its embeddings.
+    """
 
     def __init__(self, encoder: nn.Module, connector: nn.Module, decoder: LlamaModel) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector
         self.decoder = decoder
-        words, width = decoder.embed_tokens.weight.shape
-        self.head = nn.Linear(width, words, bias=False, device="meta")
+        vocab_size, width = decoder.embed_tokens.weight.shape
+        self.head = nn.Linear(width, vocab_size, bias=False, device="meta")
         self.head.weight = decoder.embed_tokens.weight  # tied
 
 
 class Embedded:
-    """`AudioLM` for the embedded model; see `models.base` for the contract."""
+    """The embedded model as an `AudioLM`.
+
+    Args:
+        module: Encoder, connector and decoder.
+        tokenizer: SmolLM2's tokenizer.
+        name: Name of the model.
+        revision: Hash of the trained weights.
+        merged_lora: LoRA matrices that are already merged into the weights.
+        trim: True encodes real frames only, False pads every clip to 30 s.
+        full_weights: Names of encoder and decoder weights that were trained in full, or are random.
+        connector_spec: Which connector the module has; None is the shipped one.
+    """
 
     def __init__(
         self, module: EmbeddedModule, tokenizer: Tokenizer, *, name: str, revision: str,
-        merged_lora: Mapping[str, Tensor], trim: bool, full_weights: frozenset[str] = frozenset(), connector_spec: ConnectorSpec | None = None,
+        merged_lora: Mapping[str, Tensor], trim: bool, full_weights: frozenset[str] = frozenset(),
+        connector_spec: ConnectorSpec | None = None,
     ) -> None:  # fmt: skip
         self.module = module
         self.name = name
         self.revision = revision
         self.merged_lora = merged_lora
-        """LoRA matrices already merged into the weights; written out again by `save`, beside those trained since."""
+        """LoRA matrices that are merged into the weights. `save` writes them together with those trained since."""
         self.full_weights = full_weights
-        """Weights of encoder and decoder that earlier stages trained in full, or that were drawn at random; written
-        out again by `save`."""
+        """Names of encoder and decoder weights that were trained in full or are random; `save` writes them."""
         self.connector_spec = connector_spec or ConnectorSpec()
-        """Which connector `module` has."""
+        """Which connector the module has."""
         self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.connector_spec.token_ms)
         self.template = EMBEDDED
-        self.parameter_prefixes = {"encoder": ("encoder.",), "connector": ("connector.",), "decoder": ("decoder.", "head.")}
+        self.parameter_prefixes = {
+            "encoder": ("encoder.",),
+            "connector": ("connector.",),
+            "decoder": ("decoder.", "head."),
+        }
         self.trims_padding = trim
         self.masks_padding = False
-        self.placeholder_id = tokenizer.token_to_id(PLACEHOLDER)
-        self.eos_ids = (tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>"))
+        end_tokens = ("<|im_end|>", "<|endoftext|>")
+        token_ids = check_special_tokens(tokenizer, (PLACEHOLDER, *end_tokens), name, "fetch the base weights again")
+        self.placeholder_id = token_ids[PLACEHOLDER]
+        self.eos_ids = tuple(token_ids[token] for token in end_tokens)
         self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids)
         self._extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins, sampling_rate=16000)
 
@@ -89,7 +115,7 @@ class Embedded:
         return connector
 
     def audio_tokens(self, samples: int) -> int:
-        """By the connector; the shipped one's are summary tokens and leads, and one per started 320 ms.
+        """Number of audio tokens of a clip; see the connector's `token_count`.
 
         Raises:
             AudioError: if the clip is empty or longer than 30 s.
@@ -97,92 +123,114 @@ class Embedded:
         if not 0 < samples <= num_samples(self.spec.max_s, self.spec.sample_rate):
             length_s = seconds(samples, self.spec.sample_rate)
             raise AudioError(
-                f"clip lasts {length_s:.2f} s, {self.name} hears up to {self.spec.max_s:.0f} s; "
+                f"clip lasts {length_s:.2f} s, {self.name} takes up to {self.spec.max_s:.0f} s; "
                 "cut it, or choose long_audio: truncate or chunk"
             )
-        return self._connector.tokens(whisper.states(samples))
+        return self._connector.token_count(whisper.state_count(samples))
 
     def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
-        """What the connector reads of each clip; of the shipped one `(layers, 2 + windows, dim)`, see
-        `projector.pool_states`."""
+        """The states of each clip that the connector needs, on the CPU or the encoder's device.
+
+        Returns:
+            For each clip the connector's `reduce_states`; for the shipped one `(layers, 2 + windows, dim)`.
+        """
         if not waveforms:
             return []
         window_s = None if self.trims_padding else self.spec.max_s
-        mels = [whisper.log_mel(wave, self._extractor, window_s=window_s) for wave in waveforms]
-        heard = whisper.layer_states(self.module.encoder, mels)
-        real = [whisper.states(len(wave)) for wave in waveforms]
-        return [self._connector.kept(layers[:, :n].float()) for layers, n in zip(heard, real, strict=True)]
+        mels = [whisper.log_mel(waveform, self._extractor, window_s=window_s) for waveform in waveforms]
+        layer_states = whisper.layer_states(self.module.encoder, mels)
+        counts = [whisper.state_count(len(waveform)) for waveform in waveforms]
+        return [
+            self._connector.reduce_states(layers[:, :count].float())
+            for layers, count in zip(layer_states, counts, strict=True)
+        ]
 
-    def project_audio(self, heard: Sequence[Tensor]) -> list[Tensor]:
-        """Embeddings of each clip, `(audio_seq, dim)`."""
+    def project_audio(self, encoder_states: Sequence[Tensor]) -> list[Tensor]:
+        """Audio embeddings of each clip, `(audio_seq, dim)`, from the result of `encode_audio`."""
         device = next(self.module.connector.parameters()).device
-        connected: list[Tensor] = self.module.connector([clip.to(device) for clip in heard])
-        return connected
+        embeddings: list[Tensor] = self.module.connector([states.to(device) for states in encoder_states])
+        return embeddings
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Text embeddings `(seq, dim)`."""
+        """Text embeddings, `(seq, dim)`."""
         table = self.module.decoder.embed_tokens
         embedded: Tensor = table(ids.to(table.weight.device))
         return embedded
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
-        """Decoder states `(seq, dim)`."""
+        """Hidden states of the decoder, `(seq, dim)`; see `AudioLM`."""
         return attention.decode_packed(self.module.decoder, embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores over the vocabulary; the head is the embedding table."""
-        scores: Tensor = self.module.head(hidden)
-        return scores
+        """Logits over the vocabulary, `(seq, vocab)`."""
+        logits: Tensor = self.module.head(hidden)
+        return logits
 
     def save(self, folder: Path) -> None:
-        """Write what training changed, with what `load` checks: connector, LoRA, and weights of encoder and decoder
-        that were trained in full (LoRA upon them merged in)."""
+        """Write what training changed: the connector, LoRA, and encoder and decoder weights that were trained in full.
+
+        LoRA on weights that were also trained in full is merged into them. A marker file records the base weights,
+        trimming and the connector, which `load` reads.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        state = {
+        tensors = {
             f"connector.{name}": value.detach().contiguous()
             for name, value in self.module.connector.state_dict().items()
         }
         trained = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
-        full_weights = self.full_weights | {name for name in trained if ".lora_" not in name and not name.startswith("connector.")}
-        state |= {
+        full_weights = self.full_weights | {
+            name for name in trained if ".lora_" not in name and not name.startswith("connector.")
+        }
+        tensors |= {
             name: value
             for name, value in lora.concatenate_ranks(self.merged_lora, lora.collect(self.module)).items()
             if f"{name.rpartition('.lora_')[0]}.weight" not in full_weights
         }
         if full_weights:
             merged = checkpoint.merged_state_dict(self.module)
-            state |= {name: merged[name].float() for name in full_weights}
-        save_file(state, folder / "trained.safetensors")
-        marks = {"family": "embedded", "base": base_weights.BASE, "trim": self.trims_padding, "connector": asdict(self.connector_spec)}
-        (folder / MARKER).write_text(json.dumps(marks, indent=1) + "\n")
+            tensors |= {name: merged[name].float() for name in full_weights}
+        save_file(tensors, folder / "trained.safetensors")
+        marker = {
+            "family": "embedded",
+            "base": base_weights.BASE,
+            "trim": self.trims_padding,
+            "connector": asdict(self.connector_spec),
+        }
+        (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
 
 
 def load(
     weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool | None = None
 ) -> Embedded:
-    """The model as shipped, or with the trained part found in `weights`.
+    """Load the model as shipped, or with the trained part in a folder.
 
     Args:
-        weights: Folder with `trained.safetensors`; None is the package's own.
-        device: Where to put it.
-        dtype: Of encoder and decoder; the connector stays in float32.
-        trim: Hear only frames that exist; None is as the checkpoint was trained, anything else is for measuring.
+        weights: Folder with `trained.safetensors`; None is that of the package.
+        device: Device of the model.
+        dtype: Dtype of encoder and decoder; the connector stays in float32.
+        trim: True encodes real frames only, False pads clips; None is as the checkpoint was trained. Another value
+            than that is for measurements.
     Raises:
-        ModelError: if there is no trained part, or it does not fit.
+        ModelError: if there is no trained part, or it does not fit the base weights.
     """
     folder = weights or preload.ASSETS
-    trimmed = bool(_marks(folder).get("trim", True)) if trim is None else trim
-    return _build(preload.load_weights(folder), "embedded", device, dtype, trimmed, connector_spec=read_connector_spec(folder))
+    trimmed = bool(_read_marker(folder).get("trim", True)) if trim is None else trim
+    return _build(
+        preload.load_weights(folder), "embedded", device, dtype, trimmed, connector_spec=read_connector_spec(folder)
+    )
 
 
 def load_aligned(
     weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool | None = None
 ) -> Embedded:
-    """The shipped model as it was before it was tuned on questions: it recognises, but has seen no options and hardly
-    the answer format, which is where reinforcement learning starts. See `load`."""
+    """Load the shipped model as it was before its second stage; the arguments are those of `load`.
+
+    It recognises sounds, but has not been trained on options and hardly on the answer format, which makes it a starting
+    point for reinforcement learning.
+    """
     if weights is not None:
-        raise ModelError("embedded-aligned takes no weights; name embedded for a trained part")
-    trimmed = bool(_marks(preload.ASSETS).get("trim", True)) if trim is None else trim
+        raise ModelError("embedded-aligned takes no weights; name embedded to load a trained part")
+    trimmed = bool(_read_marker(preload.ASSETS).get("trim", True)) if trim is None else trim
     return _build(preload.load_weights(preload.ASSETS, aligned=True), "embedded-aligned", device, dtype, trimmed)
 
 
@@ -190,20 +238,20 @@ def load_untrained(
     *, device: str = "cpu", seed: int = 0, dtype: torch.dtype = torch.float32, trim: bool = False,
     connector_spec: ConnectorSpec | None = None, pretrained_decoder: bool = True,
 ) -> Embedded:  # fmt: skip
-    """Base weights with an untrained connector: where `recipes/embedded.yaml` starts.
+    """The base weights with an untrained connector, which recipe `embedded` starts from.
 
     Args:
-        device: Where to put it.
-        seed: Of what is drawn at random.
-        dtype: Of encoder and decoder.
-        trim: Hear only frames that exist; else padded, as Whisper was trained.
-        connector_spec: Of the connector; None is the shipped one's kind.
-        read_before: False draws the decoder at random, as transformers starts one.
+        device: Device of the model.
+        seed: Seed of the random weights.
+        dtype: Dtype of encoder and decoder; the connector stays in float32.
+        trim: True encodes real frames only, False pads clips to 30 s, as in Whisper's training.
+        connector_spec: Which connector to build; None is the kind that ships.
+        pretrained_decoder: False initialises the decoder at random, as transformers does.
     """
     weights = preload.load_weights(None)
     if connector_spec is not None or not pretrained_decoder:
-        drawn = f"{connector_spec or ConnectorSpec()}{'' if pretrained_decoder else '-random'}-{seed}"
-        weights = replace(weights, revision=f"{weights.revision}-{drawn}")
+        choices = f"{connector_spec or ConnectorSpec()}{'' if pretrained_decoder else '-random'}-{seed}"
+        weights = replace(weights, revision=f"{weights.revision}-{choices}")
     return _build(weights, "embedded-blank", device, dtype, trim, seed, connector_spec, pretrained_decoder)
 
 
@@ -211,12 +259,29 @@ def load_blank(
     weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool = False,
     connector: Mapping[str, Any] | None = None, decoder_init: str = "pretrained", seed: int = 0,
 ) -> Embedded:  # fmt: skip
-    """`blank` for the table of models, by the words of a recipe (`config.ModelConfig`)."""
+    """`load_untrained` with the arguments of a recipe's `model` section.
+
+    Args:
+        weights: Must be None.
+        device: Device of the model.
+        dtype: Dtype of encoder and decoder.
+        trim: See `load_untrained`.
+        connector: Fields of a `ConnectorSpec`; None is the kind that ships.
+        decoder_init: "pretrained", or "random" for random weights.
+        seed: Seed of the random weights.
+    Raises:
+        ModelError: if weights are given, or the connector is unknown.
+    """
     if weights is not None:
-        raise ModelError("embedded-blank takes no weights; name embedded for a trained part")
+        raise ModelError("embedded-blank takes no weights; name embedded to load a trained part")
     connector_spec = parse_connector_spec(connector) if connector is not None else None
     return load_untrained(
-        device=device, seed=seed, dtype=dtype, trim=trim, connector_spec=connector_spec, pretrained_decoder=decoder_init == "pretrained"
+        device=device,
+        seed=seed,
+        dtype=dtype,
+        trim=trim,
+        connector_spec=connector_spec,
+        pretrained_decoder=decoder_init == "pretrained",
     )
 
 
@@ -226,34 +291,50 @@ def read_connector_spec(folder: Path) -> ConnectorSpec:
     Raises:
         ModelError: if this version does not know it.
     """
-    return parse_connector_spec(_marks(folder).get("connector"))
+    return parse_connector_spec(_read_marker(folder).get("connector"))
 
 
-def _marks(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; those that say nothing, as the shipped one, were trained trimmed and with the
-    shipped connector."""
-    marker = folder / MARKER
-    marks: dict[str, Any] = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
-    return marks
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """The marker file of a checkpoint; empty if there is none, as for the shipped checkpoint (trimmed clips)."""
+    path = folder / MARKER
+    marker: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return marker
 
 
 def _build(
     weights: preload.EmbeddedWeights, name: str, device: str, dtype: torch.dtype, trim: bool, seed: int = 0,
     connector_spec: ConnectorSpec | None = None, pretrained_decoder: bool = True,
 ) -> Embedded:  # fmt: skip
+    """Build the model from its weights.
+
+    Args:
+        weights: Weights of all parts.
+        name: Name of the model.
+        device: Device of the model.
+        dtype: Dtype of encoder and decoder.
+        trim: True encodes real frames only.
+        seed: Seed of weights that are random.
+        connector_spec: Which connector to build; None is the kind that ships.
+        pretrained_decoder: False initialises the decoder at random.
+    Raises:
+        ModelError: if the weights do not fit the connector.
+    """
     base = base_weights.base_folder()
     sizes = json.loads((base / "encoder.json").read_text())
-    config = LlamaConfig(**_llama(json.loads((base / "decoder.json").read_text())))
+    config = LlamaConfig(**_llama_config(json.loads((base / "decoder.json").read_text())))
     config._attn_implementation = attention.IMPLEMENTATION
     with torch.device("meta"):
         encoder, decoder = whisper.build_encoder(sizes), LlamaModel(config)
     decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
-    connector = build_connector(connector_spec or ConnectorSpec(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size)
+    connector = build_connector(
+        connector_spec or ConnectorSpec(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size
+    )
     if not pretrained_decoder:
-        drawn = LlamaModel(config).state_dict()
-        weights = replace(weights, decoder=drawn, full_weights=frozenset(f"decoder.{name}" for name in drawn))
+        decoder_weights = LlamaModel(config).state_dict()
+        full_weights = frozenset(f"decoder.{name}" for name in decoder_weights)
+        weights = replace(weights, decoder=decoder_weights, full_weights=full_weights)
     torch.set_rng_state(generator_state)
     encoder.load_state_dict(weights.encoder, assign=True)
     decoder.load_state_dict(weights.decoder, assign=True)
@@ -264,7 +345,7 @@ def _build(
             raise ModelError(
                 f"trained part does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
             ) from error
-    for part in (encoder, decoder):  # by parameter: rotary frequencies, a buffer, stay exact
+    for part in (encoder, decoder):  # parameters only: rotary frequencies, a buffer, stay exact
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
@@ -275,6 +356,7 @@ def _build(
     )  # fmt: skip
 
 
-def _llama(sizes: dict[str, Any]) -> dict[str, Any]:
+def _llama_config(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of transformers' `LlamaConfig` from the sizes stored with the base weights."""
     theta = sizes.pop("rope_theta")
     return sizes | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "tie_word_embeddings": True}

@@ -1,9 +1,11 @@
-"""Attention over a forest, given to transformers' own decoder classes as an attention function.
+"""Attention over packed token trees, plugged into transformers' own decoder classes as an attention implementation.
 
-`decode` of every family passes an `Attend` through the model; each attention layer hands its queries, keys and values
-to it. Whole trees (training) go through `TreeAttention`; a growing tree (sampling) through `engine.local`'s cache. Both
-are exact. Whole trees have two kernels: dense masks, one a tree (any device; the yardstick), and FlexAttention's block
-masks (`flex.py`; on CUDA, for packs of some length).
+`AudioLM.decode` passes an `AttentionFn` through the model, and every attention layer calls it with its queries, keys
+and values. Training and scoring use `TreeAttention` on whole trees; sampling uses the KV caches of `engine.kv_cache`
+and `engine.static_cache`, which are also `AttentionFn`s. All of them are exact.
+
+Whole trees have two kernels: dense masks, one per tree (any device; the reference), and FlexAttention's block masks
+(`models.parts.flex`; on CUDA).
 """
 
 from typing import Literal, Protocol, runtime_checkable
@@ -22,11 +24,20 @@ IMPLEMENTATION = "earwise_forest"
 
 @runtime_checkable
 class AttentionFn(Protocol):
-    """What a layer's attention does with `(1, heads, seq, head_dim)` queries and `(1, kv_heads, seq, head_dim)` keys
-    and values."""
+    """Computes the attention of one layer over packed tokens."""
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        """Return `(1, heads, seq, head_dim)`."""
+        """Attend.
+
+        Args:
+            layer: Index of the decoder layer.
+            queries: `(1, heads, seq, head_dim)`.
+            keys: `(1, kv_heads, seq, head_dim)`.
+            values: `(1, kv_heads, seq, head_dim)`.
+            scale: Factor on the dot products.
+        Returns:
+            `(1, heads, seq, head_dim)`.
+        """
         ...
 
 
@@ -34,37 +45,39 @@ Kernel = Literal["dense", "flex"]
 
 
 class TreeAttention:
-    """Every token of a packed forest attends to its ancestors and its own past; trees never see each other.
+    """Every token of a packed forest attends to itself and its ancestors; trees never see each other.
 
     Args:
-        forest: What was packed.
-        kernel: `dense` or `flex`; None takes `flex` on CUDA where its compiler is there, `dense` elsewhere.
+        forest: Packed trees.
+        kernel: `dense` or `flex`; None uses `flex` on CUDA if its compiler (Triton) is available, `dense` otherwise.
     """
 
     def __init__(self, forest: Forest, kernel: Kernel | None = None) -> None:
         self._forest = forest
-        self.kernel: Kernel = kernel or _fitting(forest)
+        self.kernel: Kernel = kernel or _default_kernel(forest)
         self._flex: AttentionFn | None = None
-        self._trees: list[tuple[int, int, Tensor]] = []
+        self._tree_masks: list[tuple[int, int, Tensor]] = []
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-        if self.kernel == "flex" and queries.shape[-1] >= flex.NARROWEST:
+        """See `AttentionFn`."""
+        if self.kernel == "flex" and queries.shape[-1] >= flex.MIN_HEAD_DIM:
             self._flex = self._flex or flex.BlockSparseAttention(self._forest, compiled=queries.is_cuda)
             return self._flex(layer, queries, keys, values, scale)
-        self._trees = self._trees or _masks(self._forest)
+        self._tree_masks = self._tree_masks or _dense_masks(self._forest)
         out = [
             attend(queries[:, :, start:stop], keys[:, :, start:stop], values[:, :, start:stop], mask, scale)
-            for start, stop, mask in self._trees
+            for start, stop, mask in self._tree_masks
         ]
         return out[0] if len(out) == 1 else torch.cat(out, 2)
 
 
-def _fitting(forest: Forest) -> Kernel:
+def _default_kernel(forest: Forest) -> Kernel:
+    """The kernel for the forest's device."""
     return "flex" if forest.ids.is_cuda and has_triton() else "dense"
 
 
-def _masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
-    """Start, end and dense visibility of each tree."""
+def _dense_masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
+    """Start, end and dense attention mask of each tree."""
     masks = []
     for start, stop in zip(forest.tree_offsets, forest.tree_offsets[1:], strict=False):
         index = torch.arange(start, stop, device=forest.ids.device)
@@ -75,7 +88,16 @@ def _masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Scaled dot-product attention with grouped key/value heads; the mask is boolean (True: seen) or a bias."""
+    """Scaled dot-product attention with grouped key/value heads.
+
+    Args:
+        queries: `(batch, heads, queries, head_dim)`.
+        keys: `(batch, kv_heads, keys, head_dim)`.
+        values: `(batch, kv_heads, keys, head_dim)`.
+        mask: True where a query sees a key, or an additive bias; broadcast to `(batch, heads, queries, keys)`. None
+            lets every query see every key.
+        scale: Factor on the dot products.
+    """
     return scaled_dot_product_attention(
         queries, keys, values, mask, scale=scale, enable_gqa=queries.shape[1] != keys.shape[1]
     )
@@ -86,6 +108,7 @@ def _forest_attention(
     scaling: float | None = None, *,
     attend_with: AttentionFn, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention interface: hands the call of a layer to the `AttentionFn` given to the model."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return attend_with(module.layer_idx, query, key, value, scale).transpose(1, 2).contiguous(), None  # type: ignore[arg-type]
 
@@ -99,10 +122,10 @@ def decode_packed(decoder: torch.nn.Module, embeddings: Tensor, positions: Tenso
     Args:
         decoder: A text model whose `config._attn_implementation` is `IMPLEMENTATION`.
         embeddings: `(seq, dim)`.
-        positions: `(seq,)` depth of each token.
-        attend_with: Attention over the pack.
+        positions: Position of each token in its own sequence, `(seq,)`.
+        attend_with: Attention over the packed tokens.
     Returns:
-        `(seq, dim)` after the final norm.
+        Hidden states after the final norm, `(seq, dim)`.
     """
     out = decoder(
         inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False, attend_with=attend_with

@@ -1,13 +1,14 @@
-"""A forest's attention as FlexAttention block masks, for CUDA: work in proportion to what is seen, no dense mask.
+"""Block-sparse attention over packed token trees, as FlexAttention block masks for CUDA.
 
-Token q sees token k iff `k <= q < ends[k]` (entry and exit of a depth-first walk, `forest.py`). What a token is seen by
-is one interval, so a block of keys needs two numbers to be judged: the largest of its exits (does any query of a later
-block see any of its keys?) and the smallest (do all see all?). The block mask of a pack comes from a minimum and a
-maximum a block; no `(seq, seq)` tensor exists. Only blocks that are partly seen evaluate the test token by token.
+Query q sees key k if and only if `k <= q < subtree_ends[k]` (see `earwise.forest`). The queries that see one key thus
+form an interval, and a block of keys is classified by two numbers, the largest and the smallest of its subtree ends: is
+any of its keys seen by a given later block of queries, and are all of them? So the block mask of a pack takes one
+minimum and one maximum per block of keys; no `(seq, seq)` tensor is ever made, and the work is in proportion to the
+attended pairs. Only blocks that are partly visible evaluate the condition for every pair.
 
-Packs are filled up to a power of two, so that a handful of shapes is compiled once each; a filler token sees itself.
+Packs are padded to a power of two, so that a handful of shapes is compiled once each; a padding token sees itself.
 
-Source: the test is `forest.Forest.attention_mask`'s; kernels are torch's (FlexAttention, arXiv:2412.05496).
+Source: FlexAttention (arXiv:2412.05496) as implemented in torch. The condition is that of `Forest.attention_mask`.
 """
 
 from collections.abc import Callable
@@ -22,87 +23,89 @@ from torch.nn.functional import pad
 from earwise.forest import Forest
 
 BLOCK = 128
-SHORTEST = 1024
-"""Shorter packs are filled up to this: one compiled shape instead of four."""
-SHAPES = 32
-"""Compiled variants that are kept: lengths, times with and without gradient."""
-NARROWEST = 16
-"""Smallest width of a head that the CUDA kernels take."""
+"""Tokens per block of queries and of keys."""
+MIN_LENGTH = 1024
+"""Shorter packs are padded to this length, so that they share one compiled shape instead of four."""
+MAX_COMPILED_VARIANTS = 32
+"""Number of compiled variants to keep (lengths, each with and without gradients)."""
+MIN_HEAD_DIM = 16
+"""Smallest head dimension that the CUDA kernels support."""
 
 
-def filled(length: int, shortest: int = SHORTEST) -> int:
-    """Length of a pack after filling up: the next power of two, at least `shortest`.
+def padded_length(length: int, min_length: int = MIN_LENGTH) -> int:
+    """Length of a pack after padding: the next power of two, at least `min_length`.
 
-    >>> filled(300), filled(1024), filled(5000), filled(5, shortest=128)
+    >>> padded_length(300), padded_length(1024), padded_length(5000), padded_length(5, min_length=128)
     (1024, 1024, 8192, 128)
     """
-    return max(shortest, 1 << (length - 1).bit_length())
+    return max(min_length, 1 << (length - 1).bit_length())
 
 
-def block_mask(ends: Int[Tensor, "*seq"], block: int = BLOCK) -> BlockMask:
-    """Which blocks of keys each block of queries sees, from the exits alone.
+def block_mask(subtree_ends: Int[Tensor, "*seq"], block: int = BLOCK) -> BlockMask:
+    """The blocks of keys that each block of queries sees.
 
     Args:
-        ends: Exclusive end of each token's subtree; a whole number of blocks.
-        block: Tokens of a block.
+        subtree_ends: One past the last descendant of each token; a whole number of blocks.
+        block: Tokens per block.
     Raises:
-        ValueError: if the length is no multiple of `block`.
+        ValueError: if the length is not a multiple of `block`.
     """
-    if len(ends) % block:
-        raise ValueError(f"{len(ends)} tokens are no whole number of blocks of {block}; fill the pack up")
-    count = len(ends) // block
-    exits = ends.view(count, block)
-    first = torch.arange(count, device=ends.device) * block
-    earlier = first[None, :] < first[:, None]  # (query block, key block)
-    whole = earlier & (exits.amin(1)[None, :] >= first[:, None] + block)
-    some = earlier & (exits.amax(1)[None, :] > first[:, None]) & ~whole
-    some |= torch.eye(count, dtype=torch.bool, device=ends.device)
+    if len(subtree_ends) % block:
+        raise ValueError(f"{len(subtree_ends)} tokens are not a multiple of the block size {block}; pad the pack")
+    count = len(subtree_ends) // block
+    ends_by_block = subtree_ends.view(count, block)
+    first_token = torch.arange(count, device=subtree_ends.device) * block
+    is_earlier = first_token[None, :] < first_token[:, None]  # (query block, key block)
+    fully_visible = is_earlier & (ends_by_block.amin(1)[None, :] >= first_token[:, None] + block)
+    partly_visible = is_earlier & (ends_by_block.amax(1)[None, :] > first_token[:, None]) & ~fully_visible
+    partly_visible |= torch.eye(count, dtype=torch.bool, device=subtree_ends.device)
 
-    # A lambda, for torch traces it: the shape checks that tests put around named functions do not trace.
+    # A lambda, because torch traces it, and the shape checks that tests put around named functions cannot be traced.
     return BlockMask.from_kv_blocks(
-        *_listed(some),
-        *_listed(whole),
+        *_block_lists(partly_visible),
+        *_block_lists(fully_visible),
         BLOCK_SIZE=block,
-        mask_mod=lambda batch, head, query, key: (key <= query) & (query < ends[key]),
+        mask_mod=lambda batch, head, query, key: (key <= query) & (query < subtree_ends[key]),
     )
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row the number of True, and the columns with those first, as the kernels read them."""
+def _block_lists(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the number of True entries, and the column indices with those first, as the kernels read them."""
     columns = torch.argsort(blocks.int(), dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], columns.to(torch.int32)[None, None].contiguous()
 
 
 class BlockSparseAttention:
-    """`Attend` for a whole packed forest through FlexAttention; trees never see each other by the same test.
+    """The `AttentionFn` of a whole packed forest with FlexAttention.
 
     Args:
-        forest: What was packed.
-        compiled: True for the fused kernels (CUDA); False runs torch's plain implementation of the same call, on any
-            device and without gradients on a CPU: for tests.
-        shortest: See `filled`.
+        forest: Packed trees.
+        compiled: True uses the fused CUDA kernels; False uses torch's eager implementation of the same call, on any
+            device (on a CPU without gradients), for tests.
+        min_length: See `padded_length`.
     """
 
-    def __init__(self, forest: Forest, *, compiled: bool = True, shortest: int = SHORTEST) -> None:
-        self._fill = filled(len(forest), shortest) - len(forest)
-        fillers = torch.arange(len(forest), len(forest) + self._fill, device=forest.subtree_ends.device) + 1
-        self._mask = block_mask(torch.cat([forest.subtree_ends, fillers]), min(BLOCK, shortest))
+    def __init__(self, forest: Forest, *, compiled: bool = True, min_length: int = MIN_LENGTH) -> None:
+        self._padding = padded_length(len(forest), min_length) - len(forest)
+        padding_ends = torch.arange(len(forest), len(forest) + self._padding, device=forest.subtree_ends.device) + 1
+        self._mask = block_mask(torch.cat([forest.subtree_ends, padding_ends]), min(BLOCK, min_length))
         self._run: Callable[..., Tensor] = flex_attention
         if compiled:
             self._run = _compiled()
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        """See `AttentionFn`."""
         length = queries.shape[2]
-        if self._fill:
-            queries, keys, values = (pad(part, (0, 0, 0, self._fill)) for part in (queries, keys, values))
+        if self._padding:
+            queries, keys, values = (pad(tensor, (0, 0, 0, self._padding)) for tensor in (queries, keys, values))
         grouped = queries.shape[1] != keys.shape[1]
-        mixed: Tensor = self._run(queries, keys, values, block_mask=self._mask, scale=scale, enable_gqa=grouped)
-        return mixed[:, :, :length]
+        attended: Tensor = self._run(queries, keys, values, block_mask=self._mask, scale=scale, enable_gqa=grouped)
+        return attended[:, :, :length]
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    """Torch's compiled FlexAttention, one for the process."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES)
+    """torch's compiled FlexAttention, one per process."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_VARIANTS)
     fused: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
     return fused

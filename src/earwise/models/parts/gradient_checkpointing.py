@@ -1,8 +1,8 @@
-"""Activation checkpointing: a layer keeps its input only and is computed again in the backward pass.
+"""Gradient (activation) checkpointing: a layer stores only its input and is recomputed in the backward pass.
 
-For stages whose activations do not fit (`stages.N.gradient_checkpointing`). It works on transformers' own layers, which
-ask in their forward whether they are to be recomputed; only in training mode, so sampling and the reference pass cost
-what they did.
+For stages whose activations do not fit into memory (`gradient_checkpointing` in a recipe). It uses the support built
+into transformers' layers, which recompute in training mode only, so sampling and the reference pass cost the same as
+before.
 """
 
 from functools import partial
@@ -15,18 +15,18 @@ from earwise.errors import ModelError
 
 
 def enable_gradient_checkpointing(module: nn.Module) -> int:
-    """Switch recomputation on, in place, for every layer that knows how; the gradients stay the same.
+    """Enable checkpointing for every layer that supports it, in place. Gradients stay the same.
 
     Args:
-        module: A model with transformers' decoder (and encoder) layers inside.
+        module: A model that contains transformers' decoder (and encoder) layers.
     Returns:
         Number of layers.
     Raises:
-        ModelError: if there is none.
+        ModelError: if no layer supports it.
     """
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
-        raise ModelError("gradient_checkpointing: this model has no layers that can be computed again; set it to false")
+        raise ModelError("gradient_checkpointing: no layer of this model supports recomputation; set it to false")
     for layer in layers:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         layer.gradient_checkpointing = True

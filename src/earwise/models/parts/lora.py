@@ -1,8 +1,7 @@
-"""LoRA matrices as plain tensors: collect them from a model that peft trains, stack them, merge them. Training itself
-is peft's.
+"""LoRA matrices as plain tensors: collect them from a PEFT model, concatenate them, and merge them into weights.
 
-Names are the weight's own with `.lora_A` or `.lora_B` behind it; `lora_scale` (alpha / r) is multiplied into B, so that
-a file needs no config.
+A pair of matrices is named after the weight that it changes, with `.lora_A` and `.lora_B` in place of `.weight`. The
+scale (alpha / r) is multiplied into B, so that a file of them needs no config. Training LoRA is left to PEFT.
 """
 
 from collections.abc import Mapping
@@ -13,23 +12,23 @@ from torch import Tensor, nn
 
 
 def is_plain_lora(layer: Any) -> bool:
-    """A peft layer with one adapter of the plain kind upon a plain linear layer."""
+    """True for a PEFT layer with a single LoRA (not DoRA) on an ordinary linear layer."""
     return type(layer.base_layer) is nn.Linear and list(layer.lora_A) == ["default"] and not layer.use_dora["default"]
 
 
 def collect(module: nn.Module) -> dict[str, Tensor]:
-    """LoRA matrices of all peft layers inside `module`, empty if there are none."""
-    state = {}
+    """The LoRA matrices of all PEFT layers inside a module, copied; empty if there are none."""
+    matrices = {}
     for name, layer in module.named_modules():
         if not hasattr(layer, "lora_A") or "default" not in layer.lora_A:
             continue
-        state[f"{name}.lora_A"] = layer.lora_A["default"].weight.detach().clone()
-        state[f"{name}.lora_B"] = (layer.lora_B["default"].weight * layer.scaling["default"]).detach().clone()
-    return state
+        matrices[f"{name}.lora_A"] = layer.lora_A["default"].weight.detach().clone()
+        matrices[f"{name}.lora_B"] = (layer.lora_B["default"].weight * layer.scaling["default"]).detach().clone()
+    return matrices
 
 
 def concatenate_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One LoRA that acts as the sum of two: ranks add up."""
+    """A LoRA that acts as the sum of two: their ranks are concatenated where both change a weight."""
     out = dict(first)
     for name, value in second.items():
         out[name] = (
@@ -38,21 +37,20 @@ def concatenate_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor])
     return {name: value.contiguous() for name, value in out.items()}
 
 
-def first_ranks(state: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """The first of two LoRAs that were `concatenate_ranks`."""
-    return {name: value[:rank] if name.endswith("lora_A") else value[:, :rank] for name, value in state.items()}
+def first_ranks(matrices: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The first `rank` ranks: undoes `concatenate_ranks` if `rank` is that of its first LoRA."""
+    return {name: value[:rank] if name.endswith("lora_A") else value[:, :rank] for name, value in matrices.items()}
 
 
 @torch.no_grad()
-def merge(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Add `B @ A` in place to the weights they belong to.
+def merge(weights: Mapping[str, Tensor], matrices: Mapping[str, Tensor]) -> None:
+    """Add `B @ A` to the weights that the matrices belong to, in place.
 
     Raises:
-        KeyError: if there is no such weight, or a matrix stands alone.
+        KeyError: if a weight does not exist, or one matrix of a pair is missing.
     """
-    for name, up in state.items():
+    for name, lora_b in matrices.items():
         if name.endswith(".lora_B"):
             stem = name.removesuffix(".lora_B")
-            weights[f"{stem}.weight"].addmm_(
-                up.to(weights[f"{stem}.weight"]), state[f"{stem}.lora_A"].to(weights[f"{stem}.weight"])
-            )
+            weight = weights[f"{stem}.weight"]
+            weight.addmm_(lora_b.to(weight), matrices[f"{stem}.lora_A"].to(weight))

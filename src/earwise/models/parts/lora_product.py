@@ -1,9 +1,9 @@
-"""A linear layer with LoRA as one operation, for training: fewer passes over the rows than peft's own sum of parts.
+"""A linear layer with LoRA as one autograd operation, for training: fewer passes over large tensors than in PEFT.
 
-peft computes `x W' + s (x A') B'` as separate operations, each with its own result and its own step backwards. Here the
-second product is added into the first where it lies, forward and backward, and the scale rides on it: two thin passes
-and no sum over `(rows, out)`. Numbers differ by rounding. Used for float32 (what LoRA is trained in), plain linear
-layers and one adapter; everything else stays peft's.
+PEFT computes `x W' + s (x A') B'` as separate operations, each with its own result and its own backward step. Here the
+second product is accumulated into the first in place, forward and backward, and the scale is applied within it: two
+products with few columns and no sum over `(rows, out)`. Results differ from PEFT's by rounding. It is used for float32
+(the dtype that LoRA is trained in), ordinary linear layers and a single LoRA; everything else stays with PEFT.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,21 @@ from earwise.models.parts import lora
 
 
 def fuse_lora_layers(module: nn.Module) -> int:
-    """Let every fitting peft layer inside `module` compute as one operation, in place; names and parameters stay.
+    """Replace the forward of every suitable PEFT layer inside a module, in place; names and parameters stay.
 
     Returns:
         Number of layers.
     """
-    found = 0
+    count = 0
     for layer in module.modules():
-        if hasattr(layer, "lora_A") and _fits(layer):
-            layer.forward = Fused(layer)  # type: ignore[method-assign]
-            found += 1
-    return found
+        if hasattr(layer, "lora_A") and _is_suitable(layer):
+            layer.forward = FusedLoraForward(layer)  # type: ignore[method-assign]
+            count += 1
+    return count
 
 
-def _fits(layer: Any) -> bool:
+def _is_suitable(layer: Any) -> bool:
+    """True for a plain LoRA layer without dropout and without a bias in B."""
     return (
         lora.is_plain_lora(layer)
         and isinstance(layer.lora_dropout["default"], nn.Identity)
@@ -38,49 +39,57 @@ def _fits(layer: Any) -> bool:
     )
 
 
-class Fused:
-    """Stands for the `forward` of one peft layer."""
+class FusedLoraForward:
+    """Replacement `forward` of one PEFT layer.
+
+    Args:
+        layer: The layer.
+    """
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._plain: Callable[..., Tensor] = type(layer).forward
+        self._original: Callable[..., Tensor] = type(layer).forward
 
-    def __call__(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
+    def __call__(self, rows: Tensor, *other_arguments: Any, **named_arguments: Any) -> Tensor:
+        """The output of the layer. Merged or disabled LoRA and other dtypes than float32 are left to PEFT."""
         layer = self._layer
         if layer.disable_adapters and not layer.merged:
             out: Tensor = layer.base_layer(rows)
             return out
         base = layer.base_layer
-        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        if layer.merged or not rows.dtype == base.weight.dtype == down.dtype == torch.float32:
-            return self._plain(layer, rows, *others, **named)
+        lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if layer.merged or not rows.dtype == base.weight.dtype == lora_a.dtype == torch.float32:
+            return self._original(layer, rows, *other_arguments, **named_arguments)
         flat = rows.reshape(-1, rows.shape[-1])
-        product = _Product.apply(flat, base.weight, base.bias, down, up, layer.scaling["default"])  # type: ignore[no-untyped-call]
+        product = LoraProduct.apply(flat, base.weight, base.bias, lora_a, lora_b, layer.scaling["default"])  # type: ignore[no-untyped-call]
         return product.view(*rows.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
-class _Product(torch.autograd.Function):
-    """`x W' + b + scale (x A') B'`; gradients for x, A and B, and for W and b where they are trained too."""
+class LoraProduct(torch.autograd.Function):
+    """`x W' + b + scale (x A') B'`, with gradients for x, A and B, and for W and b if they are trained too."""
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
-        thin = rows @ down.T
+        ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        """Compute the product for rows `(rows, in)`."""
+        low_rank = rows @ lora_a.T
         out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-        ctx.save_for_backward(rows, weight, down, up, thin)
+        ctx.save_for_backward(rows, weight, lora_a, lora_b, low_rank)
         ctx.scale = scale  # type: ignore[attr-defined]
-        return out.addmm_(thin, up.T, alpha=scale)
+        return out.addmm_(low_rank, lora_b.T, alpha=scale)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, down, up, thin = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        inner = (grad @ up).mul_(ctx.scale)
-        grad_rows = (grad @ weight).addmm_(inner, down) if wanted[0] else None
-        grad_weight = grad.T @ rows if wanted[1] else None
-        grad_bias = grad.sum(0) if wanted[2] else None
-        grad_down = inner.T @ rows if wanted[3] else None
-        grad_up = (grad.T @ thin).mul_(ctx.scale) if wanted[4] else None
-        return grad_rows, grad_weight, grad_bias, grad_down, grad_up, None
+        """Gradients of the arguments of `forward`; None where autograd needs none."""
+        rows, weight, lora_a, lora_b, low_rank = ctx.saved_tensors
+        needs_grad = ctx.needs_input_grad
+        grad_low_rank = (grad @ lora_b).mul_(ctx.scale)
+        grad_rows = (grad @ weight).addmm_(grad_low_rank, lora_a) if needs_grad[0] else None
+        grad_weight = grad.T @ rows if needs_grad[1] else None
+        grad_bias = grad.sum(0) if needs_grad[2] else None
+        grad_lora_a = grad_low_rank.T @ rows if needs_grad[3] else None
+        grad_lora_b = (grad.T @ low_rank).mul_(ctx.scale) if needs_grad[4] else None
+        return grad_rows, grad_weight, grad_bias, grad_lora_a, grad_lora_b, None

@@ -1,16 +1,17 @@
-"""The embedded model's connectors without attention: a learned mix of all encoder layers, one token per 320 ms, and a
-few summary tokens per clip (`LayerMix`, what ships); and the same rows through one projector (`Projector`).
+"""Connectors of the embedded model without attention: `LayerMix` (the one that ships) and `Projector`.
 
-Sound and music are read best from middle layers, language from the last, so the connector sees them all: layers are
-normalised, weighted by learned gates and projected together. Summary tokens see the mean and the deviation over time,
-as a linear probe would. `ridge_start` gives both a closed-form start: least squares from encoder states to the
-decoder's own word embeddings of the clip's labels. A learned lead stands before every summary token and before the
-frames; it starts as words (" Language:"), so that a decoder that has only ever read text finds its way at once.
+`LayerMix`: sound and music are best read from an encoder's middle layers, language from its last, so the connector sees
+all of them: layers are normalised, weighted by learned gates and projected together. It gives one token per 320 ms, and
+a few summary tokens per clip that see the mean and the standard deviation over time, as a linear probe would. A learned
+prefix ("lead") stands before every summary token and before the frame tokens. It is initialised with words
+(" Language:"), so that a decoder that has only read text understands its input from the start.
+`models.embedded.ridge_init` initialises the rest in closed form.
 
-`Projector` is what Mellow's ablation varies: the mean over time, then a token per window, each through a linear layer
-or Mellow's residual one (arXiv 2503.08540, released code; papers/mellow.md, section 2). Deviations: hidden states of
-the encoder in place of class posteriors, no dropout of one half, so that what was sampled and what is trained have the
-same probabilities.
+`Projector` is what Mellow's ablation varies: one token for the mean over time and one per window, each through a linear
+layer or Mellow's residual projection.
+
+Source: Mellow (arXiv:2503.08540) and its released code, for `ResidualProjection`. Deviations: hidden states of the
+encoder instead of class posteriors; no dropout, so that sampling and training see the same probabilities.
 """
 
 from collections.abc import Sequence
@@ -22,29 +23,49 @@ from torch import Tensor, nn
 
 
 def pool_states(layers: Float[Tensor, "layers states dim"], pool: int) -> Float[Tensor, "layers rows dim"]:
-    """What the connector reads of a clip: mean and deviation over time (2 rows), then the mean of every `pool`
-    states."""
+    """Pool encoder states over time: mean and standard deviation of the clip (two rows), then means of windows.
+
+    Args:
+        layers: Encoder states of a clip.
+        pool: States per window; the last window may be shorter.
+    """
     states = layers.shape[1]
-    windows = torch.arange(states, device=layers.device) // pool
-    rows = (windows == torch.arange(-(-states // pool), device=layers.device)[:, None]).to(layers)
-    # A product with these weights is several times faster than reductions over the middle dimension.
-    weights = torch.cat([rows.new_ones(1, states), rows])
+    window_of_state = torch.arange(states, device=layers.device) // pool
+    window_index = torch.arange(-(-states // pool), device=layers.device)
+    in_window = (window_of_state == window_index[:, None]).to(layers)
+    # One product with these weights is several times faster than reductions over the middle dimension.
+    weights = torch.cat([in_window.new_ones(1, states), in_window])
     means = (weights / weights.sum(1, keepdim=True)) @ layers
     deviation = ((weights[:1] / states) @ (layers - means[:, :1]).square_()).sqrt()
     return torch.cat([means[:, :1], deviation, means[:, 1:]], 1)
 
 
-class LayerMix(nn.Module):
-    """Pooled encoder layers -> `summary` tokens and one token per pooled window, in the decoder's width.
+def concat_weighted_layers(
+    rows: Float[Tensor, "layers rows dim"], clip_mean: Float[Tensor, "layers 1 dim"], gates: Float[Tensor, "*layers"]
+) -> Float[Tensor, "rows features"]:
+    """Scale each layer to unit standard deviation, weight it by its gate, and concatenate the layers.
 
     Args:
-        layers: Encoder layers read, the last so many (stem included).
-        dim: Encoder width.
-        out: Decoder width.
+        rows: States of the layers.
+        clip_mean: Mean state of the clip in each layer, whose standard deviation is the unit.
+        gates: Logits of the layers' weights; equal gates weight every layer with 1.
+    """
+    scale = clip_mean.std(-1, keepdim=True, correction=0) + 1e-6
+    weights = torch.softmax(gates, 0) * len(gates)
+    return rearrange(rows / scale * weights[:, None, None], "layers rows dim -> rows (layers dim)")
+
+
+class LayerMix(nn.Module):
+    """Pooled states of several encoder layers -> summary tokens and one token per window, in the decoder's width.
+
+    Args:
+        layers: Number of encoder layers to read, counted from the last (the convolutions' output counts as a layer).
+        dim: Width of the encoder.
+        out: Width of the decoder.
         summary: Number of summary tokens.
         rank: Width of the summary tokens' bottleneck.
-        lead: Tokens of each lead.
-        pool: Encoder states of a window.
+        lead: Number of tokens of each lead.
+        pool: Encoder states per window.
     """
 
     def __init__(
@@ -60,43 +81,53 @@ class LayerMix(nn.Module):
         self.leads = nn.Parameter(torch.randn(summary + 1, lead, out) * 0.1)
 
     @property
-    def fixed_tokens(self) -> int:
-        """Tokens in front of the frame tokens, whatever the clip's length."""
+    def num_fixed_tokens(self) -> int:
+        """Number of tokens before the frame tokens, for clips of any length."""
         summary, lead = len(self.summary), self.leads.shape[1]
         return summary * (lead + 1) + lead
 
-    def kept(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
-        """See `pool_states`."""
+    def reduce_states(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
+        """The part of a clip's encoder states that `forward` needs; see `pool_states`."""
         return pool_states(layers[-len(self.gates) :], self._pool)
 
-    def tokens(self, states: int) -> int:
-        """Of a clip of so many encoder states."""
-        return self.fixed_tokens - (-states // self._pool)
+    def token_count(self, states: int) -> int:
+        """Number of tokens of a clip with this many encoder states."""
+        return self.num_fixed_tokens - (-states // self._pool)
 
-    def mixed(self, heard: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
-        """All rows; row 1 (deviation) is only scaled."""
-        heard = heard.float()
-        return concat_weighted_layers(heard, heard[:, :1], self.gates)
+    def mix_layers(self, pooled: Float[Tensor, "layers rows dim"]) -> Float[Tensor, "rows features"]:
+        """The layers of a clip side by side: rows of mean, standard deviation, and windows."""
+        pooled = pooled.float()
+        return concat_weighted_layers(pooled, pooled[:, :1], self.gates)
 
-    def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
-        """Embeddings of some clips: each summary token behind its lead, the last lead, then one token per window."""
-        if not heard:
+    def forward(self, clips: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
+        """Audio embeddings of some clips.
+
+        Args:
+            clips: `reduce_states` of each clip.
+        Returns:
+            For each clip the summary tokens, each behind its lead; the last lead; one token per window.
+        """
+        if not clips:
             return []
-        rows = [self.mixed(clip) for clip in heard]
-        narrow = self.squeeze(torch.stack([row[:2].flatten() for row in rows]))
-        narrow = rearrange(narrow, "clips (summary rank) -> clips summary rank", summary=len(self.summary))
-        summary = torch.einsum("csr,sro->cso", narrow, self.summary) + self.summary_bias
-        led = torch.cat([self.leads[:-1].expand(len(rows), -1, -1, -1), summary[:, :, None]], 2).flatten(1, 2)
+        rows = [self.mix_layers(clip) for clip in clips]
+        squeezed = self.squeeze(torch.stack([row[:2].flatten() for row in rows]))
+        squeezed = rearrange(squeezed, "clips (summary rank) -> clips summary rank", summary=len(self.summary))
+        summary = torch.einsum("csr,sro->cso", squeezed, self.summary) + self.summary_bias
+        leads = self.leads[:-1].expand(len(rows), -1, -1, -1)
+        summary_with_leads = torch.cat([leads, summary[:, :, None]], 2).flatten(1, 2)
         frames = self.frames(torch.cat([row[2:] for row in rows])).split([len(row) - 2 for row in rows])
-        return [torch.cat([first, self.leads[-1], rest]) for first, rest in zip(led, frames, strict=True)]
+        return [
+            torch.cat([summary_tokens, self.leads[-1], frame_tokens])
+            for summary_tokens, frame_tokens in zip(summary_with_leads, frames, strict=True)
+        ]
 
 
 class ResidualProjection(nn.Module):
-    """Mellow's projector: a linear layer, and beside it a second one on its GELU; no biases, normed.
+    """Mellow's projector: `norm(W1 x + W2 gelu(W1 x))`, without biases.
 
     Args:
-        dim: Width of what it reads.
-        out: Width of what it gives.
+        dim: Width of the input.
+        out: Width of the output.
     """
 
     def __init__(self, dim: int, out: int) -> None:
@@ -108,21 +139,21 @@ class ResidualProjection(nn.Module):
         nn.init.xavier_uniform_(self.bent.weight)
 
     def forward(self, rows: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows out"]:
-        """Row by row."""
-        straight = self.straight(rows)
-        normed: Tensor = self.norm(straight + self.bent(nn.functional.gelu(straight)))
+        """Project each row."""
+        projected = self.straight(rows)
+        normed: Tensor = self.norm(projected + self.bent(nn.functional.gelu(projected)))
         return normed
 
 
 class Projector(nn.Module):
-    """A token for the clip's mean and one per window, all through the same layer.
+    """One token for the mean of a clip and one per window, all through the same projection.
 
     Args:
-        layers: Encoder layers read, the last so many (stem included).
-        dim: Encoder width.
-        out: Decoder width.
-        pool: Encoder states of a window.
-        residual: `Residual` in place of one linear layer with bias.
+        layers: Number of encoder layers to read, counted from the last (the convolutions' output counts as a layer).
+        dim: Width of the encoder.
+        out: Width of the decoder.
+        pool: Encoder states per window.
+        residual: True uses `ResidualProjection`, False a linear layer with bias.
     """
 
     def __init__(self, layers: int, dim: int, out: int, pool: int, *, residual: bool) -> None:
@@ -131,95 +162,18 @@ class Projector(nn.Module):
         self.gates = nn.Parameter(torch.zeros(layers))
         self.project = ResidualProjection(layers * dim, out) if residual else nn.Linear(layers * dim, out)
 
-    def kept(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
-        """Mean, then windows."""
+    def reduce_states(self, layers: Float[Tensor, "layers states dim"]) -> Float[Tensor, "read rows dim"]:
+        """The part of a clip's encoder states that `forward` needs: their mean, then the means of windows."""
         pooled = pool_states(layers[-len(self.gates) :], self._pool)
         return torch.cat([pooled[:, :1], pooled[:, 2:]], 1)
 
-    def tokens(self, states: int) -> int:
-        """Of a clip of so many encoder states."""
+    def token_count(self, states: int) -> int:
+        """Number of tokens of a clip with this many encoder states."""
         return 1 - (-states // self._pool)
 
-    def forward(self, heard: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
-        """Embeddings of some clips."""
-        if not heard:
+    def forward(self, clips: Sequence[Float[Tensor, "layers _ dim"]]) -> list[Float[Tensor, "_ out"]]:
+        """Audio embeddings of some clips, from `reduce_states` of each."""
+        if not clips:
             return []
-        rows = [concat_weighted_layers(clip.float(), clip[:, :1].float(), self.gates) for clip in heard]
+        rows = [concat_weighted_layers(clip.float(), clip[:, :1].float(), self.gates) for clip in clips]
         return list(self.project(torch.cat(rows)).split([len(row) for row in rows]))
-
-
-def concat_weighted_layers(
-    heard: Float[Tensor, "layers rows dim"], of_clip: Float[Tensor, "layers 1 dim"], gates: Float[Tensor, "*layers"]
-) -> Float[Tensor, "rows features"]:
-    """Layers brought to unit variance (that of `of_clip`, a row for the whole clip), weighted by the gates (all 1 at
-    the start) and laid side by side."""
-    level = of_clip.std(-1, keepdim=True, correction=0) + 1e-6
-    weights = torch.softmax(gates, 0) * len(gates)
-    return rearrange(heard / level * weights[:, None, None], "layers rows dim -> rows (layers dim)")
-
-
-@torch.no_grad()
-def ridge_init(
-    connector: LayerMix,
-    heard: Sequence[Tensor],
-    targets: Sequence[Float[Tensor, "clips out"]],
-    leads: Float[Tensor, "leads lead out"],
-    *,
-    strength: float = 2.0,
-) -> list[float]:
-    """Set a connector to the ridge regression from what is heard to target embeddings.
-
-    Args:
-        connector: Changed in place; `targets[0]` also starts the frame tokens.
-        heard: Pooled states per clip.
-        targets: One matrix per summary token; rows of NaN are clips without that label.
-        leads: Embeddings of the words that stand before each summary token and before the frames.
-        strength: Ridge penalty in units of the mean feature variance.
-    Returns:
-        Share of the targets' variance that each summary token explains on the clips given.
-    """
-    connector.leads.copy_(leads)
-    rows = [connector.mixed(clip) for clip in heard]
-    features = torch.stack([row[:2].flatten() for row in rows]).double()
-    explained = []
-    rank = connector.summary.shape[1]
-    squeeze = connector.squeeze.weight.unflatten(0, (len(connector.summary), rank))
-    for token, target in enumerate(targets):
-        known = ~target.isnan().any(1)
-        weight, bias, share = _ridge(features[known], target[known].double(), strength)
-        explained.append(share)
-        # The best rank-r map on these clips: project the fitted values on their leading directions.
-        _, _, right = torch.linalg.svd(
-            features[known] @ weight - (features[known] @ weight).mean(0), full_matrices=False
-        )
-        basis = right[:rank]
-        squeeze[token, : len(basis)] = (weight @ basis.T).T.to(squeeze)
-        squeeze[token, len(basis) :] = 0
-        connector.summary[token, : len(basis)] = basis.to(connector.summary)
-        connector.summary_bias[token] = bias.to(connector.summary_bias)
-    picks = [
-        (clip, row)
-        for clip in range(len(rows))
-        for row in range(2, len(rows[clip]), 3)
-        if not targets[0][clip].isnan().any()
-    ]
-    frame_features = torch.stack([rows[clip][row] for clip, row in picks]).double()
-    weight, bias, _ = _ridge(frame_features, torch.stack([targets[0][clip] for clip, _ in picks]).double(), strength)
-    connector.frames.weight.copy_(weight.T)
-    connector.frames.bias.copy_(bias)
-    return explained
-
-
-def _ridge(features: Tensor, target: Tensor, strength: float) -> tuple[Tensor, Tensor, float]:
-    """Weight (features, out), bias and explained share of a ridge regression, in the smaller of its two forms."""
-    mean, level = features.mean(0), target.mean(0)
-    x, y = features - mean, target - level
-    penalty = strength * float(x.square().mean()) * min(len(x), x.shape[1]) ** 0.5
-    if len(x) <= x.shape[1]:
-        gram = x @ x.T
-        weight = x.T @ torch.linalg.solve(gram + penalty * torch.eye(len(x), dtype=x.dtype), y)
-    else:
-        gram = x.T @ x
-        weight = torch.linalg.solve(gram + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
-    share = 1 - float((x @ weight - y).square().sum() / y.square().sum().clamp_min(1e-12))
-    return weight, level - mean @ weight, share

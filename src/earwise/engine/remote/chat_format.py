@@ -1,0 +1,79 @@
+"""The form of OpenAI's chat completions: prompts to messages with audio parts, and choices to completions.
+
+Pure functions between `engine.remote.client` and the JSON that it exchanges with a server.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from earwise.audio import encode_wav, waveform_sha256
+from earwise.engine.base import Prompt
+from earwise.engine.remote.address import AudioPart
+from earwise.engine.remote.openai_http import JsonObject
+from earwise.types import Completion, Text, Waveform
+
+
+def messages(prompt: Prompt, sample_rate: int, audio_part: AudioPart) -> list[JsonObject]:
+    """The messages of a conversation. A turn of one text has a plain string as content.
+
+    Args:
+        prompt: The conversation and its waveforms.
+        sample_rate: Sample rate of the waveforms, in Hz.
+        audio_part: Type of the message parts that hold audio.
+    """
+    waveforms = iter(prompt.waveforms)
+    conversation = []
+    for turn in prompt.turns:
+        parts = [
+            {"type": "text", "text": part.text}
+            if isinstance(part, Text)
+            else _audio_content(next(waveforms), sample_rate, audio_part)
+            for part in turn.parts
+        ]
+        is_plain_text = len(parts) == 1 and "text" in parts[0]
+        conversation.append({"role": turn.role, "content": parts[0]["text"] if is_plain_text else parts})
+    return conversation
+
+
+def _audio_content(waveform: Waveform, sample_rate: int, audio_part: AudioPart) -> JsonObject:
+    """The message part of a clip, as base64 of a 16-bit WAV file."""
+    data = base64.b64encode(encode_wav(waveform, sample_rate)).decode()
+    if audio_part == "audio_url":
+        return {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
+    return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def loggable(prompt: Prompt) -> list[Any]:
+    """The conversation as plain values, with the hash of each clip in place of its samples."""
+    hashes = map(waveform_sha256, prompt.waveforms)
+    return [
+        [turn.role, *(part.text if isinstance(part, Text) else {"sha256": next(hashes)} for part in turn.parts)]
+        for turn in prompt.turns
+    ]
+
+
+def fingerprint(value: object) -> str:
+    """Hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def text(choice: Mapping[str, Any]) -> str:
+    """Text of a choice. Reasoning that a server separated from the answer is put back before it, in <think> tags."""
+    message = choice["message"]
+    content = message.get("content") or message.get("refusal") or ""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return f"<think>{reasoning}</think>\n{content}" if isinstance(reasoning, str) and reasoning else content
+
+
+def completion(choice: Mapping[str, Any]) -> Completion:
+    """A choice of a response as a completion."""
+    tokens = (choice.get("logprobs") or {}).get("content") or ()
+    return Completion(
+        text(choice),
+        tuple(choice.get("token_ids") or ()),
+        tuple(float(token["logprob"]) for token in tokens),
+        "length" if choice.get("finish_reason") == "length" else "stop",
+    )
