@@ -35,8 +35,8 @@ from earwise.data.index import open_rows
 from earwise.data.manifest_path import STARTER
 from earwise.data.mixture import Mixture
 from earwise.datasets.checks import fingerprint
-from earwise.datasets.scan.decode_pool import scan
-from earwise.files import home, write_json
+from earwise.datasets.scan.clip_stats import scan_clips
+from earwise.files import cache_dir, write_json
 
 CLIP_S = 5.0
 QUESTIONS = 4  # rows a clip
@@ -100,10 +100,10 @@ def index_again(path: Path) -> dict[str, Any]:
     return {"open_s": opened, "ready_s": ready, "rows": len(rows), "drawn_rows_per_s": drawn / taken}
 
 
-def scan_clips(names: list[str], repeats: int) -> dict[str, Any]:
+def decode_clips(names: list[str], repeats: int) -> dict[str, Any]:
     """Decode, measure and fingerprint clips."""
     paths = (name for _ in range(repeats) for name in names)
-    found = list(scan(paths, WORKERS, fingerprint=fingerprint.sketch))
+    found = list(scan_clips(paths, WORKERS, analysis=fingerprint.sketch))
     assert not any(one.error for one in found), next(one.error for one in found if one.error)
     return {"clips": len(found)}
 
@@ -173,10 +173,10 @@ def main() -> None:
         first = measured("index_first", partial(index_first, path))
         result["index_first"] = first | {"rows_per_s": round(first["rows"] / first["seconds"])}
         result["index_again"] = measured("index_again", partial(index_again, path))
-        result["index_mb"] = round(sum(one.stat().st_size for one in home().rglob("*.npz")) / 2**20, 1)
+        result["index_mb"] = round(sum(one.stat().st_size for one in cache_dir().rglob("*.npz")) / 2**20, 1)
         (folder / "sound").mkdir()
         for kind, names in write_clips(folder / "sound", min(clips, 120)).items():
-            done = measured(f"scan {kind}", partial(scan_clips, names, -(-clips // len(names))))
+            done = measured(f"scan {kind}", partial(decode_clips, names, -(-clips // len(names))))
             done["clips_per_s"] = round(done["clips"] / done["seconds"], 1)
             done["cpu_ms_per_clip"] = round(1000 * done["cpu_s"] / done["clips"], 2)
             result[f"scan_{kind}"] = done

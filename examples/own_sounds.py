@@ -13,7 +13,8 @@ import yaml
 
 import earwise
 from earwise.data import manifest
-from earwise.datasets.labels import clip_questions, collection
+from earwise.datasets.labels import collection
+from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions
 
 RECIPE = {
     "recipe": "own-sounds",
@@ -35,7 +36,8 @@ def main(folder: Path, out: Path, steps: int = 20) -> dict[str, object]:
     """Build, train, measure; returns accuracy with its n, and the accuracy with silence in place of the audio."""
     clips, root = collection.load(folder)
     for split in ("train", "val"):
-        rows = clip_questions.build(clips, root=root, seed=1, tasks=("recognition",), split=split)
+        options = ClipQuestionOptions(seed=1, tasks=("recognition",), split=split)
+        rows = build_clip_questions(clips, root, options)
         manifest.write(out / f"{split}.jsonl", rows)
     recipe = out / "own-sounds.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE), encoding="utf-8")

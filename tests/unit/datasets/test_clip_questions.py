@@ -1,4 +1,4 @@
-"""Labelled clips become questions that need ears; collections in three forms are read."""
+"""Questions about labelled clips require the audio; collections in four formats are read."""
 
 import json
 import random
@@ -12,8 +12,9 @@ import pytest
 import earwise
 from earwise import cli
 from earwise.data import manifest
-from earwise.datasets.checks import check_examples
+from earwise.datasets.checks.text_baselines import bias
 from earwise.datasets.labels import clip_questions, collection, distractors, label_names, question_templates
+from earwise.datasets.labels.clip_questions import ClipQuestionOptions
 from earwise.errors import ConfigError, DataError
 
 ROOT = Path("collection")
@@ -38,7 +39,9 @@ def sounds():
 
 
 def build(rows, **settings):
-    return clip_questions.build(rows, root=ROOT, **{"seed": 0, **settings})
+    """Questions with the given options; `excluded` is the counter of what is not asked."""
+    excluded = settings.pop("excluded", None)
+    return clip_questions.build_clip_questions(rows, ROOT, ClipQuestionOptions(**settings), excluded)
 
 
 def voices(count=40):
@@ -46,13 +49,13 @@ def voices(count=40):
     rows = []
     for number in range(count):
         emotion, gender, language = people[number % 4]
-        known = {
+        fields = {
             "emotion": emotion,
             "gender": gender,
             "language": language,
             "text": f"Words {'abcdefghij'[number // 4]}.",
         }
-        rows.append(row(number, labels=[emotion], category="speech", **known))
+        rows.append(row(number, labels=[emotion], category="speech", **fields))
     return rows
 
 
@@ -68,8 +71,8 @@ def test_an_example_is_complete():
 def test_everything_follows_from_rows_and_seed_not_from_their_order():
     rows = sounds() + voices()
     shuffled = random.Random(1).sample(rows, len(rows))
-    rows = [one | {"path": f"{one['category']}/{one['path']}"} for one in rows]
-    shuffled = [one | {"path": f"{one['category']}/{one['path']}"} for one in shuffled]
+    rows = [item | {"path": f"{item['category']}/{item['path']}"} for item in rows]
+    shuffled = [item | {"path": f"{item['category']}/{item['path']}"} for item in shuffled]
     assert build(rows) == build(shuffled) != build(rows, seed=1)
     ids = [example.id for example in build(rows)]
     assert len(set(ids)) == len(ids)
@@ -85,50 +88,52 @@ def test_ids_follow_from_the_content():
 def test_distractors_are_drawn_as_often_as_they_are_answers():
     examples = build(sounds(), tasks=("recognition",), fields=("sound",))
     answers = Counter(example.answer[0] for example in examples)
-    listed = Counter(choice for example in examples for choice in example.choices)
-    assert listed == {name: 4 * count for name, count in answers.items()}
+    choices = Counter(choice for example in examples for choice in example.choices)
+    assert choices == {name: 4 * count for name, count in answers.items()}
     assert max(answers.values()) <= len(examples) / 4
     positions = Counter(example.choices.index(example.answer[0]) for example in examples)
     assert max(positions.values()) - min(positions.values()) <= 1
 
 
-def test_whatever_a_deaf_model_prefers_it_is_at_chance():
-    """Over seeds, for random preferences among names, and for the preference for the most frequent class."""
-    hits = total = 0
-    favoured = 0
+def test_a_model_without_audio_is_at_chance_whatever_it_prefers():
+    """For random preferences among names, and for a preference for the most frequent classes; over several seeds."""
+    random_hits = total = 0
+    frequency_hits = 0
     for seed in range(12):
-        taste = random.Random(seed)
-        liking = {label_names.display_name(name): taste.random() for name in SOUNDS}
+        rng = random.Random(seed)
+        preference = {label_names.display_name(name): rng.random() for name in SOUNDS}
         for example in build(sounds(), seed=seed, tasks=("recognition",), fields=("sound",)):
-            hits += max(example.choices, key=liking.__getitem__) == example.answer[0]
-            favoured += max(example.choices, key=lambda x: -list(SOUNDS).index(raw(x))) == example.answer[0]
+            random_hits += max(example.choices, key=preference.__getitem__) == example.answer[0]
+            frequency_hits += (
+                max(example.choices, key=lambda choice: -list(SOUNDS).index(label_of_name(choice))) == example.answer[0]
+            )
             total += 1
     spread = 3 * (0.25 * 0.75 / total) ** 0.5
-    assert total > 500 and abs(hits / total - 0.25) < spread and abs(favoured / total - 0.25) < spread
+    assert total > 500 and abs(random_hits / total - 0.25) < spread and abs(frequency_hits / total - 0.25) < spread
 
 
-def raw(name):
+def label_of_name(name):
     return next(label for label in SOUNDS if label_names.display_name(label) == name)
 
 
 def test_drawing_evenly_would_have_given_the_answers_away():
-    """The check sees the bias that balance removes: frequent answers, distractors even over classes."""
+    """The checks detect the bias that balancing removes: distractors drawn evenly, answers as frequent as classes."""
     rng = random.Random(0)
     names = [label_names.display_name(name) for name in SOUNDS]
     biased = []
     for example in build(sounds(), tasks=("open",), fields=("sound",)):
         others = rng.sample([name for name in names if name != example.answer[0]], 3)
-        listed = [example.answer[0], *others]
-        rng.shuffle(listed)
-        biased.append(replace(example, choices=tuple(listed)))
-    assert check_examples.bias(biased)["blind"]["low"] > 0.25
-    assert check_examples.bias(build(sounds(), tasks=("recognition",), fields=("sound",)))["blind"]["low"] <= 0.25
+        choices = [example.answer[0], *others]
+        rng.shuffle(choices)
+        biased.append(replace(example, choices=tuple(choices)))
+    assert bias(biased)["blind"]["low"] > 0.25
+    assert bias(build(sounds(), tasks=("recognition",), fields=("sound",)))["blind"]["low"] <= 0.25
 
 
 def test_yes_and_no_are_balanced_for_every_name():
     examples = build(sounds(), tasks=("yes_no",), fields=("sound",))
     counts = Counter((example.meta["asked"], example.answer[0]) for example in examples)
-    for name in {asked for asked, _ in counts}:
+    for name in {name for name, _ in counts}:
         assert counts[name, "yes"] == counts[name, "no"], name
     for example in examples:
         assert (example.meta["asked"] == example.meta["label"]) == (example.answer == ("yes",))
@@ -136,28 +141,28 @@ def test_yes_and_no_are_balanced_for_every_name():
 
 
 def test_options_come_from_the_same_field_and_split():
-    rows = voices() + [one | {"path": f"s/{one['path']}"} for one in sounds()]
-    rows += [one | {"path": f"v/{one['path']}", "split": "val", "labels": ["frog" if n % 2 else "cat"]}
-             for n, one in enumerate(sounds()[:8])]  # fmt: skip
+    rows = voices() + [item | {"path": f"s/{item['path']}"} for item in sounds()]
+    rows += [item | {"path": f"v/{item['path']}", "split": "val", "labels": ["frog" if n % 2 else "cat"]}
+             for n, item in enumerate(sounds()[:8])]  # fmt: skip
     kinds = {
         "emotion": {"angry", "happy", "sad", "disgusted"},
         "language": {"English", "German", "French", "Spanish"},
         "gender": {"man", "woman"},
     }
-    seen = Counter()
+    fields = Counter()
     for example in build(rows, tasks=("recognition",)):
-        seen[example.meta["field"]] += 1
+        fields[example.meta["field"]] += 1
         if example.meta["field"] in kinds:
             assert set(example.choices) <= kinds[example.meta["field"]]
         if example.meta["field"] == "sound":
             assert ({"frog", "cat"} == set(example.choices)) == (example.split == "val")
-    assert set(seen) == {"emotion", "language", "gender", "sound", "kind", "words"}
+    assert set(fields) == {"emotion", "language", "gender", "sound", "kind", "words"}
 
 
 def test_words_are_asked_among_words_of_the_language():
     for example in build(voices(), tasks=("recognition",), fields=("words",)):
         assert len(example.choices) == 4 and all(choice.startswith("Words ") for choice in example.choices)
-    rows = [one | {"text": f"{one['language']} {one['text']}"} for one in voices()]
+    rows = [item | {"text": f"{item['language']} {item['text']}"} for item in voices()]
     for example in build(rows, tasks=("recognition",), fields=("words",)):
         assert len({choice[:2] for choice in example.choices}) == 1
 
@@ -189,51 +194,52 @@ def test_labels_that_say_nothing_are_not_asked():
 
 def test_what_gives_no_question_is_counted_with_the_reason():
     rows = [*sounds()[:40], row(900, labels=["rain"], split="val"), row(901, labels=["unknown"], category="speech")]
-    left_out = Counter()
-    examples = build(rows, tasks=("recognition", "open"), fields=("sound",), left_out=left_out)
-    assert left_out == {
+    excluded = Counter()
+    examples = build(rows, tasks=("recognition", "open"), fields=("sound",), excluded=excluded)
+    assert excluded == {
         "clips of category speech: none of sound is known or can be asked": 1,
         "questions recognition about sound in train: all of one class (dog), two are needed": 40,
         "questions recognition about sound in val: all of one class (rain), two are needed": 1,
     }
     assert len(examples) == 41, "all are open questions"
-    left_out = Counter()
-    asked = build(sounds(), tasks=("recognition",), fields=("sound",), left_out=left_out)
-    assert left_out.total() == len(sounds()) - len(asked) > 0 and "too frequent" in next(iter(left_out))
+    excluded = Counter()
+    questions = build(sounds(), tasks=("recognition",), fields=("sound",), excluded=excluded)
+    assert excluded.total() == len(sounds()) - len(questions) > 0 and "too frequent" in next(iter(excluded))
     with pytest.raises(DataError, match=r"40 questions recognition about sound in train: all of one class \(dog\)"):
         build(sounds()[:40], tasks=("recognition",), fields=("sound",))
 
 
-def test_the_command_says_what_it_left_out_and_fills_in_the_licence(tmp_path, capsys):
+def test_the_command_says_what_it_excluded_and_fills_in_the_licence(tmp_path, capsys):
     clips = sorted((STARTER / "clips").glob("*.ogg"))[:6]
-    listed = [
+    label_rows = [
         {"path": f"{number}.ogg", "label": ("flute", "rain")[number % 2], "license": "CC0", "split": "train"}
         for number in range(6)
     ]
-    for one, clip in zip(listed, clips, strict=True):
-        shutil.copy(clip, tmp_path / one["path"])
-    listed[0] |= {"licence": "MIT"}
-    listed[5] |= {"label": "unknown"}
-    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, listed)))
+    for label_row, clip in zip(label_rows, clips, strict=True):
+        shutil.copy(clip, tmp_path / label_row["path"])
+    label_rows[0] |= {"licence": "MIT"}
+    label_rows[5] |= {"label": "unknown"}
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, label_rows)))
     out = tmp_path / "questions.jsonl"
     settings = ["--tasks", "recognition,open", "--licence", "CC BY 4.0", "--no-check", "--json"]
     assert cli.run(["build", "labels", str(tmp_path), "--out", str(out), *settings]) == 0
     captured = capsys.readouterr()
     assert "field 'license' (6 rows) is not used; did you mean 'licence'?" in captured.err
     assert "no question: 1 clips of category sound: none of sound, instrument" in captured.err
-    said = json.loads(captured.out)["left_out"]
+    reasons = json.loads(captured.out)["left_out"]
     assert (
-        said["questions recognition about sound in train: left out so that no answer is too frequent to be fair"] == 1
+        reasons["questions recognition about sound in train: left out so that no answer is too frequent to be fair"]
+        == 1
     )
     assert {example.licence for example in manifest.read(out)} == {"MIT", "CC BY 4.0"}
 
 
 def test_captions_and_open_questions():
     examples = build([row(0, labels=["spoken_digit_7"], category="speech", language="ja"), row(1)])
-    said = {(example.task, example.meta["field"]): example for example in examples}
-    assert said["open", "digit"].answer == ("seven",) and said["open", "digit"].choices == ()
-    assert set(said["caption", "sound"].answer) == set(question_templates.captions("sound", "dog"))
-    assert "A dog is barking." in said["caption", "sound"].answer
+    by_task = {(example.task, example.meta["field"]): example for example in examples}
+    assert by_task["open", "digit"].answer == ("seven",) and by_task["open", "digit"].choices == ()
+    assert set(by_task["caption", "sound"].answer) == set(question_templates.captions("sound", "dog"))
+    assert "A dog is barking." in by_task["caption", "sound"].answer
     assert all(len(question_templates.captions(field, "x")) >= 2 for field in clip_questions.FIELDS)
 
 
@@ -245,8 +251,8 @@ def test_every_field_has_wordings_and_they_differ():
         == set(question_templates.CAPTIONS)
     )
     assert all(len(set(texts)) == len(texts) >= 2 for texts in question_templates.QUESTIONS.values())
-    asked = Counter(example.question for example in build(sounds(), tasks=("open",), fields=("sound",)))
-    assert len(asked) == len(question_templates.QUESTIONS["sound"])
+    questions = Counter(example.question for example in build(sounds(), tasks=("open",), fields=("sound",)))
+    assert len(questions) == len(question_templates.QUESTIONS["sound"])
 
 
 def test_settings():
@@ -265,32 +271,38 @@ def test_settings():
 
 
 def test_options_of_two_classes_of_unequal_size():
-    drawn = distractors.balanced_distractors(["a"] * 9 + ["b"] * 3, 4, random.Random(0), confusable={}, also_true=[set()] * 12)
+    drawn = distractors.balanced_distractors(
+        ["a"] * 9 + ["b"] * 3, 4, random.Random(0), confusable={}, also_true=[set()] * 12
+    )
     assert len(drawn) == 6 and all(drawn[index] == ("b" if index < 9 else "a",) for index in drawn)
     assert distractors.balanced_distractors(["a"] * 3, 4, random.Random(0), confusable={}, also_true=[set()] * 3) == {}
     assert distractors.balanced_yes_no(["a"] * 3, random.Random(0), confusable={}, also_true=[set()] * 3) == {}
 
 
 def test_collections_as_lists_tables_and_folders(tmp_path):
-    full = [{"path": "a.wav", "labels": ["dog"], "category": "sound", "group": "1", "split": "val", "licence": "CC0"}]
-    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, full)) + "\n\n")
-    assert collection.load(tmp_path) == (full, tmp_path) == collection.load(tmp_path / "manifest.jsonl")
+    complete = [
+        {"path": "a.wav", "labels": ["dog"], "category": "sound", "group": "1", "split": "val", "licence": "CC0"}
+    ]
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, complete)) + "\n\n")
+    assert collection.load(tmp_path) == (complete, tmp_path) == collection.load(tmp_path / "manifest.jsonl")
     (tmp_path / "t.csv").write_text("path,label,split\nb.wav,cat,train\na.wav,dog,\n")
     rows, root = collection.load(tmp_path / "t.csv")
-    assert [(one["path"], one["labels"]) for one in rows] == [("a.wav", ["dog"]), ("b.wav", ["cat"])]
+    assert [(item["path"], item["labels"]) for item in rows] == [("a.wav", ["dog"]), ("b.wav", ["cat"])]
     assert root == tmp_path and rows[1] == {
         "path": "b.wav", "labels": ["cat"], "category": "sound", "category_assumed": True, "group": "b.wav",
         "split": "train",
     }  # fmt: skip
-    assert not clip_questions.label_facts(rows[1], ("kind",)), "nobody said that it is neither speech nor music"
+    assert not clip_questions.label_facts(rows[1], ("kind",)), (
+        "the collection does not say that it is neither speech nor music"
+    )
     folder = tmp_path / "folders"
     for number in range(200):
         file = folder / ("dog", "cat")[number % 2] / "deep" / f"{number}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     rows, _ = collection.load(folder)
-    assert Counter(one["labels"][0] for one in rows) == {"dog": 100, "cat": 100}
-    assert 20 < Counter(one["split"] for one in rows)["val"] < 60
+    assert Counter(item["labels"][0] for item in rows) == {"dog": 100, "cat": 100}
+    assert 20 < Counter(item["split"] for item in rows)["val"] < 60
     assert rows == collection.load(folder)[0]
 
 

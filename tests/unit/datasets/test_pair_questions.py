@@ -1,4 +1,4 @@
-"""Questions about two clips: answers follow from labels and measurements, and nothing else gives them away."""
+"""Questions about two clips: answers follow from labels and measurements, and are balanced."""
 
 import random
 from collections import Counter
@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from earwise.datasets.checks import check_examples
+from earwise.datasets.checks.check_examples import check_examples
 from earwise.datasets.labels import acoustics, collection, layouts, pair_questions
+from earwise.datasets.labels.pair_questions import PairQuestionOptions
 from earwise.errors import ConfigError, DataError
 
 ROOT = Path("collection")
-PLAIN = acoustics.Facts(2.0, 1.9, -20.0, 0.5, 200.0, 100.0, 2.0, 1)
+PLAIN = acoustics.ClipAcoustics(2.0, 1.9, -20.0, 0.5, 200.0, 100.0, 2.0, 1)
 
 
 def voices(count=96):
-    made = []
+    rows = []
     for number in range(count):
         speaker = number % 8
-        made.append(
+        rows.append(
             {
                 "path": f"{number:03}.ogg", "labels": ["speech"], "category": "speech", "group": f"speaker{speaker}",
                 "split": "val" if speaker < 2 else "train", "speaker": f"s{speaker}", "text": f"text {number % 5}",
@@ -27,16 +28,18 @@ def voices(count=96):
                 "source": ("A", "B")[number // 48], "licence": "CC0",
             }
         )  # fmt: skip
-    return made
+    return rows
 
 
-def build(rows, facts=None, **settings):
-    return pair_questions.build(rows, root=ROOT, facts=facts or {}, **settings)
+def build(rows, measurements=None, excluded=None, **settings):
+    return pair_questions.build_pair_questions(
+        rows, ROOT, measurements or {}, PairQuestionOptions(**settings), excluded
+    )
 
 
 def rows_of(example, rows):
-    known = {row["path"]: row for row in rows}
-    return [known[path.name] for path in example.audio_paths]
+    rows_by_path = {row["path"]: row for row in rows}
+    return [rows_by_path[path.name] for path in example.audio_paths]
 
 
 def test_same_or_not_follows_from_the_labels():
@@ -54,14 +57,14 @@ def test_same_or_not_follows_from_the_labels():
 
 def test_clips_without_a_partner_are_counted():
     rows = voices(24)
-    left_out = Counter()
-    lonely = [one | {"path": "lonely.ogg", "source": "elsewhere"} for one in rows[23:24]]
-    build(rows + lonely, tasks=("same",), fields=("speaker",), left_out=left_out)
-    assert left_out == {"clips for same speaker in train: no fitting partner of their source": 1}
-    left_out = Counter()
+    excluded = Counter()
+    lonely = [row | {"path": "lonely.ogg", "source": "elsewhere"} for row in rows[23:24]]
+    build(rows + lonely, tasks=("same",), fields=("speaker",), excluded=excluded)
+    assert excluded == {"clips for same speaker in train: no fitting partner of their source": 1}
+    excluded = Counter()
     equal = {row["path"]: PLAIN for row in rows}
-    assert build(rows, equal, tasks=("compare",), fields=("loudness",), left_out=left_out) == []
-    assert left_out.total() == 24 and all("beyond doubt" in reason for reason in left_out)
+    assert build(rows, equal, tasks=("compare",), fields=("loudness",), excluded=excluded) == []
+    assert excluded.total() == 24 and all("beyond doubt" in reason for reason in excluded)
 
 
 def test_yes_and_no_are_equally_frequent():
@@ -69,7 +72,7 @@ def test_yes_and_no_are_equally_frequent():
         examples = build(voices(), tasks=("same",), fields=(field,))
         answers = Counter(example.answer[0] for example in examples)
         assert abs(answers["yes"] - answers["no"]) <= 0 and answers.total() > 60
-        assert check_examples.check(examples, listen=False)["bias"]["blind"]["low"] <= 0.5
+        assert check_examples(examples, read_audio=False)["bias"]["blind"]["low"] <= 0.5
 
 
 def test_everything_follows_from_rows_and_seed():
@@ -87,22 +90,22 @@ def measured(rows):
 
 def test_comparisons_are_beyond_doubt_and_balanced():
     rows = voices()
-    facts = measured(rows)
-    examples = build(rows, facts, tasks=("compare",))
+    measurements = measured(rows)
+    examples = build(rows, measurements, tasks=("compare",))
     assert {example.meta["field"] for example in examples} == {"loudness", "pitch"}  # all last as long, none is music
     for example in examples:
-        first, second = (facts[row["path"]] for row in rows_of(example, rows))
-        more = acoustics.compare(example.meta["field"], first, second)
-        assert more != 0
+        first, second = (measurements[row["path"]] for row in rows_of(example, rows))
+        difference = acoustics.compare(example.meta["field"], first, second)
+        assert difference != 0
         is_less = any(word in example.question for word in ("quieter", "lower"))
-        assert example.answer == (("the first" if (more > 0) != is_less else "the second"),)
+        assert example.answer == (("the first" if (difference > 0) != is_less else "the second"),)
         assert len(example.meta["measured"]) == 2
     for field in ("loudness", "pitch"):
-        own = [example for example in examples if example.meta["field"] == field and example.split == "train"]
-        answers = Counter(example.answer[0] for example in own)
-        places = Counter(example.choices.index(example.answer[0]) for example in own)
+        questions = [example for example in examples if example.meta["field"] == field and example.split == "train"]
+        answers = Counter(example.answer[0] for example in questions)
+        places = Counter(example.choices.index(example.answer[0]) for example in questions)
         assert abs(answers["the first"] - answers["the second"]) <= 2 and abs(places[0] - places[1]) <= 4
-    report = check_examples.check(examples, listen=False)
+    report = check_examples(examples, read_audio=False)
     assert not [line for line in report["problems"] if "bias" in line]
 
 
@@ -192,4 +195,4 @@ def test_vocalsound_and_ravdess(tmp_path):
     (row,) = collection.load(speech)[0]
     assert (row["emotion"], row["gender"], row["speaker"]) == ("fearful", "female", "ravdess_12")
     assert row["text"] == "Dogs are sitting by the door." and row["intensity"] == "normal"
-    assert layouts.detect(tmp_path / "nothing") is None
+    assert layouts.read_published(tmp_path / "nothing") is None

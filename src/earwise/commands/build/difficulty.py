@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.build.check import after, check_option
-from earwise.commands.loading import STYLES, find_manifest, json_option, model_option, note, open_engine, result
+from earwise.commands.build.check import check_built, check_option
+from earwise.commands.loading import STYLES, find_manifest, json_option, model_option, note, open_engine, print_json
 from earwise.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(
     batch: int,
     log_folder: Path | None,
     shard: str | None,
-    checked: bool,
+    run_checks: bool,
     as_json: bool,
 ) -> None:
     """Draw 16 answers to every row of MANIFEST and write it again with `difficulty`, `pass_count` and `pass_rate`.
@@ -74,10 +74,10 @@ def command(
     """
     from earwise.data import manifest
     from earwise.datasets import difficulty
-    from earwise.datasets.teachers.keyed_log import WHOLE, parse_shard
+    from earwise.datasets.teachers.keyed_log import UNSHARDED, parse_shard
 
     part = parse_shard(shard)
-    how = difficulty.Attempts(attempts, style, reward, temperature, max_new_tokens, seed)
+    how = difficulty.AttemptSettings(attempts, style, reward, temperature, max_new_tokens, seed)
     examples = _ours(manifest.read(find_manifest(name), check_files=False), part)
     unlabelled = [example for example in examples if not example.answer]
     examples = [example for example in examples if example.answer]
@@ -89,18 +89,18 @@ def command(
         if done == total or done % (20 * batch) < batch:
             note(f"tried {done} of {total}")
 
-    rows = difficulty.measure(
+    rows = difficulty.measure_pass_rates(
         engine,
         examples,
         log_folder or out.with_name(f"{out.stem}.attempts"),
         how,
         batch=batch,
         long_audio=long_audio,
-        writer=part,
+        shard=part,
         on_progress=tell,
     )
-    rated = list(difficulty.labelled(examples, rows, how))
-    counts = difficulty.histogram(rated)
+    rated = list(difficulty.with_pass_rates(examples, rows, how))
+    counts = difficulty.count_bands(rated)
     dropped = [band for band, drop in (("unsolved", drop_unsolved), ("solved", drop_solved)) if drop]
     kept = [example for example in rated if example.difficulty not in dropped]
     errors = [row for row in rows if row["status"] != "ok"]
@@ -116,17 +116,17 @@ def command(
         "attempts": tried, "right": right, "unparsed": sum(row.get("unparsed", 0) for row in rows),
         "cut": sum(row.get("cut", 0) for row in rows), "kept": len(kept), "model": engine.name,
     }  # fmt: skip
-    if part == WHOLE:
+    if part == UNSHARDED:
         if not kept:
             raise DataError(f"{name}: all {len(rated)} rows are {' or '.join(dropped)}; keep them or use another model")
         manifest.write(out, kept)
         summary["out"] = str(out)
     if as_json:
-        result(summary)
+        print_json(summary)
     else:
-        _show(summary, out if part == WHOLE else None, shard)
-    if checked and part == WHOLE:
-        after([out])
+        _show(summary, out if part == UNSHARDED else None, shard)
+    if run_checks and part == UNSHARDED:
+        check_built([out])
 
 
 def _show(summary: dict[str, Any], out: Path | None, shard: str | None) -> None:

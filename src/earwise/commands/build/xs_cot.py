@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.build.check import after, check_option
+from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import json_option, note, print_json
 from earwise.config.resolve import require
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from earwise.datasets.teachers.keyed_log import Row
+    from earwise.datasets.teachers.keyed_log import LogRow
     from earwise.datasets.xs_cot.builder import Job
     from earwise.datasets.xs_cot.instructions import Item
     from earwise.datasets.xs_cot.text_to_speech import Voice
@@ -76,7 +76,7 @@ def xs_cot(
     licence: str | None,
     retry_failed: bool,
     dry_run: bool,
-    checked: bool,
+    run_checks: bool,
     as_json: bool,
 ) -> None:
     """Speak the instructions in PHRASES (thirty bundled ones by default) and write them as XS-CoT rows.
@@ -135,10 +135,12 @@ def xs_cot(
     if shard is not None:
         click.echo(f"{out}: shard {shard} done ({summary.spoken} spoken); run it without --shard for the manifest")
         return
-    if checked and report["rows"]:
-        after([out / builder.MANIFEST])
+    if run_checks and report["rows"]:
+        check_built([out / builder.MANIFEST])
     if as_json:
-        print_json({"out": str(out / builder.MANIFEST), "already": summary.already, "skipped_lines": bad.count} | report)
+        print_json(
+            {"out": str(out / builder.MANIFEST), "already": summary.already, "skipped_lines": bad.count} | report
+        )
         return
     click.echo(f"{out / builder.MANIFEST}: {report['rows']} rows of {len(jobs)} ({summary.already} were there already)")
     for code, counts in report["languages"].items():
@@ -204,7 +206,7 @@ def _progress(total: int) -> Any:
     """Notes every tenth clip, and every one that failed."""
     count = 0
 
-    def show(job: "Job", row: "Row") -> None:
+    def show(job: "Job", row: "LogRow") -> None:
         nonlocal count
         count += 1
         if row["status"] != "ok":

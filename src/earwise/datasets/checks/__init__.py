@@ -1,1 +1,1 @@
-"""Checks that a data set needs ears and leaks nothing."""
+"""Checks of data sets: text-only bias, leaks between splits, copies, contamination, silence, licences."""

@@ -1,18 +1,17 @@
-"""Which questions does a model answer without the sound? Any engine is asked with silence in place of every clip.
+"""Which questions does a model answer without the audio? An engine gets silence in place of every clip.
 
-Optional part of `earwise build check` (`--deaf MODEL`), and a filter: a question that is answered in every order of its
-options needs no ears, and teaches none. Both text models behind a server and audio models can be asked; the options are
-compared by their likelihood, so no answer has to be parsed.
+Optional part of `earwise build check` (`--deaf MODEL`), and a filter: a question that the model answers correctly in
+every order of its options does not require the audio. Language models behind a server and audio-language models can be
+used. The options are compared by their likelihood, so that no answer has to be parsed.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from earwise.audio import num_samples
-from earwise.datasets.checks.text_baselines import DEVIATIONS, with_options
+from earwise.datasets.checks.text_baselines import interval, with_options
 from earwise.engine.base import Engine, Prompt
 from earwise.prompts import prompt_turns
 from earwise.types import Example
@@ -21,67 +20,67 @@ SILENCE_S = 1.0
 MAX_ORDERS = 4
 
 
-def answered(
+def blind_accuracy(
     examples: Sequence[Example],
     engine: Engine,
     *,
     style: str = "plain",
     batch: int = 32,
-    progress: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """How often each question is answered right without sound.
+    """Accuracy of a model on each question, with silence in place of the audio.
 
     Args:
-        examples: Those without choices or answer are passed over.
-        engine: Scores the options after a prompt that holds silence.
-        style: Wording of the prompt, a key of `prompts.INSTRUCTIONS`.
-        batch: Prompts that are scored together.
-        progress: Told how far it is.
+        examples: Examples; those without choices or answer are ignored.
+        engine: Engine that scores the options after a prompt.
+        style: Prompt style, a key of `prompts.INSTRUCTIONS`.
+        batch: Number of questions scored together.
+        notify: Callback that receives progress messages.
     Returns:
-        Id -> share of the orders of its options (each turned round by one, at most four) in which it was right.
+        Id of an example -> share of the orders of its options (cyclic shifts, at most four) in which the model chose
+        the right option.
     Raises:
         EngineError: if the engine fails.
     """
-    asked = with_options(examples)
+    questions = with_options(examples)
     silence = np.zeros(num_samples(SILENCE_S, engine.sample_rate), np.float32)
-    right: dict[str, list[bool]] = {example.id: [] for example in asked}
-    for start in range(0, len(asked), batch):
-        turned = [order for example in asked[start : start + batch] for order in _orders(example)]
+    correct: dict[str, list[bool]] = {example.id: [] for example in questions}
+    for start in range(0, len(questions), batch):
+        variants = [variant for example in questions[start : start + batch] for variant in _option_orders(example)]
         prompts = [
-            Prompt(prompt_turns(example, style), (silence,) * len(example.audio_paths), example.id)
-            for example in turned
+            Prompt(prompt_turns(variant, style), (silence,) * len(variant.audio_paths), variant.id)
+            for variant in variants
         ]
-        scores = engine.score(prompts, [example.choices for example in turned])
-        for example, likely in zip(turned, scores, strict=True):
-            right[example.id].append(example.choices[int(np.argmax(likely))] == example.answer[0])
-        progress(f"asked {min(start + batch, len(asked))} of {len(asked)} questions without sound")
-    return {name: sum(hits) / len(hits) for name, hits in right.items()}
+        scores = engine.score(prompts, [variant.choices for variant in variants])
+        for variant, option_scores in zip(variants, scores, strict=True):
+            correct[variant.id].append(variant.choices[int(np.argmax(option_scores))] == variant.answer[0])
+        notify(f"asked {min(start + batch, len(questions))} of {len(questions)} questions without audio")
+    return {identifier: sum(hits) / len(hits) for identifier, hits in correct.items()}
 
 
-def listener(examples: Sequence[Example], shares: Mapping[str, float]) -> dict[str, float]:
-    """Figures as of the other listeners without ears (`build/bias.py`), and `always`: how many in every order."""
-    asked = [example for example in with_options(examples) if example.id in shares]
-    rates = [1 / len(example.choices) for example in asked]
-    count = max(len(asked), 1)
-    accuracy = sum(shares[example.id] for example in asked) / count
-    spread = DEVIATIONS * math.sqrt(sum(one * (1 - one) for one in rates)) / count
-    always = sum(shares[example.id] == 1.0 for example in asked)
-    return {
-        "n": len(asked),
-        "accuracy": accuracy,
-        "chance": sum(rates) / count,
-        "low": accuracy - spread,
-        "high": accuracy + spread,
-        "always": always,
-    }
+def blind_score(examples: Sequence[Example], accuracies: Mapping[str, float]) -> dict[str, float]:
+    """Summary of `blind_accuracy` in the form of the text-only baselines.
+
+    Args:
+        examples: Examples that `accuracies` refers to.
+        accuracies: Result of `blind_accuracy`.
+    Returns:
+        n, accuracy, chance, low and high (see `text_baselines.bias`), and `always`: the number of questions that were
+        answered correctly in every order of their options.
+    """
+    questions = [example for example in with_options(examples) if example.id in accuracies]
+    accuracy = sum(accuracies[example.id] for example in questions) / max(len(questions), 1)
+    always = sum(accuracies[example.id] == 1.0 for example in questions)
+    return interval(accuracy, questions) | {"always": always}
 
 
-def needing_ears(examples: Sequence[Example], shares: Mapping[str, float]) -> list[Example]:
-    """Those that the model did not answer in every order; what it was not asked stays."""
-    return [example for example in examples if shares.get(example.id, 0.0) < 1.0]
+def requiring_audio(examples: Sequence[Example], accuracies: Mapping[str, float]) -> list[Example]:
+    """The examples that the model did not answer correctly in every order, and those that it was not asked."""
+    return [example for example in examples if accuracies.get(example.id, 0.0) < 1.0]
 
 
-def _orders(example: Example) -> Iterator[Example]:
+def _option_orders(example: Example) -> Iterator[Example]:
+    """The example with its options shifted cyclically."""
     choices = example.choices
-    for turn in range(min(len(choices), MAX_ORDERS)):
-        yield replace(example, choices=choices[turn:] + choices[:turn])
+    for shift in range(min(len(choices), MAX_ORDERS)):
+        yield replace(example, choices=choices[shift:] + choices[:shift])

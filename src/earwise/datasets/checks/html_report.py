@@ -1,7 +1,7 @@
-"""The checks of a data set as one HTML page that needs nothing else: what is wrong, figures, some rows to listen to.
+"""Writes the report of `checks/check_examples.py` as one HTML page: problems, figures, and some rows with players.
 
-After `build/checks.py`; written beside the manifest by the builders and by `earwise build check --html`. Sounds are
-linked, not copied: players work while the page stays where it is relative to them. `page` is pure.
+Written beside the manifest by the builders, and by `earwise build check --html`. The page needs no other files except
+the audio, which is linked, not copied: the players work as long as page and audio keep their relative positions.
 """
 
 import html
@@ -15,8 +15,8 @@ from urllib.parse import quote
 from earwise.files import write_json, write_text
 from earwise.types import Example
 
-SHOWN_ROWS = 16
-SHOWN_PROBLEMS = 200
+MAX_SHOWN_ROWS = 16
+MAX_SHOWN_PROBLEMS = 200
 CSS = """
 body{font:15px/1.45 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em;color:#1c2330;background:#fff}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}
@@ -31,50 +31,57 @@ def write(path: Path, report: Mapping[str, Any], title: str, examples: Iterable[
     """Write the page, and the report as JSON beside it (`.json` in place of `.html`).
 
     Args:
-        path: Of the page; sounds are linked relative to its folder.
-        report: From `checks.check`.
+        path: File of the page; audio is linked relative to its folder.
+        report: Report of `check_examples`.
         title: Heading, usually the names of the manifests.
-        examples: To draw rows from that are shown with players.
-        seed: Decides which rows.
+        examples: Rows of the data set, of which some are shown with players.
+        seed: Seed of the draw of the rows that are shown.
     Returns:
         `path`.
     """
     write_json(path.with_suffix(".json"), report)
-    write_text(path, page(report, title, _drawn(examples, random.Random(seed)), path.parent))
+    write_text(path, render_page(report, title, _sample(examples, random.Random(seed)), path.parent))
     return path
 
 
-def _drawn(examples: Iterable[Example], rng: random.Random) -> list[Example]:
-    """A few of any number, each as likely as the others."""
-    kept: list[Example] = []
+def _sample(examples: Iterable[Example], rng: random.Random) -> list[Example]:
+    """A uniform random sample of `MAX_SHOWN_ROWS` examples (reservoir sampling)."""
+    sample: list[Example] = []
     for number, example in enumerate(examples):
-        if number < SHOWN_ROWS:
-            kept.append(example)
-        elif (place := rng.randrange(number + 1)) < SHOWN_ROWS:
-            kept[place] = example
-    return kept
+        if number < MAX_SHOWN_ROWS:
+            sample.append(example)
+        elif (place := rng.randrange(number + 1)) < MAX_SHOWN_ROWS:
+            sample[place] = example
+    return sample
 
 
-def page(report: Mapping[str, Any], title: str, rows: Iterable[Example] = (), folder: Path = Path()) -> str:
-    """The page as text; everything that comes from the data is escaped."""
+def render_page(report: Mapping[str, Any], title: str, rows: Iterable[Example] = (), folder: Path = Path()) -> str:
+    """The page as HTML. Everything that comes from the data is escaped.
+
+    Args:
+        report: Report of `check_examples`.
+        title: Heading.
+        rows: Examples to show with players.
+        folder: Folder of the page, from which audio is linked.
+    """
     problems = report["problems"]
-    verdict = (
+    summary = (
         f'<p class="bad"><b>{len(problems)} problems</b></p>' if problems else '<p class="good"><b>No problems</b></p>'
     )
     parts = [
         f"<h1>{_text(title)}</h1>",
-        verdict,
+        summary,
         _problems(problems),
         "<h2>Rows</h2>",
         _table([("split", "rows"), *report["splits"].items()]),
         _table([("task", "rows"), *report["tasks"].items()]),
-        "<h2>Can it be answered without ears?</h2>",
-        '<p class="muted">Share of right answers of listeners that hear nothing. The bar is three standard deviations '
-        "of pure chance, the line is chance; a bar to the right of the line is a problem.</p>",
-        *(_listeners("all", report["bias"]) if report["bias"] else ["<p>No questions with options.</p>"]),
-        *(part for split, found in report["bias_by_split"].items() if found for part in _listeners(split, found)),
-        "<h2>Sounds</h2>",
-        _sounds(report["sounds"]),
+        "<h2>Can it be answered without the audio?</h2>",
+        '<p class="muted">Accuracy of baselines that get no audio. The bar is three standard deviations at chance to '
+        "either side, the line is chance; a bar to the right of the line is a problem.</p>",
+        *(_baselines("all", report["bias"]) if report["bias"] else ["<p>No questions with options.</p>"]),
+        *(part for split, scores in report["bias_by_split"].items() if scores for part in _baselines(split, scores)),
+        "<h2>Audio</h2>",
+        _audio_statistics(report["sounds"]),
         "<h2>Licences</h2>",
         _table([("licence", "clips"), *((name or "(none)", count) for name, count in report["licences"].items())]),
         "<h2>Most frequent answers</h2>",
@@ -93,46 +100,52 @@ def _text(value: object) -> str:
 
 
 def _problems(problems: Sequence[str]) -> str:
+    """The problems as a list; empty if there are none."""
     if not problems:
         return ""
-    more = len(problems) - SHOWN_PROBLEMS
-    lines = [f"<li>{_text(line)}</li>" for line in problems[:SHOWN_PROBLEMS]]
+    more = len(problems) - MAX_SHOWN_PROBLEMS
+    lines = [f"<li>{_text(line)}</li>" for line in problems[:MAX_SHOWN_PROBLEMS]]
     return "<ul>" + "\n".join(lines) + (f"<li>and {more} more</li>" if more > 0 else "") + "</ul>"
 
 
 def _table(rows: Sequence[tuple[Any, Any]]) -> str:
+    """Table of two columns; the first row is its heading."""
     head, *body = rows
     lines = ["<tr>" + "".join(f"<th>{_text(cell)}</th>" for cell in head) + "</tr>"]
     lines += [f'<tr><td>{_text(name)}</td><td class="n">{_text(count)}</td></tr>' for name, count in body]
     return "<table>" + "".join(lines) + "</table>"
 
 
-def _listeners(where: str, listeners: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
-    yield f"<h3>{_text(where)}</h3><table><tr><th>listener</th><th>right</th><th>chance</th><th>n</th><th></th></tr>"
-    for name, rate in listeners.items():
-        kind = "bad" if rate["low"] > rate["chance"] else ""
+def _baselines(split: str, baselines: Mapping[str, Mapping[str, float]]) -> Iterable[str]:
+    """Table with the accuracy of each baseline on the questions of a split."""
+    yield f"<h3>{_text(split)}</h3><table><tr><th>baseline</th><th>accuracy</th><th>chance</th><th>n</th><th></th></tr>"
+    for name, score in baselines.items():
+        css_class = "bad" if score["low"] > score["chance"] else ""
         yield (
-            f'<tr class="{kind}"><td>{_text(name.replace("_", " "))}</td><td class="n">{rate["accuracy"]:.3f}</td>'
-            f'<td class="n">{rate["chance"]:.3f}</td><td class="n">{rate["n"]:.0f}</td><td>{_interval(rate)}</td></tr>'
+            f'<tr class="{css_class}"><td>{_text(name.replace("_", " "))}</td>'
+            f'<td class="n">{score["accuracy"]:.3f}</td><td class="n">{score["chance"]:.3f}</td>'
+            f'<td class="n">{score["n"]:.0f}</td><td>{_interval(score)}</td></tr>'
         )
     yield "</table>"
 
 
-def _interval(rate: Mapping[str, float], width: int = 260) -> str:
-    low, high = (min(max(rate[key], 0.0), 1.0) * width for key in ("low", "high"))
-    chance, right = rate["chance"] * width, rate["accuracy"] * width
+def _interval(score: Mapping[str, float], width: int = 260) -> str:
+    """SVG bar of an accuracy with its interval and the chance level."""
+    low, high = (min(max(score[key], 0.0), 1.0) * width for key in ("low", "high"))
+    chance, accuracy = score["chance"] * width, score["accuracy"] * width
     return (
-        f'<svg width="{width}" height="16" role="img" aria-label="{rate["low"]:.2f} to {rate["high"]:.2f}">'
+        f'<svg width="{width}" height="16" role="img" aria-label="{score["low"]:.2f} to {score["high"]:.2f}">'
         f'<rect x="0" y="7" width="{width}" height="2" fill="#e3e6ea"/>'
         f'<rect x="{low:.1f}" y="4" width="{max(high - low, 1):.1f}" height="8" fill="#9db7d5"/>'
-        f'<circle cx="{right:.1f}" cy="8" r="3" fill="#1f4e79"/>'
+        f'<circle cx="{accuracy:.1f}" cy="8" r="3" fill="#1f4e79"/>'
         f'<rect x="{chance:.1f}" y="0" width="1.5" height="16" fill="#b42318"/></svg>'
     )
 
 
-def _sounds(sounds: Mapping[str, Any]) -> str:
+def _audio_statistics(sounds: Mapping[str, Any]) -> str:
+    """Table and histograms of the report's entry `sounds`."""
     if not sounds.get("clips"):
-        return "<p>Not listened to.</p>"
+        return "<p>The audio was not read.</p>"
     rows = [("", ""), ("clips", f"{sounds['clips']:,}")]
     rows += [(f"hours, {split}", f"{hours:.2f}") for split, hours in sounds["hours"].items()]
     rows += [
@@ -149,22 +162,24 @@ def _sounds(sounds: Mapping[str, Any]) -> str:
     )
 
 
-def _histogram(name: str, spread: Mapping[str, Any], width: int = 420, height: int = 70) -> str:
-    counts = spread["counts"]
+def _histogram(name: str, distribution: Mapping[str, Any], width: int = 420, height: int = 70) -> str:
+    """SVG histogram of durations or levels."""
+    counts = distribution["counts"]
     step = width / len(counts)
     bars = "".join(
-        f'<rect x="{at * step:.1f}" y="{height - height * count / max(counts):.1f}" width="{step - 1:.1f}" '
+        f'<rect x="{number * step:.1f}" y="{height - height * count / max(counts):.1f}" width="{step - 1:.1f}" '
         f'height="{height * count / max(counts):.1f}" fill="#9db7d5"/>'
-        for at, count in enumerate(counts)
+        for number, count in enumerate(counts)
     )
     return (
-        f"<p>{_text(name)}: {spread['min']:g} to {spread['max']:g}, middle {spread['median']:g} "
-        f'<span class="muted">(5 % below {spread["p5"]:g}, 5 % above {spread["p95"]:g})</span></p>'
+        f"<p>{_text(name)}: {distribution['min']:g} to {distribution['max']:g}, median {distribution['median']:g} "
+        f'<span class="muted">(5 % below {distribution["p5"]:g}, 5 % above {distribution["p95"]:g})</span></p>'
         f'<svg width="{width}" height="{height}">{bars}</svg>'
     )
 
 
 def _row(example: Example, folder: Path) -> str:
+    """A row with players, question, options (the answer in bold) and metadata."""
     players = "".join(
         f'<audio controls preload="none" src="{quote(Path(os.path.relpath(path, folder)).as_posix())}"></audio>'
         for path in example.audio_paths
@@ -172,8 +187,8 @@ def _row(example: Example, folder: Path) -> str:
     options = " · ".join(
         f"<b>{_text(choice)}</b>" if choice in example.answer else _text(choice) for choice in example.choices
     )
-    said = options or f"<b>{_text(example.answer[0] if example.answer else '')}</b>"
+    answer = options or f"<b>{_text(example.answer[0] if example.answer else '')}</b>"
     return (
-        f'<p>{players}{_text(example.question)}<br>{said}<br><span class="muted">{_text(example.id)} · '
+        f'<p>{players}{_text(example.question)}<br>{answer}<br><span class="muted">{_text(example.id)} · '
         f"{_text(example.task)} · {_text(example.split)} · {_text(example.licence)}</span></p>"
     )

@@ -1,1 +1,1 @@
-"""Questions from a labelled collection of clips."""
+"""Questions from labelled clips: about one clip, two clips, and scenes composed of several."""

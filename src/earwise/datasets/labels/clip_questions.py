@@ -1,10 +1,10 @@
-"""A labelled collection into questions: multiple choice, yes/no, open, captions.
+"""Questions about single labelled clips: multiple choice, yes/no, open questions, captions.
 
-Between `build/collection.py` (rows) and `data/manifest.py` (examples). Each row carries facts, one per *field*: the
-sound, the instrument, the language, the emotion, the speaker's gender, the number said, the words said, the kind of
-recording. A question asks for one fact in one *task*. Distractors come from the same field (emotions beside emotions),
-split and, for words, language, and give nothing away (`build/options.py`). Pure: everything follows from rows and seed,
-not from the order of the rows.
+Converts label rows (`labels/collection.py`) to Examples. A row states facts about its clip, each in one *field*: the
+sound, the instrument, the language, the emotion, the speaker's gender, the spoken digit, the spoken words, the kind of
+recording. A question asks for one fact in one *task*. The distractors come from the same field (emotions with
+emotions), the same split and, for words, the same language, and are balanced (`labels/distractors.py`). All functions
+are pure: the questions depend on the rows and the seed, not on the order of the rows.
 """
 
 import hashlib
@@ -16,137 +16,159 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.labels import distractors as options
 from earwise.datasets.labels import label_names, question_templates
 from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.distractors import balanced_distractors, balanced_yes_no
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example, Text, Turn
 
 TASKS = ("recognition", "yes_no", "open", "caption")
-MAX_WORDS_CHARS = 80  # longer sentences make poor options
+CAPTION_QUESTIONS = ("Describe the sound.", "Describe this recording in one sentence.", "What happens in this clip?")
+MAX_WORDS_CHARS = 80  # longer sentences are not used as options
+# A caption of the field `kind` would be "A recording of speech." for every clip, which says too little.
+EXCLUDED_QUESTIONS = frozenset({("caption", "kind")})
 
 
 @dataclass(frozen=True, slots=True)
-class _Fact:
-    """One thing that is true of one clip."""
+class ClipQuestionOptions:
+    """Which questions to ask about single clips."""
+
+    seed: int = 0
+    """Seed of the choice of questions, their wording, their distractors and the order of options."""
+    tasks: Sequence[str] = TASKS
+    fields: Sequence[str] | None = None
+    """Fields to ask for, of `FIELDS`; None for all."""
+    n_choices: int = 4
+    """Number of options of a `recognition` question; fewer if a field has fewer classes."""
+    per_clip: int | None = None
+    """Maximum number of questions per clip, drawn at random; None for all."""
+    split: str | None = None
+    """Split of the rows to use; None for all. The options of a question always come from its split."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelFact:
+    """One fact about one clip."""
 
     row: LabelRow
     field: str
     name: str
-    """As it stands in options and answers."""
-    also: Set[str]
-    """Other names that are true of the clip, so must not be asked for as wrong."""
+    """Display name of the fact in options and answers."""
+    also_true: Set[str]
+    """Other names that are true of the clip, which must not be used as wrong options."""
     pool: str
-    """Options come from facts of the same field, pool and split."""
+    """Distractors come from facts of the same field, split and pool (the language, for words)."""
 
 
-def build(
+def build_clip_questions(
     rows: Iterable[LabelRow],
-    *,
     root: Path,
-    seed: int = 0,
-    tasks: Sequence[str] = TASKS,
-    fields: Sequence[str] | None = None,
-    n_choices: int = 4,
-    per_clip: int | None = None,
-    split: str | None = None,
-    left_out: Counter[str] | None = None,
+    options: ClipQuestionOptions | None = None,
+    excluded: Counter[str] | None = None,
 ) -> list[Example]:
-    """Make examples from label rows.
+    """Build the questions about single clips.
 
     Args:
-        rows: From `collection.load`: path, labels, category, group, split, and where known language, emotion, gender,
-            text, licence, source.
+        rows: Label rows (`collection.load`): path, labels, category, group, split, and optionally language, emotion,
+            gender, text, licence, source.
         root: Folder that the rows' paths start from.
-        seed: Decides which questions are asked, their wording, distractors and the order of options.
-        tasks: Out of `TASKS`.
-        fields: Out of `FIELDS`; None for all.
-        n_choices: Options of a `recognition` question; fewer where a field has fewer classes.
-        per_clip: At most this many questions a clip, drawn at random; None for all.
-        split: Only rows of this split; None for all (options never mix splits).
-        left_out: Gains, for each reason, how many clips give no question, or how many questions were not asked.
+        options: Which questions to ask; None for the defaults.
+        excluded: Counter to which the number of clips without a question and of questions that were not asked is added,
+            by reason.
     Returns:
-        Examples sorted by path. Where a class has more clips than balance allows, some questions are left out.
+        Examples sorted by path. If a class has more clips than balance allows, some questions are not asked.
     Raises:
-        ConfigError: for an unknown task or field, or numbers that make no sense.
-        DataError: if no question comes out.
+        ConfigError: for an unknown task or field, or an invalid number.
+        DataError: if there are no questions.
     """
-    fields = tuple(FIELDS) if fields is None else fields
-    _check(tasks, TASKS, "task")
-    _check(fields, tuple(FIELDS), "field")
-    if n_choices < 2:
-        raise ConfigError(f"n_choices is {n_choices}; a question needs 2 options or more")
-    if per_clip is not None and per_clip < 1:
-        raise ConfigError(f"per_clip is {per_clip}; ask 1 question a clip or more, or set no limit")
-    wanted = sorted((row for row in rows if split in (None, row["split"])), key=lambda row: row["path"])
-    left_out = Counter() if left_out is None else left_out
-    cells: dict[tuple[str, ...], list[_Fact]] = {}
-    for row in wanted:
-        rng = random.Random(f"{seed}:{row['path']}")
-        known = label_facts(row, fields)
-        if not known:
-            left_out[f"clips of category {row['category']}: none of {', '.join(fields)} is known or can be asked"] += 1
-        asked = [(task, fact) for fact in known for task in tasks if (task, fact.field) not in _EMPTY]
-        for task, fact in rng.sample(asked, min(len(asked), per_clip or len(asked))):
-            cells.setdefault((task, fact.field, fact.pool, row["split"]), []).append(fact)
+    options = options or ClipQuestionOptions()
+    fields = tuple(FIELDS) if options.fields is None else tuple(options.fields)
+    _check_options(options, fields)
+    excluded = Counter() if excluded is None else excluded
+    selected = sorted((row for row in rows if options.split in (None, row["split"])), key=lambda row: row["path"])
+    pools: dict[tuple[str, ...], list[LabelFact]] = {}
+    for row in selected:
+        for task, fact in _draw_questions(row, fields, options, excluded):
+            pools.setdefault((task, fact.field, fact.pool, row["split"]), []).append(fact)
     examples = []
-    for key, members in sorted(cells.items()):
-        made = _TASKS[key[0]](members, random.Random(f"{seed}:{key}"), n_choices, root)
-        if lacking := len(members) - len(made):
-            task, field, _, where = key
-            classes = sorted({fact.name for fact in members})
-            why = (
-                f"all of one class ({classes[0]}), two are needed" if len(classes) == 1
-                else "left out so that no answer is too frequent to be fair"
-            )  # fmt: skip
-            left_out[f"questions {task} about {field} in {where}: {why}"] += lacking
-        examples += made
+    for key, facts in sorted(pools.items()):
+        task, field, _, split = key
+        questions = _TASK_BUILDERS[task](facts, random.Random(f"{options.seed}:{key}"), options.n_choices, root)
+        if missing := len(facts) - len(questions):
+            excluded[f"questions {task} about {field} in {split}: {_reason_for_missing(facts)}"] += missing
+        examples += questions
     if not examples:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.most_common(3))
+        reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common(3))
         raise DataError(
-            f"{len(wanted)} label rows gave no question of tasks {', '.join(tasks)} and fields {', '.join(fields)}: "
-            f"{reasons or 'there are none of this split'}; a question needs at least two classes in the split"
+            f"{len(selected)} label rows gave no question of tasks {', '.join(options.tasks)} and fields "
+            f"{', '.join(fields)}: {reasons or 'there are none of this split'}; a question needs at least two classes "
+            "in the split"
         )
     return sorted(examples, key=lambda example: (str(example.audio_paths[0]), example.id))
 
 
-def label_facts(row: LabelRow, fields: Sequence[str]) -> list[_Fact]:
-    """What a row says about its clip, one fact a field.
+def label_facts(row: LabelRow, fields: Sequence[str]) -> list[LabelFact]:
+    """The facts that a row states about its clip, at most one per field.
 
     >>> row = {"path": "a.ogg", "labels": ["spoken_digit_7"], "category": "speech", "split": "val", "language": "ja"}
     >>> [(fact.field, fact.name) for fact in label_facts(row, ("digit", "language", "emotion"))]
     [('digit', 'seven'), ('language', 'Japanese')]
     """
-    found = []
+    facts = []
     for field in fields:
-        value = FIELDS[field](row)
-        if value:
-            also = frozenset(label_names.display_name(label) for label in row["labels"]) - {value}
+        name = FIELDS[field](row)
+        if name:
+            also_true = frozenset(label_names.display_name(label) for label in row["labels"]) - {name}
             pool = str(row.get("language", "")) if field == "words" else ""
-            found.append(_Fact(row, field, value, also, pool))
-    return found
+            facts.append(LabelFact(row, field, name, also_true, pool))
+    return facts
 
 
-def _label(row: LabelRow) -> str | None:
-    """The first label, unless it says nothing: a clip's further labels are in the background."""
+def _draw_questions(
+    row: LabelRow, fields: Sequence[str], options: ClipQuestionOptions, excluded: Counter[str]
+) -> list[tuple[str, LabelFact]]:
+    """Tasks and facts of the questions about one clip, in random order and at most `options.per_clip`."""
+    rng = random.Random(f"{options.seed}:{row['path']}")
+    facts = label_facts(row, fields)
+    if not facts:
+        excluded[f"clips of category {row['category']}: none of {', '.join(fields)} is known or can be asked"] += 1
+    questions = [
+        (task, fact) for fact in facts for task in options.tasks if (task, fact.field) not in EXCLUDED_QUESTIONS
+    ]
+    return rng.sample(questions, min(len(questions), options.per_clip or len(questions)))
+
+
+def _reason_for_missing(facts: Sequence[LabelFact]) -> str:
+    """Why some of these facts were not asked for."""
+    classes = sorted({fact.name for fact in facts})
+    if len(classes) == 1:
+        return f"all of one class ({classes[0]}), two are needed"
+    return "left out so that no answer is too frequent to be fair"
+
+
+# Fields: the fact that a row states in each field, or None --------------------------------------------------------
+
+
+def _first_label(row: LabelRow) -> str | None:
+    """The first label, unless it is uninformative; further labels describe the background."""
     label = row["labels"][0]
     return None if label.startswith(label_names.UNINFORMATIVE_LABELS) else str(label)
 
 
 def _sound(row: LabelRow) -> str | None:
-    label = _label(row)
+    label = _first_label(row)
     return label_names.display_name(label) if label and row["category"] not in ("music", "speech") else None
 
 
 def _instrument(row: LabelRow) -> str | None:
-    label = _label(row)
+    label = _first_label(row)
     return label_names.display_name(label) if label and row["category"] == "music" else None
 
 
 def _language(row: LabelRow) -> str | None:
-    """A single letter or syllable is the same sound in many languages: not asked."""
+    """The spoken language; None for single letters and syllables, which sound the same in many languages."""
     code = row.get("language")
-    if not code or row["category"] != "speech" or _label(row) is None:
+    if not code or row["category"] != "speech" or _first_label(row) is None:
         return None
     return label_names.LANGUAGES.get(code, str(code))
 
@@ -167,24 +189,19 @@ def _digit(row: LabelRow) -> str | None:
 
 
 def _words(row: LabelRow) -> str | None:
-    """The transcript; figures are left out, since they are said as words."""
+    """The transcript; None if it contains numerals, which are pronounced as words."""
     text = " ".join(str(row.get("text") or "").split())
-    spoken = row["category"] == "speech" and _label(row) is not None and not _digit(row)
-    return text if spoken and 2 <= len(text) <= MAX_WORDS_CHARS and not re.search(r"\d", text) else None
+    is_spoken = row["category"] == "speech" and _first_label(row) is not None and not _digit(row)
+    return text if is_spoken and 2 <= len(text) <= MAX_WORDS_CHARS and not re.search(r"\d", text) else None
 
 
 def _kind(row: LabelRow) -> str | None:
-    label = _label(row)
+    label = _first_label(row)
     if row.get("category_assumed"):
         return None
-    if (
-        label is None
-        or label in label_names.AMBIGUOUS_KIND
-        or label in label_names.PERCUSSION
-        or row.get("family") == "percussion"
-    ):
+    if label is None or label in label_names.AMBIGUOUS_KIND or label in label_names.PERCUSSION:
         return None
-    return label_names.KINDS.get(row["category"])
+    return None if row.get("family") == "percussion" else label_names.KINDS.get(row["category"])
 
 
 FIELDS: Mapping[str, Callable[[LabelRow], str | None]] = {
@@ -199,66 +216,70 @@ FIELDS: Mapping[str, Callable[[LabelRow], str | None]] = {
 }
 
 
-def _deck(count: int, rng: random.Random) -> list[int]:
-    """0 .. count-1 in random order: taken modulo k, every position of the answer is as frequent as the others."""
-    deck = list(range(count))
-    rng.shuffle(deck)
-    return deck
+# Tasks: the questions about a pool of facts ------------------------------------------------------------------------
 
 
-def _recognition(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
-    answers, own = [fact.name for fact in members], [fact.also for fact in members]
-    drawn = options.balanced_distractors(answers, n_choices, rng, confusable=label_names.CONFUSABLE, also_true=own)
-    made = []
-    deck = _deck(len(drawn), rng)
-    for (index, distractors), position in zip(sorted(drawn.items()), deck, strict=True):
-        fact = members[index]
-        listed = list(distractors)
-        rng.shuffle(listed)
-        listed.insert(position % (len(listed) + 1), fact.name)
+def _shuffled_positions(count: int, rng: random.Random) -> list[int]:
+    """0 .. count-1 in random order; modulo k, every position of the answer occurs equally often."""
+    positions = list(range(count))
+    rng.shuffle(positions)
+    return positions
+
+
+def _recognition(facts: Sequence[LabelFact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
+    """Multiple-choice questions; facts that cannot be balanced get none."""
+    answers, also_true = [fact.name for fact in facts], [fact.also_true for fact in facts]
+    distractors = balanced_distractors(answers, n_choices, rng, confusable=label_names.CONFUSABLE, also_true=also_true)
+    examples = []
+    positions = _shuffled_positions(len(distractors), rng)
+    for (index, names), position in zip(sorted(distractors.items()), positions, strict=True):
+        fact = facts[index]
+        choices = list(names)
+        rng.shuffle(choices)
+        choices.insert(position % (len(choices) + 1), fact.name)
         question = rng.choice(question_templates.QUESTIONS[fact.field])
-        made.append(_example(fact, "recognition", question, (fact.name,), tuple(listed), root))
-    return made
+        examples.append(_example(fact, "recognition", question, (fact.name,), tuple(choices), root))
+    return examples
 
 
-def _yes_no(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
-    answers, own = [fact.name for fact in members], [fact.also for fact in members]
-    drawn = options.balanced_yes_no(answers, rng, confusable=label_names.CONFUSABLE, also_true=own)
-    made = []
-    deck = _deck(len(drawn), rng)
-    for (index, (asked, is_true)), position in zip(sorted(drawn.items()), deck, strict=True):
-        fact = members[index]
-        answer, other = ("yes", "no") if is_true else ("no", "yes")
-        listed = (answer, other) if position % 2 else (other, answer)
-        question = question_templates.fill_template(rng.choice(question_templates.YES_NO[fact.field]), asked)
-        made.append(_example(fact, "yes_no", question, (answer,), listed, root, asked=asked))
-    return made
+def _yes_no(facts: Sequence[LabelFact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
+    """Yes/no questions; `n_choices` is not used."""
+    answers, also_true = [fact.name for fact in facts], [fact.also_true for fact in facts]
+    questions = balanced_yes_no(answers, rng, confusable=label_names.CONFUSABLE, also_true=also_true)
+    examples = []
+    positions = _shuffled_positions(len(questions), rng)
+    for (index, (name, is_true)), position in zip(sorted(questions.items()), positions, strict=True):
+        fact = facts[index]
+        answer, wrong = ("yes", "no") if is_true else ("no", "yes")
+        choices = (answer, wrong) if position % 2 else (wrong, answer)
+        question = question_templates.fill_template(rng.choice(question_templates.YES_NO[fact.field]), name)
+        examples.append(_example(fact, "yes_no", question, (answer,), choices, root, asked=name))
+    return examples
 
 
-def _open(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
+def _open(facts: Sequence[LabelFact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
+    """Open questions; `n_choices` is not used."""
     return [
         _example(fact, "open", rng.choice(question_templates.QUESTIONS[fact.field]), (fact.name,), (), root)
-        for fact in members
+        for fact in facts
     ]
 
 
-def _caption(members: Sequence[_Fact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
-    """Every wording is right; the first, which is trained on, is drawn."""
-    made = []
-    for fact in members:
-        said = list(question_templates.captions(fact.field, fact.name))
-        rng.shuffle(said)
-        made.append(_example(fact, "caption", rng.choice(CAPTION_QUESTIONS), tuple(said), (), root))
-    return made
+def _caption(facts: Sequence[LabelFact], rng: random.Random, n_choices: int, root: Path) -> list[Example]:
+    """Requests for a caption; all wordings are accepted, and a random one is first (training uses the first)."""
+    examples = []
+    for fact in facts:
+        captions = list(question_templates.captions(fact.field, fact.name))
+        rng.shuffle(captions)
+        examples.append(_example(fact, "caption", rng.choice(CAPTION_QUESTIONS), tuple(captions), (), root))
+    return examples
 
 
-CAPTION_QUESTIONS = ("Describe the sound.", "Describe this recording in one sentence.", "What happens in this clip?")
-_EMPTY = {("caption", "kind")}  # "A recording of speech." of every clip would drown the captions that say something
-_TASKS = {"recognition": _recognition, "yes_no": _yes_no, "open": _open, "caption": _caption}
+_TASK_BUILDERS = {"recognition": _recognition, "yes_no": _yes_no, "open": _open, "caption": _caption}
 
 
 def _example(
-    fact: _Fact,
+    fact: LabelFact,
     task: str,
     question: str,
     answer: tuple[str, ...],
@@ -266,6 +287,7 @@ def _example(
     root: Path,
     **meta: Any,
 ) -> Example:
+    """Example about one clip; its id is a hash of its content."""
     row = fact.row
     content = "\x1f".join((row["path"], task, fact.field, question, *sorted(choices), *answer))
     identifier = f"{Path(row['path']).stem}-{fact.field}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
@@ -285,9 +307,15 @@ def _example(
     )
 
 
-def _check(given: Sequence[str], known: Sequence[str], what: str) -> None:
-    for item in given:
-        if item not in known:
-            raise ConfigError(f"{what} {item!r} is none of {', '.join(known)}")
-    if not given:
-        raise ConfigError(f"no {what} is named; choose out of {', '.join(known)}")
+def _check_options(options: ClipQuestionOptions, fields: Sequence[str]) -> None:
+    """Raise ConfigError for an unknown task or field, or an invalid number."""
+    for names, valid_names, kind in ((options.tasks, TASKS, "task"), (fields, tuple(FIELDS), "field")):
+        for name in names:
+            if name not in valid_names:
+                raise ConfigError(f"{kind} {name!r} is none of {', '.join(valid_names)}")
+        if not names:
+            raise ConfigError(f"no {kind} is named; choose out of {', '.join(valid_names)}")
+    if options.n_choices < 2:
+        raise ConfigError(f"n_choices is {options.n_choices}; a question needs 2 options or more")
+    if options.per_clip is not None and options.per_clip < 1:
+        raise ConfigError(f"per_clip is {options.per_clip}; ask 1 question a clip or more, or set no limit")

@@ -1,8 +1,9 @@
-"""Labelled collections on disk into label rows: plain dicts with at least `path labels category group split`.
+"""Reads labelled collections: from files on disk to label rows, dicts with `path`, `labels`, `category`, `group`,
+`split`.
 
-First step of `earwise build labels`. Four forms are read: JSON lines (one clip a line, any further field kept), a CSV
-table (columns path and label; split and group if there), a folder with one folder of clips per class, and public
-collections as they are published (`build/layouts.py`).
+First step of `earwise build labels`. Four formats are read: JSON lines (one clip per line; further fields are kept), a
+CSV table (columns path and label; optionally split, group and others), a folder with one subfolder of clips per class,
+and public collections as they are published (`labels/layouts.py`).
 """
 
 import csv
@@ -22,7 +23,7 @@ FIELDS = (
     "path", "label", "labels", "category", "group", "split", "source", "licence", "language", "emotion", "gender",
     "text", "speaker", "caption", "family",
 )  # fmt: skip
-"""What builders read of a row; anything else is kept and not used."""
+"""Fields that the builders use; other fields of a row are kept."""
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 LIST_NAMES = ("manifest.jsonl", "labels.jsonl")
 VAL_SHARE = 0.2
@@ -33,44 +34,45 @@ def load(path: Path) -> tuple[list[LabelRow], Path]:
 
     Args:
         path: A .jsonl or .csv list, a folder with `manifest.jsonl` or `labels.jsonl`, a public collection as it is
-            published (`build/layouts.py`), or a folder of class folders.
+            published (`labels/layouts.py`), or a folder with one subfolder per class.
     Returns:
-        Rows sorted by path, and the folder their paths start from. A clip without `group` is its own group; where no
-        split is given, a fifth of the groups, chosen by their hash, is `val`.
+        Label rows sorted by path, and the folder that their paths start from. A row without `group` is a group of its
+        own. For rows without `split`, a fifth of the groups, selected by their hash, is `val`, the others are `train`.
     Raises:
-        DataError: if nothing is found, a row lacks path or labels, a path occurs twice, or a group is in two splits.
+        DataError: if there are no clips, a row lacks path or labels, a path occurs twice, or a group is in two splits.
     """
     if path.is_dir():
         lists = [path / name for name in LIST_NAMES if (path / name).is_file()]
         if lists:
-            return _complete(_jsonl(lists[0]), lists[0]), path
-        published = layouts.detect(path)
-        return _complete(_folders(path) if published is None else published, path), path
+            return _complete(_read_jsonl(lists[0]), lists[0]), path
+        rows = layouts.read_published(path)
+        return _complete(_read_folders(path) if rows is None else rows, path), path
     if not path.is_file():
         raise DataError(f"{path}: no such file or folder; name a collection")
     if path.suffix.lower() == ".csv":
-        return _complete(_csv(path), path), path.parent
-    return _complete(_jsonl(path), path), path.parent
+        return _complete(_read_csv(path), path), path.parent
+    return _complete(_read_jsonl(path), path), path.parent
 
 
-def misspelt(rows: Iterable[LabelRow]) -> list[str]:
-    """A line for every field that no builder reads but that looks like one it does.
+def misspelled_fields(rows: Iterable[LabelRow]) -> list[str]:
+    """One line for every unused field whose name is similar to a field that the builders use.
 
-    >>> misspelt([{"path": "a.wav", "license": "CC0"}, {"path": "b.wav", "license": "CC0"}])
+    >>> misspelled_fields([{"path": "a.wav", "license": "CC0"}, {"path": "b.wav", "license": "CC0"}])
     ["field 'license' (2 rows) is not used; did you mean 'licence'?"]
     """
-    strange = Counter(name for row in rows for name in row if name not in FIELDS)
-    near = {name: difflib.get_close_matches(name, FIELDS, 1, cutoff=0.8) for name in strange}
+    unused = Counter(name for row in rows for name in row if name not in FIELDS)
+    similar = {name: difflib.get_close_matches(name, FIELDS, 1, cutoff=0.8) for name in unused}
     return [
-        f"field {name!r} ({count} rows) is not used; did you mean {near[name][0]!r}?"
-        for name, count in strange.items()
-        if near[name]
+        f"field {name!r} ({count} rows) is not used; did you mean {similar[name][0]!r}?"
+        for name, count in unused.items()
+        if similar[name]
     ]
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Rows of a list in JSON lines."""
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -83,22 +85,24 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _csv(path: Path) -> list[dict[str, Any]]:
-    table = csv.DictReader(_text(path).splitlines())
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV table; empty cells are left out."""
+    table = csv.DictReader(_read_text(path).splitlines())
     if missing := {"path", "label"} - set(table.fieldnames or ()):
         raise DataError(f"{path}: column {min(missing)!r} is missing, found {table.fieldnames}; give path and label")
     return [{key: value for key, value in row.items() if key is not None and value} for row in table]
 
 
-def _folders(path: Path) -> list[dict[str, Any]]:
+def _read_folders(path: Path) -> list[dict[str, Any]]:
+    """Rows of a folder whose subfolders are named by the labels of the clips in them."""
     clips = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.parent != path)
     if not clips:
         raise DataError(f"{path}: holds neither {LIST_NAMES[0]} nor class folders with audio; name a collection")
-    relative = [clip.relative_to(path) for clip in clips]
-    return [{"path": clip.as_posix(), "label": clip.parts[0]} for clip in relative]
+    relative_paths = [clip.relative_to(path) for clip in clips]
+    return [{"path": clip.as_posix(), "label": clip.parts[0]} for clip in relative_paths]
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -110,31 +114,33 @@ def _text(path: Path) -> str:
 
 
 def _complete(rows: Iterable[dict[str, Any]], path: Path) -> list[LabelRow]:
-    done: dict[str, LabelRow] = {}
+    """Check the rows of the collection at `path`, and fill in category, group and split."""
+    complete: dict[str, LabelRow] = {}
     splits: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        where = f"{path}:row {number}"
+        location = f"{path}:row {number}"
         clip, labels = row.get("path"), row.get("labels") or [row.get("label")]
         if not isinstance(clip, str) or not clip:
-            raise DataError(f"{where}: path is {clip!r}; every row needs the path of a clip")
+            raise DataError(f"{location}: path is {clip!r}; every row needs the path of a clip")
         if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
-            raise DataError(f"{where}: labels is {labels!r}; every row needs a label, or a list of them")
-        if clip in done:
-            raise DataError(f"{where}: path {clip!r} occurs twice; list every clip once")
+            raise DataError(f"{location}: labels is {labels!r}; every row needs a label, or a list of them")
+        if clip in complete:
+            raise DataError(f"{location}: path {clip!r} occurs twice; list every clip once")
         group = row.get("group") or clip
-        split = row.get("split") or ("val" if _share(str(group)) < VAL_SHARE else "train")
+        split = row.get("split") or ("val" if _hash_fraction(str(group)) < VAL_SHARE else "train")
         if splits.setdefault(group, split) != split:
             raise DataError(
-                f"{where}: group {group!r} is in {splits[group]} and {split}; a group must not cross splits"
+                f"{location}: group {group!r} is in {splits[group]} and {split}; a group must not cross splits"
             )
-        own = {"labels": labels, "category": row.get("category") or "sound", "group": group, "split": split}
+        checked = {"labels": labels, "category": row.get("category") or "sound", "group": group, "split": split}
         if not row.get("category"):
-            own["category_assumed"] = True  # so nobody may ask whether it is speech, music or a sound
-        done[clip] = {key: value for key, value in row.items() if key != "label"} | own
-    if not done:
+            checked["category_assumed"] = True  # so that no question asks whether it is speech, music or a sound
+        complete[clip] = {key: value for key, value in row.items() if key != "label"} | checked
+    if not complete:
         raise DataError(f"{path}: lists no clips; write at least one row")
-    return [done[clip] for clip in sorted(done)]
+    return [complete[clip] for clip in sorted(complete)]
 
 
-def _share(group: str) -> float:
+def _hash_fraction(group: str) -> float:
+    """Hash of a group as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64

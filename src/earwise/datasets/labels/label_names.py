@@ -1,9 +1,14 @@
-"""Display names of labels, and which names must not be options of one question."""
+"""Display names of labels, and which names must not be options of the same question.
+
+Used by the builders of questions from labels. All names are ours. A label that is in no table is displayed as it is
+written, without underscores, so that collections with other labels work too.
+"""
 
 from collections.abc import Mapping
 
 
 def _set(labels: str) -> frozenset[str]:
+    """Set of labels that are separated by spaces."""
     return frozenset(labels.split())
 
 
@@ -64,7 +69,7 @@ NAMES: Mapping[str, str] = {
     "wolf_howl": "howling wolf",
 }
 
-# Labels of one set are never options of one question: an honest listener could not tell them apart by the names.
+# Labels of one set are never options of the same question, because an honest listener could confuse them.
 _CONFUSABLE = (
     "calm neutral",
     "rain rain_on_leaves rain_on_tent rain_on_umbrella rain_on_window rain_on_car_roof thunderstorm windshield_wipers",
@@ -110,12 +115,13 @@ _CONFUSABLE = (
     "string_ensemble violin viola cello",
     "shamisen koto banjo",
 )
-# A drum kit is made of the others, which differ from each other: only its own pairs clash (likewise a generic label).
-_HUBS = ("drum_kit", "construction_site", "cymbal", "string_ensemble")
+# A drum kit contains the others of its set, which differ from each other: only pairs with it are confusable. The same
+# holds for other generic labels.
+_GENERIC_LABELS = ("drum_kit", "construction_site", "cymbal", "string_ensemble")
 
-# Labels that say nothing about the sound.
+# Beginnings of labels that do not describe the sound.
 UNINFORMATIVE_LABELS = ("notification_", "dreydl", "spoken_letter_or_syllable", "unknown")
-# Scenes and single strokes of which nobody can say whether they are speech, music or neither.
+# Scenes and single strokes that are not clearly speech, music or environmental sound.
 AMBIGUOUS_KIND = _set(
     "street_music children_playing crowd_chatter cafe restaurant supermarket library office subway_station "
     "carousel temple singing_bowl wind_chimes bell church_interior morse_code radio_tuning vinyl_crackle "
@@ -125,9 +131,10 @@ PERCUSSION = _set(
     "bass_drum bongo clash_cymbals conga cowbell crash_cymbal cymbal djembe finger_snap hand_clap hi_hat "
     "maracas ride_cymbal side_stick snare_drum splash_cymbal tambourine tom_drum agogo_bells"
 )
-ORDINALS = ("the first", "the second", "the third", "the fourth")
+ORDINALS: tuple[str, ...] = ("the first", "the second", "the third", "the fourth")
 OVERLAP = ("at the same time", "one after the other")
 
+# Names without an indefinite article.
 _MASS_NOUNS = _set(
     "rain wind traffic thunder music speech environmental_sound street_music crackling_fire boiling_water "
     "breaking_glass rustling_paper crowd_chatter white_noise pink_noise brown_noise vinyl_crackle "
@@ -136,7 +143,7 @@ _MASS_NOUNS = _set(
 
 
 def display_name(label: str) -> str:
-    """What a label is called in options and answers.
+    """Name of a label in options and answers.
 
     >>> display_name("street_music"), display_name("spoken_digit_7"), display_name("gun_shot")
     ('street music', 'seven', 'gunshot')
@@ -147,7 +154,7 @@ def display_name(label: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """A name as it stands in a sentence.
+    """A name with its indefinite article, if it takes one.
 
     >>> with_article("owl"), with_article("rain"), with_article("tubular bells"), with_article("drilling")
     ('an owl', 'rain', 'tubular bells', 'drilling')
@@ -163,7 +170,7 @@ def with_article(phrase: str) -> str:
 
 
 def is_plural(phrase: str) -> bool:
-    """True for "maracas" and "footsteps in snow".
+    """True if a name is a plural noun, such as "maracas" or "footsteps in snow".
 
     >>> is_plural("maracas"), is_plural("footsteps in snow"), is_plural("double bass")
     (True, True, False)
@@ -172,16 +179,18 @@ def is_plural(phrase: str) -> bool:
     return head.endswith("s") and not head.endswith(("ss", "us", "is"))
 
 
-def _neighbours() -> Mapping[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
+def _confusable_names() -> Mapping[str, frozenset[str]]:
+    """Display name -> display names that it could be confused with, from the sets above."""
+    confusable: dict[str, set[str]] = {}
     for line in _CONFUSABLE:
         labels = line.split()
-        hubs = [label for label in labels if label in _HUBS]
-        for one in labels:
-            others = labels if not hubs or one in hubs else hubs
-            found.setdefault(display_name(one), set()).update(display_name(other) for other in others if other != one)
-    return {label: frozenset(others) for label, others in found.items()}
+        generic = [label for label in labels if label in _GENERIC_LABELS]
+        for label in labels:
+            others = labels if not generic or label in generic else generic
+            names = confusable.setdefault(display_name(label), set())
+            names.update(display_name(other) for other in others if other != label)
+    return {name: frozenset(names) for name, names in confusable.items()}
 
 
-CONFUSABLE: Mapping[str, frozenset[str]] = _neighbours()
-"""Name -> names that must not be options beside it; symmetric."""
+CONFUSABLE: Mapping[str, frozenset[str]] = _confusable_names()
+"""Name -> names that must not be options of the same question; symmetric."""

@@ -1,21 +1,21 @@
-"""Public collections as they are published, into label rows: ESC-50, UrbanSound8K, FSD50K, VocalSound, RAVDESS.
+"""Reads public collections as they are published: ESC-50, UrbanSound8K, FSD50K, VocalSound, RAVDESS.
 
-Tried by `build/collection.py` on a folder without a list of its own; a folder is recognised by the file or the file
-names that only this collection has. Paths are relative to the folder; `group` is what must not cross splits, by the
-collections' own documentation: the Freesound recording, or the speaker. Where a collection publishes folds, the last is
-`val`. Sources: the collections' README files and CSV headers.
+Used by `labels/collection.py` for a folder without a list of clips. A folder is recognised by a file, or by the pattern
+of the file names, that only this collection has. Paths are relative to the folder. `group`, the unit that must not
+cross splits, follows the documentation of each collection: the Freesound recording, or the speaker. If a collection is
+published in folds, the last fold is `val`. Sources: the README files and CSV headers of the collections.
 """
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from earwise.errors import DataError
 
-Found = Iterable[dict[str, Any]]
+Rows = Iterable[dict[str, Any]]
 
 ESC50_CSV = Path("meta", "esc50.csv")
 URBANSOUND_CSV = Path("metadata", "UrbanSound8K.csv")
@@ -26,26 +26,26 @@ VOCALSOUND = re.compile(
 RAVDESS = re.compile(r"03-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d\d)")
 EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 STATEMENTS = ("Kids are talking by the door.", "Dogs are sitting by the door.")
-MUSIC_LABEL = "Music"  # FSD50K's labels come with all that are above them
+MUSIC_LABEL = "Music"  # FSD50K lists all ancestors of a label
 
 
-def detect(folder: Path) -> list[dict[str, Any]] | None:
-    """Rows of a folder that is laid out as one of the collections; None if it is none.
+def read_published(folder: Path) -> list[dict[str, Any]] | None:
+    """Label rows of a folder that contains one of the public collections; None for any other folder.
 
     Raises:
-        DataError: if the collection's own list lacks a column, or holds no row.
+        DataError: if the collection's table of clips lacks a column, or the collection has no clips.
     """
-    for is_this, read in _LAYOUTS:
-        if is_this(folder):
-            rows = sorted(read(folder), key=lambda row: row["path"])
+    for is_collection, read_rows in _LAYOUTS:
+        if is_collection(folder):
+            rows = sorted(read_rows(folder), key=lambda row: row["path"])
             if not rows:
-                raise DataError(f"{folder}: looks like {read.__name__[1:]} but lists no clips; fetch it again")
+                raise DataError(f"{folder}: looks like {read_rows.__name__[1:]} but lists no clips; fetch it again")
             return rows
     return None
 
 
-def _esc50(folder: Path) -> Found:
-    """`meta/esc50.csv`: filename, fold (1-5), target, category, esc10, src_file, take; a source is in one fold."""
+def _esc50(folder: Path) -> Rows:
+    """`meta/esc50.csv`: filename, fold (1-5), target, category, esc10, src_file, take. A recording is in one fold."""
     for row in _table(folder / ESC50_CSV, ("filename", "fold", "category", "src_file")):
         yield {
             "path": f"audio/{row['filename']}",
@@ -57,7 +57,7 @@ def _esc50(folder: Path) -> Found:
         }
 
 
-def _urbansound8k(folder: Path) -> Found:
+def _urbansound8k(folder: Path) -> Rows:
     """`metadata/UrbanSound8K.csv`: slice_file_name, fsID, start, end, salience (2: background), fold (1-10), class."""
     for row in _table(folder / URBANSOUND_CSV, ("slice_file_name", "fsID", "fold", "class")):
         yield {
@@ -71,19 +71,19 @@ def _urbansound8k(folder: Path) -> Found:
         }
 
 
-def _fsd50k(folder: Path) -> Found:
-    """`FSD50K.ground_truth/{dev,eval}.csv`: fname, labels (parted by commas), mids, and in dev also split.
+def _fsd50k(folder: Path) -> Rows:
+    """`FSD50K.ground_truth/{dev,eval}.csv`: fname, labels (separated by commas), mids, and in dev also split.
 
-    Licence and uploader of each clip are in `FSD50K.metadata/{dev,eval}_clips_info_FSD50K.json`, if it is there. All
-    labels are kept; only the first, the most specific, is asked for.
+    Licence and uploader of each clip are read from `FSD50K.metadata/{dev,eval}_clips_info_FSD50K.json`, if it exists.
+    All labels are kept; questions ask only for the first, which is the most specific.
     """
     for part in ("dev", "eval"):
-        listed = folder / "FSD50K.ground_truth" / f"{part}.csv"
-        if not listed.is_file():
+        table = folder / "FSD50K.ground_truth" / f"{part}.csv"
+        if not table.is_file():
             continue
-        known = _json(folder / "FSD50K.metadata" / f"{part}_clips_info_FSD50K.json")
-        for row in _table(listed, ("fname", "labels")):
-            info = known.get(row["fname"], {})
+        clip_info = _json(folder / "FSD50K.metadata" / f"{part}_clips_info_FSD50K.json")
+        for row in _table(table, ("fname", "labels")):
+            info = clip_info.get(row["fname"], {})
             names = [label.replace("_and_", " and ").lower() for label in row["labels"].split(",")]
             yield {
                 "path": f"FSD50K.{part}_audio/{row['fname']}.wav",
@@ -96,17 +96,17 @@ def _fsd50k(folder: Path) -> Found:
             } | ({"uploader": str(info["uploader"])} if info.get("uploader") else {})
 
 
-def _vocalsound(folder: Path) -> Found:
+def _vocalsound(folder: Path) -> Rows:
     """`audio_16k/f0003_0_cough.wav`: sex and number of the speaker, number of the collection, sound.
 
-    `datafiles/{tr,val,te}.json` (`data`: list of `wav`) say which split; without them a speaker's hash does.
+    `datafiles/{tr,val,te}.json` (`data`: list of `wav`) state the splits; without them they follow from a hash.
     """
     splits = {
         Path(str(entry.get("wav", ""))).name: split
         for name, split in (("tr", "train"), ("val", "val"), ("te", "test"))
         for entry in _json(folder / "datafiles" / f"{name}.json").get("data", ())
     }
-    for path in _audio(folder):
+    for path in _wav_files(folder):
         if match := VOCALSOUND.fullmatch(path.stem):
             yield {
                 "path": path.relative_to(folder).as_posix(),
@@ -120,12 +120,12 @@ def _vocalsound(folder: Path) -> Found:
             } | ({"split": splits[path.name]} if path.name in splits else {})
 
 
-def _ravdess(folder: Path) -> Found:
+def _ravdess(folder: Path) -> Rows:
     """`03-01-06-01-02-01-12.wav`: modality, channel (speech, song), emotion, intensity, statement, repetition, actor.
 
-    Actors with odd numbers are men. Songs are left out: their emotion is sung, their words are the same.
+    Actors with odd numbers are male. Songs are left out, because they have the same words as the speech.
     """
-    for path in _audio(folder):
+    for path in _wav_files(folder):
         match = RAVDESS.fullmatch(path.stem)
         if match and match[1] == "01":
             _, emotion, intensity, statement, repetition, actor = match.groups()
@@ -146,51 +146,54 @@ def _ravdess(folder: Path) -> Found:
             }
 
 
-def _has(listed: Path) -> Callable[[Path], bool]:
-    return lambda folder: (folder / listed).is_file()
+def _contains(file: Path) -> Callable[[Path], bool]:
+    """Test for folders that contain a file."""
+    return lambda folder: (folder / file).is_file()
 
 
-def _names(pattern: re.Pattern[str]) -> Callable[[Path], bool]:
-    """True of a folder whose audio files are, all of the first hundred, named so."""
+def _names_match(pattern: re.Pattern[str]) -> Callable[[Path], bool]:
+    """Test for folders in which the names of the first hundred audio files match a pattern."""
 
-    def is_this(folder: Path) -> bool:
-        first = [path.stem for _, path in zip(range(100), _audio(folder), strict=False)]
-        return bool(first) and all(pattern.fullmatch(stem) for stem in first)
+    def is_collection(folder: Path) -> bool:
+        stems = [path.stem for _, path in zip(range(100), _wav_files(folder), strict=False)]
+        return bool(stems) and all(pattern.fullmatch(stem) for stem in stems)
 
-    return is_this
+    return is_collection
 
 
-_LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Found]], ...] = (
-    (_has(ESC50_CSV), _esc50),
-    (_has(URBANSOUND_CSV), _urbansound8k),
-    (_has(FSD50K_CSV), _fsd50k),
-    (_names(VOCALSOUND), _vocalsound),
-    (_names(RAVDESS), _ravdess),
+_LAYOUTS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Rows]], ...] = (
+    (_contains(ESC50_CSV), _esc50),
+    (_contains(URBANSOUND_CSV), _urbansound8k),
+    (_contains(FSD50K_CSV), _fsd50k),
+    (_names_match(VOCALSOUND), _vocalsound),
+    (_names_match(RAVDESS), _ravdess),
 )
 
 
-def _audio(folder: Path) -> Iterator[Path]:
+def _wav_files(folder: Path) -> Iterator[Path]:
+    """All WAV files below a folder, without hidden files."""
     return (path for path in folder.rglob("*.wav") if not path.name.startswith("."))
 
 
-def _table(path: Path, needed: Iterable[str]) -> Iterator[Mapping[str, str]]:
+def _table(path: Path, required: Sequence[str]) -> Iterator[Mapping[str, str]]:
+    """Rows of a CSV table that must have the columns `required`, none of them empty."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             table = csv.DictReader(lines)
-            if missing := set(needed) - set(table.fieldnames or ()):
+            if missing := set(required) - set(table.fieldnames or ()):
                 raise DataError(
                     f"{path}: column {min(missing)!r} is missing, found {table.fieldnames}; fetch the published file"
                 )
             for number, row in enumerate(table, 2):
-                if any(not row.get(name) for name in needed):
-                    raise DataError(f"{path}:line {number}: a field of {', '.join(needed)} is empty; fetch it again")
+                if any(not row.get(name) for name in required):
+                    raise DataError(f"{path}:line {number}: a field of {', '.join(required)} is empty; fetch it again")
                 yield {key: value for key, value in row.items() if key is not None and isinstance(value, str)}
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch the published file") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty if there is none."""
+    """The JSON object in a file; empty if the file does not exist."""
     if not path.is_file():
         return {}
     try:

@@ -1,10 +1,14 @@
-"""Question and caption templates for labelled clips."""
+"""Templates of questions and captions about labelled clips.
+
+Used by the builders of questions from labels. All wordings are ours. In templates, `{x}` is the name of a label, `{a}`
+the name with its indefinite article, and `{A}` the same at the beginning of a sentence.
+"""
 
 from collections.abc import Mapping
 
 from earwise.datasets.labels.label_names import is_plural, with_article
 
-# What the animals do, for captions.
+# Verbs for captions of animal sounds.
 VERBS: Mapping[str, str] = {
     "bear": "growling",
     "bee": "buzzing",
@@ -101,7 +105,7 @@ PLURAL_CAPTIONS: Mapping[str, tuple[str, ...]] = {
     "sound": ("The sound of {a}.", "{A} can be heard.", "These are {a}."),
 }
 
-# Two clips: is a fact of both the same?
+# Questions about two clips: do they have the same speaker, language, ...?
 SAME: Mapping[str, tuple[str, ...]] = {
     "speaker": ("Is the same person speaking in both clips?", "Do both clips have the same speaker?"),
     "language": ("Is the same language spoken in both clips?", "Are both speakers talking in one language?"),
@@ -109,7 +113,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "instrument": ("Is the same instrument playing in both clips?", "Do both clips have the same instrument?"),
     "sound": ("Do both clips have the same kind of sound?", "Is it the same kind of sound in both clips?"),
 }
-# Two clips: which has more of something measured, which has less.
+# Questions about two clips: which one is louder (higher, longer, faster), and which one is quieter (lower, ...)?
 COMPARED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "loudness": (
         ("Which clip is louder?", "In which of the two clips is the sound louder?"),
@@ -128,7 +132,7 @@ COMPARED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("Which clip has the slower tempo?", "In which of the two clips is the beat slower?"),
     ),
 }
-# One recording put together from several clips.
+# Questions about one recording composed of several clips.
 SCENES: Mapping[str, tuple[str, ...]] = {
     "first": ("Which sound comes first?", "What do you hear first?"),
     "last": ("Which sound comes last?", "What do you hear last?"),
@@ -147,17 +151,21 @@ SCENES: Mapping[str, tuple[str, ...]] = {
 
 
 def fill_template(template: str, phrase: str) -> str:
-    """Fill `{x}` with the phrase, `{a}` with the phrase and its article, `{A}` the same at the start of a sentence."""
-    phrase_with = with_article(phrase)
-    return template.format(x=phrase, a=phrase_with, A=phrase_with[:1].upper() + phrase_with[1:])
+    """Replace `{x}`, `{a}` and `{A}` in a template by the phrase and its article."""
+    with_its_article = with_article(phrase)
+    return template.format(x=phrase, a=with_its_article, A=with_its_article[:1].upper() + with_its_article[1:])
 
 
 def captions(field: str, phrase: str) -> tuple[str, ...]:
-    """All captions of one fact.
+    """All captions of a clip about one field.
+
+    Args:
+        field: What the caption is about, a key of `CAPTIONS`.
+        phrase: Display name of the clip's label in this field.
 
     >>> captions("sound", "dog")
     ('A dog is barking.', 'The sound of a dog.', 'A dog can be heard.', 'This is a dog.')
     """
     templates = PLURAL_CAPTIONS.get(field, CAPTIONS[field]) if is_plural(phrase) else CAPTIONS[field]
-    doing = (f"{{A}} is {VERBS[phrase]}.",) if field == "sound" and phrase in VERBS else ()
-    return tuple(fill_template(template, phrase) for template in doing + templates)
+    action = (f"{{A}} is {VERBS[phrase]}.",) if field == "sound" and phrase in VERBS else ()
+    return tuple(fill_template(template, phrase) for template in action + templates)

@@ -1,11 +1,11 @@
-"""The bundled starter set: a few megabytes of real clips with questions, chosen from a larger labelled collection.
+"""Builds the bundled starter set: a few megabytes of real clips with questions, selected from a larger collection.
 
-Run by hand when the collection changes (`python -m earwise.datasets.labels.starter_set --collection DIR --out DIR`);
-its output lies in `assets/starter` and is what `make demo` trains and measures on. Only clips whose row says
-`committable: true` are taken, as the
-bytes they are. All `val` clips that a question can be asked of come first (they are the demo's test set),
-then training clips, smallest first, class by class in turn, up to the budget. Groups stay in the split that the
-collection gave them. Pure but for `write`; the same collection gives the same bytes.
+Run by hand when the collection changes (`python -m earwise.datasets.labels.starter_set --collection DIR --out DIR`).
+The output is in `assets/starter`; `make demo` trains and evaluates on it. Only clips whose row says `committable: true`
+are taken, without changing their bytes. All `val` clips about which a question can be asked are taken (they are the
+demo's test set), then training clips up to the size limit: the smallest of each class, class by class, in several
+rounds. Groups stay in the split that the collection states. All functions but `write` are pure, and the same collection
+gives the same files.
 """
 
 import shutil
@@ -16,27 +16,29 @@ from pathlib import Path, PurePosixPath
 import click
 
 from earwise.data import manifest
-from earwise.datasets.checks import check_examples
-from earwise.datasets.labels import clip_questions as labels
+from earwise.datasets.checks.check_examples import check_examples
 from earwise.datasets.labels import collection
+from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions, label_facts
 from earwise.datasets.labels.collection import LabelRow
 from earwise.errors import DataError
 from earwise.files import write_jsonl, write_text
 from earwise.types import Example
 
 SEED = 0
-BUDGET_BYTES = 7_250_000  # of clips; the lists beside them take another 0.8 MB
-KEPT_FIELDS = (
+MAX_BYTES = 7_250_000  # size of all clips; the lists take another 0.8 MB
+OUTPUT_FIELDS = (
     "path", "labels", "category", "group", "split", "language", "text", "family", "duration", "source", "licence"
 )  # fmt: skip
-# Options per question: three where the classes are few or one is most of the clips, which more options would leave out.
-ASKED = (("sound", 4), ("instrument", 4), ("digit", 4), ("language", 3))
-# Yes/no questions on every n-th clip: on all languages, since most French clips have no other.
-YES_NO = (("sound", 2), ("instrument", 2), ("language", 1))
-# At most so many training clips of a class.
-CLASS_CAPS = {"sound": 4, "instrument": 8, "digit": 5, "language": 70}
-LONG_BYTES = 20_000  # clips above are taken once a class: a melody costs as much as five words
-NOTES = {
+# Options per question by field. With few classes, or one class that most clips have, more than three options would
+# exclude too many clips.
+RECOGNITION_CHOICES = (("sound", 4), ("instrument", 4), ("digit", 4), ("language", 3))
+# Yes/no questions are asked about every n-th clip; about every clip for languages, because most French clips have no
+# other question.
+YES_NO_STEPS = (("sound", 2), ("instrument", 2), ("language", 1))
+# Maximum number of training clips per class.
+MAX_CLIPS_PER_CLASS = {"sound": 4, "instrument": 8, "digit": 5, "language": 70}
+LARGE_CLIP_BYTES = 20_000  # only one larger clip per class is taken: a melody is as large as five spoken words
+SOURCE_NOTES = {
     "fluidsynth": "Melodies rendered for this purpose with the FluidR3 GM soundfont (Frank Wen), Debian package "
     "fluid-soundfont-gm.",
     "hydrogen": "Drum kits of Debian's hydrogen-drumkits; kits used: {kits}.",
@@ -49,101 +51,115 @@ NOTES = {
 }
 
 
-def choose(rows: Iterable[LabelRow], budget_bytes: int = BUDGET_BYTES) -> list[LabelRow]:
-    """Pick the clips.
+def select_clips(rows: Iterable[LabelRow], max_bytes: int = MAX_BYTES) -> list[LabelRow]:
+    """Select the clips of the starter set.
 
     Args:
         rows: Label rows with `committable` and `bytes`.
-        budget_bytes: Size of all clips together.
+        max_bytes: Maximum size of all clips together.
     Returns:
-        Rows sorted by path.
+        The selected rows, sorted by path.
     Raises:
-        DataError: if the val clips alone are above the budget.
+        DataError: if the val clips alone are larger than `max_bytes`.
     """
-    fields = [field for field, _ in ASKED]
-    usable = [row for row in rows if row.get("committable") is True and labels.label_facts(row, fields)]
-    chosen = [row for row in usable if row["split"] == "val"]
-    left = budget_bytes - sum(row["bytes"] for row in chosen)
-    if left < 0:
-        raise DataError(f"val clips take {budget_bytes - left:,} bytes, the budget is {budget_bytes:,}; raise it")
+    fields = [field for field, _ in RECOGNITION_CHOICES]
+    usable = [row for row in rows if row.get("committable") is True and label_facts(row, fields)]
+    selected = [row for row in usable if row["split"] == "val"]
+    remaining = max_bytes - sum(row["bytes"] for row in selected)
+    if remaining < 0:
+        raise DataError(f"val clips take {max_bytes - remaining:,} bytes, the limit is {max_bytes:,}; raise it")
     classes: dict[tuple[str, str], list[LabelRow]] = defaultdict(list)
     for row in sorted(usable, key=lambda row: (row["bytes"], row["path"])):
-        fact = labels.label_facts(row, list(CLASS_CAPS))[:1]
-        if row["split"] == "train" and fact:
-            classes[fact[0].field, fact[0].name].append(row)
-    for turn in range(max(CLASS_CAPS.values())):
+        facts = label_facts(row, list(MAX_CLIPS_PER_CLASS))
+        if row["split"] == "train" and facts:
+            classes[facts[0].field, facts[0].name].append(row)
+    for round_number in range(max(MAX_CLIPS_PER_CLASS.values())):
         for (field, _), members in sorted(classes.items()):
-            fits = turn < min(len(members), CLASS_CAPS[field])
-            if fits and members[turn]["bytes"] <= left and (turn == 0 or members[turn]["bytes"] < LONG_BYTES):
-                chosen.append(members[turn])
-                left -= members[turn]["bytes"]
-    return sorted(chosen, key=lambda row: row["path"])
+            if round_number >= min(len(members), MAX_CLIPS_PER_CLASS[field]):
+                continue
+            clip = members[round_number]
+            if clip["bytes"] <= remaining and (round_number == 0 or clip["bytes"] < LARGE_CLIP_BYTES):
+                selected.append(clip)
+                remaining -= clip["bytes"]
+    return sorted(selected, key=lambda row: row["path"])
 
 
-def questions(rows: Sequence[LabelRow], root: Path, split: str) -> list[Example]:
-    """Multiple choice on every field that a clip has, and yes/no questions beside: see `ASKED` and `YES_NO`.
+def starter_questions(rows: Sequence[LabelRow], root: Path, split: str) -> list[Example]:
+    """Questions about the clips of one split: multiple choice on every field that a clip has, and yes/no questions.
 
-    The kind of recording is asked last, of as much speech as there are sounds, first where nothing else was asked:
-    balance would leave out most speech anyway.
+    The kind of recording is asked last, about as many speech clips as there are sounds, preferring clips without
+    another question: balancing would leave out most speech clips anyway.
+
+    Args:
+        rows: Label rows.
+        root: Folder that the rows' paths start from.
+        split: Split to use.
     """
     ordered = sorted((row for row in rows if row["split"] == split), key=lambda row: row["path"])
     examples = []
-    for field, n_choices in ASKED:
-        examples += _ask("recognition", field, ordered, root, n_choices)
-    for field, step in YES_NO:
-        examples += _ask("yes_no", field, ordered[::step], root)
-    asked = _clips(examples, root)
+    for field, n_choices in RECOGNITION_CHOICES:
+        examples += _questions("recognition", field, ordered, root, n_choices)
+    for field, step in YES_NO_STEPS:
+        examples += _questions("yes_no", field, ordered[::step], root)
+    covered = _clip_paths(examples, root)
     by_kind = {name: [row for row in ordered if row["category"] == name] for name in ("sound", "music", "speech")}
-    unasked_first = sorted(by_kind["speech"], key=lambda row: row["path"] in asked)
-    rest = [*by_kind["sound"], *by_kind["music"], *unasked_first[: len(by_kind["sound"])]]
-    examples += _ask("recognition", "kind", rest, root)
+    uncovered_first = sorted(by_kind["speech"], key=lambda row: row["path"] in covered)
+    kind_rows = [*by_kind["sound"], *by_kind["music"], *uncovered_first[: len(by_kind["sound"])]]
+    examples += _questions("recognition", "kind", kind_rows, root)
     return sorted(examples, key=lambda example: example.id)
 
 
-def _ask(task: str, field: str, rows: Sequence[LabelRow], root: Path, n_choices: int = 4) -> list[Example]:
-    return labels.build(rows, root=root, seed=SEED, tasks=(task,), fields=(field,), n_choices=n_choices)
+def _questions(task: str, field: str, rows: Sequence[LabelRow], root: Path, n_choices: int = 4) -> list[Example]:
+    """Questions of one task about one field."""
+    options = ClipQuestionOptions(seed=SEED, tasks=(task,), fields=(field,), n_choices=n_choices)
+    return build_clip_questions(rows, root, options)
 
 
-def _clips(examples: Iterable[Example], root: Path) -> set[str]:
+def _clip_paths(examples: Iterable[Example], root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for example in examples for path in example.audio_paths}
 
 
 def write(source: Path, out: Path) -> dict[str, int]:
-    """Choose, copy, ask, check; returns counts.
+    """Select the clips, copy them, build the questions, check them and write everything.
 
+    Args:
+        source: Labelled collection.
+        out: Folder to write; its folder `clips` is replaced.
+    Returns:
+        Numbers of clips, training and validation questions, and bytes.
     Raises:
-        DataError: if the collection is unusable, two clips share a file name, or the checks find a problem.
+        DataError: if the collection is invalid, two clips have the same file name, or the checks find a problem.
     """
     rows, root = collection.load(source)
-    chosen = choose(rows)
-    names = Counter(PurePosixPath(row["path"]).name for row in chosen)
+    selected = select_clips(rows)
+    names = Counter(PurePosixPath(row["path"]).name for row in selected)
     if twice := [name for name, count in names.items() if count > 1]:
-        raise DataError(f"{source}: two chosen clips are called {twice[0]}; rename one")
-    listed: list[LabelRow] = []
-    for row in chosen:
+        raise DataError(f"{source}: two selected clips are called {twice[0]}; rename one")
+    starter_rows: list[LabelRow] = []
+    for row in selected:
         path = f"clips/{PurePosixPath(row['path']).name}"
-        kept = {key: row[key] for key in KEPT_FIELDS if row.get(key) not in (None, "")}
-        listed.append(kept | {"path": path})
-    train, val = questions(listed, out, "train"), questions(listed, out, "val")
-    asked = _clips((*train, *val), out)
-    pairs = [(row, new) for row, new in zip(chosen, listed, strict=True) if new["path"] in asked]
-    listed = [new for _, new in pairs]
+        fields = {key: row[key] for key in OUTPUT_FIELDS if row.get(key) not in (None, "")}
+        starter_rows.append(fields | {"path": path})
+    train, val = starter_questions(starter_rows, out, "train"), starter_questions(starter_rows, out, "val")
+    covered = _clip_paths((*train, *val), out)
+    pairs = [(row, new) for row, new in zip(selected, starter_rows, strict=True) if new["path"] in covered]
+    starter_rows = [new for _, new in pairs]
     if (out / "clips").is_dir():
         shutil.rmtree(out / "clips")
     (out / "clips").mkdir(parents=True)
     for row, new in pairs:
         shutil.copyfile(root / row["path"], out / new["path"])
-    check_examples.check([*train, *val], strict=True)
-    write_jsonl(out / "labels.jsonl", listed)
+    check_examples([*train, *val], strict=True)
+    write_jsonl(out / "labels.jsonl", starter_rows)
     manifest.write(out / "train.jsonl", train)
     manifest.write(out / "val.jsonl", val)
-    write_text(out / "ATTRIBUTION.md", attribution(listed))
+    write_text(out / "ATTRIBUTION.md", attribution(starter_rows))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return {"clips": len(listed), "train": len(train), "val": len(val), "bytes": size}
+    return {"clips": len(starter_rows), "train": len(train), "val": len(val), "bytes": size}
 
 
 def attribution(rows: Sequence[LabelRow]) -> str:
-    """Sources, licences and counts of the chosen clips, as Markdown."""
+    """Sources, licences and counts of the selected clips, as Markdown."""
     sources: dict[tuple[str, str], list[LabelRow]] = defaultdict(list)
     for row in rows:
         sources[row["source"], row["licence"]].append(row)
@@ -166,7 +182,7 @@ def attribution(rows: Sequence[LabelRow]) -> str:
             f"| {source} | {licence} | {len(members)} | {splits['train']} | {splits['val']} | {duration_s:.0f} |"
         )
     lines.append("")
-    for prefix, note in NOTES.items():
+    for prefix, note in SOURCE_NOTES.items():
         members = [row for row in rows if row["source"].startswith(prefix)]
         if members:
             kits = ", ".join(sorted({row["group"].partition(":")[2] for row in members}))
@@ -174,15 +190,13 @@ def attribution(rows: Sequence[LabelRow]) -> str:
     return "\n".join(lines) + "\n"
 
 
-@click.command(help="Choose the bundled starter set out of a labelled collection.")
+@click.command(help="Build the bundled starter set from a labelled collection.")
 @click.option(
     "--collection", "source", type=click.Path(path_type=Path), required=True, help="Folder with manifest.jsonl."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder that is filled; its clips are replaced."
-)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; its clips are replaced.")
 def main(source: Path, out: Path) -> None:
-    """Entry of `python -m earwise.datasets.labels.starter_set`."""
+    """Entry point of `python -m earwise.datasets.labels.starter_set`."""
     try:
         click.echo(" ".join(f"{key}={value:,}" for key, value in write(source, out).items()))
     except DataError as error:

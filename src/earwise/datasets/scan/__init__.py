@@ -1,1 +1,1 @@
-"""Decoding every clip of a manifest once, in several processes or on Ray."""
+"""Decodes every audio file of a manifest once, on several processes or on Ray, and measures it."""

@@ -1,13 +1,13 @@
-"""Every sound of a collection decoded once, on several processes, into a few facts a clip; what is broken is told.
+"""Decodes audio files on several processes and measures each: length, level, silence, hash, and whether it is readable.
 
-Between a list of files and whoever judges them (`build/checks.py`, `earwise build scan`). Memory does not grow with
-the number of clips, nor with their length: of a clip longer than `MAX_HEARD_S` the first `MAX_HEARD_S` are measured,
-and `heard_s` says so. A file that cannot be read, or on which the decoder crashes, is a fact with an `error`; it stops
-nobody.
+Used by `earwise build scan`, by the checks of a data set and by the builders of questions. Memory grows neither with
+the number of files nor with their length: of a clip longer than `MAX_MEASURED_S` only the first `MAX_MEASURED_S` are
+decoded. A file that cannot be read, or on which the decoder crashes, yields a `ClipStats` with an `error`; the scan
+continues.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,106 +21,119 @@ from earwise.errors import AudioError, ConfigError
 from earwise.types import Waveform
 
 SAMPLE_RATE = 16000
-MAX_HEARD_S = 600.0
+MAX_MEASURED_S = 600.0
 FRAME_S = 0.02
-SILENT_DB = -60.0  # a frame below is silence: the noise of a quiet room on a good microphone
-FLOOR_DB = -120.0  # digital silence, in place of minus infinity, which JSON does not know
+SILENT_DB = -60.0  # a frame below this level counts as silence: the noise of a quiet room on a good microphone
+FLOOR_DB = -120.0  # level of digital silence, in place of minus infinity, which JSON cannot represent
 
-Fingerprint = Callable[[Waveform, int], Any]
-Engine = Literal["processes", "ray"]
-ENGINES: tuple[Engine, ...] = ("processes", "ray")
+Analysis = Callable[[Waveform, int], Any]
+"""Function of a mono waveform and its sample rate (16000 Hz)."""
+Backend = Literal["processes", "ray"]
+BACKENDS: tuple[Backend, ...] = ("processes", "ray")
+LOG_NAMES = {"measured_s": "heard_s", "analysis": "fingerprint"}
+"""Fields of `ClipStats` that have another name in logs."""
 
 
 @dataclass(frozen=True, slots=True)
-class ClipFacts:
-    """What was found out about one file."""
+class ClipStats:
+    """Measurements of one audio file."""
 
     path: str
     error: str = ""
-    """Why it cannot be read, one line; empty for a good file. All else is 0 or empty then."""
+    """Why the file cannot be read, one line; empty for a readable file. With an error all other fields are empty."""
     sha256: str = ""
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
     sample_rate: int = 0
-    """Hz, the file's own."""
+    """Sample rate of the file, Hz."""
     channels: int = 0
     duration_s: float = 0.0
-    heard_s: float = 0.0
-    """How much of it the next three are about."""
+    measured_s: float = 0.0
+    """Length of the first part of the file, to which the following fields refer."""
     peak: float = 0.0
-    """Largest absolute sample of the mono 16 kHz sound, full scale 1."""
+    """Largest absolute sample of the mono 16 kHz waveform; full scale is 1."""
     loudness_db: float = FLOOR_DB
-    """Root mean square over `heard_s`, dB of full scale, not below -120."""
+    """Root mean square in dB of full scale, at least -120."""
     silence_share: float = 0.0
     """Share of 20 ms frames whose root mean square is below -60 dB of full scale."""
-    fingerprint: Any = None
-    """What the caller's function made of the mono 16 kHz sound."""
+    analysis: Any = None
+    """Result of the caller's `analysis` function on the mono 16 kHz waveform."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a log."""
-        return asdict(self)
+        """Row of a log."""
+        return {LOG_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "ClipStats":
+        """Read a row of a log.
+
+        Raises:
+            TypeError: if the row has a field that `ClipStats` does not have, or no path.
+        """
+        names = {stored: name for name, stored in LOG_NAMES.items()}
+        return cls(**{names.get(name, name): value for name, value in row.items()})
 
 
-def scan(
+def scan_clips(
     paths: Iterable[Path | str],
     workers: int | None = None,
     *,
-    fingerprint: Fingerprint | None = None,
-    engine: Engine = "processes",
-) -> Iterator[ClipFacts]:
-    """Facts of every file, in the order of `paths`.
+    analysis: Analysis | None = None,
+    backend: Backend = "processes",
+) -> Iterator[ClipStats]:
+    """Measure files, in the order of `paths`.
 
     Args:
-        paths: Any number of files, taken as needed; a file named twice is decoded twice.
-        workers: Processes; None for one per core, 1 for none but this one.
-        fingerprint: Called with waveform and rate (16000 Hz) where the sound is decoded; a module's function or a
-            `partial` of one, its result small and picklable.
-        engine: `processes` of this machine, or a `ray` cluster (extra `ray`).
+        paths: Any number of files, taken as needed; a file that is named twice is decoded twice.
+        workers: Number of processes; None for one per core, 1 to run in the calling process.
+        analysis: Function that is called with each waveform, in the process that decoded it. It must be defined at the
+            top level of a module (or be a `partial` of such a function), and its result must be small and picklable.
+        backend: `processes` of this machine, or a `ray` cluster (needs the extra `ray`).
     Raises:
-        ConfigError: if `engine` or `workers` is out of range.
+        ConfigError: if `backend` or `workers` has an invalid value.
     """
-    if engine not in ENGINES:
-        raise ConfigError(f"engine {engine!r} is none of {', '.join(ENGINES)}")
-    work = partial(facts, fingerprint=fingerprint)
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    measure = partial(clip_stats, analysis=analysis)
     names = map(str, paths)
-    if engine == "ray":
+    if backend == "ray":
         from earwise.datasets.scan.ray_pool import ray_map
 
-        return ray_map(work, names, workers=workers)
-    return ordered_map(work, names, workers=workers, on_crash=_crashed)
+        return ray_map(measure, names, workers=workers)
+    return ordered_map(measure, names, workers=workers, on_crash=_decoder_crash)
 
 
-def facts(path: str, *, fingerprint: Fingerprint | None = None) -> ClipFacts:
-    """Facts of one file; never raises over what is in it."""
+def clip_stats(path: str, *, analysis: Analysis | None = None) -> ClipStats:
+    """Measure one file; an unreadable file gives stats with an `error` instead of an exception."""
     file = Path(path)
     try:
         info = probe(file)
-        wave = decode(file, SAMPLE_RATE, long_audio="truncate", max_s=MAX_HEARD_S)
-        digest = audio_sha256(file)
+        waveform = decode(file, SAMPLE_RATE, long_audio="truncate", max_s=MAX_MEASURED_S)
+        sha256 = audio_sha256(file)
     except AudioError as error:
-        return ClipFacts(path, str(error))
-    levels = frame_levels_db(wave)
-    return ClipFacts(
+        return ClipStats(path, str(error))
+    levels = frame_levels_db(waveform)
+    return ClipStats(
         path,
-        sha256=digest,
+        sha256=sha256,
         sample_rate=info.sample_rate,
         channels=info.channels,
         duration_s=round(info.duration_s, 6),
-        heard_s=round(seconds(len(wave), SAMPLE_RATE), 6),
-        peak=round(float(np.abs(wave).max()), 6),
-        loudness_db=round(_decibels(float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))), 2),
+        measured_s=round(seconds(len(waveform), SAMPLE_RATE), 6),
+        peak=round(float(np.abs(waveform).max()), 6),
+        loudness_db=round(_decibels(float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))), 2),
         silence_share=round(float(np.mean(levels < SILENT_DB)), 4),
-        fingerprint=None if fingerprint is None else fingerprint(wave, SAMPLE_RATE),
+        analysis=None if analysis is None else analysis(waveform, SAMPLE_RATE),
     )
 
 
-def frame_levels_db(wave: Waveform, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
-    """Level of each whole 20 ms frame `(frames,)`, dB of full scale; a shorter clip is one frame.
+def frame_levels_db(waveform: Waveform, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Level of each complete 20 ms frame `(frames,)`, dB of full scale; a shorter clip is one frame.
 
     >>> frame_levels_db(np.full(640, 0.1, np.float32)).round(3).tolist()
     [-20.0, -20.0]
     """
-    size = min(len(wave), num_samples(FRAME_S, sample_rate))
-    frames = wave[: len(wave) // size * size].reshape(-1, size)
+    size = min(len(waveform), num_samples(FRAME_S, sample_rate))
+    frames = waveform[: len(waveform) // size * size].reshape(-1, size)
     power = np.square(frames, dtype=np.float64).mean(axis=1)
     return 10 * np.log10(np.maximum(power, 10 ** (FLOOR_DB / 10)))
 
@@ -129,5 +142,6 @@ def _decibels(rms: float) -> float:
     return max(FLOOR_DB, 20 * math.log10(rms)) if rms > 0 else FLOOR_DB
 
 
-def _crashed(path: str) -> ClipFacts:
-    return ClipFacts(path, f"{path}: crashes the decoder; fetch it again or leave it out")
+def _decoder_crash(path: str) -> ClipStats:
+    """Stats of a file that killed the process that decoded it."""
+    return ClipStats(path, f"{path}: crashes the decoder; fetch it again or leave it out")

@@ -1,8 +1,8 @@
-"""A manifest's sounds scanned into a log and a summary; a scan that was stopped goes on from its log.
+"""Scans the audio files of a manifest: a log with one row per file, and a summary of lengths, levels and broken files.
 
-Between `build/decode_pool.py` and `earwise build scan`. Each distinct file is decoded once, in the order in which rows
-name it. The log grows by one line a clip; a file that could not be read is tried again next time. Held in memory: 8
-bytes a file, and the paths of broken ones.
+`earwise build scan`. Each distinct file is decoded once, in the order in which the rows name it. The log grows by one
+line per file, and an interrupted scan continues from its log; a file that could not be read is tried again. Held in
+memory: 8 bytes per file, and the paths of unreadable files.
 """
 
 import json
@@ -16,136 +16,162 @@ from typing import Any
 from earwise.audio import SILENCE_PEAK
 from earwise.data import manifest
 from earwise.data.index import hash64
-from earwise.datasets.scan.clip_stats import ClipFacts, Engine, scan
-from earwise.errors import DataError
+from earwise.datasets.scan.clip_stats import Backend, ClipStats, scan_clips
+from earwise.errors import ConfigError, DataError
 from earwise.files import append_jsonl
 
 QUANTILES = (0.05, 0.5, 0.95)
+NOTIFY_EVERY = 2000  # files
+ROUNDING_S = 0.01  # a clip whose measured part is shorter by more than this was measured only in part
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """Options of a scan."""
+
+    log: Path | None = None
+    """JSON lines to append to, one row per file; readable files in it are not decoded again. None writes no log."""
+    keep: Path | None = None
+    """Manifest to write with the rows whose audio files can all be read; None writes none."""
+    workers: int | None = None
+    """Number of processes; None for one per core."""
+    backend: Backend = "processes"
 
 
 @dataclass(slots=True)
-class Tally:
-    """Counts over clips; `loudness` and `silence` in bins of 1 dB and 1 %."""
+class ScanTotals:
+    """Running totals over the files of a scan."""
 
     clips: int = 0
     duration_s: float = 0.0
     shortest_s: float = float("inf")
     longest_s: float = 0.0
     silent: int = 0
-    cut: int = 0
-    broken: list[str] = field(default_factory=list)
-    loudness: dict[int, int] = field(default_factory=dict)
-    silence: dict[int, int] = field(default_factory=dict)
+    partly_measured: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    """Paths of files that cannot be read."""
+    loudness_counts: dict[int, int] = field(default_factory=dict)
+    """Level rounded to 1 dB -> number of files."""
+    silence_counts: dict[int, int] = field(default_factory=dict)
+    """Share of silence rounded to 1 % -> number of files."""
 
-    def add(self, one: ClipFacts) -> None:
-        """Count one clip."""
+    def add(self, clip: ClipStats) -> None:
+        """Count one file."""
         self.clips += 1
-        if one.error:
-            self.broken.append(one.path)
+        if clip.error:
+            self.unreadable.append(clip.path)
             return
-        self.duration_s += one.duration_s
-        self.shortest_s, self.longest_s = min(self.shortest_s, one.duration_s), max(self.longest_s, one.duration_s)
-        self.silent += one.peak < SILENCE_PEAK
-        self.cut += one.heard_s < one.duration_s - 0.01
-        for bins, value in ((self.loudness, round(one.loudness_db)), (self.silence, round(100 * one.silence_share))):
-            bins[value] = bins.get(value, 0) + 1
+        self.duration_s += clip.duration_s
+        self.shortest_s = min(self.shortest_s, clip.duration_s)
+        self.longest_s = max(self.longest_s, clip.duration_s)
+        self.silent += clip.peak < SILENCE_PEAK
+        self.partly_measured += clip.measured_s < clip.duration_s - ROUNDING_S
+        loudness, silence = round(clip.loudness_db), round(100 * clip.silence_share)
+        self.loudness_counts[loudness] = self.loudness_counts.get(loudness, 0) + 1
+        self.silence_counts[silence] = self.silence_counts.get(silence, 0) + 1
 
     def summary(self) -> dict[str, Any]:
-        """Plain values: counts, seconds, and quantiles (5 %, 50 %, 95 %)."""
-        good = self.clips - len(self.broken)
+        """Plain JSON values.
+
+        Returns:
+            Numbers of files (`clips`, `broken`, `silent`, `measured_in_part`), `hours`, `duration_s` (shortest, mean,
+            longest), and quantiles (5 %, 50 %, 95 %) of `loudness_db` and `silence_share`.
+        """
+        readable = self.clips - len(self.unreadable)
+        durations = (self.shortest_s, self.duration_s / readable, self.longest_s) if readable else ()
         return {
             "clips": self.clips,
-            "broken": len(self.broken),
+            "broken": len(self.unreadable),
             "silent": self.silent,
-            "measured_in_part": self.cut,
+            "measured_in_part": self.partly_measured,
             "hours": round(self.duration_s / 3600, 3),
-            "duration_s": [round(value, 3) for value in (self.shortest_s, self.duration_s / good, self.longest_s)]
-            if good
-            else [],
-            "loudness_db": quantiles(self.loudness),
-            "silence_share": [value / 100 for value in quantiles(self.silence)],
+            "duration_s": [round(value, 3) for value in durations],
+            "loudness_db": quantiles(self.loudness_counts),
+            "silence_share": [value / 100 for value in quantiles(self.silence_counts)],
         }
 
 
-def tally(
-    path: Path,
-    log: Path | None = None,
-    *,
-    workers: int | None = None,
-    engine: Engine = "processes",
-    on_broken: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[int, float], None] = lambda clips, seconds: None,
+def scan_manifest(
+    path: Path, options: ScanOptions | None = None, notify: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """Scan the sounds of a manifest.
+    """Decode every audio file of a manifest once.
 
     Args:
         path: Manifest.
-        log: JSON lines, one a clip; good files that stand there are not decoded again. None for no log.
-        workers: As `scan`.
-        engine: As `scan`.
-        on_broken: Called with what is wrong with a file.
-        on_progress: Called after each clip with clips decoded and seconds since the start.
+        options: Log, output manifest and processes; None for the defaults.
+        notify: Callback that receives a line for every unreadable file, and progress messages.
     Returns:
-        Plain values (see `Tally.summary`; also `decoded` in this run, `clips_per_s`), and the paths of broken files.
+        The summary (see `ScanTotals.summary`; also `decoded`, the number of files decoded by this call, `clips_per_s`,
+        and with `options.keep` `kept`, the number of rows written), and the paths of the unreadable files.
     Raises:
-        DataError: for a bad row, a damaged log, or a disk that refuses.
+        ConfigError: if the log or the output manifest is the manifest itself.
+        DataError: for an invalid row, a damaged log, or a file that cannot be written.
     """
-    total, seen = Tally(), set[int]()
-    for one in _logged(log) if log is not None else ():
-        if not one.error and hash64(one.path) not in seen:
-            seen.add(hash64(one.path))
-            total.add(one)
-    known, began = total.clips, monotonic()
-    for one in scan(_new(path, seen), workers, engine=engine):
-        total.add(one)
-        if log is not None:
-            append_jsonl(log, one.as_dict())
-        if one.error:
-            on_broken(one.error)
-        on_progress(total.clips - known, monotonic() - began)
-    decoded = total.clips - known
-    speed = {"decoded": decoded, "clips_per_s": round(decoded / max(monotonic() - began, 1e-9), 2)}
-    return total.summary() | speed, frozenset(total.broken)
+    options = options or ScanOptions()
+    for file in (options.log, options.keep):
+        if file is not None and file.resolve() == path.resolve():
+            raise ConfigError(f"{file} is the manifest itself; choose another name")
+    totals, scanned = ScanTotals(), set[int]()
+    for clip in _read_log(options.log) if options.log is not None else ():
+        if not clip.error and hash64(clip.path) not in scanned:
+            scanned.add(hash64(clip.path))
+            totals.add(clip)
+    from_log, start = totals.clips, monotonic()
+    for clip in scan_clips(_unscanned_files(path, scanned), options.workers, backend=options.backend):
+        totals.add(clip)
+        if options.log is not None:
+            append_jsonl(options.log, clip.as_dict())
+        if clip.error:
+            notify(clip.error)
+        if (decoded := totals.clips - from_log) % NOTIFY_EVERY == 0:
+            notify(f"{decoded} audio files decoded, {decoded / (monotonic() - start):.0f} per second")
+    decoded = totals.clips - from_log
+    speed = {"decoded": decoded, "clips_per_s": round(decoded / max(monotonic() - start, 1e-9), 2)}
+    summary, unreadable = totals.summary() | speed, frozenset(totals.unreadable)
+    if options.keep is not None:
+        rows = (row for row in manifest.iterate(path) if unreadable.isdisjoint(map(str, row.audio_paths)))
+        summary["kept"] = manifest.write(options.keep, rows)
+    return summary, unreadable
 
 
-def quantiles(bins: dict[int, int]) -> list[int]:
-    """The values below which 5 %, 50 % and 95 % of the counts lie; nothing for nothing.
+def quantiles(counts: dict[int, int]) -> list[int]:
+    """The values below which 5 %, 50 % and 95 % of the counted items lie; an empty list if there are no items.
 
     >>> quantiles({-30: 1, -20: 8, -10: 1})
     [-30, -20, -10]
     """
-    found, total = [], sum(bins.values())
+    values, total = [], sum(counts.values())
     for share in QUANTILES if total else ():
         below = 0
-        for value in sorted(bins):
-            below += bins[value]
+        for value in sorted(counts):
+            below += counts[value]
             if below >= share * total:
-                found.append(value)
+                values.append(value)
                 break
-    return found
+    return values
 
 
-def _new(path: Path, seen: set[int]) -> Iterator[str]:
-    """Every file that rows name and that was not seen, once."""
+def _unscanned_files(path: Path, scanned: set[int]) -> Iterator[str]:
+    """Every file that the rows name and whose hash is not in `scanned`, once; its hash is added."""
     for name in map(str, chain.from_iterable(example.audio_paths for example in manifest.iterate(path))):
         key = hash64(name)
-        if key not in seen:
-            seen.add(key)
+        if key not in scanned:
+            scanned.add(key)
             yield name
 
 
-def _logged(log: Path) -> Iterator[ClipFacts]:
-    """The clips of a log; a last line torn by a kill is cut off."""
+def _read_log(log: Path) -> Iterator[ClipStats]:
+    """The rows of a log; an incomplete last line, which a killed process left, is cut off."""
     if not log.exists():
         return
     with log.open("r+b") as handle:
-        place = 0
+        offset = 0
         for number, line in enumerate(iter(handle.readline, b""), 1):
             if not line.endswith(b"\n"):
-                handle.truncate(place)
+                handle.truncate(offset)
                 return
-            place += len(line)
+            offset += len(line)
             try:
-                yield ClipFacts(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                yield ClipStats.from_dict(json.loads(line))
+            except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(f"{log}:{number}: is no row of a scan ({error}); choose another --out") from error
