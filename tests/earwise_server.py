@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import uvicorn
 
-from builders import byte_tokenizer, feature_extractor, tiny_hf
+from builders import byte_tokenizer, feature_extractor, tiny_hf_model
 from earwise.audio import encode_wav
 from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
-from earwise.serve.api import Api, Rules
+from earwise.serve.api import Api, ServerLimits
 from earwise.serve.batching import Capacity
-from earwise.serve.weight_updates import Weights
+from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Waveform
 
 WINDOW_S = 4  # longer than the probe of `engine.connect`
@@ -30,7 +30,7 @@ Body = dict[str, Any]
 
 def tiny(seed: int = 0, scale: float = 1.0) -> Qwen2Audio:
     """A tiny random Qwen2-Audio that hears 4 s."""
-    module = tiny_hf(seed, window_s=WINDOW_S, scale=scale)
+    module = tiny_hf_model(seed, window_s=WINDOW_S, scale=scale)
     return from_parts(module, byte_tokenizer(), feature_extractor(window_s=WINDOW_S), name="tiny")
 
 
@@ -93,14 +93,14 @@ def body_of(*content: str | Waveform, **settings: Any) -> Body:
 
 @contextmanager
 def running(
-    engine: LocalEngine, rules: Rules | None = None, capacity: Capacity | None = None, *, name: str = "m",
+    engine: LocalEngine, limits: ServerLimits | None = None, capacity: Capacity | None = None, *, name: str = "m",
     updates: bool = False, recogniser: Recogniser | None = None,
 ) -> Iterator[Client]:  # fmt: skip
     """Serve until the block ends."""
-    weights = Weights(engine, "qwen2_audio") if updates else None
+    weight_updater = WeightUpdater(engine, "qwen2_audio") if updates else None
     api = Api(
-        engine, name, rules or Rules(), capacity or Capacity(), weights=weights, recogniser=recogniser,
-        draws=random.Random(0),
+        engine, name, limits or ServerLimits(), capacity or Capacity(), weight_updater=weight_updater,
+        recogniser=recogniser, seeds=random.Random(0),
     )  # fmt: skip
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

@@ -119,17 +119,17 @@ def command(**values: Any) -> None:
 def _server_config(options: ServeOptions) -> "ServerConfig":
     """The settings of the server that the options ask for."""
     from earwise.models import detect
-    from earwise.serve.api import Rules
-    from earwise.serve.audio_inputs import Access
+    from earwise.serve.api import ServerLimits
+    from earwise.serve.audio_inputs import AudioAccess
     from earwise.serve.batching import Capacity
     from earwise.serve.run_server import ServerConfig
 
     folder = Path(options.model)
     family = detect.find_checkpoint(folder)[0] if folder.is_dir() else options.model
     body_bytes = round(options.max_body_mb * MB)
-    rules = Rules(
+    limits = ServerLimits(
         api_key=options.api_key,
-        access=Access(options.allow_host, options.allow_files, body_bytes),
+        access=AudioAccess(options.allow_host, options.allow_files, body_bytes),
         max_tokens=options.max_tokens,
         default_tokens=min(DEFAULT_TOKENS, options.max_tokens),
         max_prompt_tokens=options.max_prompt_tokens,
@@ -139,8 +139,8 @@ def _server_config(options: ServeOptions) -> "ServerConfig":
     )
     return ServerConfig(
         name=options.name or (folder.resolve().name if folder.is_dir() else options.model),
-        rules=rules,
-        capacity=Capacity(samples=options.batch, waiting=options.max_waiting),
+        limits=limits,
+        capacity=Capacity(max_samples=options.batch, max_waiting=options.max_waiting),
         weight_updates_family=family if options.allow_weight_updates else None,
         transcribe=options.transcribe,
         seed=options.seed,

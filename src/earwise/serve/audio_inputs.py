@@ -1,7 +1,8 @@
-"""From the sounds of a request to waveforms: base64 and data URLs always, http(s) and files only where it was allowed.
+"""Turns the audio of a request into waveforms: base64 and data URLs always, http(s) and files only where allowed.
 
-Second step of an answer. A server that fetches what strangers name can be made to look into its own network and disk:
-so hosts and one folder are named at the start, redirects are not followed, and links out of the folder lead nowhere.
+The second step of answering a request. A server that fetches whatever strangers name can be made to read its own
+network and disk. Hosts and one folder are therefore allowed explicitly when the server is started, redirects are not
+followed, and symbolic links cannot leave the folder.
 """
 
 import base64
@@ -12,21 +13,21 @@ from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from earwise.audio import decode_bytes
-from earwise.serve.chat_request import Sound
-from earwise.serve.errors import Refusal
+from earwise.serve.chat_request import AudioSource
+from earwise.serve.errors import ApiError
 from earwise.types import Waveform
 
-FETCH_S = 20.0
+FETCH_TIMEOUT_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """What a request may name.
+class AudioAccess:
+    """Which audio requests may refer to.
 
     Attributes:
-        hosts: Names of hosts whose http(s) addresses are fetched.
-        folder: Files below it may be named by file:// addresses; None: no files.
-        max_bytes: Of one sound.
+        hosts: Names of hosts whose http(s) addresses may be fetched.
+        folder: Folder below which file:// addresses may be read; None allows no files.
+        max_bytes: Largest size of one file.
     """
 
     hosts: tuple[str, ...] = ()
@@ -34,73 +35,80 @@ class Access:
     max_bytes: int = 32 * 2**20
 
 
-async def fetch(sound: Sound, access: Access) -> bytes:
-    """The file that a sound is in.
+async def fetch_audio(source: AudioSource, access: AudioAccess) -> bytes:
+    """The file of an audio part.
 
     Raises:
-        Refusal: if it is no base64, not to be had, or not allowed.
+        ApiError: if it is not valid base64, cannot be fetched, or is not allowed.
     """
-    if sound.data is not None:
-        return _base64(sound.data, sound.where)
-    url = sound.url or ""
+    if source.data is not None:
+        return _from_base64(source.data, source.place)
+    url = source.url or ""
     scheme = url.partition(":")[0].lower()
     if scheme == "data":
         head, comma, data = url.partition(",")
         if not comma:
-            raise Refusal(f"{sound.where}: a data URL without a comma; write data:audio/wav;base64,...")
-        return _base64(data, sound.where) if head.lower().endswith(";base64") else unquote_to_bytes(data)
+            raise ApiError(f"{source.place}: a data URL without a comma; write data:audio/wav;base64,...")
+        is_base64 = head.lower().endswith(";base64")
+        return _from_base64(data, source.place) if is_base64 else unquote_to_bytes(data)
     if scheme == "file":
-        return _file(url, sound.where, access)
+        return _read_file(url, source.place, access)
     if scheme in ("http", "https"):
-        return await _download(url, sound.where, access)
-    raise Refusal(f"{sound.where}: {url[:40]!r} is no data:, http(s): or file: address")
+        return await _download(url, source.place, access)
+    raise ApiError(f"{source.place}: {url[:40]!r} is not a data:, http(s): or file: address")
 
 
-def decoded(files: Sequence[bytes], sounds: Sequence[Sound], rate: int, clip_s: float, all_s: float) -> list[Waveform]:
-    """Waveforms at `rate` Hz; of each file the header is looked at before it is decoded.
+def decode_inputs(
+    files: Sequence[bytes], sources: Sequence[AudioSource], sample_rate: int, max_clip_s: float, max_total_s: float
+) -> list[Waveform]:
+    """Decode the audio files of a request; each file's header is checked before it is decoded.
 
     Args:
-        files: As `fetch` gave them.
-        sounds: Where they stood, for errors.
-        rate: Hz.
-        clip_s: Longest clip.
-        all_s: Longest request, all its clips together.
+        files: The files, from `fetch_audio`.
+        sources: Their sources, for error messages.
+        sample_rate: Sample rate of the waveforms, in Hz.
+        max_clip_s: Longest clip, in seconds.
+        max_total_s: Longest audio of the request, all clips together, in seconds.
     Raises:
-        AudioError: if one is no audio, broken, or too long.
-        Refusal: if they are too long together.
+        AudioError: if a file is not audio, is damaged, or is too long.
+        ApiError: if the clips are too long together.
     """
-    waves: list[Waveform] = []
-    for data, sound in zip(files, sounds, strict=True):
-        waves.append(decode_bytes(data, sound.where, rate, max_s=clip_s))
-        heard = sum(len(wave) for wave in waves) / rate
-        if heard > all_s:
-            raise Refusal(
-                f"{sound.where}: the sounds up to here last {heard:.1f} s, a request may hold {all_s:g} s; send fewer, "
-                "or start the server with a larger --max-audio-s", param="messages",
+    waveforms: list[Waveform] = []
+    for data, source in zip(files, sources, strict=True):
+        waveforms.append(decode_bytes(data, source.place, sample_rate, max_s=max_clip_s))
+        total_s = sum(len(waveform) for waveform in waveforms) / sample_rate
+        if total_s > max_total_s:
+            raise ApiError(
+                f"{source.place}: the clips up to here last {total_s:.1f} s, a request may hold {max_total_s:g} s; "
+                "send fewer, or start the server with a larger --max-audio-s", param="messages",
             )  # fmt: skip
-    return waves
+    return waveforms
 
 
-def _base64(data: str, where: str) -> bytes:
+def _from_base64(data: str, place: str) -> bytes:
     try:
         return base64.b64decode("".join(data.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(f"{where}: is no base64 ({error})", param="messages") from error
+        raise ApiError(f"{place}: is not valid base64 ({error})", param="messages") from error
 
 
-def _file(url: str, where: str, access: Access) -> bytes:
+def _read_file(url: str, place: str, access: AudioAccess) -> bytes:
+    """Read a file:// address below the allowed folder, symbolic links resolved."""
     if access.folder is None:
-        raise Refusal(f"{where}: files of the server are not read; send the sound itself, or start with --allow-files")
+        raise ApiError(
+            f"{place}: files of the server may not be read; send the audio itself, or start with --allow-files"
+        )
     path, folder = Path(unquote(urlsplit(url).path)), access.folder.resolve()
-    real = path.resolve()
-    if not real.is_relative_to(folder) or not real.is_file():
-        raise Refusal(f"{where}: {path} is no file in the folder that may be read (--allow-files)")
-    if real.stat().st_size > access.max_bytes:
-        raise Refusal(f"{where}: {path} is larger than {access.max_bytes / 2**20:g} MB", 413)
-    return real.read_bytes()
+    real_path = path.resolve()
+    if not real_path.is_relative_to(folder) or not real_path.is_file():
+        raise ApiError(f"{place}: {path} is not a file in the folder that may be read (--allow-files)")
+    if real_path.stat().st_size > access.max_bytes:
+        raise ApiError(f"{place}: {path} is larger than {access.max_bytes / 2**20:g} MB", 413)
+    return real_path.read_bytes()
 
 
-async def _download(url: str, where: str, access: Access) -> bytes:
+async def _download(url: str, place: str, access: AudioAccess) -> bytes:
+    """Download an http(s) address of an allowed host, up to the largest size, without following redirects."""
     import httpx
 
     try:
@@ -108,16 +116,18 @@ async def _download(url: str, where: str, access: Access) -> bytes:
     except ValueError:
         host = None
     if host not in access.hosts:
-        raise Refusal(f"{where}: nothing is fetched from {host!r}; send the sound itself, or start with --allow-host")
+        raise ApiError(
+            f"{place}: nothing may be fetched from {host!r}; send the audio itself, or start with --allow-host"
+        )
     data = bytearray()
     try:
-        async with httpx.AsyncClient(timeout=FETCH_S) as client, client.stream("GET", url) as response:
+        async with httpx.AsyncClient(timeout=FETCH_TIMEOUT_S) as client, client.stream("GET", url) as response:
             if response.status_code != 200:
-                raise Refusal(f"{where}: {host} answers {response.status_code}, 200 is wanted")
+                raise ApiError(f"{place}: {host} answers with status {response.status_code} instead of 200")
             async for block in response.aiter_bytes():
                 data += block
                 if len(data) > access.max_bytes:
-                    raise Refusal(f"{where}: is larger than {access.max_bytes / 2**20:g} MB", 413)
+                    raise ApiError(f"{place}: is larger than {access.max_bytes / 2**20:g} MB", 413)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise Refusal(f"{where}: cannot be fetched ({error or type(error).__name__})") from error
+        raise ApiError(f"{place}: cannot be fetched ({error or type(error).__name__})") from error
     return bytes(data)

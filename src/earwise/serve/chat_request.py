@@ -1,8 +1,8 @@
-"""A request of `/v1/chat/completions`, read: what is asked, with which settings, and where its sounds are to be found.
+"""Parses a request of `/v1/chat/completions`: conversation, parameters, and where its audio is to be found.
 
-First step of an answer; `sounds.py` fetches the sounds. Nothing is guessed: a field that would change the answer and is
-not supported is refused by name, unless it says what is done anyway. Form: OpenAI's reference of chat completions, with
-vLLM's `top_k`, `return_token_ids` and `audio_url`.
+The first step of answering a request; `audio_inputs.py` fetches the audio. Nothing is guessed: a field that would
+change the answer and is not supported is refused by name, unless its value asks for what the server does anyway. The
+format is OpenAI's chat completions, with vLLM's `top_k`, `return_token_ids` and `audio_url`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,53 +12,59 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from earwise.serve.errors import Refusal
+from earwise.serve.errors import ApiError
 from earwise.types import Audio, Part, Role, Text, Turn
 
 Body = Mapping[str, Any]
 ROLES: dict[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-# Not supported: taken only where it says what happens without it.
-NEUTRAL: dict[str, Sequence[Any]] = {
+DEFAULT_ONLY_FIELDS: dict[str, Sequence[Any]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "min_p": (0,), "min_tokens": (0,),
     "top_logprobs": (0,), "logit_bias": ({},), "best_of": (1,), "tools": ([],), "functions": ([],),
     "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
     "modalities": (["text"],), "ignore_eos": (False,), "stop_token_ids": ([],), "prompt_logprobs": (),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "skip_special_tokens": (True,),
 }  # fmt: skip
-# Changes no answer.
-IDLE = (
+"""Unsupported fields, and the values with which they ask for what the server does anyway."""
+IGNORED_FIELDS = (
     "user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
     "request_id", "priority", "cache_salt",
 )  # fmt: skip
+"""Fields that change no answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """Where a sound is: `data` in base64, or a `url`; `where` names the part in errors."""
+class AudioSource:
+    """Where the audio of a message part is.
 
-    where: str
+    Attributes:
+        place: Name of the part in error messages, such as `messages[0].content[1]`.
+        data: The file in base64, or None.
+        url: Its address, or None.
+    """
+
+    place: str
     data: str | None = None
     url: str | None = None
 
 
 class StreamOptions(BaseModel):
-    """`stream_options`."""
+    """The field `stream_options`."""
 
     include_usage: bool = False
 
 
-class Settings(BaseModel):
-    """All of a request but its messages."""
+class ChatParams(BaseModel):
+    """All fields of a request except its messages."""
 
     model_config = ConfigDict(frozen=True)
 
     model: str = ""
-    """Empty: the one that is served."""
+    """Name of the model; empty means the served one."""
     n: int = Field(1, ge=1)
     temperature: float = Field(1.0, ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1)
-    """0 and -1: all tokens."""
+    """0 and -1 mean all tokens."""
     seed: int | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -71,105 +77,121 @@ class Settings(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request, read."""
+class ChatRequest:
+    """A parsed request.
 
-    settings: Settings
+    Attributes:
+        params: All fields except the messages.
+        turns: The conversation.
+        audio: Where the audio of each audio part is, in order.
+        stop: Strings that end a completion.
+        max_tokens: Largest number of tokens of a completion; None if the request does not say.
+    """
+
+    params: ChatParams
     turns: tuple[Turn, ...]
-    sounds: tuple[Sound, ...]
-    """One for each audio part, in order."""
+    audio: tuple[AudioSource, ...]
     stop: tuple[str, ...]
     max_tokens: int | None
 
 
-def read(body: object) -> Asked:
-    """Read the JSON of a request.
+def parse_request(body: object) -> ChatRequest:
+    """Parse the JSON body of a request.
 
     Raises:
-        Refusal: naming the field that is missing, wrong, or not supported.
+        ApiError: naming the field that is missing, wrong, or not supported.
     """
     if not isinstance(body, dict):
-        raise Refusal(f"the body is a JSON {type(body).__name__}, an object is wanted")
-    given = {name: value for name, value in body.items() if value is not None}
-    messages = given.pop("messages", None)
-    _refuse_strange(given)
+        raise ApiError(f"the body is a JSON {type(body).__name__}; it must be an object")
+    fields = {name: value for name, value in body.items() if value is not None}
+    messages = fields.pop("messages", None)
+    _refuse_unsupported(fields)
     try:
-        settings = Settings.model_validate(given)
+        params = ChatParams.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][0])
-        raise Refusal(f"{field}: {first['msg']} ({str(first['input'])[:60]!r} was sent)", param=field) from error
-    stop = tuple(one for one in ([settings.stop] if isinstance(settings.stop, str) else settings.stop) if one)
-    turns, sounds = _conversation(messages)
-    limits = [limit for limit in (settings.max_tokens, settings.max_completion_tokens) if limit is not None]
-    return Asked(settings, turns, sounds, stop, min(limits) if limits else None)
+        problem = error.errors()[0]
+        field = str(problem["loc"][0])
+        raise ApiError(f"{field}: {problem['msg']} ({str(problem['input'])[:60]!r} was sent)", param=field) from error
+    stop = tuple(string for string in ([params.stop] if isinstance(params.stop, str) else params.stop) if string)
+    turns, audio = _parse_messages(messages)
+    limits = [limit for limit in (params.max_tokens, params.max_completion_tokens) if limit is not None]
+    return ChatRequest(params, turns, audio, stop, min(limits) if limits else None)
 
 
-def _refuse_strange(given: Body) -> None:
-    for name, value in given.items():
-        if name in Settings.model_fields or name in IDLE or value in NEUTRAL.get(name, ()):
+def _refuse_unsupported(fields: Body) -> None:
+    """Raise an ApiError for the first field that would change the answer and is not supported."""
+    for name, value in fields.items():
+        if name in ChatParams.model_fields or name in IGNORED_FIELDS or value in DEFAULT_ONLY_FIELDS.get(name, ()):
             continue
-        if name in NEUTRAL:
-            raise Refusal(f"{name}: {str(value)[:60]!r} is not supported; leave it out", param=name)
-        near = get_close_matches(name, [*Settings.model_fields, "messages"], 1)
+        if name in DEFAULT_ONLY_FIELDS:
+            raise ApiError(f"{name}: {str(value)[:60]!r} is not supported; leave it out", param=name)
+        near = get_close_matches(name, [*ChatParams.model_fields, "messages"], 1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise Refusal(f"unknown field {name!r}; {hint}", param=name)
+        raise ApiError(f"unknown field {name!r}; {hint}", param=name)
 
 
-def _conversation(messages: object) -> tuple[tuple[Turn, ...], tuple[Sound, ...]]:
+def _parse_messages(messages: object) -> tuple[tuple[Turn, ...], tuple[AudioSource, ...]]:
+    """The turns of a conversation, and the sources of their audio parts."""
     if not isinstance(messages, list) or not messages:
-        raise Refusal("messages: a list with at least one message is wanted", param="messages")
+        raise ApiError("messages: a list with at least one message is required", param="messages")
     turns: list[Turn] = []
-    sounds: list[Sound] = []
+    audio: list[AudioSource] = []
     for number, message in enumerate(messages):
-        where = f"messages[{number}]"
+        place = f"messages[{number}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
-            raise Refusal(f"{where}: role {str(role)[:40]!r} is none of {', '.join(ROLES)}", param="messages")
-        parts, found = _parts(message.get("content"), where)
+            raise ApiError(f"{place}: role {str(role)[:40]!r} is none of {', '.join(ROLES)}", param="messages")
+        parts, sources = _parse_content(message.get("content"), place)
         role = ROLES[message["role"]]
-        if found and role != "user":
-            raise Refusal(f"{where}: only a user's message may hold sound", param="messages")
+        if sources and role != "user":
+            raise ApiError(f"{place}: only messages of the user may contain audio", param="messages")
         turns.append(Turn(role, parts))
-        sounds += found
+        audio += sources
     if turns[-1].role != "user":
-        raise Refusal(f"messages: the last one is of the {turns[-1].role}; end with the user's", param="messages")
-    return tuple(turns), tuple(sounds)
+        raise ApiError(
+            f"messages: the last message has role {turns[-1].role}; end with one of the user", param="messages"
+        )
+    return tuple(turns), tuple(audio)
 
 
-def _parts(content: object, where: str) -> tuple[tuple[Part, ...], list[Sound]]:
+def _parse_content(content: object, place: str) -> tuple[tuple[Part, ...], list[AudioSource]]:
+    """The parts of one message, and the sources of its audio parts."""
     if isinstance(content, str):
-        return (_text(content, where),), []
+        return (_parse_text(content, place),), []
     if not isinstance(content, list) or not content:
-        raise Refusal(f"{where}.content: a string, or a list of parts, is wanted", param="messages")
+        raise ApiError(f"{place}.content: a string or a list of parts is required", param="messages")
     parts: list[Part] = []
-    sounds: list[Sound] = []
+    audio: list[AudioSource] = []
     for number, part in enumerate(content):
-        at = f"{where}.content[{number}]"
+        part_place = f"{place}.content[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None
-        inner = part.get(kind) if isinstance(part, dict) and isinstance(kind, str) else None
-        if kind == "text" and isinstance(inner, str):
-            parts.append(_text(inner, at))
+        value = part.get(kind) if isinstance(part, dict) and isinstance(kind, str) else None
+        if kind == "text" and isinstance(value, str):
+            parts.append(_parse_text(value, part_place))
             continue
-        if kind == "input_audio" and isinstance(inner, dict) and isinstance(inner.get("data"), str):
-            data = inner["data"]
-            sounds.append(Sound(at, url=data) if data.startswith("data:") else Sound(at, data=data))
-        elif kind == "audio_url" and isinstance(inner, dict) and isinstance(inner.get("url"), str):
-            sounds.append(Sound(at, url=inner["url"]))
-        elif kind == "audio_url" and isinstance(inner, str):
-            sounds.append(Sound(at, url=inner))
+        if kind == "input_audio" and isinstance(value, dict) and isinstance(value.get("data"), str):
+            data = value["data"]
+            is_url = data.startswith("data:")
+            audio.append(AudioSource(part_place, url=data) if is_url else AudioSource(part_place, data=data))
+        elif kind == "audio_url" and isinstance(value, dict) and isinstance(value.get("url"), str):
+            audio.append(AudioSource(part_place, url=value["url"]))
+        elif kind == "audio_url" and isinstance(value, str):
+            audio.append(AudioSource(part_place, url=value))
         else:
-            raise Refusal(
-                f"{at}: a part of type {str(kind)[:40]!r} that cannot be read; send text, input_audio "
+            raise ApiError(
+                f"{part_place}: a part of type {str(kind)[:40]!r} cannot be read; send text, input_audio "
                 "({data: base64, format}) or audio_url ({url})", param="messages",
             )  # fmt: skip
-        parts.append(Audio(at))
-    return tuple(parts), sounds
+        parts.append(Audio(part_place))
+    return tuple(parts), audio
 
 
-def _text(text: str, where: str) -> Text:
+def _parse_text(text: str, place: str) -> Text:
+    """A text part; an ApiError if the text holds a lone surrogate, which no encoding can represent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Refusal(f"{where}: holds half a character ({error.reason}); send whole ones", param="messages") from error
+        raise ApiError(
+            f"{place}: the text contains an incomplete character ({error.reason})", param="messages"
+        ) from error
     return Text(text)

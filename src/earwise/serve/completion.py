@@ -1,6 +1,6 @@
-"""Waiting for an answer: until it is whole, or its time is up, or its client has gone.
+"""Waiting for a completion until it is whole, its time is up, or its client has disconnected.
 
-Between the line (`batching.py`), which sends pieces, and the routes (`api.py`).
+Between the queue (`batching.py`), which sends deltas, and the routes (`api.py`).
 """
 
 import asyncio
@@ -12,76 +12,76 @@ from starlette.requests import Request
 
 from earwise.errors import EarwiseError
 from earwise.serve.batching import Job
-from earwise.serve.errors import Refusal
-from earwise.serve.stream_text import Piece
+from earwise.serve.errors import ApiError
+from earwise.serve.stream_text import TextDelta
 
 T = TypeVar("T")
 
 
-class Answer:
-    """What has come back of a job so far.
+class PendingCompletion:
+    """What has arrived of the completions of a request so far.
 
     Args:
-        job: In the line, or past it.
-        arrived: When the request came, of `time.monotonic`.
-        until: When its time is up.
+        job: The request's job, queued or running.
+        arrived: Time of arrival (`time.monotonic`).
+        deadline: Time at which the request fails with status 504 (`time.monotonic`).
     """
 
-    def __init__(self, job: Job, arrived: float, until: float) -> None:
-        self.job, self.arrived, self._until = job, arrived, until
-        self.pieces: list[list[Piece]] = [[] for _ in range(job.n)]
-        self._fresh: list[Piece] = []
+    def __init__(self, job: Job, arrived: float, deadline: float) -> None:
+        self.job, self.arrived, self._deadline = job, arrived, deadline
+        self.deltas: list[list[TextDelta]] = [[] for _ in range(job.n)]
+        self._new_deltas: list[TextDelta] = []
 
     @property
-    def over(self) -> bool:
-        """Whether every sample has ended."""
-        return all(said and said[-1].finish for said in self.pieces)
+    def finished(self) -> bool:
+        """Whether every completion has ended."""
+        return all(deltas and deltas[-1].finish for deltas in self.deltas)
 
-    def fresh(self) -> list[Piece]:
-        """What has come since the last call."""
-        fresh, self._fresh = self._fresh, []
-        return fresh
+    def take_new(self) -> list[TextDelta]:
+        """The deltas that have arrived since the last call."""
+        deltas, self._new_deltas = self._new_deltas, []
+        return deltas
 
-    async def listen(self, *, whole: bool) -> None:
-        """Wait for the next pieces, or for all of them.
+    async def receive(self, *, until_finished: bool) -> None:
+        """Wait for the next deltas, or for all of them.
 
         Raises:
-            EarwiseError: that the model's thread sent in place of pieces, or if the time is up.
+            EarwiseError: that the model's thread sent instead of deltas, or if the time is up.
         """
         while True:
-            left = self._until - time.monotonic()
+            remaining = self._deadline - time.monotonic()
             try:
-                event = await asyncio.wait_for(self.job.events.get(), max(left, 0.001))
+                event = await asyncio.wait_for(self.job.events.get(), max(remaining, 0.001))
             except TimeoutError as error:
-                raise Refusal(
-                    "the answer took too long; ask for fewer tokens, or later", 504, code="timeout"
+                raise ApiError(
+                    "the answer took too long; request fewer tokens, or try again later", 504, code="timeout"
                 ) from error
             if isinstance(event, EarwiseError):
                 raise event
-            for piece in event:
-                self.pieces[piece.sample].append(piece)
-            self._fresh += event
-            if not whole or self.over:
+            for delta in event:
+                self.deltas[delta.sample].append(delta)
+            self._new_deltas += event
+            if not until_finished or self.finished:
                 return
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of some work, unless the client goes away before.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine, and cancel it if the client disconnects first.
 
     Raises:
-        Refusal: if it does (499, which nobody reads but the counts).
+        ApiError: with status 499 if the client disconnects; nobody reads it, but it is counted.
     """
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    leaving, task = asyncio.ensure_future(gone()), asyncio.ensure_future(work)
+    disconnect, task = asyncio.ensure_future(wait_for_disconnect()), asyncio.ensure_future(work)
     try:
-        await asyncio.wait({leaving, task}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({disconnect, task}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise Refusal("the client went away", 499)
+            raise ApiError("the client disconnected", 499)
         return task.result()
     finally:
-        leaving.cancel()
+        disconnect.cancel()
         task.cancel()

@@ -1,6 +1,7 @@
-"""What is refused, as OpenAI's error JSON says it: one line, the offending value, the remedy.
+"""Errors of the API, in the form of OpenAI's error JSON: one line with the offending value and the remedy.
 
-Raised anywhere in `serve`; the routes (`api.py`) turn it, and every other `EarwiseError`, into a response.
+An `ApiError` may be raised anywhere in `serve`; the routes (`api.py`) turn it, and every other `EarwiseError`, into a
+response.
 """
 
 from typing import Any
@@ -10,14 +11,14 @@ from earwise.errors import EarwiseError
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
-class Refusal(EarwiseError):
-    """A request that is not answered.
+class ApiError(EarwiseError):
+    """A request that the server refuses or cannot answer.
 
     Args:
-        message: One line.
-        status: Of HTTP.
-        param: The field to blame.
-        code: A word that programs may look at.
+        message: One line for the user.
+        status: HTTP status.
+        param: The field of the request that is wrong.
+        code: A word that client programs may test for.
     """
 
     def __init__(self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None) -> None:
@@ -25,9 +26,9 @@ class Refusal(EarwiseError):
         self.status, self.param, self.code = status, param, code
 
 
-def body_of(error: EarwiseError) -> dict[str, Any]:
-    """The body of the response, or the last event of a stream."""
-    refusal = error if isinstance(error, Refusal) else Refusal(str(error))
-    kind = _TYPES.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
-    message = " ".join(str(refusal).encode(errors="replace").decode().split())
-    return {"error": {"message": message, "type": kind, "param": refusal.param, "code": refusal.code}}
+def error_body(error: EarwiseError) -> dict[str, Any]:
+    """The JSON body for an error, as a response or as the last event of a stream."""
+    api_error = error if isinstance(error, ApiError) else ApiError(str(error))
+    error_type = _TYPES.get(api_error.status, "invalid_request_error" if api_error.status < 500 else "server_error")
+    message = " ".join(str(api_error).encode(errors="replace").decode().split())
+    return {"error": {"message": message, "type": error_type, "param": api_error.param, "code": api_error.code}}

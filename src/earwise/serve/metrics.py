@@ -1,4 +1,4 @@
-"""Counts of a running server, in Prometheus' text form. Changed in the event loop only."""
+"""Counters of a running server in Prometheus' text format. They are changed in the event loop only."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -6,32 +6,39 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Metrics:
-    """What was asked and answered since the start."""
+    """Counters since the server started.
+
+    Attributes:
+        requests: Chat completions by HTTP status; 499 means that the client disconnected.
+        prompt_tokens: Tokens of all prompts.
+        completion_tokens: Tokens of all completions.
+        audio_s: Seconds of audio in all requests.
+        answered: Requests that were answered completely.
+        first_token_s: Sum over answered requests of the time from arrival to the first token, in seconds.
+        answer_s: Sum over answered requests of the time from arrival to the end, in seconds.
+        weights: Number of weight updates.
+    """
 
     requests: Counter[int] = field(default_factory=Counter)
-    """Chat completions by HTTP status; 499: the client went away."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     audio_s: float = 0.0
     answered: int = 0
     first_token_s: float = 0.0
-    """Of all answered requests together, from their arrival."""
     answer_s: float = 0.0
-    """Of all answered requests together, from their arrival to their end."""
     weights: int = 0
-    """Updates."""
 
 
-def exposed(metrics: Metrics, *, waiting: int, running: int, rounds: int, computed: int, sampled: int) -> str:
-    """The page of `/metrics`.
+def prometheus_text(metrics: Metrics, *, waiting: int, running: int, rounds: int, computed: int, sampled: int) -> str:
+    """The content of `/metrics`.
 
     Args:
-        metrics: Counts of the event loop.
-        waiting: Requests in line.
-        running: Requests of the round under way.
-        rounds: Rounds since the start.
-        computed: Tokens that the engine computed.
-        sampled: Tokens that it handed out.
+        metrics: Counters of the event loop.
+        waiting: Requests in the queue.
+        running: Requests of the batch that is being sampled.
+        rounds: Number of batches since the start.
+        computed: Tokens that the engine has computed.
+        sampled: Tokens that the engine has returned.
     """
     lines = ["# TYPE earwise_requests_total counter"]
     lines += [f'earwise_requests_total{{status="{status}"}} {n}' for status, n in sorted(metrics.requests.items())]

@@ -16,9 +16,9 @@ from earwise.datasets.xs_cot.speech_recognition import open_recogniser
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
-from earwise.serve.api import Api, Rules
+from earwise.serve.api import Api, ServerLimits
 from earwise.serve.batching import Capacity
-from earwise.serve.weight_updates import Weights
+from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Audio, Text, Turn
 
 LOCAL_ADDRESSES = ("127.0.0.1", "localhost", "::1")
@@ -30,7 +30,7 @@ class ServerConfig:
 
     name: str
     """Name of the model in requests."""
-    rules: Rules
+    limits: ServerLimits
     """Limits and permissions of requests."""
     capacity: Capacity
     """Size of a batch, and number of requests that may wait."""
@@ -77,17 +77,17 @@ def run_server(
         EngineError: if the model cannot answer a prompt.
     """
     family = config.weight_updates_family
-    weights = Weights(engine, family) if family is not None else None
+    weight_updater = WeightUpdater(engine, family) if family is not None else None
     recogniser = open_recogniser("whisper", say=notify) if config.transcribe else None
     application = Api(
-        engine, config.name, config.rules, config.capacity, weights=weights, recogniser=recogniser,
-        draws=random.Random(config.seed),
+        engine, config.name, config.limits, config.capacity, weight_updater=weight_updater, recogniser=recogniser,
+        seeds=random.Random(config.seed),
     ).app()  # fmt: skip
     _warm_up(engine)
     host, port = server_socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     notify(f"{config.name} ({engine.revision}) at {url}/v1; a page at {url}/")
-    if config.rules.api_key is None and host not in LOCAL_ADDRESSES:
+    if config.limits.api_key is None and host not in LOCAL_ADDRESSES:
         notify(f"everyone who reaches {host} may send requests: no --api-key was given")
     settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
     try:

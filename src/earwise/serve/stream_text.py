@@ -1,96 +1,112 @@
-"""What may be told of one sample while it grows: whole characters, and nothing that a stop string may yet take back.
+"""Decides which text of a growing completion may be sent already.
 
-Between the engine's tokens (`batching.py` watches them) and the pieces of a stream. Pure but for the growing text.
+Only whole characters are sent, and nothing that a stop string may still remove. Between the engine's tokens, which
+`batching.py` receives, and the events of a stream. Pure except for the growing text.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from earwise.engine.decode_loop import Said
+from earwise.engine.decode_loop import PartialCompletion
 
-Finish = Literal["stop", "length"]
-HALF = "\ufffd"  # what a decoder puts where the bytes of a character are not all there yet
+FinishReason = Literal["stop", "length"]
+INCOMPLETE_CHARACTER = "\ufffd"
+"""What a tokenizer's decoder writes while the bytes of a character are not complete."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What one sample has said since the last piece."""
+class TextDelta:
+    """What one completion has gained since its last delta.
+
+    Attributes:
+        sample: Number of the completion within its request.
+        text: New text.
+        token_ids: New tokens.
+        logprobs: Natural-log probability of each new token.
+        finish: Why the completion ended, in its last delta; else None.
+    """
 
     sample: int
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Natural, of each id."""
-    finish: Finish | None
-    """Set on a sample's last piece."""
+    finish: FinishReason | None
 
 
-class Telling:
-    """One sample on its way to the client.
+class SampleStream:
+    """Turns the tokens of one completion into deltas.
 
     Args:
-        sample: Its number among the samples of its request.
-        detokenize: Text of ids.
-        ends: Ids that end an answer and are no text.
-        stop: Strings that end it, too; they and what follows them are not told.
-        limit: Tokens at most.
-        pieces: False: all of it is told in one piece, when it has ended.
+        sample: Number of the completion within its request.
+        detokenize: Text of token ids.
+        eos_ids: Token ids that end a completion and are no text.
+        stop: Strings that end the completion; they and everything after them are not sent.
+        limit: Largest number of tokens.
+        stream: Whether text is sent as it arrives; False sends everything in one delta at the end.
     """
 
     def __init__(
-        self, sample: int, detokenize: Callable[[Sequence[int]], str], ends: Collection[int], *,
-        stop: Sequence[str] = (), limit: int, pieces: bool,
+        self, sample: int, detokenize: Callable[[Sequence[int]], str], eos_ids: Collection[int], *,
+        stop: Sequence[str] = (), limit: int, stream: bool,
     ) -> None:  # fmt: skip
-        self._sample, self._detokenize, self._ends = sample, detokenize, ends
-        self._stop, self._limit, self._pieces = tuple(stop), limit, pieces
-        self._told, self._told_ids = 0, 0
-        self.finish: Finish | None = None
+        self._sample, self._detokenize, self._eos_ids = sample, detokenize, eos_ids
+        self._stop, self._limit, self._stream = tuple(stop), limit, stream
+        self._sent_chars, self._sent_tokens = 0, 0
+        self.finish: FinishReason | None = None
 
-    def hear(self, said: Said) -> Piece | None:
-        """Look at the sample after another token; a piece if there is something to tell, always one at its end."""
+    def update(self, partial: PartialCompletion) -> TextDelta | None:
+        """Look at the completion after another token.
+
+        Returns:
+            A delta if there is something to send, and always at the end of the completion; else None.
+        """
         if self.finish is not None:
             return None
-        ended = said.done or len(said.ids) >= self._limit
-        if not ended and not self._pieces and not self._stop:
+        ended = partial.finished or len(partial.token_ids) >= self._limit
+        if not ended and not self._stream and not self._stop:
             return None
-        text = self._detokenize([token for token in said.ids if token not in self._ends])
-        cut = first_of(text, self._stop)
-        if cut is not None:
-            text, self.finish = text[:cut], "stop"
+        text = self._detokenize([token for token in partial.token_ids if token not in self._eos_ids])
+        stop_start = first_stop(text, self._stop)
+        if stop_start is not None:
+            text, self.finish = text[:stop_start], "stop"
         elif ended:
-            self.finish = "stop" if said.done else "length"
+            self.finish = "stop" if partial.finished else "length"
         else:
-            text = text[: len(text) - held_back(text, self._stop)]
-            if not self._pieces or len(text) <= self._told:
+            text = text[: len(text) - withheld_length(text, self._stop)]
+            if not self._stream or len(text) <= self._sent_chars:
                 return None
-        new = slice(self._told_ids, len(said.ids))
-        piece = Piece(
-            self._sample, text[self._told :], tuple(said.ids[new]), tuple(said.logprobs[new]), self.finish
-        )  # fmt: skip
-        self._told, self._told_ids = len(text), len(said.ids)
-        return piece
+        new_tokens = slice(self._sent_tokens, len(partial.token_ids))
+        delta = TextDelta(
+            self._sample,
+            text[self._sent_chars :],
+            tuple(partial.token_ids[new_tokens]),
+            tuple(partial.logprobs[new_tokens]),
+            self.finish,
+        )
+        self._sent_chars, self._sent_tokens = len(text), len(partial.token_ids)
+        return delta
 
 
-def first_of(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins; None if there is none.
+def first_stop(text: str, stop: Sequence[str]) -> int | None:
+    """Offset of the first stop string in a text, or None if there is none.
 
-    >>> first_of("a dog.\\nAnd", ("And", "\\n")), first_of("a dog", ("cat",))
+    >>> first_stop("a dog.\\nAnd", ("And", "\\n")), first_stop("a dog", ("cat",))
     (6, None)
     """
-    found = [at for one in stop if (at := text.find(one)) >= 0]
-    return min(found) if found else None
+    offsets = [offset for string in stop if (offset := text.find(string)) >= 0]
+    return min(offsets) if offsets else None
 
 
-def held_back(text: str, stop: Sequence[str]) -> int:
-    """How many characters at the end may not be told yet: half characters, or what may become a stop string.
+def withheld_length(text: str, stop: Sequence[str]) -> int:
+    """Number of characters at the end that cannot be sent yet: incomplete ones, or the possible start of a stop string.
 
-    >>> held_back("a dog\\ufffd", ()), held_back("a dog END", ("END.",)), held_back("a dog", ("END",))
+    >>> withheld_length("a dog\\ufffd", ()), withheld_length("a dog END", ("END.",)), withheld_length("a dog", ("END",))
     (1, 3, 0)
     """
-    halves = len(text) - len(text.rstrip(HALF))
-    longest = max((len(one) for one in stop), default=0)
-    for size in range(min(longest - 1, len(text)), halves, -1):
-        if any(one.startswith(text[-size:]) for one in stop):
-            return size
-    return halves
+    incomplete = len(text) - len(text.rstrip(INCOMPLETE_CHARACTER))
+    longest = max((len(string) for string in stop), default=0)
+    for length in range(min(longest - 1, len(text)), incomplete, -1):
+        if any(string.startswith(text[-length:]) for string in stop):
+            return length
+    return incomplete

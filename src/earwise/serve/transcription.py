@@ -1,7 +1,7 @@
-"""A form of `/v1/audio/transcriptions`, read: Whisper base writes down what is said, beside the model that is served.
+"""Requests of `/v1/audio/transcriptions`: Whisper base transcribes speech beside the served model (`--transcribe`).
 
-For clients that want the words as well (`--transcribe`; the page does not). The language is told, not guessed: English
-where a form says none. Form: OpenAI's reference of transcriptions, `json` and `text` only.
+The language is taken from the request and never detected; without one it is English. The format is OpenAI's
+transcription API, with the response formats `json` and `text`.
 """
 
 from dataclasses import dataclass
@@ -12,48 +12,57 @@ from starlette.requests import Request
 from earwise.audio import decode_bytes
 from earwise.datasets.xs_cot.speech_recognition import SAMPLE_RATE
 from earwise.models.parts.whisper_asr import WINDOW_S
-from earwise.serve.errors import Refusal
+from earwise.serve.errors import ApiError
 from earwise.types import Waveform
 
-READ = ("file", "model", "language", "response_format")
-IDLE = ("temperature", "timestamp_granularities[]", "prompt", "stream")  # taken where they say nothing new
+SUPPORTED_FIELDS = ("file", "model", "language", "response_format")
+DEFAULT_ONLY_FIELDS = ("temperature", "timestamp_granularities[]", "prompt", "stream")
+"""Fields that are accepted only with the value that changes nothing."""
 FORMATS = ("json", "text")
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What is to be written down."""
+class TranscriptionRequest:
+    """A parsed transcription request.
 
-    wave: Waveform
-    """At the recogniser's 16 kHz."""
+    Attributes:
+        waveform: The audio, at the recogniser's 16 kHz.
+        language: Language code of the speech.
+        response_format: One of `FORMATS`.
+    """
+
+    waveform: Waveform
     language: str
-    form: str
-    """One of `FORMATS`."""
+    response_format: str
 
 
-async def read_form(request: Request, max_bytes: int) -> Form:
-    """The form of a request.
+async def parse_form(request: Request, max_bytes: int) -> TranscriptionRequest:
+    """Parse the multipart form of a transcription request.
 
     Raises:
-        Refusal: if it is no form, too long, without a file, or asks for what is not done.
-        AudioError: if the file is no sound, or longer than the recogniser hears.
+        ApiError: if the body is not such a form, is too large, has no file, or asks for something unsupported.
+        AudioError: if the file is not audio, or is longer than the recogniser's window.
     """
-    stated = request.headers.get("content-length", "")
-    if not stated.isdecimal():
-        raise Refusal("content-length is wanted", 411)
-    if int(stated) > max_bytes:
-        raise Refusal(f"the form is larger than {max_bytes / 2**20:g} MB; send a shorter sound", 413)
+    content_length = request.headers.get("content-length", "")
+    if not content_length.isdecimal():
+        raise ApiError("the content-length header is missing; send it", 411)
+    if int(content_length) > max_bytes:
+        raise ApiError(f"the form is larger than {max_bytes / 2**20:g} MB; send shorter audio", 413)
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise Refusal("content-type multipart/form-data is wanted", 415)
+        raise ApiError("the content-type must be multipart/form-data", 415)
     async with request.form() as form:
-        file, told = form.get("file"), {name: str(value) for name, value in form.items() if name != "file"}
+        file, fields = form.get("file"), {name: str(value) for name, value in form.items() if name != "file"}
         if not isinstance(file, UploadFile):
-            raise Refusal("file: a sound is wanted", param="file")
+            raise ApiError("file: an audio file is required", param="file")
         data, name = await file.read(), file.filename or "file"
-    for field, value in told.items():
-        if field not in READ and not (field in IDLE and value in ("", "0", "0.0", "segment", "false")):
-            raise Refusal(f"{field}: {value[:40]!r} is not supported; leave it out", param=field)
-    wanted = told.get("response_format") or "json"
-    if wanted not in FORMATS:
-        raise Refusal(f"response_format {wanted[:40]!r} is none of {', '.join(FORMATS)}", param="response_format")
-    return Form(decode_bytes(data, name, SAMPLE_RATE, max_s=WINDOW_S), told.get("language") or "en", wanted)
+    for field, value in fields.items():
+        is_default = field in DEFAULT_ONLY_FIELDS and value in ("", "0", "0.0", "segment", "false")
+        if field not in SUPPORTED_FIELDS and not is_default:
+            raise ApiError(f"{field}: {value[:40]!r} is not supported; leave it out", param=field)
+    response_format = fields.get("response_format") or "json"
+    if response_format not in FORMATS:
+        raise ApiError(
+            f"response_format {response_format[:40]!r} is none of {', '.join(FORMATS)}", param="response_format"
+        )
+    waveform = decode_bytes(data, name, SAMPLE_RATE, max_s=WINDOW_S)
+    return TranscriptionRequest(waveform, fields.get("language") or "en", response_format)

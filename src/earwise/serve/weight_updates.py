@@ -1,9 +1,9 @@
-"""Newer weights of the model that is served, put into its place: for training that samples here (`train/refresh.py`).
+"""Replaces the served model's weights while the server runs, for training that samples from it (`weight_sync`).
 
-Runs in the model's thread between two rounds. A folder with an adapter (`adapter_config.json`) is added to the weights
-that the server was started with, parameters trained in full beside it included; a checkpoint replaces them all. The
-module stays the same object, so engine and buffers go on with it. Deviation from vLLM's route of the same name: there
-is one version at a time, and it answers under the served name.
+It runs in the model's thread between two batches. A folder with a PEFT adapter (`adapter_config.json`) is merged into
+the weights that the server was started with, including parameters that were trained in full; a whole checkpoint
+replaces all weights. The module remains the same object, so the engine and its buffers stay valid. Deviation from
+vLLM's route of the same name: there is one version at a time, and it answers under the served name.
 """
 
 from pathlib import Path
@@ -12,76 +12,80 @@ import torch
 
 from earwise.engine.local import LocalEngine
 from earwise.errors import ModelError
-from earwise.models import base, lora_checkpoint
+from earwise.models import base, lora_checkpoint, registry
 from earwise.models.checkpoint import one_line
-from earwise.models.detect import ADAPTER, checkpoint
+from earwise.models.detect import PEFT_CONFIG, find_checkpoint
 from earwise.models.encoder_cache import EncoderCache
 
 
-class Weights:
-    """The weights of a served model.
+class WeightUpdater:
+    """Loads newer weights into a served model.
 
     Args:
-        engine: Whose model it is.
-        family: Key of `MODELS` that it was loaded by.
+        engine: The engine of the served model.
+        family: Name of the family that the model was loaded as.
     """
 
     def __init__(self, engine: LocalEngine, family: str) -> None:
         self._engine, self._family = engine, family
         self._revision = engine.model.revision
-        self._started: dict[str, torch.Tensor] = {}
+        self._initial_weights: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def load(self, folder: Path) -> str:
-        """Put the weights of a folder into the model's place.
+        """Load the weights of a folder into the served model.
 
         Returns:
             Their revision.
         Raises:
-            ModelError: if the folder holds neither an adapter nor a checkpoint of this family. After one of other names
-                or shapes the model has the weights that the server was started with.
+            ModelError: if the folder holds neither a PEFT adapter nor a checkpoint of this family. After one with other
+                names or shapes, the model has the weights that the server was started with.
         """
         if not folder.is_dir():
-            raise ModelError(f"{folder}: no such folder on the server's machine; write where both sides see it")
+            raise ModelError(f"{folder}: no such folder on the server's machine; write where both machines see it")
         model = self._engine.model
-        if not self._started:  # as much memory again, and only where weights are exchanged at all
-            self._started = {name: value.clone() for name, value in model.module.state_dict().items()}
+        if not self._initial_weights:  # a second copy of the weights, made only where weights are updated at all
+            self._initial_weights = {name: value.clone() for name, value in model.module.state_dict().items()}
         try:
-            if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-                changes = lora_checkpoint.read(folder)
-                self._restore()
-                lora_checkpoint.merge(model.module, changes, lora_checkpoint.PUBLISHED.get(self._family, ()), folder)
-                model.revision = lora_checkpoint.revision(self._revision, folder)
+            if (folder / PEFT_CONFIG).is_file() and not (folder / "config.json").is_file():
+                adapter = lora_checkpoint.read(folder)
+                self._restore_initial_weights()
+                lora_checkpoint.merge(model.module, adapter, registry.parameter_names(self._family), folder)
+                model.revision = lora_checkpoint.merged_revision(self._revision, folder)
             else:
-                self._replace(folder)
+                self._load_checkpoint(folder)
         finally:
             self._engine.revision = model.revision
-            self._engine.encoder_cache = EncoderCache(model)  # what was heard was heard by other weights
+            self._engine.encoder_cache = EncoderCache(model)  # cached encoder states belong to the old weights
         return model.revision
 
-    def _restore(self) -> None:
-        """Back to what the server was started with."""
+    def _restore_initial_weights(self) -> None:
         for name, value in self._engine.model.module.state_dict().items():
-            value.copy_(self._started[name])
+            value.copy_(self._initial_weights[name])
         self._engine.model.revision = self._revision
 
-    def _replace(self, folder: Path) -> None:
+    def _load_checkpoint(self, folder: Path) -> None:
+        """Replace all weights by those of a checkpoint of the same family, which must treat padding in the same way."""
         model = self._engine.model
-        family = checkpoint(folder)[0]
-        if _stem(family) != _stem(self._family):
-            raise ModelError(f"{folder}: is of the family {family}, {self._family} is served; start another server")
-        fresh = base.load(str(folder), device="cpu")
-        if fresh.trims != model.trims:
-            heard = "only frames that exist" if fresh.trims else "the whole window"
-            raise ModelError(f"{folder}: was trained to hear {heard}, the served model was not; serve it by itself")
+        family = find_checkpoint(folder)[0]
+        if _base_family(family) != _base_family(self._family):
+            raise ModelError(
+                f"{folder}: holds a model of family {family}, this server serves {self._family}; start another server"
+            )
+        checkpoint = base.load(str(folder), device="cpu")
+        if checkpoint.trims_padding != model.trims_padding:
+            scope = "only the frames of the clip" if checkpoint.trims_padding else "the whole window"
+            raise ModelError(
+                f"{folder}: its encoder computes {scope}, unlike that of the served model; start another server for it"
+            )
         try:
-            model.module.load_state_dict(fresh.module.state_dict())
+            model.module.load_state_dict(checkpoint.module.state_dict())
         except RuntimeError as error:
-            self._restore()
+            self._restore_initial_weights()
             raise ModelError(f"{folder}: does not fit the served model ({one_line(error)})") from error
-        model.revision = fresh.revision
+        model.revision = checkpoint.revision
 
 
-def _stem(family: str) -> str:
-    """embedded, embedded-aligned and embedded-blank are one model."""
+def _base_family(family: str) -> str:
+    """The family without its variant: embedded, embedded-aligned and embedded-blank share an architecture."""
     return family.partition("-")[0]

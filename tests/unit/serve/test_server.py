@@ -18,22 +18,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from builders import ask, sound, two_questions
+from builders import tone, user_question, write_two_questions
 from earwise import cli
 from earwise.data.manifest_path import STARTER
-from earwise.engine.base import Decoding, Prompt
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
-from earwise.engine.remote.probe import connect
+from earwise.engine.remote.probe import open_remote_engine
 from earwise.models.base import load
-from earwise.serve.api import Rules
-from earwise.serve.audio_inputs import Access
+from earwise.serve.api import ServerLimits
+from earwise.serve.audio_inputs import AudioAccess
 from earwise.serve.batching import Capacity
-from earwise.train.rollout.rollout_engine import check_drawn
+from earwise.train.rollout.rollout_engine import check_sampled
 from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny
-from policy_server import FULL, LORA, trained
+from policy_server import FULL, LORA, train_on_server
 
-WAVE = sound(0.8, 500.0)
+WAVE = tone(0.8, 500.0)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def engine() -> LocalEngine:
 
 @pytest.fixture(scope="module")
 def client(engine: LocalEngine) -> Iterator[Client]:
-    with running(engine, Rules(max_tokens=5000)) as found:
+    with running(engine, ServerLimits(max_tokens=5000)) as found:
         yield found
 
 
@@ -85,7 +85,7 @@ def text_of(answer: dict[str, Any], choice: int = 0) -> str:
 def test_a_greedy_answer_is_the_engines(engine: LocalEngine, client: Client) -> None:
     answer = client.ask(WAVE, "Which sound?", logprobs=True, return_token_ids=True)
     (wanted,) = LocalEngine(engine.model).generate(
-        [Prompt(ask("Which sound?"), (sent(WAVE),), "k")], Decoding(max_new_tokens=12)
+        [Prompt(user_question("Which sound?"), (sent(WAVE),), "k")], SamplingParams(max_new_tokens=12)
     )[0]
     (choice,) = answer["choices"]
     assert choice["message"] == {"role": "assistant", "content": wanted.text, "refusal": None}
@@ -100,7 +100,7 @@ def test_a_greedy_answer_is_the_engines(engine: LocalEngine, client: Client) -> 
 
 
 def test_several_clips_turns_and_text_only(engine: LocalEngine, client: Client) -> None:
-    other = sound(0.4, 900.0)
+    other = tone(0.4, 900.0)
     turns = (
         Turn("system", (Text("Be brief."),)),
         Turn("user", (Audio("a"), Text("What is it?"), Audio("b"))),
@@ -119,12 +119,12 @@ def test_several_clips_turns_and_text_only(engine: LocalEngine, client: Client) 
         ([messages[-1]], Prompt((turns[-1],), (), "k")),
     ):
         answer = client.post({"messages": asked, "temperature": 0, "max_tokens": 9}).json()
-        assert text_of(answer) == plain.generate([prompt], Decoding(9))[0][0].text
+        assert text_of(answer) == plain.generate([prompt], SamplingParams(9))[0][0].text
 
 
 def test_draws_of_a_seed_are_the_same_alone_and_among_eight(client: Client) -> None:
     bodies = [
-        body_of(sound(0.3 + 0.1 * (k % 3), 300.0 + 100 * (k % 3)), f"question {k}", temperature=1.0, seed=k % 4, n=3,
+        body_of(tone(0.3 + 0.1 * (k % 3), 300.0 + 100 * (k % 3)), f"question {k}", temperature=1.0, seed=k % 4, n=3,
                 max_tokens=4 + k)
         for k in range(8)
     ]  # fmt: skip
@@ -164,7 +164,7 @@ def test_a_stream_says_the_same_in_pieces(client: Client) -> None:
         assert entries == choice["logprobs"]["content"]
         assert [one["finish_reason"] for one in told][:-1] == [None] * (len(told) - 1)
         assert told[-1]["finish_reason"] == choice["finish_reason"]
-        assert len(told) > 4, "one piece only"
+        assert len(told) > 4, "one delta only"
 
 
 def test_a_stop_string_ends_an_answer_and_is_never_told(client: Client) -> None:
@@ -175,8 +175,8 @@ def test_a_stop_string_ends_an_answer_and_is_never_told(client: Client) -> None:
     assert text_of(cut) == text[: text.index(stop)] and cut["choices"][0]["finish_reason"] == "stop"
     assert cut["usage"]["completion_tokens"] < 30
     told = client.events(body | {"stop": stop, "stream": True})
-    pieces = "".join(event["choices"][0]["delta"].get("content", "") for event in told)
-    assert pieces == text[: text.index(stop)]
+    deltas = "".join(event["choices"][0]["delta"].get("content", "") for event in told)
+    assert deltas == text[: text.index(stop)]
 
 
 def test_each_request_of_a_round_has_its_own_length(client: Client) -> None:
@@ -192,11 +192,11 @@ def test_each_request_of_a_round_has_its_own_length(client: Client) -> None:
 
 
 LONG = body_of(WAVE, "?", max_tokens=100_000, n=2, temperature=1.0, seed=1)
-PATIENT = Rules(max_tokens=100_000)
+LONG_ANSWERS = ServerLimits(max_tokens=100_000)
 
 
 def test_sampling_ends_when_the_client_goes_away(endless: LocalEngine) -> None:
-    with running(endless, PATIENT) as client:
+    with running(endless, LONG_ANSWERS) as client:
         with (
             client.http() as http,
             http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as response,
@@ -209,7 +209,7 @@ def test_sampling_ends_when_the_client_goes_away(endless: LocalEngine) -> None:
 
 
 def test_a_full_line_is_refused(endless: LocalEngine) -> None:
-    with running(endless, PATIENT, Capacity(waiting=1)) as client, ThreadPoolExecutor(1) as pool:
+    with running(endless, LONG_ANSWERS, Capacity(max_waiting=1)) as client, ThreadPoolExecutor(1) as pool:
         with (
             client.http() as http,
             http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as response,
@@ -225,7 +225,7 @@ def test_a_full_line_is_refused(endless: LocalEngine) -> None:
 
 
 def test_an_answer_that_takes_too_long_is_ended(endless: LocalEngine) -> None:
-    with running(endless, Rules(max_tokens=100_000, timeout_s=0.5)) as client:
+    with running(endless, ServerLimits(max_tokens=100_000, timeout_s=0.5)) as client:
         late = client.post(LONG)
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
         soon(lambda: client.metric("requests_running") == 0)
@@ -236,7 +236,7 @@ def test_an_answer_that_takes_too_long_is_ended(endless: LocalEngine) -> None:
 
 def test_a_server_that_stops_ends_what_it_says(endless: LocalEngine) -> None:
     with ThreadPoolExecutor(1) as pool:
-        with running(endless, PATIENT) as client:  # leaving it checks that the server ends
+        with running(endless, LONG_ANSWERS) as client:  # leaving it checks that the server ends
             asked = pool.submit(client.post, LONG)
             soon(lambda: client.metric("requests_running") == 1)
         with pytest.raises((httpx.HTTPError, AssertionError)):
@@ -249,7 +249,7 @@ def test_one_request_that_fails_does_not_cost_the_others(engine: LocalEngine, cl
     plain = model.embed
 
     def broken(ids: Any) -> Any:
-        if ids.numel() and (ids == model.tokenize("\x07")[0]).any():
+        if ids.numel() and (ids == model.tokenizer.encode("\x07")[0]).any():
             raise RuntimeError("cannot embed a bell")
         return plain(ids)
 
@@ -270,18 +270,18 @@ def test_one_request_that_fails_does_not_cost_the_others(engine: LocalEngine, cl
     ("change", "status", "said"),
     [
         ({"model": "other"}, 404, "there is no model 'other', only 'm'"),
-        ({"max_tokens": 6000}, 400, "6000 is more than the 5000"),
-        ({"n": 65}, 400, "65 is more than the 64"),
+        ({"max_tokens": 6000}, 400, "6000 is more than this server's limit of 5000"),
+        ({"n": 65}, 400, "65 is more than this server's limit of 64"),
         ({"temperature": -1}, 400, "temperature: "),
         ({"temprature": 1}, 400, "did you mean 'temperature'"),
         ({"logit_bias": {"1": 2}}, 400, "logit_bias: .* is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format"),
         ({"messages": []}, 400, "at least one message"),
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, r"messages\[0\]: role 'tool'"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "end with the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "end with one of the user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"content\[0\]: a part of type"),
         ({"messages": [{"role": "user", "content": "<|AUDIO|>"}]}, 400, "audio placeholder"),
-        ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400, "this server takes 8192"),
+        ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400, "this server's limit of 8192"),
     ],
 )
 def test_what_is_wrong_is_said(client: Client, change: dict[str, Any], status: int, said: str) -> None:
@@ -299,13 +299,13 @@ def audio(**inner: Any) -> dict[str, Any]:
 
 def test_sounds_that_cannot_be_heard(client: Client) -> None:
     for body, said in (
-        (audio(input_audio={"data": "%%%"}), "is no base64"),
+        (audio(input_audio={"data": "%%%"}), "is not valid base64"),
         (audio(input_audio={"data": base64.b64encode(b"hello").decode()}), r"messages[0].content[0]"),
-        (body_of(sound(4.5), "?"), "lasts 4.50 s, the longest allowed is 4 s"),
+        (body_of(tone(4.5), "?"), "lasts 4.50 s, the longest allowed is 4 s"),
         (audio(audio_url={"url": "data:audio/wav;base64"}), "without a comma"),
-        (audio(audio_url={"url": "ftp://x/a.wav"}), "no data:, http(s): or file: address"),
-        (audio(audio_url={"url": "http://127.0.0.1:1/a.wav"}), "nothing is fetched from '127.0.0.1'"),
-        (audio(audio_url={"url": "file:///etc/passwd"}), "files of the server are not read"),
+        (audio(audio_url={"url": "ftp://x/a.wav"}), "is not a data:, http(s): or file: address"),
+        (audio(audio_url={"url": "http://127.0.0.1:1/a.wav"}), "nothing may be fetched from '127.0.0.1'"),
+        (audio(audio_url={"url": "file:///etc/passwd"}), "files of the server may not be read"),
     ):
         response = client.post(body)
         assert response.status_code == 400 and said in response.json()["error"]["message"], response.text
@@ -316,26 +316,26 @@ def test_files_of_one_folder_and_addresses_of_one_host(engine: LocalEngine, tmp_
     for name in ("secret.flac", "open/a.flac"):
         soundfile.write(tmp_path / name, sent(WAVE), 16000, subtype="PCM_16")
     (tmp_path / "open" / "link.flac").symlink_to(tmp_path / "secret.flac")
-    rules = Rules(access=Access(("127.0.0.1",), tmp_path / "open"), max_audio_s=1.0)
+    limits = ServerLimits(access=AudioAccess(("127.0.0.1",), tmp_path / "open"), max_audio_s=1.0)
 
     def url(name: str) -> dict[str, Any]:
         return audio(audio_url={"url": f"file://{tmp_path}/{name}"}) | {"temperature": 0, "max_tokens": 12}
 
-    with running(engine, rules) as client:
+    with running(engine, limits) as client:
         wanted = text_of(client.ask(WAVE))
         assert text_of(client.post(url("open/a.flac")).json()) == wanted
         for name in ("secret.flac", "open/link.flac", "open/../secret.flac", "open/none.flac"):
-            assert "is no file in the folder" in client.post(url(name)).json()["error"]["message"]
+            assert "is not a file in the folder" in client.post(url(name)).json()["error"]["message"]
         # its own page is no sound, but is fetched
         message = client.post(audio(audio_url={"url": f"{client.root}/"})).json()["error"]["message"]
-        assert "messages[0].content[0]" in message and "nothing is fetched" not in message
+        assert "messages[0].content[0]" in message and "may be fetched" not in message
         data = base64.b64encode((tmp_path / "open/a.flac").read_bytes()).decode()
         assert text_of(client.post(url("") | audio(audio_url=f"data:audio/flac;base64,{data}")).json())
         assert "may hold 1 s" in client.post(body_of(WAVE, WAVE)).json()["error"]["message"]
 
 
 def test_keys_bodies_and_routes(engine: LocalEngine) -> None:
-    with running(engine, Rules(api_key="secret", max_body_bytes=2000)) as client:
+    with running(engine, ServerLimits(api_key="secret", max_body_bytes=2000)) as client:
         assert client.post(body_of("x")).status_code == 401 and client.get("/v1/models").status_code == 401
         assert client.get("/health").json()["status"] == "ok" and "<title>earwise" in client.get("/").text
         client.key = "secret"
@@ -374,7 +374,7 @@ class Stenographer:
 
 def test_transcriptions(engine: LocalEngine, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
-    soundfile.write(path, sound(1.0), 16000)
+    soundfile.write(path, tone(1.0), 16000)
     with running(engine, recogniser=Stenographer()) as client, client.http() as http:
 
         def post(**form: str) -> httpx.Response:
@@ -390,21 +390,21 @@ def test_transcriptions(engine: LocalEngine, tmp_path: Path) -> None:
 
 
 def test_our_own_engine_hears_it_and_gets_tokens_and_logprobs(engine: LocalEngine, client: Client) -> None:
-    remote = connect(client.url)
+    remote = open_remote_engine(client.url)
     assert (remote.kind, remote.name, remote.tokens_per_s) == ("earwise", "m", 25.0)
-    prompts = [Prompt(ask(f"q {k}"), (sent(sound(0.5, 300.0 + 50 * k)),), f"key {k}") for k in range(3)]
-    groups = remote.generate(prompts, Decoding(6, temperature=1.0, seed=2), 4)
-    check_drawn(engine.model, groups, client.url)
-    assert remote.generate(prompts, Decoding(6, temperature=1.0, seed=2), 4) == groups
-    greedy = [one[0].text for one in remote.generate(prompts, Decoding(6))]
-    assert greedy == [one[0].text for one in LocalEngine(engine.model).generate(prompts, Decoding(6))]
+    prompts = [Prompt(user_question(f"q {k}"), (sent(tone(0.5, 300.0 + 50 * k)),), f"key {k}") for k in range(3)]
+    groups = remote.generate(prompts, SamplingParams(6, temperature=1.0, seed=2), 4)
+    check_sampled(engine.model, groups, client.url)
+    assert remote.generate(prompts, SamplingParams(6, temperature=1.0, seed=2), 4) == groups
+    greedy = [one[0].text for one in remote.generate(prompts, SamplingParams(6))]
+    assert greedy == [one[0].text for one in LocalEngine(engine.model).generate(prompts, SamplingParams(6))]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A base checkpoint and two questions."""
     tiny(4).save(tmp_path / "base")
-    two_questions(tmp_path)
+    write_two_questions(tmp_path)
     return tmp_path
 
 
@@ -414,7 +414,7 @@ def test_a_training_run_samples_here_with_its_own_newest_weights(
 ) -> None:
     with running(LocalEngine(load("qwen2_audio", folder / "base")), updates=True) as client:
         started = client.get("/health").json()["revision"]
-        ratios = trained(folder, f"{client.url}#m", {"how": how}, trainable)
+        ratios = train_on_server(folder, f"{client.url}#m", {"method": how}, trainable)
         assert [abs(ratio - 1) < 1e-4 for ratio in ratios] == [True] * 4, ratios
         assert client.metric("weight_updates_total") == 4
         assert client.get("/health").json()["revision"] != started
