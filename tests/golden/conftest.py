@@ -1,7 +1,7 @@
-"""Where golden files are looked for: EARWISE_GOLDEN_DIR, then tests/golden/data, then ../shared/golden.
+"""The golden files are searched in EARWISE_GOLDEN_DIR, then in tests/golden/data, then in ../shared/golden.
 
 The files under `benchmark-items/` hold questions of published benchmarks and are never in the repository; tests that
-need one skip where it is absent.
+need one are skipped where it is absent.
 """
 
 import json
@@ -17,9 +17,9 @@ ROOT = HERE.parents[1]
 
 
 def golden_path(name: str) -> Path | None:
-    """The golden file of that name, or None."""
-    named = os.environ.get("EARWISE_GOLDEN_DIR")
-    folders = [Path(named)] if named else []
+    """Path of the golden file with this name, or None if there is none."""
+    configured = os.environ.get("EARWISE_GOLDEN_DIR")
+    folders = [Path(configured)] if configured else []
     if not name.startswith("benchmark-items/"):
         folders.append(HERE / "data")
     folders.append(ROOT.parent / "shared" / "golden")
@@ -28,7 +28,7 @@ def golden_path(name: str) -> Path | None:
 
 @pytest.fixture
 def golden() -> Callable[[str], dict[str, Any]]:
-    """Loads a golden file by name; skips the test where there is none."""
+    """A function that loads a golden file by name, and skips the test if there is none."""
 
     def load(name: str) -> dict[str, Any]:
         path = golden_path(name)

@@ -1,8 +1,7 @@
-"""Stepwise internalisation against the released training program, batch for batch (the golden file says how it was
-measured).
+"""Stepwise internalisation equals the released training program; the golden file says how it was recorded.
 
-What we leave out on purpose: gaps in position ids (`keep_position`); the released program crashes with them where
-nothing is removed yet, those cases hold an `official_error` and nothing to compare.
+We leave out gaps in position ids (`keep_position`) on purpose: the released program crashes with them while nothing is
+removed yet. Those cases hold an `official_error` and nothing to compare.
 """
 
 import math
@@ -31,11 +30,11 @@ def number(value: float | str) -> float:
 
 
 def shortened(row: list[int], count: float, side: str) -> tuple[list[int], bool]:
-    """A row without that many tokens between its first two separators, and whether none are left there."""
+    """A row without `count` tokens of the chain between its first two separators, and whether the chain is empty."""
     first = row.index(SEPARATOR)
     second = row.index(SEPARATOR, first + 1)
-    kept = list(remove_tokens(row[first + 1 : second], count, side))  # type: ignore[arg-type]
-    return row[: first + 1] + kept + row[second:], not kept
+    chain = list(remove_tokens(row[first + 1 : second], count, side))  # type: ignore[arg-type]
+    return row[: first + 1] + chain + row[second:], not chain
 
 
 def test_schedule_batches_and_resets(golden: Golden) -> None:
@@ -48,43 +47,48 @@ def test_schedule_batches_and_resets(golden: Golden) -> None:
         assert planned[per_epoch - 1 :: per_epoch] == [number(value) for value in case["scheduled_after_each_epoch"]]
         trained = [number(value) for value in case["schedule_per_trained_step"]]
         if args["max_len_train"] > 0 and not math.isinf(number(args["removal_smoothing_lambda"])):
-            # Which batches were too long hangs on offsets that were drawn and not written down.
-            rest = iter(planned)
-            assert all(value in rest for value in trained), args
+            # Which batches were too long depends on random offsets that were not recorded.
+            remaining = iter(planned)
+            assert all(value in remaining for value in trained), args
             assert len(planned) - len(trained) == case["skipped_batches"], args
         else:
-            compared += follow(case, plan, planned, trained)
+            compared += compare_batches(case, plan, planned, trained)
     assert compared > 150
 
 
-def follow(case: dict[str, Any], plan: StepwiseSchedule, planned: list[float], trained: list[float]) -> int:
-    """Run through all batches of a case beside its record; returns the number of whole batches compared."""
+def compare_batches(case: dict[str, Any], plan: StepwiseSchedule, planned: list[float], trained: list[float]) -> int:
+    """Compare all batches of a case with its record; returns the number of whole batches compared."""
     args, steps, size = case["args"], iter(case["steps"]), case["args"]["batch_size"]
     side, longest_allowed = args["removal_side"], args["max_len_train"]
-    kept: list[float] = []
+    trained_schedule: list[float] = []
     resets = compared = 0
     all_gone = False
-    for batch, now in enumerate(planned):
-        at = batch % case["steps_per_epoch"] * size
-        rows = case["examples"][at : at + size]
+    for batch, scheduled in enumerate(planned):
+        start = batch % case["steps_per_epoch"] * size
+        rows = case["examples"][start : start + size]
         resets += plan.grows(batch) and args["reset_optimizer"] and not all_gone
         record = next(steps, None) if longest_allowed < 0 else None
-        drawn = (record and record["random_offset"]) or [0] * len(rows)
-        offsets = [0] * len(rows) if batch < args["pretrain_epochs"] * case["steps_per_epoch"] else drawn
-        made = [shortened(row, plan.applied(batch) + offset, side) for row, offset in zip(rows, offsets, strict=True)]
-        # The released code looks at the end of what it leaves out: from the right it always takes all for gone.
-        removes = now > 0 or not math.isinf(number(args["removal_smoothing_lambda"]))
-        all_gone = removes and (side == "right" or all(empty for _, empty in made))
-        if 0 < longest_allowed < max(len(row) for row, _ in made):
+        random_offsets = (record and record["random_offset"]) or [0] * len(rows)
+        offsets = [0] * len(rows) if batch < args["pretrain_epochs"] * case["steps_per_epoch"] else random_offsets
+        shortened_rows = [
+            shortened(row, plan.applied(batch) + offset, side) for row, offset in zip(rows, offsets, strict=True)
+        ]
+        # The released code compares the end of the removed span: from the right it always counts as all removed.
+        removes = scheduled > 0 or not math.isinf(number(args["removal_smoothing_lambda"]))
+        all_gone = removes and (side == "right" or all(empty for _, empty in shortened_rows))
+        if 0 < longest_allowed < max(len(row) for row, _ in shortened_rows):
             continue
-        kept.append(now)
+        trained_schedule.append(scheduled)
         record = record or next(steps)
-        assert number(record["scheduled_to_remove"]) == now, (args, batch)
+        assert number(record["scheduled_to_remove"]) == scheduled, (args, batch)
         if "input_ids" in record:
             width = record["input_ids_shape"][1]
-            assert [row + [SEPARATOR] * (width - len(row)) for row, _ in made] == record["input_ids"], (args, batch)
+            assert [row + [SEPARATOR] * (width - len(row)) for row, _ in shortened_rows] == record["input_ids"], (
+                args,
+                batch,
+            )
             compared += 1
-    assert kept == trained, args
-    assert len(planned) - len(kept) == case["skipped_batches"], args
+    assert trained_schedule == trained, args
+    assert len(planned) - len(trained_schedule) == case["skipped_batches"], args
     assert resets == case["optimizer_resets"], args
     return compared

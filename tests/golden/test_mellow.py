@@ -29,7 +29,7 @@ from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.types import Audio, Text, Turn, Waveform
 from golden.conftest import golden_path
-from golden.fill import SLACK, check, filled, wave
+from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_weight, formula_sound
 
 Record = dict[str, Any]
 HTSAT = "audio_encoder.base.htsat."
@@ -48,7 +48,7 @@ def numbered_tokenizer() -> Tokenizer:
 
 def sound(case: Record, which: str) -> Waveform:
     """One of a case's two test sounds."""
-    return wave(case[which] | {"seconds": case["samples"] / case["rate"]}, case["rate"])
+    return formula_sound(case[which] | {"seconds": case["samples"] / case["rate"]}, case["rate"])
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def model(record: Record) -> Mellow:
     official |= {name: torch.zeros(shape) for name, shape in shapes.items() if name.startswith(f"{HTSAT}head.")}
     for name, shape in shapes.items():
         if name not in official and name != mellow.HEAD:
-            official[name] = torch.from_numpy(filled(name, shape))
+            official[name] = torch.from_numpy(formula_weight(name, shape))
     official[mellow.HEAD] = official[mellow.EMBEDDING]
     prefixed = {f"module.{name}": value for name, value in official.items()}
     source = golden_path("mellow_model.json")
@@ -95,12 +95,12 @@ def test_fixed_tensors(record: Record, model: Mellow) -> None:
     state = official_state(model)
     assert len(state) == 479
     for name, want in record["fixed_or_check_tensors"].items():
-        check(state[name], want, 1e-6 if "melW" not in name else 1e-8, name)
+        assert_matches_record(state[name], want, 1e-6 if "melW" not in name else 1e-8, name)
 
 
 @torch.no_grad()
 def test_stages(record: Record, model: Mellow) -> None:
-    limits = {stage: SLACK * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    limits = {stage: TOLERANCE_FACTOR * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
     limits |= {"embedding_1025": limits["latent_output"], "downsampled_129": limits["projected_1025"]}
     encoder, connector = model.module.encoder, model.module.connector
     seen: dict[str, Tensor] = {}
@@ -136,7 +136,7 @@ def test_stages(record: Record, model: Mellow) -> None:
                 "downsampled_129": model.project_audio([heard])[0][None],
             }
             for stage, want in case[f"{which}_stages"].items():
-                check(found[stage], want, limits[stage], f"case {number} {which} {stage}")
+                assert_matches_record(found[stage], want, limits[stage], f"case {number} {which} {stage}")
         assert len(case["audio1_stages"]) == 17
     for hook in hooks:
         hook.remove()
@@ -152,7 +152,7 @@ def question(case: Record) -> tuple[Turn, ...]:
 
 @torch.no_grad()
 def test_packing_and_logits(record: Record, model: Mellow) -> None:
-    limit = SLACK * record["float32_vs_float64_max_abs_difference"]["lm_logits"]
+    limit = TOLERANCE_FACTOR * record["float32_vs_float64_max_abs_difference"]["lm_logits"]
     for number, case in enumerate(record["cases"]):
         waveforms = [sound(case, "audio1"), sound(case, "audio2")]
         trunk = conversation_path(model, question(case), (0, 1), [len(one) for one in waveforms], generate=True)
@@ -162,11 +162,11 @@ def test_packing_and_logits(record: Record, model: Mellow) -> None:
         forest = pack([build_tree([path])])
         connected = dict(enumerate(model.project_audio(model.encode_audio(waveforms))))
         embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
-        check(embeddings[None, :389], case["prefix"], limit, f"case {number} prefix")
+        assert_matches_record(embeddings[None, :389], case["prefix"], limit, f"case {number} prefix")
         scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
-        check(scores[None], case["forward_logits_with_answer"], limit, f"case {number} answer")
-        check(scores[None, :389], case["logits"], limit, f"case {number} logits")
-        check(scores[388], case["last_position_logits"], limit, f"case {number} last")
+        assert_matches_record(scores[None], case["forward_logits_with_answer"], limit, f"case {number} answer")
+        assert_matches_record(scores[None, :389], case["logits"], limit, f"case {number} logits")
+        assert_matches_record(scores[388], case["last_position_logits"], limit, f"case {number} last")
         for at, want in case["logsumexp_by_position"].items():
             assert float(scores[int(at)].logsumexp(-1)) == pytest.approx(want, abs=limit)
         for at, ids in case["top5_ids_by_position"].items():

@@ -1,4 +1,4 @@
-"""The official MMAU and MMAR scorers, verdict for verdict and line for line, and our own rules on the same items."""
+"""Scores and summaries equal those of the official MMAU and MMAR programs; our own rules hold on the same items."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ BENCHMARKS = [("benchmark-items/mmau_scorer.json", mmau.MMAU), ("benchmark-items
 
 
 @pytest.mark.parametrize(("name", "layout"), BENCHMARKS)
-def test_verdicts(golden: Golden, name: str, layout: mmau.Layout) -> None:
+def test_official_scores(golden: Golden, name: str, layout: mmau.Layout) -> None:
     data = golden(name)
     assert data["cases"] and data["prediction_key"] == layout.prediction_key
     for case in data["cases"]:
@@ -54,12 +54,12 @@ def test_what_crashes_the_official_program_is_counted_wrong(golden: Golden, name
         if not isinstance(row.get(layout.prediction_key), str):
             assert summary["total"]["accuracy"] == 0.0
             example = Example("x", (), answer=(row["answer"],), choices=tuple(row["choices"]))
-            verdict = mmau.score(example, row.get(layout.prediction_key))
+            score = mmau.score(example, row.get(layout.prediction_key))
             assert (
-                verdict.values["official"],
-                verdict.values["strict"],
-                verdict.values["lenient"],
-                verdict.status,
+                score.values["official"],
+                score.values["strict"],
+                score.values["lenient"],
+                score.status,
             ) == (0.0, 0.0, 0.0, "error")
 
 
@@ -74,13 +74,13 @@ def test_gold_is_right_and_silence_is_unparsed(golden: Golden, name: str, layout
             f"<answer>{case['answer']}</answer>",
             f"<think>Hm.</think>\n<answer> {case['answer']} </answer>",
         ):
-            verdict = mmau.score(example, output)
-            assert (verdict.values["strict"], verdict.status) == (1.0, "ok"), (case, output)
+            score = mmau.score(example, output)
+            assert (score.values["strict"], score.status) == (1.0, "ok"), (case, output)
             readable = mmau.string_match(case["answer"], case["answer"], case["choices"])
-            assert verdict.values["lenient"] == float(readable), (case, output)
+            assert score.values["lenient"] == float(readable), (case, output)
         for output in ("", "  \n", "<answer></answer>"):
-            verdict = mmau.score(example, output)
-            assert (verdict.values["strict"], verdict.values["lenient"], verdict.status) == (0.0, 0.0, "unparsed"), (
+            score = mmau.score(example, output)
+            assert (score.values["strict"], score.values["lenient"], score.status) == (0.0, 0.0, "unparsed"), (
                 case,
                 output,
             )
@@ -93,5 +93,5 @@ def test_parsing_never_makes_a_wrong_answer_right(golden: Golden, name: str, lay
     for case in golden(name)["cases"]:
         if case["variant"] in wrong and layout.prediction_key in case:
             example = Example("x", (), answer=(case["answer"],), choices=tuple(case["choices"]))
-            verdict = mmau.score(example, case[layout.prediction_key])
-            assert verdict.values["official"] == 1.0 or verdict.values["lenient"] == 0.0, (case, verdict)
+            score = mmau.score(example, case[layout.prediction_key])
+            assert score.values["official"] == 1.0 or score.values["lenient"] == 0.0, (case, score)

@@ -18,13 +18,13 @@ from transformers import Qwen2AudioConfig
 from builders import byte_tokenizer
 from earwise.audio import num_samples
 from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
-from earwise.models.families.qwen2_audio import Qwen2Audio, encoder_states, load, token_count
+from earwise.models.families.qwen2_audio import Qwen2Audio, load, state_count, token_count
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, render
 from earwise.types import Audio, Text, Turn
-from golden.fill import SLACK, check, filled, wave
+from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_weight, formula_sound
 
 Record = dict[str, Any]
 
@@ -46,7 +46,7 @@ def models(golden: Callable[[str], Record], folder: Path) -> dict[bool, Qwen2Aud
         )
         config.save_pretrained(folder)
         save_file(
-            {name: filled(name, shape) for name, shape in record["checkpoint_keys"]},
+            {name: formula_weight(name, shape) for name, shape in record["checkpoint_keys"]},
             folder / "model.safetensors",
             {"format": "pt"},
         )
@@ -111,7 +111,7 @@ def test_lengths(golden: Callable[[str], Record]) -> None:
     assert (
         record["lengths_columns"] == ["mel_frames", "after_conv2", "audio_tokens_after_pooling"] and record["lengths"]
     )
-    assert [[frames, encoder_states(frames), token_count(frames)] for frames, _, _ in record["lengths"]] == record[
+    assert [[frames, state_count(frames), token_count(frames)] for frames, _, _ in record["lengths"]] == record[
         "lengths"
     ]
 
@@ -119,7 +119,7 @@ def test_lengths(golden: Callable[[str], Record]) -> None:
 @torch.no_grad()
 def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
     record = golden("qwen2audio_model.json")
-    limits = {stage: SLACK * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    limits = {stage: TOLERANCE_FACTOR * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
     padded, trimmed = models[False], models[True]
     tower = padded.module.model.audio_tower
     seen: dict[str, Tensor] = {}
@@ -133,31 +133,31 @@ def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Q
         )
     assert record["cases"]
     for number, case in enumerate(record["cases"]):
-        waveforms = [wave(audio, case["rate"]) for audio in case["audios"]]
-        check(
+        waveforms = [formula_sound(audio, case["rate"]) for audio in case["audios"]]
+        assert_matches_record(
             torch.stack([padded.features(one) for one in waveforms]),
             case["input_features"],
             1e-5,
             f"case {number} features",
         )
-        heard = {model.trims: model.encode_audio(waveforms) for model in (padded, trimmed)}
+        heard = {model.trims_padding: model.encode_audio(waveforms) for model in (padded, trimmed)}
         seen["projector"] = padded.module.model.multi_modal_projector(seen["audio_tower"])
         for stage, want in case["stages"].items():
-            check(seen[stage], want, limits[stage], f"case {number} {stage}")
+            assert_matches_record(seen[stage], want, limits[stage], f"case {number} {stage}")
         for model in (padded, trimmed):
-            connected = model.project_audio(heard[model.trims])
+            connected = model.project_audio(heard[model.trims_padding])
             for clip, want in zip(connected, case["projector_valid"], strict=True):
-                check(clip, want, limits["projector"], f"case {number} projector, trims={model.trims}")
+                assert_matches_record(clip, want, limits["projector"], f"case {number} projector, trims={model.trims_padding}")
             for clip, ids in enumerate(rows(case, model.placeholder_id)):
                 marks = tuple(clip if i == model.placeholder_id else -1 for i in ids)
                 forest = pack([build_tree([TokenPath(tuple(ids), (False,) * len(ids), marks)])])
                 embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, dict(enumerate(connected)))
                 scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
-                check(
+                assert_matches_record(
                     scores,
                     case["logits_valid_rows"][clip],
                     limits["logits"],
-                    f"case {number} logits, trims={model.trims}",
+                    f"case {number} logits, trims={model.trims_padding}",
                 )
                 assert int(scores[-1].argmax()) == case["argmax_last"][clip]
 
@@ -166,4 +166,4 @@ def test_names_and_groups_of_tensors(golden: Callable[[str], Record], models: di
     named = {name: list(value.shape) for name, value in models[True].module.state_dict().items()}
     assert named == dict(golden("qwen2audio_model.json")["in_memory_keys"])
     for name, _ in models[True].module.named_parameters():
-        assert sum(name.startswith(prefixes) for prefixes in models[True].groups.values()) == 1, name
+        assert sum(name.startswith(prefixes) for prefixes in models[True].parameter_prefixes.values()) == 1, name

@@ -1,4 +1,4 @@
-"""R1-AQA's released code, verdict for verdict and number for number (how it was measured: the golden files)."""
+"""Rewards, prompts and losses equal those of R1-AQA's released code; the golden files say how they were recorded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,14 +8,15 @@ import torch
 
 from earwise import prompts
 from earwise.algorithms import rewards
-from earwise.algorithms.losses import completion_mask, group_advantages, grpo_loss, kl_k3
+from earwise.algorithms.losses import completion_mask
+from earwise.algorithms.policy_loss import group_advantages, grpo_loss, kl_k3
 from earwise.answers import r1aqa_extract
 from earwise.types import Audio, Example, Text, Turn
 
 Golden = Callable[[str], dict[str, Any]]
 
 
-def test_reward_verdicts(golden: Golden) -> None:
+def test_rewards(golden: Golden) -> None:
     cases = golden("r1aqa_rewards.json")["cases"]
     assert cases
     for case in cases:
@@ -37,8 +38,9 @@ def test_prompts_and_solutions(golden: Golden) -> None:
     for case in cases:
         choices = tuple(case["choices"])
         assert prompts.question_text(case["question"], choices, "answer") == case["mmau_user_text"]
-        heard = case["avqa_question_text"].replace("video", "audio")  # what the AVQA conversion does to every question
-        assert prompts.question_text(heard, choices, "answer") == case["avqa_user_text"]
+        # The released conversion of AVQA replaces the word in every question.
+        avqa_question = case["avqa_question_text"].replace("video", "audio")
+        assert prompts.question_text(avqa_question, choices, "answer") == case["avqa_user_text"]
         turns = (Turn("user", (Audio("a.wav"), Text(case["question"]))),)
         example = Example("x", turns, answer=(choices[case["avqa_answer_index"]],), choices=choices)
         assert prompts.target_text(example, "answer") == case["avqa_solution"]
@@ -53,8 +55,8 @@ def test_grpo_objective(golden: Golden) -> None:
         mask = completion_mask(torch.tensor(case["completion_ids"]), case["eos_token_id"])
         assert mask.int().tolist() == case["completion_mask"]
 
-        summed = torch.tensor(case["rewards_per_func"], dtype=torch.float64).sum(dim=1)
-        advantages = group_advantages(summed, case["num_generations"])
+        rewards_sum = torch.tensor(case["rewards_per_func"], dtype=torch.float64).sum(dim=1)
+        advantages = group_advantages(rewards_sum, case["num_generations"])
         assert advantages.tolist() == pytest.approx(case["advantages"], abs=1e-9)
 
         policy = torch.tensor(case["policy_logps"], dtype=torch.float64, requires_grad=True)
@@ -74,21 +76,21 @@ def test_grpo_objective(golden: Golden) -> None:
 
 def test_grpo_objective_in_float32(golden: Golden) -> None:
     for case in golden("r1aqa_grpo_objective.json")["cases"]:
-        shipped = case["float32_reward_run"]
+        recorded = case["float32_reward_run"]
         advantages = group_advantages(torch.tensor(case["rewards_per_func"]).sum(dim=1), case["num_generations"])
         assert advantages.dtype == torch.float32
-        assert advantages.tolist() == pytest.approx(shipped["advantages"], abs=1e-6)
+        assert advantages.tolist() == pytest.approx(recorded["advantages"], abs=1e-6)
         mask = completion_mask(torch.tensor(case["completion_ids"]), case["eos_token_id"])
         policy, reference = torch.tensor(case["policy_logps"]), torch.tensor(case["ref_logps"])
         loss = grpo_loss(policy, None, reference, advantages, mask, beta=case["beta"]).loss
-        assert loss.item() == pytest.approx(shipped["loss"], abs=1e-6)
+        assert loss.item() == pytest.approx(recorded["loss"], abs=1e-6)
 
 
 def test_rows_of_a_group_belong_to_one_prompt(golden: Golden) -> None:
-    """The order our advantages assume is that of the official masks, not of its tiled audio features."""
+    """Our advantages assume the order of the official masks, not that of the official tiled audio features."""
     for case in golden("r1aqa_grpo_objective.json")["cases"]:
         size, prompts_in_batch = case["num_generations"], case["batch_prompts"]
-        ours = torch.arange(prompts_in_batch).repeat_interleave(size)
-        assert ours.tolist() == case["completion_row_prompt_order"]
-        summed = torch.tensor(case["rewards_per_func"]).sum(dim=1)
-        assert torch.equal(group_advantages(summed, size), group_advantages(summed, ours))
+        prompt_of_row = torch.arange(prompts_in_batch).repeat_interleave(size)
+        assert prompt_of_row.tolist() == case["completion_row_prompt_order"]
+        rewards_sum = torch.tensor(case["rewards_per_func"]).sum(dim=1)
+        assert torch.equal(group_advantages(rewards_sum, size), group_advantages(rewards_sum, prompt_of_row))

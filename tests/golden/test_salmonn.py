@@ -22,13 +22,13 @@ from earwise.models.parts.beats import BeatsConfig, fbank, token_count
 from earwise.prompts import SALMONN, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families.salmonn import letter_tokenizer, write_released
-from golden.fill import SLACK, check, filled, wave
+from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_weight, formula_sound
 
 Record = dict[str, Any]
 Golden = Callable[[str], Record]
 # Twice the usual room: for 30 s the official float32 is further from float64 (3.6e-5 behind the positional
 # convolution) than the recorded distances, and the spectrogram comes from another version of the same extractor.
-TWICE = 2 * SLACK
+TWICE = 2 * TOLERANCE_FACTOR
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def model(golden: Golden, folder: Path) -> Salmonn:
             llama=configs["llama"],
             beats=BeatsConfig(**{ours: configs["beats"][theirs] for ours, theirs in BEATS_SIZES.items()}),
         )
-        weights = {name: torch.from_numpy(filled(name, shape)) for name, shape in keys["small_configuration_keys"]}
+        weights = {name: torch.from_numpy(formula_weight(name, shape)) for name, shape in keys["small_configuration_keys"]}
         table = "beats.encoder.layers.{}.self_attn.relative_attention_bias.weight"
         for layer in range(1, config.beats.layers):
             weights[table.format(layer)] = weights[table.format(0)]
@@ -59,7 +59,7 @@ def model(golden: Golden, folder: Path) -> Salmonn:
 
 def clips(case: Record) -> list[Waveform]:
     """The waves of a case as the official dataset class hands them over: at least 1 s, at most 30 s."""
-    cut = [wave(audio, case["rate"])[: 30 * case["rate"]] for audio in case["audios"]]
+    cut = [formula_sound(audio, case["rate"])[: 30 * case["rate"]] for audio in case["audios"]]
     return [np.pad(one, (0, max(0, case["rate"] - len(one)))) for one in cut]
 
 
@@ -102,7 +102,7 @@ def test_stages(golden: Golden, model: Salmonn) -> None:
     for number, case in enumerate(record["cases"]):
         pictures, speech, audio = heard_as_batch(model, case)
         mels = model._extractor(clips(case), sampling_rate=16000, return_tensors="pt").input_features
-        check(mels, case["spectrogram"], 1e-4, f"case {number} spectrogram")
+        assert_matches_record(mels, case["spectrogram"], 1e-4, f"case {number} spectrogram")
         connected = module.join(speech, list(audio))
         seen["beats_fbank_normalised"] = pictures
         seen["beats_pos_conv_BCT"] = torch.nn.functional.gelu(seen["beats_pos_conv_BCT"][:, :, : audio.shape[1]])
@@ -112,8 +112,8 @@ def test_stages(golden: Golden, model: Salmonn) -> None:
             seen[stage] = seen[stage].transpose(0, 1)
         assert case["stages"].keys() == seen.keys()
         for stage, want in case["stages"].items():
-            check(seen[stage], want, limits[stage], f"case {number} {stage}")
-        check(connected, case["speech_tokens"], limits["speech_tokens"], f"case {number} tokens")
+            assert_matches_record(seen[stage], want, limits[stage], f"case {number} {stage}")
+        assert_matches_record(connected, case["speech_tokens"], limits["speech_tokens"], f"case {number} tokens")
 
 
 @torch.no_grad()
@@ -121,9 +121,9 @@ def test_one_clip_at_a_time_is_the_official_model_on_a_batch_of_one(golden: Gold
     record = golden("salmonn_model.json")
     limit = TWICE * record["float32_vs_float64_max_abs_difference"]["speech_tokens"]
     cases = [case for case in record["cases"] if len(case["audios"]) == 1]
-    sounds = [wave(case["audios"][0], case["rate"])[: 30 * case["rate"]] for case in cases]
+    sounds = [formula_sound(case["audios"][0], case["rate"])[: 30 * case["rate"]] for case in cases]
     for case, connected in zip(cases, model.project_audio(model.encode_audio(sounds)), strict=True):
-        check(connected[None], case["speech_tokens"], limit, "clips of 10, 0.5 and 30 s in one batch")
+        assert_matches_record(connected[None], case["speech_tokens"], limit, "clips of 10, 0.5 and 30 s in one batch")
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
             rows.append(scores)
         assert total == case["total"]
         if len(rows) == 1:
-            check(rows[0][None], case["logits"], limits["logits"], f"case {number} logits")
+            assert_matches_record(rows[0][None], case["logits"], limits["logits"], f"case {number} logits")
             assert float(sum(losses) / total) == pytest.approx(case["loss"], abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Pass rates: counted by hand, judged as rewards are, resumable, and the same through the command line's pieces."""
+"""Pass rates are counted by the reward, logged so that nothing is attempted twice, and written by the command."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,38 +16,44 @@ from earwise.datasets.teachers.keyed_log import KeyedLog
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, EngineError
 from earwise.types import Audio, Completion, Example, Text
-from scripted_engine import RATE, options, pitch_name, tone_task
+from scripted_engine import RATE, pitch_name, prompt_options, tone_task
 
 
-class Dice:
-    """Hears, and says the right answer in `right[name]` of the attempts; remembers every call."""
+class PassCountEngine:
+    """Recognises the sound and answers it correctly in `pass_counts[name]` of the attempts; records every call.
 
-    def __init__(self, right: dict[str, int], *, revision: str = "1", fails: str | None = None) -> None:
+    Args:
+        pass_counts: Name of a sound -> number of correct attempts.
+        revision: Revision of the model.
+        fails: Name of a sound on which the engine fails.
+    """
+
+    def __init__(self, pass_counts: dict[str, int], *, revision: str = "1", fails: str | None = None) -> None:
         self.name, self.revision, self.sample_rate, self.max_audio_s = "dice", revision, RATE, 30.0
-        self.right, self.fails, self.up = right, fails, True
+        self.pass_counts, self.fails, self.is_up = pass_counts, fails, True
         self.calls: list[tuple[int, int, float]] = []
 
     def generate(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
     ) -> list[list[Completion]]:
         names = [pitch_name(prompt.waveforms[0]) for prompt in prompts]
-        if not self.up or (self.fails is not None and self.fails in names):
+        if not self.is_up or (self.fails is not None and self.fails in names):
             raise EngineError("out of dice")
         self.calls.append((len(prompts), n, sampling_params.temperature))
-        return [self._say(prompt, str(name), n) for prompt, name in zip(prompts, names, strict=True)]
+        return [self._attempts(prompt, str(name), n) for prompt, name in zip(prompts, names, strict=True)]
 
-    def _say(self, prompt: Prompt, name: str, n: int) -> list[Completion]:
-        wrong = next(option for option in options(prompt) if option != name)
-        right = [Completion(f"<answer>{name}</answer>")] * self.right[name]
-        # An answer without tags is wrong by the reward, whatever it says.
-        rest: list[Completion] = [Completion(f"<answer>{wrong}</answer>"), Completion(name, finish_reason="length")]
-        return (right + rest * n)[:n]
+    def _attempts(self, prompt: Prompt, name: str, n: int) -> list[Completion]:
+        wrong = next(option for option in prompt_options(prompt) if option != name)
+        correct = [Completion(f"<answer>{name}</answer>")] * self.pass_counts[name]
+        # The reward counts an answer without tags as wrong, even the right one.
+        incorrect = [Completion(f"<answer>{wrong}</answer>"), Completion(name, finish_reason="length")]
+        return (correct + incorrect * n)[:n]
 
     def score(self, prompts: Sequence[Prompt], continuations: Sequence[Sequence[str]]) -> list[list[float]]:
         raise NotImplementedError
 
 
-RIGHT = {"low tone": 16, "middle tone": 5, "high tone": 1, "hiss": 0}
+PASS_COUNTS = {"low tone": 16, "middle tone": 5, "high tone": 1, "hiss": 0}
 
 
 @pytest.fixture
@@ -64,10 +70,10 @@ def test_bands_cover_every_count() -> None:
         band(17, 16)
 
 
-def test_passes_are_counted_as_the_reward_judges(items: list[Example], tmp_path: Path) -> None:
-    engine = Dice(RIGHT)
+def test_passes_are_counted_by_the_reward(items: list[Example], tmp_path: Path) -> None:
+    engine = PassCountEngine(PASS_COUNTS)
     rows = measure_pass_rates(engine, items, tmp_path / "log", batch=3)
-    assert [row["pass_count"] for row in rows] == [RIGHT[item.answer[0]] for item in items]
+    assert [row["pass_count"] for row in rows] == [PASS_COUNTS[item.answer[0]] for item in items]
     assert all(row["attempts"] == 16 and row["id"] == item.id for row, item in zip(rows, items, strict=True))
     assert rows[1]["cut"] == 5 and rows[1]["unparsed"] == 0 and rows[1]["answers"]["middle tone"] == 5 + 5
     # all attempts of a prompt in one call, so that the engine can share the sound
@@ -82,104 +88,104 @@ def test_passes_are_counted_as_the_reward_judges(items: list[Example], tmp_path:
     assert [item.difficulty for item in manifest.read(path)] == [item.difficulty for item in rated]
 
 
-def test_nothing_is_tried_twice_and_other_settings_are_other_attempts(items: list[Example], tmp_path: Path) -> None:
+def test_nothing_is_attempted_twice_and_other_settings_are_other_attempts(items: list[Example], tmp_path: Path) -> None:
     log = tmp_path / "log"
-    measure_pass_rates(Dice(RIGHT), items[:5], log)
-    engine = Dice(RIGHT)
+    measure_pass_rates(PassCountEngine(PASS_COUNTS), items[:5], log)
+    engine = PassCountEngine(PASS_COUNTS)
     measure_pass_rates(engine, items, log)
     assert sum(call[0] for call in engine.calls) == 3
-    for other, attempts, changed in (
-        (Dice(RIGHT, revision="2"), AttemptSettings(), items),
-        (Dice(RIGHT), AttemptSettings(temperature=0.7), items),
-        (Dice(RIGHT), AttemptSettings(count=8), items),
-        (Dice(RIGHT), AttemptSettings(style="think"), items),
-        (Dice(RIGHT), AttemptSettings(), [replace(item, choices=item.choices[::-1]) for item in items]),
+    reordered = [replace(item, choices=item.choices[::-1]) for item in items]
+    for engine, attempts, changed in (
+        (PassCountEngine(PASS_COUNTS, revision="2"), AttemptSettings(), items),
+        (PassCountEngine(PASS_COUNTS), AttemptSettings(temperature=0.7), items),
+        (PassCountEngine(PASS_COUNTS), AttemptSettings(count=8), items),
+        (PassCountEngine(PASS_COUNTS), AttemptSettings(style="think"), items),
+        (PassCountEngine(PASS_COUNTS), AttemptSettings(), reordered),
     ):
-        measure_pass_rates(other, changed, log, attempts)
-        assert sum(call[0] for call in other.calls) == 8
-    again = Dice(RIGHT)
+        measure_pass_rates(engine, changed, log, attempts)
+        assert sum(call[0] for call in engine.calls) == 8
+    again = PassCountEngine(PASS_COUNTS)
     renamed = [replace(item, id=f"x{item.id}") for item in items]
     assert [row["pass_count"] for row in measure_pass_rates(again, renamed, log)] == [
-        RIGHT[item.answer[0]] for item in items
+        PASS_COUNTS[item.answer[0]] for item in items
     ]
     assert again.calls == []
 
 
-def test_a_broken_clip_is_counted_and_asked_again_when_it_is_mended(items: list[Example], tmp_path: Path) -> None:
+def test_a_broken_clip_is_counted_and_attempted_once_it_is_repaired(items: list[Example], tmp_path: Path) -> None:
     broken = items[2].audio_paths[0]
-    whole = broken.read_bytes()
+    data = broken.read_bytes()
     broken.write_bytes(b"no sound")
-    rows = measure_pass_rates(Dice(RIGHT), items, tmp_path / "log")
+    rows = measure_pass_rates(PassCountEngine(PASS_COUNTS), items, tmp_path / "log")
     assert [row["status"] for row in rows].count("error") == 1 and rows[2]["status"] == "error"
     rated = list(with_pass_rates(items, rows, AttemptSettings()))
     assert rated[2].difficulty is None and broken.name in rated[2].meta["difficulty_error"]
     assert count_bands(rated)["unmeasured"] == 1
-    broken.write_bytes(whole)
-    engine = Dice(RIGHT)
+    broken.write_bytes(data)
+    engine = PassCountEngine(PASS_COUNTS)
     assert measure_pass_rates(engine, items, tmp_path / "log")[2]["pass_count"] == 1
     assert sum(call[0] for call in engine.calls) == 1
 
 
-def test_long_clips_are_refused_cut_or_heard_in_pieces_and_counted(items: list[Example], tmp_path: Path) -> None:
-    """Two sounds in one file, for an engine that hears half of it: what it was asked about tells how it was cut."""
+def test_long_clips_are_refused_cut_or_chunked_and_counted(items: list[Example], tmp_path: Path) -> None:
+    """A file of two sounds for an engine that accepts half of it: the received waveforms show how it was cut."""
     long, log = items[0].audio_paths[0], tmp_path / "log"
     first, second = (soundfile.read(items[number].audio_paths[0])[0] for number in (0, 3))
     soundfile.write(long, np.concatenate([first, second]), RATE)
 
-    class Short(Dice):
+    class ShortWindowEngine(PassCountEngine):
         def generate(
             self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
         ) -> list[list[Completion]]:
-            self.heard = [[(len(wave), pitch_name(wave)) for wave in prompt.waveforms] for prompt in prompts]
+            self.received = [[(len(clip), pitch_name(clip)) for clip in prompt.waveforms] for prompt in prompts]
             self.parts = [[type(part) for part in prompt.turns[-1].parts] for prompt in prompts]
             return super().generate(prompts, sampling_params, n)
 
-    engine = Short(RIGHT)
+    engine = ShortWindowEngine(PASS_COUNTS)
     engine.max_audio_s = 0.25
     rows = measure_pass_rates(engine, items[:2], log)
     assert [(row["status"], row["long_clips"]) for row in rows] == [("error", 1), ("ok", 0)]
     assert "lasts 0.50 s" in rows[0]["error"]
-    rows = measure_pass_rates(
-        engine, items[:2], log, long_audio="truncate"
-    )  # another question, the short clip is not asked again
-    assert engine.heard == [[(2000, "low tone")]] and rows[0]["status"] == "ok" and rows[0]["long_clips"] == 1
+    # Another handling of the long clip is another query; the short clip is not asked about again.
+    rows = measure_pass_rates(engine, items[:2], log, long_audio="truncate")
+    assert engine.received == [[(2000, "low tone")]] and rows[0]["status"] == "ok" and rows[0]["long_clips"] == 1
     measure_pass_rates(engine, items[:2], log, long_audio="chunk")
-    assert engine.heard == [[(2000, "low tone"), (2000, "hiss")]]
+    assert engine.received == [[(2000, "low tone"), (2000, "hiss")]]
     assert engine.parts == [[Audio, Audio, Text]]
-    with KeyedLog(log, read_only=True) as rows_kept:
-        assert len(rows_kept) == 4
+    with KeyedLog(log, read_only=True) as kept_rows:
+        assert len(kept_rows) == 4
 
 
 def test_an_engine_that_fails_on_one_prompt_goes_on_and_one_that_is_down_stops(
     items: list[Example], tmp_path: Path
 ) -> None:
-    rows = measure_pass_rates(Dice(RIGHT, fails="hiss"), items, tmp_path / "log", batch=3)
+    rows = measure_pass_rates(PassCountEngine(PASS_COUNTS, fails="hiss"), items, tmp_path / "log", batch=3)
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error"] * 2
-    down = Dice(RIGHT)
-    down.up = False
+    stopped = PassCountEngine(PASS_COUNTS)
+    stopped.is_up = False
     with pytest.raises(EngineError, match="out of dice"):
-        measure_pass_rates(down, items, tmp_path / "other")
+        measure_pass_rates(stopped, items, tmp_path / "other")
     with KeyedLog(tmp_path / "other", read_only=True) as log:
         assert len(log) == 0
 
 
 def test_an_item_without_answer_is_refused(items: list[Example], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="item-000' has no answer"):
-        measure_pass_rates(Dice(RIGHT), [replace(items[0], answer=())], tmp_path / "log")
+        measure_pass_rates(PassCountEngine(PASS_COUNTS), [replace(items[0], answer=())], tmp_path / "log")
     with pytest.raises(ConfigError, match="attempts 0"):
         AttemptSettings(count=0)
 
 
 def test_the_command(items: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real command on real files; only the model is a scripted engine, which the table cannot load."""
+    """The real command on real files; only the model is a scripted engine, which no model name stands for."""
     from earwise.cli import run
     from earwise.commands.build import difficulty as difficulty_command
 
-    def opened(name: str) -> Any:
+    def open_scripted_engine(name: str) -> Any:
         assert name == "embedded"
-        return Dice(RIGHT)
+        return PassCountEngine(PASS_COUNTS)
 
-    monkeypatch.setattr(difficulty_command, "open_engine", opened)
+    monkeypatch.setattr(difficulty_command, "open_engine", open_scripted_engine)
     source, out = tmp_path / "items.jsonl", tmp_path / "rated.jsonl"
     manifest.write(source, items)
     for number in (1, 2):

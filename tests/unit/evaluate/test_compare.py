@@ -1,4 +1,4 @@
-"""Two runs, paired by item: by construction the difference is known, and runs on different items are refused."""
+"""Two runs are paired by item: known differences are found, and runs on different items are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +12,20 @@ from earwise.evaluate.run import EvalOptions, evaluate
 from scripted_engine import ScriptedEngine, answer_by_pitch, tone_task
 
 
-def right_on(part: slice, n: int) -> ScriptedEngine:
-    """Right on a slice of the items, unreadable on the rest."""
-    right = {f"item-{number:03}" for number in range(n)[part]}
+def engine_correct_on(part: slice, n: int) -> ScriptedEngine:
+    """Answers a slice of the items correctly, the others with an empty text."""
+    correct_keys = {f"item-{number:03}" for number in range(n)[part]}
 
-    def say(prompt: Prompt) -> str:
-        return answer_by_pitch(prompt) if prompt.key in right else ""
+    def answer(prompt: Prompt) -> str:
+        return answer_by_pitch(prompt) if prompt.key in correct_keys else ""
 
-    return ScriptedEngine(say)
+    return ScriptedEngine(answer)
 
 
 def test_wins_losses_and_the_paired_difference(tmp_path: Path) -> None:
     task = tone_task(tmp_path, 20)
-    evaluate(right_on(slice(0, 8), 20), task, tmp_path / "before")
-    evaluate(right_on(slice(4, 18), 20), task, tmp_path / "after")
+    evaluate(engine_correct_on(slice(0, 8), 20), task, tmp_path / "before")
+    evaluate(engine_correct_on(slice(4, 18), 20), task, tmp_path / "after")
     result = compare(tmp_path / "before", tmp_path / "after")
     row = result["official"]
     assert (result["a"], result["b"], result["n"]) == ("before", "after", 20)
@@ -38,7 +38,7 @@ def test_wins_losses_and_the_paired_difference(tmp_path: Path) -> None:
 
 
 def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
-    evaluate(right_on(slice(0, 3), 8), tone_task(tmp_path, 8), tmp_path / "run")
+    evaluate(engine_correct_on(slice(0, 3), 8), tone_task(tmp_path, 8), tmp_path / "run")
     row = compare(tmp_path / "run", tmp_path / "run")["official"]
     assert row["difference"] == row["wins"] == row["losses"] == 0 and row["p"] == 1
     assert row["low"] < -0.2 and row["high"] > 0.2, "eight equal answers leave room for a difference"
@@ -46,15 +46,17 @@ def test_a_run_against_itself_differs_by_nothing(tmp_path: Path) -> None:
 
 def test_groups_of_one_item_claim_nothing(tmp_path: Path) -> None:
     task = [replace(example, category=f"kind {number}") for number, example in enumerate(tone_task(tmp_path, 4))]
-    evaluate(right_on(slice(0, 0), 4), task, tmp_path / "before")
-    evaluate(right_on(slice(0, 4), 4), task, tmp_path / "after")
+    evaluate(engine_correct_on(slice(0, 0), 4), task, tmp_path / "before")
+    evaluate(engine_correct_on(slice(0, 4), 4), task, tmp_path / "after")
     result = compare(tmp_path / "before", tmp_path / "after")
     assert len(result["by"]["category"]) == 4
     for member in result["by"]["category"].values():
         row = member["official"]
         assert row["difference"] == 1 and row["p"] == 1 and row["low"] < 0 < row["high"] == 1
     row = result["official"]
-    assert row["p"] == pytest.approx(2 / 16) and row["low"] < 0, "four of four is a coin's luck one time in eight"
+    assert row["p"] == pytest.approx(2 / 16) and row["low"] < 0, (
+        "four equal outcomes of four happen by chance in one case of eight"
+    )
     assert "exact (marked *)" in as_text(result) and "]*" in as_text(result)
 
 
@@ -73,9 +75,9 @@ def test_other_items_are_refused_unless_common_is_said(tmp_path: Path) -> None:
 
 def test_one_id_with_another_clip_is_another_item(tmp_path: Path) -> None:
     evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path / "x", 4), tmp_path / "a")
-    other = tone_task(tmp_path / "y", 4)
+    changed_task = tone_task(tmp_path / "y", 4)
     (tmp_path / "y" / "clips" / "0.wav").write_bytes((tmp_path / "y" / "clips" / "1.wav").read_bytes())
-    evaluate(ScriptedEngine(answer_by_pitch), other, tmp_path / "b")
+    evaluate(ScriptedEngine(answer_by_pitch), changed_task, tmp_path / "b")
     with pytest.raises(DataError, match="1 only in the first, 1 only in the second, 3 the same"):
         compare(tmp_path / "a", tmp_path / "b")
 

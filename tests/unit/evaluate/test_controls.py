@@ -1,4 +1,4 @@
-"""Blind controls blind: another clip with another answer for everyone, drawn by seed, or a clear refusal."""
+"""Blind controls hide the clip: each item gets another clip with another answer, by seed, or a clear refusal."""
 
 import numpy as np
 import pytest
@@ -55,13 +55,13 @@ def test_an_item_without_audio_keeps_its_place() -> None:
 
 
 def test_silence_and_noise_say_nothing_about_the_clip() -> None:
-    wave = np.full(4000, 0.7, dtype=np.float32)
-    assert not controls.blinded(wave, "silence", 0).any()
-    noise = controls.blinded(wave, "noise", 3)
-    assert noise.dtype == np.float32 and noise.shape == wave.shape
+    waveform = np.full(4000, 0.7, dtype=np.float32)
+    assert not controls.blinded(waveform, "silence", 0).any()
+    noise = controls.blinded(waveform, "noise", 3)
+    assert noise.dtype == np.float32 and noise.shape == waveform.shape
     assert np.sqrt((noise**2).mean()) == pytest.approx(controls.NOISE_RMS, rel=0.05)
-    assert np.array_equal(noise, controls.blinded(np.zeros_like(wave), "noise", 3))
-    assert not np.array_equal(noise, controls.blinded(wave, "noise", 4))
+    assert np.array_equal(noise, controls.blinded(np.zeros_like(waveform), "noise", 3))
+    assert not np.array_equal(noise, controls.blinded(waveform, "noise", 4))
 
 
 def test_unknown_control_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""metrics/mmau.py on items of our own making, judged by hand (the official cases: tests/golden/test_mmau.py)."""
+"""MMAU's scorer on items of our own, scored by hand; the official cases are in tests/golden/test_mmau.py."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ HORN = Example("x", (), answer=("car horn",), choices=("dog barking", "car horn"
 OPEN = Example("x", (), answer=("light rain", "drizzle"))
 
 
-def verdict(score: Score) -> tuple[float, float, float, str]:
+def values_and_status(score: Score) -> tuple[float, float, float, str]:
     return score.values["official"], score.values["strict"], score.values["lenient"], score.status
 
 
@@ -58,7 +58,7 @@ def test_string_match(answer: str, prediction: str, choices: tuple[str, ...], ri
 )
 def test_score_with_options(output: object, expected: tuple[float, float, float, str]) -> None:
     score = mmau.score(HORN, output)
-    assert verdict(score) == expected
+    assert values_and_status(score) == expected
     assert (score.answer is not None) == (score.status == "ok")
     assert bool(score.explanation) == (score.status != "ok")
 
@@ -78,12 +78,12 @@ def test_score_with_options(output: object, expected: tuple[float, float, float,
     ],
 )
 def test_score_of_open_answers(output: object, expected: tuple[float, float, float, str]) -> None:
-    assert verdict(mmau.score(OPEN, output)) == expected
+    assert values_and_status(mmau.score(OPEN, output)) == expected
 
 
-def test_unlabelled_items_are_read_but_not_judged() -> None:
+def test_unlabelled_items_are_read_but_not_scored() -> None:
     score = mmau.score(Example("x", (), choices=("dog", "cat")), "cat")
-    assert verdict(score) == (0, 0, 0, "ok") and score.answer == "cat"
+    assert values_and_status(score) == (0, 0, 0, "ok") and score.answer == "cat"
 
 
 @given(st.text(max_size=40), st.booleans())
@@ -108,15 +108,15 @@ def test_summary_counts_what_is_missing() -> None:
         missing,
         row("music", None),
     ]
-    honest = mmau.official_summary(rows)
-    assert honest["total"] == {"accuracy": 40.0, "count": 5}
-    assert honest["no_prediction_count"] == 1
-    assert honest["groups"]["Task-wise Accuracy"] == {
+    summary = mmau.official_summary(rows)
+    assert summary["total"] == {"accuracy": 40.0, "count": 5}
+    assert summary["no_prediction_count"] == 1
+    assert summary["groups"]["Task-wise Accuracy"] == {
         "sound": {"accuracy": 66.67, "count": 3},
         "music": {"accuracy": 0.0, "count": 2},
         "speech": {"accuracy": 0.0, "count": 0},
     }
-    assert list(honest["groups"]["Sub-category-wise Accuracy"]) == ["s", "t"]
+    assert list(summary["groups"]["Sub-category-wise Accuracy"]) == ["s", "t"]
     legacy = mmau.official_summary(rows, legacy_skip=True)
     assert legacy["total"] == {"accuracy": 50.0, "count": 4} and legacy["no_prediction_count"] == 0
 
@@ -129,9 +129,9 @@ def test_summary_lines() -> None:
 
 
 def test_summary_refuses_what_it_cannot_count() -> None:
-    only = row("sound", "")
-    del only["model_output"]
+    row_without_prediction = row("sound", "")
+    del row_without_prediction["model_output"]
     with pytest.raises(ScoringError, match="nothing to count"):
-        mmau.official_summary([only], legacy_skip=True)
+        mmau.official_summary([row_without_prediction], legacy_skip=True)
     with pytest.raises(ScoringError, match="row 1 has no modality"):
         mmau.official_summary([row("sound", "dog")], mmau.MMAR)

@@ -1,4 +1,5 @@
-"""Nothing leaves the denominator, a kill costs nothing, batches change nothing, a deaf model is caught."""
+"""No item leaves the denominator, a killed run is continued, batches change nothing, and a model that ignores the audio
+is recognised."""
 
 import json
 import os
@@ -15,12 +16,19 @@ import pytest
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, DataError, EngineError
 from earwise.evaluate.items import permuted
-from earwise.evaluate.results import read_run
 from earwise.evaluate.rows import is_formatted
 from earwise.evaluate.run import EvalOptions, EvalProgress, evaluate, evaluate_with_controls
 from earwise.evaluate.terminal import as_text
 from earwise.types import Audio, Example, Text, Turn
-from scripted_engine import PITCHES, ScriptedEngine, answer_first_option, answer_by_pitch, prompt_options, tone_task, write_clip
+from scripted_engine import (
+    PITCHES,
+    ScriptedEngine,
+    answer_by_pitch,
+    answer_first_option,
+    prompt_options,
+    tone_task,
+    write_clip,
+)
 
 FIELDS = {
     "id", "prompt", "output", "reasoning", "answer", "status", "scores", "task", "category", "audio_sha256", "decoding",
@@ -62,14 +70,14 @@ def test_chance_is_said_of_the_items_it_covers(tmp_path: Path) -> None:
     task = tone_task(tmp_path, 12)
     mixed = [
         *task[:4],
-        *(replace(one, choices=(one.answer[0], "a bell")) for one in task[4:6]),
-        *(replace(one, choices=()) for one in task[6:]),
+        *(replace(example, choices=(example.answer[0], "a bell")) for example in task[4:6]),
+        *(replace(example, choices=()) for example in task[6:]),
     ]
     metrics = evaluate(ScriptedEngine(deaf_of_all), mixed, tmp_path / "run", EvalOptions(seed=3))
     assert metrics["n"] == 12 and metrics["chance_n"] == 6
     assert metrics["chance"] == pytest.approx((4 * 0.25 + 2 * 0.5) / 6)
-    shown = {name: (row["chance"], row["official"]["n"]) for name, row in metrics["kinds"].items()}
-    assert shown == {"open": (None, 6), "4 options": (0.25, 4), "2 options": (0.5, 2)}
+    kinds = {name: (row["chance"], row["official"]["n"]) for name, row in metrics["kinds"].items()}
+    assert kinds == {"open": (None, 6), "4 options": (0.25, 4), "2 options": (0.5, 2)}
     assert metrics["kinds"]["open"]["official"]["accuracy"] == 0
     text = as_text(metrics | {"blind": {}})
     assert "n = 12, chance 33.3 % of the 6 with options (6 are open)" in text and "4 options, 4" in text
@@ -113,9 +121,9 @@ def test_unreadable_clips_are_error_rows_counted_as_wrong(tmp_path: Path) -> Non
     metrics = evaluate(ScriptedEngine(answer_by_pitch, max_audio_s=2.0), task, tmp_path / "run")
     assert metrics["n"] == 8 and metrics["error"]["count"] == 3 and metrics["accuracy"]["official"]["accuracy"] == 5 / 8
     assert "1.wav" in metrics["first_error"]
-    bad = [row for row in rows(tmp_path / "run") if row["status"] == "error"]
-    assert [row["id"] for row in bad] == ["item-001", "item-002", "item-003"]
-    assert all(row["scores"] == {"official": 0.0, "strict": 0.0, "lenient": 0.0} for row in bad)
+    error_rows = [row for row in rows(tmp_path / "run") if row["status"] == "error"]
+    assert [row["id"] for row in error_rows] == ["item-001", "item-002", "item-003"]
+    assert all(row["scores"] == {"official": 0.0, "strict": 0.0, "lenient": 0.0} for row in error_rows)
     again = evaluate(
         ScriptedEngine(answer_by_pitch, max_audio_s=2.0), task, tmp_path / "cut", EvalOptions(long_audio="truncate")
     )
@@ -132,19 +140,26 @@ def test_batches_change_nothing(tmp_path: Path) -> None:
 
 
 def test_options_are_permuted_by_seed_and_id_alone(tmp_path: Path) -> None:
-    example, other = tone_task(tmp_path, 2)
+    example, second_example = tone_task(tmp_path, 2)
     assert permuted(example, 1) == permuted(example, 1)
     assert sorted(permuted(example, 1).choices) == sorted(example.choices)
     orders = {permuted(replace(example, id=str(number)), 0).choices for number in range(100)}
     assert len(orders) > 15
     turns = [permuted(example, 0, turn).choices for turn in range(4)]
     assert {order.index("low tone") for order in turns} == {0, 1, 2, 3}
-    evaluate(ScriptedEngine(answer_first_option), [example, other], tmp_path / "a", EvalOptions(shuffle_options=False))
+    evaluate(
+        ScriptedEngine(answer_first_option),
+        [example, second_example],
+        tmp_path / "a",
+        EvalOptions(shuffle_options=False),
+    )
     assert [row["choices"] for row in rows(tmp_path / "a")] == [list(PITCHES)] * 2
 
 
 def test_permutations_average_out_a_position_habit(tmp_path: Path) -> None:
-    metrics = evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path), tmp_path / "run", EvalOptions(permutations=4))
+    metrics = evaluate(
+        ScriptedEngine(answer_first_option), tone_task(tmp_path), tmp_path / "run", EvalOptions(permutations=4)
+    )
     assert metrics["n"] == 16 and len(rows(tmp_path / "run")) == 64
     assert metrics["permutations"]["mean_accuracy"] == 0.25 and metrics["permutations"]["always_right"] == 0
     assert (
@@ -169,7 +184,9 @@ def test_other_settings_are_refused_by_name_and_the_same_go_on(tmp_path: Path) -
     with pytest.raises(ConfigError, match="other items or another edition"):
         evaluate(ScriptedEngine(answer_by_pitch), task[:3], out)
     with pytest.raises(ConfigError, match="decoding: "):
-        evaluate(ScriptedEngine(answer_by_pitch), task, out, EvalOptions(sampling_params=SamplingParams(temperature=1.0)))
+        evaluate(
+            ScriptedEngine(answer_by_pitch), task, out, EvalOptions(sampling_params=SamplingParams(temperature=1.0))
+        )
     assert (out / "samples.jsonl").read_bytes() == before
 
 
@@ -207,24 +224,24 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = log.read_bytes().count(b"\n")
-    assert 6 <= kept < 60 and not (out / "metrics.json").exists()
+    num_kept = log.read_bytes().count(b"\n")
+    assert 6 <= num_kept < 60 and not (out / "metrics.json").exists()
     engine = ScriptedEngine(answer_first_option)
     task = tone_task(tmp_path, 60)
     metrics = evaluate(engine, task, out, EvalOptions(batch=3))
-    assert sum(engine.batches) == 60 - kept
+    assert sum(engine.batches) == 60 - num_kept
     whole = evaluate(ScriptedEngine(answer_first_option), task, tmp_path / "whole")
     assert timeless(out) == timeless(tmp_path / "whole")
     assert {**metrics, "seconds": 0} == {**whole, "seconds": 0}
 
 
 def test_ctrl_c_keeps_the_finished_rows(tmp_path: Path) -> None:
-    asked = 0
+    num_prompts = 0
 
     def tired(prompt: Prompt) -> str:
-        nonlocal asked
-        asked += 1
-        if asked > 8:
+        nonlocal num_prompts
+        num_prompts += 1
+        if num_prompts > 8:
             raise KeyboardInterrupt
         return answer_by_pitch(prompt)
 
@@ -255,20 +272,20 @@ def test_one_prompt_that_breaks_the_engine_is_an_error_row_a_dead_engine_stops(t
 
 
 def test_a_server_that_dies_in_the_middle_stops_the_run(tmp_path: Path) -> None:
-    asked = 0
+    num_prompts = 0
 
     def dying(prompt: Prompt) -> str:
-        nonlocal asked
-        asked += 1
-        if asked > 4:
+        nonlocal num_prompts
+        num_prompts += 1
+        if num_prompts > 4:
             raise EngineError("connection refused")
         return answer_by_pitch(prompt)
 
-    for batch, kept in ((1, 4), (4, 4), (3, 3)):
-        asked = 0
+    for batch, num_finished in ((1, 4), (4, 4), (3, 3)):
+        num_prompts = 0
         with pytest.raises(EngineError, match="connection refused"):
             evaluate(ScriptedEngine(dying), tone_task(tmp_path), tmp_path / f"run{batch}", EvalOptions(batch=batch))
-        assert [row["status"] for row in rows(tmp_path / f"run{batch}")] == ["ok"] * kept
+        assert [row["status"] for row in rows(tmp_path / f"run{batch}")] == ["ok"] * num_finished
 
 
 def test_controls_catch_the_deaf_and_clear_the_hearing(tmp_path: Path) -> None:
@@ -322,9 +339,9 @@ def test_two_clips_text_only_and_free_answers(tmp_path: Path) -> None:
     metrics = evaluate_with_controls(engine, task, tmp_path / "run")
     assert metrics["n"] == 3 and metrics["unlabelled"] == 1
     assert metrics["accuracy"]["official"]["accuracy"] == 1
-    found = {row["id"]: row for row in rows(tmp_path / "run")}
-    assert len(found["two"]["audio_sha256"].split()) == 2 and found["none"]["audio_sha256"] == ""
-    assert found["unlabelled"]["scores"] is None and found["unlabelled"]["output"]
+    rows_by_id = {row["id"]: row for row in rows(tmp_path / "run")}
+    assert len(rows_by_id["two"]["audio_sha256"].split()) == 2 and rows_by_id["none"]["audio_sha256"] == ""
+    assert rows_by_id["unlabelled"]["scores"] is None and rows_by_id["unlabelled"]["output"]
 
 
 def test_silent_clips_are_counted(tmp_path: Path) -> None:
@@ -337,15 +354,15 @@ def test_silent_clips_are_counted(tmp_path: Path) -> None:
 
 
 def test_progress_counts(tmp_path: Path) -> None:
-    seen: list[EvalProgress] = []
+    reports: list[EvalProgress] = []
     evaluate(
         ScriptedEngine(answer_by_pitch),
         tone_task(tmp_path, 6),
         tmp_path / "run",
         EvalOptions(batch=4),
-        on_progress=seen.append,
+        on_progress=reports.append,
     )
-    assert [(p.done, p.total, p.correct, p.errors) for p in seen] == [(0, 6, 0, 0), (4, 6, 4, 0), (6, 6, 6, 0)]
+    assert [(p.done, p.total, p.correct, p.errors) for p in reports] == [(0, 6, 0, 0), (4, 6, 4, 0), (6, 6, 6, 0)]
 
 
 @pytest.mark.parametrize(
@@ -379,13 +396,3 @@ def test_format_rule() -> None:
     assert is_formatted("<answer>dog</answer>", "think") is False
     assert is_formatted("so <answer>dog</answer>", "answer") is False
     assert is_formatted("dog", "plain") is None
-
-
-def test_read_run_wants_a_finished_run(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no samples\.jsonl with rows"):
-        read_run(tmp_path)
-    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 2), tmp_path / "run")
-    assert read_run(tmp_path / "run").name == "run" and len(read_run(tmp_path / "run").first) == 2
-    (tmp_path / "run" / "metrics.json").unlink()
-    with pytest.raises(DataError, match="not finished"):
-        read_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""stats.py: against numbers from textbooks, closed forms and hand counting."""
+"""Statistics equal textbook numbers, closed forms and counts by hand."""
 
 import math
 
@@ -117,12 +117,12 @@ def test_the_interval_of_one_item_is_nearly_everything() -> None:
 
 
 def test_always_winning_is_no_certainty() -> None:
-    """All of 200 items won: resampling them says nothing, the exact lower limit is that of 200 of 200."""
+    """All of 200 items are won: resampling them shows nothing, the exact lower limit is that of 200 of 200."""
     row = stats.paired_difference([True] * 200, [False] * 200, seed=0)
     assert row["high"] == 1 and 0.94 < row["low"] < 2 * 0.025 ** (1 / 200) - 1 + 1e-3 and row["p"] < 1e-12
 
 
-def test_many_verdicts_are_resampled() -> None:
+def test_many_items_are_resampled() -> None:
     a, b = [True] * 60 + [False] * 40, [True] * 40 + [False] * 60
     row = stats.paired_difference(a, b, seed=1)
     assert row["method"] == "bootstrap" and row["low"] == pytest.approx(0.2 - 1.96 * 0.04, abs=0.012)
@@ -137,13 +137,13 @@ def test_many_verdicts_are_resampled() -> None:
 @settings(max_examples=20, deadline=None)
 @given(rate=st.floats(0.05, 0.9), lean=st.floats(0.05, 0.95), n=st.integers(2, 12), seed=st.integers(0, 10**6))
 def test_small_intervals_hold_the_truth(rate: float, lean: float, n: int, seed: int) -> None:
-    """Of 60 small samples of a known difference at most a few miss it (exact: expected under 3, never above 10)."""
-    rng, missed = np.random.default_rng(seed), 0
+    """Among 60 small samples at most a few miss the known difference (expected under 3, never above 10)."""
+    rng, num_missed = np.random.default_rng(seed), 0
     for draw in range(60):
         outcome = rng.choice(3, size=n, p=[rate * lean, rate * (1 - lean), 1 - rate])
         row = stats.paired_difference((outcome == 0).tolist(), (outcome == 1).tolist(), seed=draw, draws=2000)
-        missed += not row["low"] - 0.01 <= rate * (2 * lean - 1) <= row["high"] + 0.01
-    assert missed <= 10
+        num_missed += not row["low"] - 0.01 <= rate * (2 * lean - 1) <= row["high"] + 0.01
+    assert num_missed <= 10
 
 
 def test_chance_level() -> None:
@@ -187,10 +187,10 @@ def test_binomial_of_many_items() -> None:
 
 def test_position_bias() -> None:
     rows = stats.position_bias([0, 0, 1, 2], [0, 1, 0, None])
-    shown = [
+    counts = [
         (r["position"], r["gold"], r["gold_share"], r["chosen"], r["chosen_share"], r["accuracy"], r["n"]) for r in rows
     ]
-    assert shown == [
+    assert counts == [
         (0, 2, 0.5, 2, 0.5, 0.5, 2),
         (1, 1, 0.25, 1, 0.25, 0.0, 1),
         (2, 1, 0.25, 0, 0.0, 0.0, 1),

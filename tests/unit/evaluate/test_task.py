@@ -183,8 +183,12 @@ def test_a_reasoning_run_submits_the_extracted_answers_and_hidden_answers_have_n
 
 
 def test_mellow_words_questions_as_it_was_trained() -> None:
-    asked = mellow.reworded(question(1, "Which Sound?", "A Dog", ("Rain", "A Dog")))
-    assert (asked.question, asked.answer, asked.choices) == ("which sound? a) rain b) a dog", ("b) a dog",), ())
+    reworded = mellow.reworded(question(1, "Which Sound?", "A Dog", ("Rain", "A Dog")))
+    assert (reworded.question, reworded.answer, reworded.choices) == (
+        "which sound? a) rain b) a dog",
+        ("b) a dog",),
+        (),
+    )
     binary = mellow.reworded(question(2, "Is It Raining?", "Yes", ("yes", "no")))
     assert (binary.question, binary.answer) == ("is it raining?", ("yes",))
 

@@ -1,4 +1,4 @@
-"""Benchmark files of made-up items: read, told apart by version, written back without losing an item."""
+"""Benchmark files of invented items are read, recognised by version, and written back without losing an item."""
 
 import json
 from pathlib import Path
@@ -186,12 +186,12 @@ def test_manifest_task(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real benchmark files are not part of the repository")
 def test_the_published_files_are_recognised() -> None:
-    found = {path.name: mmau.read_rows(path, ("id", "question", "choices")) for path in REAL.glob("mm*.json*")}
-    assert {name: mmau.version(rows) for name, rows in found.items() if name.startswith("mmau")} == {
+    rows_by_file = {path.name: mmau.read_rows(path, ("id", "question", "choices")) for path in REAL.glob("mm*.json*")}
+    assert {name: mmau.version(rows) for name, rows in rows_by_file.items() if name.startswith("mmau")} == {
         "mmau-test-mini.old.json": "test-mini old (1f675a9)",
         "mmau-test-mini.v05.15.25.json": "test-mini v05.15.25 (f0a4a97)",
     }
-    assert mmau.fingerprint(found["mmar-meta.jsonl"]) in mmar.VERSIONS
-    assert all(len(rows) == 1000 for rows in found.values())
-    (one,) = mmau.load(REAL / "mmau-test-mini.v05.15.25.json", REAL)[:1]
-    assert one.audio_paths[0].is_file()
+    assert mmau.fingerprint(rows_by_file["mmar-meta.jsonl"]) in mmar.VERSIONS
+    assert all(len(rows) == 1000 for rows in rows_by_file.values())
+    (example,) = mmau.load(REAL / "mmau-test-mini.v05.15.25.json", REAL)[:1]
+    assert example.audio_paths[0].is_file()

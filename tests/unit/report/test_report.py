@@ -1,4 +1,4 @@
-"""The report is one file that needs nothing else, says what the runs say, and escapes everything a model says."""
+"""The report is one file that loads nothing else, shows the numbers of the runs, and escapes all text of models."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
 from earwise.report.cards import draw_items, outcome
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
-from scripted_engine import ScriptedEngine, answer_first_option, answer_by_pitch, tone_task
+from scripted_engine import ScriptedEngine, answer_by_pitch, answer_first_option, tone_task
 
 VOID = {"meta", "input", "br", "circle", "line", "polyline"}
 
 
-class Balanced(HTMLParser):
+class PageParser(HTMLParser):
     """Checks that tags close in order; keeps attributes that fetch something, and the text."""
 
     def __init__(self) -> None:
@@ -47,15 +47,15 @@ class Balanced(HTMLParser):
         self.words.append(data)
 
 
-def parsed(path: Path) -> Balanced:
-    page = Balanced()
+def parsed(path: Path) -> PageParser:
+    page = PageParser()
     page.feed(path.read_text(encoding="utf-8"))
     assert page.open == []
     return page
 
 
-def half(prompt: Prompt) -> str:
-    """Hears every other item, says the rest without tags or not at all."""
+def answer_half(prompt: Prompt) -> str:
+    """Answers every other item by its pitch, the others without tags or not at all."""
     number = int(prompt.key[-3:])
     return answer_by_pitch(prompt) if number % 2 else ("" if number % 4 else answer_first_option(prompt)[8:-9])
 
@@ -80,7 +80,7 @@ def write_log(path: Path, steps: int = 40) -> Path:
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     task = tone_task(tmp_path, 24)
-    evaluate_with_controls(ScriptedEngine(half), task, tmp_path / "before")
+    evaluate_with_controls(ScriptedEngine(answer_half), task, tmp_path / "before")
     evaluate_with_controls(ScriptedEngine(answer_by_pitch), task, tmp_path / "after")
     return [tmp_path / "before", tmp_path / "after"]
 
@@ -117,17 +117,17 @@ def test_nothing_is_fetched(tmp_path: Path, runs: list[Path]) -> None:
 
 
 def test_one_run_without_controls(tmp_path: Path) -> None:
-    evaluate(ScriptedEngine(half), tone_task(tmp_path, 8), tmp_path / "run")
+    evaluate(ScriptedEngine(answer_half), tone_task(tmp_path, 8), tmp_path / "run")
     text = " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
     assert "No blind control was run" in text and "apart" not in text and "Training" not in text
 
 
 def test_chance_stands_beside_the_items_it_is_of(tmp_path: Path) -> None:
     task = tone_task(tmp_path, 8)
-    evaluate(ScriptedEngine(half), task, tmp_path / "options")
+    evaluate(ScriptedEngine(answer_half), task, tmp_path / "options")
     text = " ".join(parsed(write_report(tmp_path / "o.html", [tmp_path / "options"])).words)
     assert "Dashed line: chance, 25.0 %" in text and "By kind of question" not in text
-    mixed = [*task[:4], *(replace(one, choices=()) for one in task[4:])]
+    mixed = [*task[:4], *(replace(example, choices=()) for example in task[4:])]
     evaluate(ScriptedEngine(lambda prompt: "<answer>hiss</answer>"), mixed, tmp_path / "mixed")
     text = " ".join(parsed(write_report(tmp_path / "m.html", [tmp_path / "mixed"])).words)
     assert "Dashed line" not in text and "of the 4 of 8 with options" in text and "By kind of question" in text
@@ -136,22 +136,24 @@ def test_chance_stands_beside_the_items_it_is_of(tmp_path: Path) -> None:
 def test_three_runs_and_a_run_on_other_items(tmp_path: Path, runs: list[Path]) -> None:
     evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path / "other", 6), tmp_path / "elsewhere")
     parsed(write_report(tmp_path / "r.html", [*runs, runs[0]]))
-    other = tone_task(tmp_path / "more", 4)
-    other = [replace(example, id=f"new-{number}") for number, example in enumerate(other)]
-    evaluate(ScriptedEngine(answer_first_option), other, tmp_path / "new")
+    new_task = tone_task(tmp_path / "more", 4)
+    new_task = [replace(example, id=f"new-{number}") for number, example in enumerate(new_task)]
+    evaluate(ScriptedEngine(answer_first_option), new_task, tmp_path / "new")
     parsed(write_report(tmp_path / "r.html", [runs[0], tmp_path / "new"]))
 
 
-def test_what_models_and_data_say_is_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert(1)</script>\"'&"
-    task = [replace(example, id=f"{evil}{example.id}", task=evil, category=evil) for example in tone_task(tmp_path, 4)]
-    task = [replace(example, choices=(*example.choices, evil), answer=(evil,)) for example in task]
-    engine = ScriptedEngine(lambda prompt: f"<think>{evil}</think><answer>{evil}</answer>", name=evil)
+def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
+    markup = "<script>alert(1)</script>\"'&"
+    task = [
+        replace(example, id=f"{markup}{example.id}", task=markup, category=markup) for example in tone_task(tmp_path, 4)
+    ]
+    task = [replace(example, choices=(*example.choices, markup), answer=(markup,)) for example in task]
+    engine = ScriptedEngine(lambda prompt: f"<think>{markup}</think><answer>{markup}</answer>", name=markup)
     evaluate(engine, task, tmp_path / "run", EvalOptions(style="think"))
-    out = write_report(tmp_path / "r.html", [replace(read_run(tmp_path / "run"), name=evil)], title=evil)
+    out = write_report(tmp_path / "r.html", [replace(read_run(tmp_path / "run"), name=markup)], title=markup)
     page = parsed(out)
     assert "script" not in page.tags and "<script" not in out.read_text()
-    assert evil in " ".join(page.words)
+    assert markup in " ".join(page.words)
 
 
 def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:
@@ -196,16 +198,16 @@ def test_an_unfinished_run_and_a_wrong_log_are_refused(tmp_path: Path, runs: lis
     assert not (tmp_path / "r.html").exists()
 
 
-def trained(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", "stage-1-grpo")) -> Path:
-    """A training run's folder: twenty steps a stage, prompts sampled at every second step of the last."""
-    rows, said = [], []
+def training_folder(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", "stage-1-grpo")) -> Path:
+    """The folder of a training run: twenty steps per stage, prompts logged at every second GRPO step."""
+    rows, rollouts = [], []
     for stage in stages:
         kind = stage.rpartition("-")[2]
         for step in range(1, 21):
             value = {"grpo/reward": step / 20} if kind == "grpo" else {"sft/loss": 2 - step / 10, "sft/hearing": 0.25}
             rows.append({"step": step, "stage": stage, "lr": 1e-4, "seconds": 3.0, "ids": ["a"], **value})
             if kind == "grpo" and step % 2:
-                said.append(
+                rollouts.append(
                     {
                         "stage": stage, "step": step, "id": f"<q{step}>", "audio": [os.path.relpath(clip, folder)],
                         "question": "Which <sound>?", "choices": ["dog", "cat"], "answer": ["dog"],
@@ -213,14 +215,14 @@ def trained(folder: Path, clip: Path, stages: tuple[str, ...] = ("stage-0-sft", 
                     }
                 )  # fmt: skip
     write_jsonl(folder / "metrics.jsonl", rows)
-    write_jsonl(folder / "rollouts.jsonl", said)
+    write_jsonl(folder / "rollouts.jsonl", rollouts)
     recipe = {"recipe": "mine", "seed": 7, "stages": [{"kind": "sft", "optimizer": {"learning_rate": 0.5}}]}
     write_json(folder / "recipe.json", {"recipe": recipe, "earwise": "0.1.0", "torch": "2"})
     return folder
 
 
 def test_a_training_run_alone_shows_curves_samples_and_recipe(tmp_path: Path, runs: list[Path]) -> None:
-    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    folder = training_folder(tmp_path / "mine", tmp_path / "clips" / "3.wav")
     assert cli.run(["report", str(folder)]) == 0
     page = parsed(folder / "report.html")
     text = " ".join(" ".join(page.words).split())
@@ -232,15 +234,15 @@ def test_a_training_run_alone_shows_curves_samples_and_recipe(tmp_path: Path, ru
 
 
 def test_a_training_run_with_what_it_measured(tmp_path: Path, runs: list[Path]) -> None:
-    folder = trained(tmp_path / "mine", tmp_path / "clips" / "3.wav")
+    folder = training_folder(tmp_path / "mine", tmp_path / "clips" / "3.wav")
     for run in runs:
         shutil.copytree(run, folder / "eval" / f"{run.name}-0")
     assert cli.run(["report", str(folder), "--out", str(tmp_path / "both.html")]) == 0
     text = " ".join(parsed(tmp_path / "both.html").words)
     assert "Does it hear?" in text and "Sampled on the way" in text and "before" in text and "after" in text
-    other = trained(tmp_path / "other", tmp_path / "clips" / "3.wav", ("stage-0-grpo",))
-    shutil.copytree(runs[0], other / "eval" / "after-0")
-    assert cli.run(["report", str(other), str(folder), "--out", str(tmp_path / "two.html")]) == 0
+    second_run = training_folder(tmp_path / "other", tmp_path / "clips" / "3.wav", ("stage-0-grpo",))
+    shutil.copytree(runs[0], second_run / "eval" / "after-0")
+    assert cli.run(["report", str(second_run), str(folder), "--out", str(tmp_path / "two.html")]) == 0
     text = " ".join(parsed(tmp_path / "two.html").words)
     assert "other, mine" in text and "mine · stage-1-grpo" in text
 
