@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from earwise.apps.ablation_comparison import compare_arms
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
+from earwise.config.recipe_files import find_recipe
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluate.controls import Control
 from earwise.evaluate.results import METRICS, EvalRun, read_run
@@ -36,7 +37,7 @@ ENCODER_CACHE_MB = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class AblationJob:
     """One arm with one seed."""
 
     arm: str
@@ -69,7 +70,7 @@ def plan_jobs(
     profile: str | None = None,
     data: Path | None = None,
     overrides: Sequence[str] = (),
-) -> list[Job]:
+) -> list[AblationJob]:
     """All runs: every arm with the first seed, then every arm with the next, so that a stopped ablation has all arms.
 
     Args:
@@ -102,13 +103,13 @@ def plan_jobs(
             options: tuple[str, ...] = ("--profile", profile) if profile else ()
             options += ("--data", str(data)) if data else ()
             command = ("train", str(path), *options, "--arm", arm, "--out", str(folder), "--no-eval", *settings)
-            job = Job(arm, seed, folder, recipe, data or path.parent, command)
+            job = AblationJob(arm, seed, folder, recipe, data or find_recipe(path)[1], command)
             _refuse_other_recipe(job)
             jobs.append(job)
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], notify: Notify = lambda _: None) -> dict[Path, str]:
+def run_jobs(jobs: Sequence[AblationJob], notify: Notify = lambda _: None) -> dict[Path, str]:
     """Train and evaluate the jobs that are not finished yet, one after the other.
 
     Args:
@@ -136,7 +137,7 @@ def run_jobs(jobs: Sequence[Job], notify: Notify = lambda _: None) -> dict[Path,
     return failed
 
 
-def train(job: Job, notify: Notify) -> str | None:
+def train(job: AblationJob, notify: Notify) -> str | None:
     """Train a job in a process of its own, or continue its run.
 
     Args:
@@ -173,7 +174,7 @@ def train(job: Job, notify: Notify) -> str | None:
     return None if child.returncode == 0 else last_line or f"exit code {child.returncode}"
 
 
-def write_results(out: Path, jobs: Sequence[Job], failed: Mapping[Path, str], title: str) -> dict[str, Any]:
+def write_results(out: Path, jobs: Sequence[AblationJob], failed: Mapping[Path, str], title: str) -> dict[str, Any]:
     """Compare the finished runs and write `ablation.json`, `ablation.md` and `ablation.html`.
 
     Args:
@@ -201,7 +202,7 @@ def write_results(out: Path, jobs: Sequence[Job], failed: Mapping[Path, str], ti
     return result
 
 
-def _refuse_other_recipe(job: Job) -> None:
+def _refuse_other_recipe(job: AblationJob) -> None:
     """Refuse a folder that holds a run of another recipe.
 
     Raises:
@@ -216,7 +217,7 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _evaluate(job: Job, blind: Sequence[Control], encoder_caches: dict[str, "EncoderCache"], notify: Notify) -> None:
+def _evaluate(job: AblationJob, blind: Sequence[Control], encoder_caches: dict[str, "EncoderCache"], notify: Notify) -> None:
     """Evaluate a trained job by every `eval:` entry, unless that is finished.
 
     Args:
@@ -235,7 +236,7 @@ def _evaluate(job: Job, blind: Sequence[Control], encoder_caches: dict[str, "Enc
     from earwise.models.encoder_cache import EncoderCache
 
     model = load(str(job.final), dtype=job.recipe.model.dtype, trim=job.recipe.model.trim)
-    encoder_cache = EncoderCache(model, keep_mb=ENCODER_CACHE_MB)
+    encoder_cache = EncoderCache(model, max_mb=ENCODER_CACHE_MB)
     if all(stage.trainable.encoder == "frozen" for stage in job.recipe.stages):
         encoder_cache = encoder_caches.setdefault(job.recipe.model.model_dump_json(), encoder_cache)
     engine = LocalEngine(model, encoder_cache=encoder_cache)
@@ -254,7 +255,7 @@ def _is_evaluated(folder: Path, blind: Sequence[Control]) -> bool:
     return set(blind) <= set(json.loads(path.read_text(encoding="utf-8")).get("blind") or {})
 
 
-def _run_row(job: Job, reason: str | None) -> dict[str, Any]:
+def _run_row(job: AblationJob, reason: str | None) -> dict[str, Any]:
     """One row of `runs` in `ablation.json`; `reason` is why the run failed, if it did."""
     log = [row for row in read_log(job.folder / "metrics.jsonl") if "step" in row]
     return {

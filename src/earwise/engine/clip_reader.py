@@ -24,7 +24,7 @@ CACHED_CLIPS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class DecodedClip:
     """One decoded file."""
 
     waveform: Waveform
@@ -50,14 +50,14 @@ class ClipReader:
         self.max_s = engine.max_audio_s if math.isfinite(engine.max_audio_s) else None
         """Longest clip that the engine accepts, in seconds; None if there is no limit."""
         self._lock = Lock()
-        self._recent: OrderedDict[Path, Future[Clip]] = OrderedDict()
+        self._recent: OrderedDict[Path, Future[DecodedClip]] = OrderedDict()
         self.sha256 = cache(audio_sha256)
         """SHA-256 of a file's bytes, hexadecimal, computed once per path."""
         self.is_long = cache(self._is_long)
         """Whether a file lasts longer than the engine accepts, read from its header once per path. A file that cannot
         be read is not long; decoding it raises the error."""
 
-    def read(self, path: Path) -> Clip:
+    def read(self, path: Path) -> DecodedClip:
         """Decode a file, or return the cached result.
 
         Raises:
@@ -88,9 +88,9 @@ class ClipReader:
             return [waveform]
         return chunks(waveform, self.sample_rate, self.max_s)
 
-    def _decode(self, path: Path) -> Clip:
+    def _decode(self, path: Path) -> DecodedClip:
         waveform = decode(path, self.sample_rate, long_audio=self.long_audio, max_s=self.max_s)
-        return Clip(waveform, self.sha256(path), is_silent(waveform))
+        return DecodedClip(waveform, self.sha256(path), is_silent(waveform))
 
     def _is_long(self, path: Path) -> bool:
         try:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from earwise.audio import is_silent
 from earwise.engine.base import Engine, Prompt, SamplingParams
-from earwise.engine.clip_reader import Clip, ClipReader
+from earwise.engine.clip_reader import DecodedClip, ClipReader
 from earwise.errors import AudioError, DataError, EarwiseError, EngineError
 from earwise.prompts import repeat_audio_parts
 from earwise.types import Completion, Turn, Waveform
@@ -201,7 +201,7 @@ def _prepare(request: AudioRequest, reader: ClipReader) -> _Prepared:
     """Decode the clips of a request and write its prompt."""
     try:
         clips = [
-            reader.read(clip) if isinstance(clip, Path) else Clip(clip, "", is_silent(clip)) for clip in request.clips
+            reader.read(clip) if isinstance(clip, Path) else DecodedClip(clip, "", is_silent(clip)) for clip in request.clips
         ]
     except AudioError as error:
         return _Prepared(request, error=error)

@@ -40,7 +40,7 @@ class EvalItem:
         return [clip for clip in self.request.clips if isinstance(clip, Path)]
 
 
-def check_examples(examples: Sequence[Example]) -> None:
+def validate_examples(examples: Sequence[Example]) -> None:
     """Refuse examples that cannot be evaluated.
 
     Raises:
@@ -87,7 +87,7 @@ def build_items(examples: Sequence[Example], options: EvalOptions, control: Cont
         DataError: see `check_examples`.
     """
     controls.check(control)
-    check_examples(examples)
+    validate_examples(examples)
     seed = options.seed
     lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
     items = []

@@ -187,7 +187,7 @@ def test_arms_that_cannot_be_compared_are_refused_before_anything_runs(recipe: P
         ablation.plan_jobs(recipe, ["base"], 1, tmp_path / "out", overrides=["stages.0.max_steps=3"])
 
 
-def complete_job(job: ablation.Job, right: Sequence[bool], *, blind: float | None = 0.25) -> None:
+def complete_job(job: ablation.AblationJob, right: Sequence[bool], *, blind: float | None = 0.25) -> None:
     (job.folder / "final").mkdir(parents=True)
     for step in range(1, 5):
         append_jsonl(

@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders import tiny_qwen2_audio
 from earwise.engine import clip_reader
 from earwise.engine.base import Engine, Prompt, SamplingParams
 from earwise.engine.clip_reader import ClipReader
+from earwise.engine.local import LocalEngine
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, generate_each, run_requests
 from earwise.errors import AudioError, EarwiseError, EngineError
+from earwise.models.tokenizer import TextTokenizer
 from earwise.types import Audio, Completion, Text, Turn, Waveform
 from scripted_engine import RATE, ScriptedEngine, pitch_name, write_clip
 
@@ -152,3 +155,23 @@ def test_a_fault_of_the_program_passes_through(clips: list[Path]) -> None:
 
     with pytest.raises(ZeroDivisionError):
         run(ScriptedEngine(broken), [AudioRequest("a", TURNS, (clips[0],))])
+
+
+def test_a_prompt_is_tokenised_once_for_all_its_completions(clips: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, texts = tiny_qwen2_audio(), []
+    encode = TextTokenizer.encode
+
+    def counting_encode(self: TextTokenizer, text: str) -> list[int]:
+        texts.append(text)
+        return encode(self, text)
+
+    monkeypatch.setattr(TextTokenizer, "encode", counting_encode)
+    questions = [f"Which sound is number {number}?" for number in range(4)]
+    requests = [
+        AudioRequest(question, (Turn("user", (Audio("clip"), Text(question))),), (clips[0],)) for question in questions
+    ]
+    results: list[RequestResult] = []
+    sampling_params = SamplingParams(max_new_tokens=2, temperature=1.0)
+    run_requests(LocalEngine(model), requests, sampling_params, on_batch=results.extend, n=3, batch=2)
+    assert [len(result.completions) for result in results] == [3] * 4
+    assert [sum(question in text for text in texts) for question in questions] == [1] * 4
