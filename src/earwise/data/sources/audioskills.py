@@ -2,7 +2,7 @@
 
 Source: Goel et al. 2025 (arXiv:2507.08128), published without audio, one file per part (`CountingQA_MCQ.json`,
 `AudioSet.json`, ...). An item holds `sound` (a file name, or in AF-Chat a list of file names) and `conversations`,
-turns of `from` (human, gpt) and `value`, in which `<sound>` stands for the clip and `<sound-2>` for the second clip of
+turns of `from` (human, gpt) and `value`, in which `<sound>` denotes the clip and `<sound-2>` the second clip of
 the list. Options are written into the question, `(A) .. (B) ..`, and are separated from it here. Every answer of a
 conversation becomes an Example whose turns include the conversation before it. A clip is placed where it is first
 mentioned, later mentions become a name ("sound 1"); a clip that is never mentioned is placed before the first question.
@@ -133,7 +133,7 @@ def _message_parts(
 
 
 def _clip_number(mark: re.Match[str], location: str, clips: Sequence[str]) -> int:
-    """Index in `clips` of the clip that a mark stands for."""
+    """Index in `clips` of the clip that a mark denotes."""
     number = int(mark[1] or 1) - 1
     if not 0 <= number < len(clips):
         raise DataError(f"{location}: {mark[0]} where there are {len(clips)} sounds")

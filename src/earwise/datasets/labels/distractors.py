@@ -73,7 +73,7 @@ def balanced_yes_no(
     Args:
         answers: The true name of each clip.
         rng: Source of randomness.
-        confusable: Name -> names that an honest listener could not tell from it.
+        confusable: Name -> names that a listener could confuse with it.
         also_true: For each clip the further names that are true of it.
     Returns:
         Index of a clip -> (name that is asked for, whether it is true). Clips that cannot be balanced are absent.
@@ -118,8 +118,8 @@ def _repair(
 
     Args:
         table: One row of names per question, the answer first; changed in place.
-        also_true: For each row the names that must not stand in it besides the answer.
-        confusable: Name -> names that must not stand in the same row.
+        also_true: For each row the names that must not be in it besides the answer.
+        confusable: Name -> names that must not be in the same row.
         rng: Source of randomness.
     Returns:
         Numbers of the rows that are valid.
@@ -128,17 +128,17 @@ def _repair(
     def conflicts(row: int, column: int, entry: str) -> int:
         """Number of other names in the row that conflict with `entry`; large if `entry` is true of the row's clip."""
         near = confusable.get(entry, frozenset())
-        others = sum(other == entry or other in near for number, other in enumerate(table[row]) if number != column)
-        return others + FORBIDDEN_PENALTY * (entry in also_true[row])
+        conflicting = sum(name == entry or name in near for number, name in enumerate(table[row]) if number != column)
+        return conflicting + FORBIDDEN_PENALTY * (entry in also_true[row])
 
-    def swap(row: int, other: int, column: int, allowed: int = 0) -> None:
+    def swap(row: int, partner: int, column: int, allowed: int = 0) -> None:
         """Swap the entries of two rows in a column if that changes the number of conflicts by at most `allowed`."""
-        entry, other_entry = table[row][column], table[other][column]
-        if entry == other_entry:
+        entry, partner_entry = table[row][column], table[partner][column]
+        if entry == partner_entry:
             return
-        after = conflicts(row, column, other_entry) + conflicts(other, column, entry)
-        if after == 0 or after - conflicts(row, column, entry) - conflicts(other, column, other_entry) <= allowed:
-            table[row][column], table[other][column] = other_entry, entry
+        after = conflicts(row, column, partner_entry) + conflicts(partner, column, entry)
+        if after == 0 or after - conflicts(row, column, entry) - conflicts(partner, column, partner_entry) <= allowed:
+            table[row][column], table[partner][column] = partner_entry, entry
 
     def is_invalid(row: int) -> bool:
         return any(conflicts(row, column, table[row][column]) for column in range(1, width))

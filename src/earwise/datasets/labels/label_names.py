@@ -69,7 +69,7 @@ NAMES: Mapping[str, str] = {
     "wolf_howl": "howling wolf",
 }
 
-# Labels of one set are never options of the same question, because an honest listener could confuse them.
+# Labels of one set are never options of the same question, because a listener could confuse them.
 _CONFUSABLE = (
     "calm neutral",
     "rain rain_on_leaves rain_on_tent rain_on_umbrella rain_on_window rain_on_car_roof thunderstorm windshield_wipers",
@@ -188,7 +188,7 @@ def _confusable_names() -> Mapping[str, frozenset[str]]:
         for label in labels:
             others = labels if not generic or label in generic else generic
             names = confusable.setdefault(display_name(label), set())
-            names.update(display_name(other) for other in others if other != label)
+            names.update(display_name(similar) for similar in others if similar != label)
     return {name: frozenset(names) for name, names in confusable.items()}
 
 

@@ -174,7 +174,9 @@ def _draw_other_class(
     further_names = {label_names.display_name(label) for label in row["labels"]}
     confusable = label_names.CONFUSABLE.get(name, frozenset())
     others = [
-        other for other in sorted(classes) if other != name and other not in confusable and other not in further_names
+        class_name
+        for class_name in sorted(classes)
+        if class_name != name and class_name not in confusable and class_name not in further_names
     ]
     return rng.choice(others) if others else None
 
@@ -210,9 +212,9 @@ def _compare_questions(
     examples = []
     for number, (more, less) in enumerate(pairs):
         asks_for_less = number % 2
-        target, other = (less, more) if asks_for_less else (more, less)
+        target, reference = (less, more) if asks_for_less else (more, less)
         target_position = number // 2 % 2
-        pair = (other, target) if target_position else (target, other)
+        pair = (reference, target) if target_position else (target, reference)
         choices = ("the first", "the second") if number // 4 % 2 else ("the second", "the first")
         question = rng.choice(question_templates.COMPARED[field][asks_for_less])
         measured = [acoustics.value(field, measurements[row["path"]]) for row in pair]

@@ -143,35 +143,35 @@ def _usable_clip(row: LabelRow, acoustics: ClipAcoustics | None) -> _Clip | str:
 def _order(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random, n_choices: int) -> list[Scene]:
     """Two sounds, one after the other; the question asks for the first or the last."""
     scenes = []
-    for number, (clip, other) in enumerate(_draw_couples(leads, members, rng)):
+    for number, (clip, partner) in enumerate(_draw_couples(leads, members, rng)):
         variant = ("first", "last")[number % 2]
-        pair = (clip, other) if variant == "first" else (other, clip)
+        pair = (clip, partner) if variant == "first" else (partner, clip)
         events = _sequence(pair, [LEVEL_LUFS] * 2, rng)
-        scenes.append(_scene("order", variant, pair, events, clip.name, (clip.name, other.name), number // 2, rng))
+        scenes.append(_scene("order", variant, pair, events, clip.name, (clip.name, partner.name), number // 2, rng))
     return scenes
 
 
 def _louder(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random, n_choices: int) -> list[Scene]:
     """Two sounds, one after the other, with clearly different levels."""
     scenes = []
-    for number, (clip, other) in enumerate(_draw_couples(leads, members, rng)):
+    for number, (clip, partner) in enumerate(_draw_couples(leads, members, rng)):
         variant = ("louder", "quieter")[number % 2]
         quieter_lufs = LEVEL_LUFS - rng.uniform(*LOUDER_LU)
         levels = [LEVEL_LUFS, quieter_lufs] if variant == "louder" else [quieter_lufs, LEVEL_LUFS]
-        pair = (clip, other)
+        pair = (clip, partner)
         if rng.random() < 0.5:
-            pair, levels = (other, clip), levels[::-1]
+            pair, levels = (partner, clip), levels[::-1]
         events = _sequence(pair, levels, rng)
-        scenes.append(_scene("louder", variant, pair, events, clip.name, (clip.name, other.name), number // 2, rng))
+        scenes.append(_scene("louder", variant, pair, events, clip.name, (clip.name, partner.name), number // 2, rng))
     return scenes
 
 
 def _overlap(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random, n_choices: int) -> list[Scene]:
     """Two sounds, at the same time or one after the other."""
     scenes = []
-    for number, (clip, other) in enumerate(_draw_couples(_long_clips(leads), _long_clips(members), rng)):
+    for number, (clip, partner) in enumerate(_draw_couples(_long_clips(leads), _long_clips(members), rng)):
         is_overlap = number % 2 == 0
-        pair = (clip, other) if rng.random() < 0.5 else (other, clip)
+        pair = (clip, partner) if rng.random() < 0.5 else (partner, clip)
         events = _sequence(pair, [LEVEL_LUFS] * 2, rng)
         if is_overlap:
             first, second = events
@@ -192,7 +192,7 @@ def _count(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random,
     for number, (index, wrong_counts) in enumerate(sorted(distractors.items())):
         clip = short_leads[index]
         candidates = rng.sample(short_members, min(OTHER_CLIPS_TRIED, len(short_members)))
-        others = [other for other in candidates if _is_distinct(clip, other)][: rng.randrange(3)]
+        others = [candidate for candidate in candidates if _is_distinct(clip, candidate)][: rng.randrange(3)]
         clips = [clip] * (COUNTS.index(answers[index]) + 1) + others
         rng.shuffle(clips)
         events = _sequence(clips, [LEVEL_LUFS] * len(clips), rng, longest_s=MAX_COUNTED_S)
@@ -208,7 +208,7 @@ def _odd_one_out(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.R
     for number, (odd, usual) in enumerate(_draw_couples(leads, members, rng)):
         size = 3 + number % 2
         position = number // 2 % size
-        same_kind = [other for other in by_name[usual.name] if other is not usual]
+        same_kind = [clip for clip in by_name[usual.name] if clip is not usual]
         others = [usual, *rng.sample(same_kind, min(size - 2, len(same_kind)))]
         clips = [others[place % len(others)] for place in range(size - 1)]
         clips.insert(position, odd)
@@ -254,9 +254,9 @@ def _single_events(clips: Iterable[_Clip]) -> list[_Clip]:
     return [clip for clip in clips if clip.acoustics.bursts == 1 and clip.acoustics.sounding_s <= MAX_COUNTED_S]
 
 
-def _is_distinct(clip: _Clip, other: _Clip) -> bool:
+def _is_distinct(clip: _Clip, candidate: _Clip) -> bool:
     """True if the classes of two clips differ and cannot be confused."""
-    return other.name != clip.name and other.name not in label_names.CONFUSABLE.get(clip.name, frozenset())
+    return candidate.name != clip.name and candidate.name not in label_names.CONFUSABLE.get(clip.name, frozenset())
 
 
 def _sequence(
