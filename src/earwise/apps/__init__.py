@@ -1,1 +1,1 @@
-"""Whole programs on top of the library: the demo, ablations and a recipe's evaluation."""
+"""Whole programs on top of the library: training with evaluation, ablations, demos."""

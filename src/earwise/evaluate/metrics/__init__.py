@@ -1,1 +1,1 @@
-
+"""Scorers of completions and the statistics of scores."""
