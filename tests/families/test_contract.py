@@ -47,7 +47,7 @@ from families.forests import (
 from families.tiny import Tiny
 
 LOGITS = 1e-4
-LOGPROBS = 1e-5
+LOGPROBS = 2e-5  # float32 rounding reaches 1.05e-5 on some processors (Mellow with LoRA)
 GRADIENTS = 1e-4
 
 

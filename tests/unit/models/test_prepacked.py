@@ -36,11 +36,12 @@ def test_results_are_equal_for_any_number_of_rows(rows: int) -> None:
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_the_other_rows() -> None:
+    """Equal to the bit with Intel's kernels; on other processors a row's place in the block may change its rounding."""
     module = two_linear_layers()
     hidden = torch.randn(8, 24)
     with PrepackedWeights(module, ("decoder.",)).active(8, passes=BREAK_EVEN_PASSES):
         together = module["decoder"](hidden)
-        assert torch.equal(together[5:6], module["decoder"](hidden[5:6]))
+        torch.testing.assert_close(together[5:6], module["decoder"](hidden[5:6]), rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
