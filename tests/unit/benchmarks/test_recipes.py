@@ -138,13 +138,13 @@ def test_every_recipe_has_the_profile(name: str) -> None:
 def bundled() -> list[Example]:
     """Every phrase of the package in every language but English, as `build xs-cot` makes rows of them."""
     rows = []
-    for item in instructions.read(instructions.BUNDLED, pytest.fail):
-        core = item.words["en"]
-        for code, words in item.words.items():
+    for item in instructions.read_phrases(instructions.BUNDLED, pytest.fail):
+        core = item.pairs["en"]
+        for code, pair in item.pairs.items():
             if code != "en":
-                chain = xs_cot_chain(code, words.instruction, core.instruction, core.response)
+                chain = xs_cot_chain(code, pair.instruction, core.instruction, core.response)
                 turn = Turn("user", (Audio("said.ogg"),))
-                rows.append(Example(f"{item.id}-{code}", (turn,), (words.response,), reasoning=chain, language=code))
+                rows.append(Example(f"{item.id}-{code}", (turn,), (pair.response,), reasoning=chain, language=code))
     return rows
 
 
@@ -159,7 +159,10 @@ def test_every_bundled_answer_is_byte_identical_at_every_stage(arm: str) -> None
     for row in rows:
         head, chain, tail = split_reply(row, "xs-cot")
         chains = [plan.chain(row, chain, step, model) for step in growths]
-        said = [model.tokenizer.decode([*model.tokenizer.encode(head), *ids, *model.tokenizer.encode(tail)]) for ids in chains]
+        said = [
+            model.tokenizer.decode([*model.tokenizer.encode(head), *ids, *model.tokenizer.encode(tail)])
+            for ids in chains
+        ]
         assert said[0] == target_text(row, "xs-cot")
         assert all(text.endswith(f"[{row.language}-response] {row.answer[0]}") for text in said), row.id
         sizes = [len(ids) for ids in chains]

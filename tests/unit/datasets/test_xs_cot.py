@@ -1,4 +1,4 @@
-"""The XS-CoT builder: what is refused, spoken, checked, kept; nothing lost on failures; bundled phrases; readers."""
+"""XS-CoT's corpus: filters, speech, checks, failures and restarts, bundled phrases, file readers, the command."""
 
 import json
 import shutil
@@ -15,58 +15,70 @@ from builders import tone
 from earwise import cli, prompts
 from earwise.audio import decode, encode_wav
 from earwise.data import manifest, sources
-from earwise.datasets.xs_cot import builder, instructions, speakable_text
-from earwise.datasets.xs_cot.instructions import Item, Words
+from earwise.datasets.xs_cot import instructions
+from earwise.datasets.xs_cot.corpus import write_corpus
+from earwise.datasets.xs_cot.instructions import Instruction, InstructionPair
+from earwise.datasets.xs_cot.jobs import plan_jobs, rejection_reason
+from earwise.datasets.xs_cot.speakable_text import unspeakable_reason
+from earwise.datasets.xs_cot.synthesis import speak_jobs
+from earwise.datasets.xs_cot.translation import translation_requests
 from earwise.errors import ConfigError, DataError, EngineError
 from earwise.types import Waveform
 
 
 @dataclass
 class Tones:
-    """A voice whose tone tells the text apart; counts what it says, fails where it is told to."""
+    """A voice of tones that differ by text. It remembers the texts, and fails for those that contain `fails`."""
 
     name: str = "tones"
     fails: str = "\0"
-    said: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
-    def wants_reading(self, language: str) -> bool:
+    def needs_reading(self, language: str) -> bool:
         return language == "ja"
 
     def speak(self, text: str, language: str) -> Waveform:
         if self.fails in text:
             raise EngineError(f"cannot say {text}")
-        self.said.append(text)
+        self.texts.append(text)
         return tone(0.3 + 0.01 * len(text), 200 + 20 * len(text))
 
 
 @dataclass
-class Prompter:
-    """A recogniser that writes down what it is given, in order."""
+class ScriptedRecogniser:
+    """A recogniser that returns the given transcripts, in order."""
 
     lines: list[str]
-    name: str = "prompter"
+    name: str = "scripted"
 
-    def transcribe(self, wave: Waveform, language: str) -> str:
-        assert wave.dtype == np.float32 and len(wave) > 3000
+    def transcribe(self, waveform: Waveform, language: str) -> str:
+        assert waveform.dtype == np.float32 and len(waveform) > 3000
         return self.lines.pop(0)
 
 
-def item(name: str, german: str = "Nenne die vier Jahreszeiten.", **more: Words) -> Item:
-    english = Words("Name the four seasons.", "Spring, summer, autumn and winter.")
-    return Item(name, {"en": english, "de": Words(german, "Frühling, Sommer, Herbst und Winter.")} | more)
+def instruction(name: str, german: str = "Nenne die vier Jahreszeiten.", **more: InstructionPair) -> Instruction:
+    english = InstructionPair("Name the four seasons.", "Spring, summer, autumn and winter.")
+    pairs = {"en": english, "de": InstructionPair(german, "Frühling, Sommer, Herbst und Winter.")}
+    return Instruction(name, pairs | more)
 
 
-def test_from_phrases_to_rows(tmp_path: Path) -> None:
-    kana = Words("四季を言ってください。", "春夏秋冬です。", "しきを いってください。")
-    items = [item("a", ja=kana), item("b", "Was ist ein Wal?"), item("c", "Woher kommt der Wind heute?")]
+def test_instructions_become_rows(tmp_path: Path) -> None:
+    kana = InstructionPair("四季を言ってください。", "春夏秋冬です。", "しきを いってください。")
+    items = [
+        instruction("a", ja=kana),
+        instruction("b", "Was ist ein Wal?"),
+        instruction("c", "Woher kommt der Wind heute?"),
+    ]
     voice = Tones()
     voices = {"de": voice, "ja": voice}
-    listener = Prompter(["四季を言ってくさい", "Nenne die vier Jahreszeiten", "Was ist ein Wahl?", "kommt der Wind"])
-    jobs = builder.plan(items, ("ja", "de"), voices, listener)
-    summary = builder.run(jobs, tmp_path, voices, listener)
-    assert (summary.jobs, summary.spoken, summary.refused) == (6, 4, Counter({"no translation": 2}))
-    assert voice.said[0] == "しきを いってください。"  # the reading is spoken, the text is compared
-    report = builder.write(jobs, tmp_path, max_error=0.3)
+    recogniser = ScriptedRecogniser(
+        ["四季を言ってくさい", "Nenne die vier Jahreszeiten", "Was ist ein Wahl?", "kommt der Wind"]
+    )
+    jobs = plan_jobs(items, ("ja", "de"), voices, recogniser)
+    summary = speak_jobs(jobs, tmp_path, voices, recogniser)
+    assert (summary.jobs, summary.spoken, summary.rejected) == (6, 4, Counter({"no translation": 2}))
+    assert voice.texts[0] == "しきを いってください。"  # the reading is spoken, the text is compared
+    report = write_corpus(jobs, tmp_path, max_error=0.3)
     assert report["rows"] == 3
     german = report["languages"]["de"]
     assert german["passed"] == 2 and german["reasons"] == {"misheard": 1}
@@ -91,40 +103,40 @@ def test_from_phrases_to_rows(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_failures_are_kept_and_tried_again(tmp_path: Path) -> None:
-    items = [item("a"), item("b", "Was ist ein Wal?"), item("c", "Was ist ein Hund?")]
-    voice, listener = Tones(fails="Wal"), Prompter(["Nenne die vier Jahreszeiten", "Was ist ein Hund"])
-    jobs = builder.plan(items, ("de",), {"de": voice}, listener)
-    summary = builder.run(jobs, tmp_path, {"de": voice}, listener)
+def test_failures_are_logged_and_tried_again(tmp_path: Path) -> None:
+    items = [instruction("a"), instruction("b", "Was ist ein Wal?"), instruction("c", "Was ist ein Hund?")]
+    voice, recogniser = Tones(fails="Wal"), ScriptedRecogniser(["Nenne die vier Jahreszeiten", "Was ist ein Hund"])
+    jobs = plan_jobs(items, ("de",), {"de": voice}, recogniser)
+    summary = speak_jobs(jobs, tmp_path, {"de": voice}, recogniser)
     assert summary.spoken == 2 and summary.failed == Counter({"speech": 1})
-    assert builder.write(jobs, tmp_path)["languages"]["de"]["reasons"] == {"speech failed": 1}
+    assert write_corpus(jobs, tmp_path)["languages"]["de"]["reasons"] == {"speech failed": 1}
 
-    again, listener = Tones(), Prompter(["Was ist ein Wal"])
-    summary = builder.run(jobs, tmp_path, {"de": again}, listener)
-    assert (summary.already, summary.spoken, again.said) == (2, 1, ["Was ist ein Wal?"])
-    assert builder.write(jobs, tmp_path)["rows"] == 3
+    again, recogniser = Tones(), ScriptedRecogniser(["Was ist ein Wal"])
+    summary = speak_jobs(jobs, tmp_path, {"de": again}, recogniser)
+    assert (summary.already, summary.spoken, again.texts) == (2, 1, ["Was ist ein Wal?"])
+    assert write_corpus(jobs, tmp_path)["rows"] == 3
 
 
-def test_a_machine_that_cannot_speak_stops_the_run(tmp_path: Path) -> None:
-    items = [item(str(number), f"Sag etwas Nummer {number}.") for number in range(30)]
+def test_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
+    items = [instruction(str(number), f"Sag etwas Nummer {number}.") for number in range(30)]
     voice = Tones(fails="Sag")
-    jobs = builder.plan(items, ("de",), {"de": voice}, Prompter([]))
+    jobs = plan_jobs(items, ("de",), {"de": voice}, ScriptedRecogniser([]))
     with pytest.raises(EngineError, match="20 clips in a row failed"):
-        builder.run(jobs, tmp_path, {"de": voice}, Prompter([]))
+        speak_jobs(jobs, tmp_path, {"de": voice}, ScriptedRecogniser([]))
     assert len((tmp_path / "log" / "rows.jsonl").read_text().splitlines()) == 20
 
 
-def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    items = [item("a"), item("b", "Was ist ein Wal?")]
-    voice, listener = Tones(), Prompter(["Nenne die vier Jahreszeiten", "Was ist ein Wal"])
-    jobs = builder.plan(items, ("de",), {"de": voice}, listener)
-    builder.run(jobs[:1], tmp_path, {"de": voice}, listener)
+def test_a_disk_error_loses_nothing(tmp_path: Path) -> None:
+    items = [instruction("a"), instruction("b", "Was ist ein Wal?")]
+    voice, recogniser = Tones(), ScriptedRecogniser(["Nenne die vier Jahreszeiten", "Was ist ein Wal"])
+    jobs = plan_jobs(items, ("de",), {"de": voice}, recogniser)
+    speak_jobs(jobs[:1], tmp_path, {"de": voice}, recogniser)
     target = tmp_path / f"clips/de/{jobs[1].key[:20]}.ogg"
-    target.mkdir()  # a folder where the clip should be: the disk refuses, whoever runs the test
+    target.mkdir()  # a folder where the clip should be cannot be written, whoever runs the test
     with pytest.raises(DataError, match="cannot be written"):
-        builder.run(jobs[1:], tmp_path, {"de": voice}, listener)
+        speak_jobs(jobs[1:], tmp_path, {"de": voice}, recogniser)
     target.rmdir()
-    summary = builder.run(jobs, tmp_path, {"de": voice}, listener)
+    summary = speak_jobs(jobs, tmp_path, {"de": voice}, recogniser)
     assert (summary.already, summary.spoken) == (1, 1)
 
 
@@ -140,9 +152,9 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         ("Nenne sie.", "Gut.\n[de-response] Ja.", "holds a part marker"),
     ],
 )
-def test_refusals(german: str, answer: str, reason: str) -> None:
-    english = Words("Name the four seasons.", "Spring.")
-    assert builder.refusal(Item("a", {"en": english, "de": Words(german, answer)}), "de") == reason
+def test_rejection_reason(german: str, answer: str, reason: str) -> None:
+    english = InstructionPair("Name the four seasons.", "Spring.")
+    assert rejection_reason(Instruction("a", {"en": english, "de": InstructionPair(german, answer)}), "de") == reason
 
 
 @pytest.mark.parametrize(
@@ -163,60 +175,61 @@ def test_refusals(german: str, answer: str, reason: str) -> None:
         ("?!", "no words"),
     ],
 )
-def test_speakable(text: str, reason: str | None) -> None:
-    assert speakable_text.refusal(text) == reason
+def test_unspeakable_reason(text: str, reason: str | None) -> None:
+    assert unspeakable_reason(text) == reason
 
 
-def test_plan_refuses_what_cannot_work() -> None:
+def test_plan_jobs_raises_for_impossible_plans() -> None:
     voices = {"de": Tones()}
     with pytest.raises(ConfigError, match="name others than en"):
-        builder.plan([item("a")], ("en",), voices, Prompter([]))
+        plan_jobs([instruction("a")], ("en",), voices, ScriptedRecogniser([]))
     with pytest.raises(ConfigError, match="'fr' has no voice"):
-        builder.plan([item("a")], ("de", "fr"), voices, Prompter([]))
+        plan_jobs([instruction("a")], ("de", "fr"), voices, ScriptedRecogniser([]))
     with pytest.raises(DataError, match="'a' occurs twice"):
-        builder.plan([item("a"), item("a")], ("de",), voices, Prompter([]))
+        plan_jobs([instruction("a"), instruction("a")], ("de",), voices, ScriptedRecogniser([]))
     parts = [
-        builder.plan([item(str(n)) for n in range(20)], ("de",), voices, Prompter([]), shard=(i, 3)) for i in (1, 2, 3)
+        plan_jobs([instruction(str(n)) for n in range(20)], ("de",), voices, ScriptedRecogniser([]), shard=(i, 3))
+        for i in (1, 2, 3)
     ]
-    assert sorted(int(job.item.id) for part in parts for job in part) == list(range(20))
+    assert sorted(int(job.instruction.id) for part in parts for job in part) == list(range(20))
 
 
-def test_the_bundled_phrases_are_all_speakable() -> None:
-    bad: list[str] = []
-    items = list(instructions.read(instructions.BUNDLED, bad.append))
-    assert len(items) == 30 and not bad
+def test_all_bundled_phrases_are_speakable() -> None:
+    skipped: list[str] = []
+    items = list(instructions.read_phrases(instructions.BUNDLED, skipped.append))
+    assert len(items) == 30 and not skipped
     voices = {code: Tones() for code in ("ja", "de", "fr")}
-    assert all(job.refusal is None for job in builder.plan(items, ("ja", "de", "fr"), voices, Prompter([])))
-    for each in items:
-        assert set(each.words) == {"en", "ja", "de", "fr"}
-        reading = each.words["ja"].reading
+    assert all(job.rejection is None for job in plan_jobs(items, ("ja", "de", "fr"), voices, ScriptedRecogniser([])))
+    for item in items:
+        assert set(item.pairs) == {"en", "ja", "de", "fr"}
+        reading = item.pairs["ja"].reading
         assert all("\u3041" <= letter <= "\u309f" or letter in " 。、ー" for letter in reading), reading
-    questions = [each.words[code].instruction for each in items for code in each.words]
-    assert len(set(questions)) == len(questions)
+    texts = [item.pairs[code].instruction for item in items for code in item.pairs]
+    assert len(set(texts)) == len(texts)
 
 
-def test_alpaca_and_given_translations(tmp_path: Path) -> None:
+def test_alpaca_file_with_a_file_of_translations(tmp_path: Path) -> None:
     path = tmp_path / "alpaca.json"
     rows = [
         {"instruction": "Say hello.", "input": "to a dog", "output": "Hello, dog."},
         {"instruction": "", "output": "x"},
     ]
     path.write_text(json.dumps(rows))
-    bad: list[str] = []
-    (one,) = instructions.read_alpaca(path, bad.append)
-    assert one.words["en"] == Words("Say hello. to a dog", "Hello, dog.") and len(bad) == 1
-    given = tmp_path / "de.jsonl"
-    given.write_text(
-        json.dumps({"id": one.id, "language": "de", "instruction": "Sag hallo.", "response": "Hallo."}) + "\n{\n"
+    skipped: list[str] = []
+    (item,) = instructions.read_alpaca(path, skipped.append)
+    assert item.pairs["en"] == InstructionPair("Say hello. to a dog", "Hello, dog.") and len(skipped) == 1
+    translations = tmp_path / "de.jsonl"
+    translations.write_text(
+        json.dumps({"id": item.id, "language": "de", "instruction": "Sag hallo.", "response": "Hallo."}) + "\n{\n"
     )
-    (joined,) = instructions.joined([one], instructions.read_translations(given, bad.append))
-    assert joined.words["de"] == Words("Sag hallo.", "Hallo.") and len(bad) == 2
+    (translated,) = instructions.with_translations([item], instructions.read_translations(translations, skipped.append))
+    assert translated.pairs["de"] == InstructionPair("Sag hallo.", "Hallo.") and len(skipped) == 2
 
 
-def test_requests_only_for_what_is_missing() -> None:
-    asked = list(instructions.requests([item("a")], ("de", "ja")))
-    assert [(each.id, code, request.language) for each, code, request in asked] == [("a", "ja", "ja")]
-    assert "Japanese" in asked[0][2].messages[0]["content"]
+def test_only_missing_translations_are_requested() -> None:
+    requests = list(translation_requests([instruction("a")], ("de", "ja")))
+    assert [(item.id, code, request.language) for item, code, request in requests] == [("a", "ja", "ja")]
+    assert "Japanese" in requests[0][2].messages[0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -227,16 +240,16 @@ def test_requests_only_for_what_is_missing() -> None:
         "7\t7.wav\tWas?\tWhat?\tThat.\tDas.",
     ],
 )
-def test_published_lists(tmp_path: Path, line: str) -> None:
+def test_published_lists_are_read(tmp_path: Path, line: str) -> None:
     path = tmp_path / "de.list"
     path.write_text(line + "\n8.wav\tonly\n")
-    bad: list[str] = []
-    (row,) = sources.load("multilingual-alpaca-speech", path, bad.append)
-    assert row.language == "de" and row.answer == ("Das.",) and len(bad) == 1 and "row 2" in bad[0]
+    skipped: list[str] = []
+    (row,) = sources.load("multilingual-alpaca-speech", path, skipped.append)
+    assert row.language == "de" and row.answer == ("Das.",) and len(skipped) == 1 and "row 2" in skipped[0]
     assert prompts.target_text(row, "xs-cot") == "[de] Was?\n[en] What?\n[en-response] That.\n[de-response] Das."
-    with pytest.raises(DataError, match="row 1: none of the first two fields"):
+    with pytest.raises(DataError, match="row 1: neither of the first two fields"):
         (tmp_path / "fr.list").write_text("what\tis\tthis\n")
-        list(sources.load("multilingual-alpaca-speech", tmp_path / "fr.list", bad.append))
+        list(sources.load("multilingual-alpaca-speech", tmp_path / "fr.list", skipped.append))
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -252,15 +265,15 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 class Echo(BaseHTTPRequestHandler):
-    """Speaks a tone; writes down the text it spoke last, but for what it is told to mishear. Cannot say "vier"."""
+    """Speaks a tone, and transcribes it as the last text in capitals. It mishears "Wal" and cannot speak "vier"."""
 
     last = ""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path.endswith("/audio/transcriptions"):
-            heard = "ganz etwas anderes" if "Wal" in Echo.last else Echo.last.upper()
-            return self.reply(200, json.dumps({"text": heard}).encode())
+            transcript = "ganz etwas anderes" if "Wal" in Echo.last else Echo.last.upper()
+            return self.reply(200, json.dumps({"text": transcript}).encode())
         Echo.last = json.loads(body)["input"]
         if "vier" in Echo.last:
             return self.reply(400, b"no such word")
@@ -276,10 +289,10 @@ class Echo(BaseHTTPRequestHandler):
         pass
 
 
-def test_the_command_with_a_server_that_speaks_and_one_that_listens(
+def test_command_with_a_speech_server(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No espeak-ng and no Whisper: the whole command against real HTTP, with a text that fails and one misheard."""
+    """The whole command against a real HTTP server, with one text that fails and one that is misheard."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     german = ["Nenne die vier Jahreszeiten.", "Was ist ein Wal?", "Woher kommt der Wind heute?"]
     rows = [
@@ -290,8 +303,8 @@ def test_the_command_with_a_server_that_speaks_and_one_that_listens(
     (tmp_path / "phrases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     host = HTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=host.serve_forever, daemon=True).start()
-    at = f"http://127.0.0.1:{host.server_port}/v1"
-    voices = ["--voice", f"{at}?model=tts", "--recogniser", f"{at}?model=asr", "--languages", "de"]
+    url = f"http://127.0.0.1:{host.server_port}/v1"
+    voices = ["--voice", f"{url}?model=tts", "--recogniser", f"{url}?model=asr", "--languages", "de"]
     command = ["build", "xs-cot", str(tmp_path / "phrases.jsonl"), *voices, "--source", "ours", "--licence", "CC0"]
     command += ["--out", str(tmp_path / "out"), "--json"]
     try:
@@ -306,7 +319,7 @@ def test_the_command_with_a_server_that_speaks_and_one_that_listens(
     (row,) = manifest.read(tmp_path / "out" / "manifest.jsonl")
     assert (row.id, row.meta["voice"], row.meta["recogniser"], row.meta["error_rate"]) == ("2-de", "tts", "asr", 0.0)
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [(one["id"], one["reason"]) for one in rejected] == [("0-de", "speech failed"), ("1-de", "misheard")]
+    assert [(row["id"], row["reason"]) for row in rejected] == [("0-de", "speech failed"), ("1-de", "misheard")]
     assert "no such word" in rejected[0]["error"] and rejected[1]["error_rate"] == 1.0
 
 

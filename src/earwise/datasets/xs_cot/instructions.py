@@ -1,148 +1,194 @@
-"""Instructions and answers in several languages: read, translated, joined. What `build/xs_cot.py` speaks.
+"""Instructions with their responses, in several languages: what the XS-CoT corpus is spoken from.
 
-An `Item` is one instruction with its answer, always in English (the core language), and in as many others as are
-known. They come from phrase files (ours, bundled, or a user's), from Alpaca-like English sets, and from translations:
-of a teacher (`build/llm.py`) or a given file. Every line that cannot be used is handed to `bad`.
+An `Instruction` always has an English version (the core language of XS-CoT, arXiv:2504.20835), and one in every other
+language that is known. Instructions come from phrase files (the bundled one, or a user's), from Alpaca-like English
+files, and from files of translations. Translations by a teacher are in `translation.py`.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, StringConstraints
 
 from earwise.data.sources import example_builder, row_readers
 from earwise.data.sources.row_readers import OnSkip
-from earwise.datasets.teachers import request_runner
-from earwise.datasets.teachers.teacher import TeacherRequest, Teacher
-from earwise.engine.remote.openai_http import estimate_tokens
-from earwise.errors import DataError
+from earwise.errors import ConfigError, DataError
 
-CORE = "en"
+CORE_LANGUAGE = "en"
 BUNDLED = Path(__file__).parents[2] / "assets" / "phrases" / "phrases.jsonl"
-LANGUAGES = {
-    "ja": "Japanese", "de": "German", "fr": "French", "es": "Spanish", "it": "Italian", "pt": "Portuguese",
-    "nl": "Dutch", "zh": "Chinese", "ko": "Korean", "ru": "Russian", "pl": "Polish", "tr": "Turkish",
-}  # fmt: skip
-"""Names for prompts; a code that is not here is given to the teacher as it is."""
-Said = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+BUNDLED_SOURCE, BUNDLED_LICENCE = "earwise phrases", "Apache-2.0"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """An instruction and its answer in one language."""
+class InstructionPair:
+    """An instruction and the response to it, in one language."""
 
     instruction: str
+    """The instruction."""
     response: str
+    """The response."""
     reading: str = ""
-    """The instruction spelt as it is pronounced, where a voice needs that (Japanese in kana)."""
+    """The instruction spelt as it is pronounced, for voices that need that (Japanese in kana)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """One instruction in all languages that are known."""
+class Instruction:
+    """An instruction in every language that is known."""
 
     id: str
-    words: Mapping[str, Words]
+    """Id of the instruction."""
+    pairs: Mapping[str, InstructionPair]
+    """Language code -> the instruction and its response; English is always there."""
 
 
-class Translation(BaseModel):
-    """What a teacher gives back."""
+@dataclass(frozen=True, slots=True)
+class InstructionFiles:
+    """The files that instructions are read from, and whose they are."""
 
-    instruction: Said
-    response: Said
+    path: Path = BUNDLED
+    """Phrase file, or Alpaca-like file; the bundled phrases by default."""
+    is_alpaca: bool = False
+    """Whether `path` is an English Alpaca-like file."""
+    translations: Path | None = None
+    """File of translations, see `read_translations`."""
+    limit: int | None = None
+    """Number of instructions to take, from the beginning of the file; None takes all."""
+    source: str | None = None
+    """Source of the instructions, for every row; None for the bundled phrases."""
+    licence: str | None = None
+    """Licence of the texts, for every row; None for the bundled phrases."""
+
+    def __post_init__(self) -> None:
+        if self.is_alpaca and self.path == BUNDLED:
+            raise ConfigError("--alpaca needs PHRASES, an English instruction file")
+
+    @property
+    def attribution(self) -> tuple[str, str]:
+        """Source and licence of the texts.
+
+        Raises:
+            ConfigError: if they are not given for a file that is not bundled.
+        """
+        if self.path == BUNDLED:
+            return self.source or BUNDLED_SOURCE, self.licence or BUNDLED_LICENCE
+        if self.source is None or self.licence is None:
+            raise ConfigError(
+                f"{self.path}: name the source of the texts with --source and their licence with --licence; every row "
+                "carries both"
+            )
+        return self.source, self.licence
 
 
-def read(path: Path, bad: OnSkip) -> Iterator[Item]:
-    """Items of a phrase file: JSON lines of `id` and, per language code, `instruction`, `response`, maybe `reading`.
+def load_instructions(files: InstructionFiles, on_skip: OnSkip) -> list[Instruction]:
+    """Read the instructions of files, with the translations that a file holds.
 
+    Args:
+        files: The files.
+        on_skip: Called with one line about every row that cannot be used.
+    Raises:
+        DataError: if a file cannot be read, or no row can be used.
+    """
+    num_skipped = 0
+
+    def count_skipped(line: str) -> None:
+        nonlocal num_skipped
+        num_skipped += 1
+        on_skip(line)
+
+    read = read_alpaca if files.is_alpaca else read_phrases
+    instructions = list(read(files.path, count_skipped))[: files.limit]
+    if files.translations is not None:
+        instructions = list(with_translations(instructions, read_translations(files.translations, count_skipped)))
+    if not instructions:
+        raise DataError(f"{files.path}: holds no usable item ({num_skipped} left out)")
+    return instructions
+
+
+def read_phrases(path: Path, on_skip: OnSkip) -> Iterator[Instruction]:
+    """Read a phrase file: JSON lines of `id` and, by language code, `instruction`, `response` and perhaps `reading`.
+
+    Args:
+        path: The file.
+        on_skip: Called with one line about every row that cannot be used.
     Raises:
         DataError: if the file cannot be read, or its first row has no English.
     """
-    for where, row in row_readers.json_rows(path, ("id", CORE), bad):
+    for location, row in row_readers.json_rows(path, ("id", CORE_LANGUAGE), on_skip):
         try:
-            found = {code: _words(value, f"{where}: {code}") for code, value in row.items() if isinstance(value, dict)}
-            if CORE not in found:
-                raise DataError(f"{where}: no {CORE!r}; every item needs its English")
-            yield Item(example_builder.string_field(row, "id", where), found)
+            pairs = {
+                code: _parse_pair(value, f"{location}: {code}")
+                for code, value in row.items()
+                if isinstance(value, dict)
+            }
+            if CORE_LANGUAGE not in pairs:
+                raise DataError(f"{location}: no {CORE_LANGUAGE!r}; every item needs its English")
+            yield Instruction(example_builder.string_field(row, "id", location), pairs)
         except DataError as error:
-            bad(str(error))
+            on_skip(str(error))
 
 
-def read_alpaca(path: Path, bad: OnSkip) -> Iterator[Item]:
-    """English items of an Alpaca-like file: a JSON list or JSON lines of `instruction`, `input`, `output`."""
-    for where, row in row_readers.json_rows(path, ("instruction", "output"), bad):
+def read_alpaca(path: Path, on_skip: OnSkip) -> Iterator[Instruction]:
+    """Read an English Alpaca-like file: a JSON list or JSON lines of `instruction`, `input` and `output`.
+
+    Args:
+        path: The file.
+        on_skip: Called with one line about every row that cannot be used.
+    """
+    for location, row in row_readers.json_rows(path, ("instruction", "output"), on_skip):
         try:
-            instruction, response = example_builder.text_field(row, "instruction", where), example_builder.text_field(row, "output", where)
+            instruction = example_builder.text_field(row, "instruction", location)
+            response = example_builder.text_field(row, "output", location)
         except DataError as error:
-            bad(str(error))
+            on_skip(str(error))
             continue
-        more = " ".join(str(row.get("input") or "").split())
-        instruction = f"{instruction} {more}" if more else instruction
-        yield Item(f"alpaca-{example_builder.short_hash(instruction, response)}", {CORE: Words(instruction, response)})
+        extra_input = " ".join(str(row.get("input") or "").split())
+        instruction = f"{instruction} {extra_input}" if extra_input else instruction
+        identifier = f"alpaca-{example_builder.short_hash(instruction, response)}"
+        yield Instruction(identifier, {CORE_LANGUAGE: InstructionPair(instruction, response)})
 
 
-def read_translations(path: Path, bad: OnSkip) -> dict[tuple[str, str], Words]:
-    """Translations of a file: JSON lines of `id`, `language`, `instruction`, `response`, maybe `reading`."""
-    found = {}
-    for where, row in row_readers.json_rows(path, ("id", "language", "instruction", "response"), bad):
+def read_translations(path: Path, on_skip: OnSkip) -> dict[tuple[str, str], InstructionPair]:
+    """Read a file of translations: JSON lines of `id`, `language`, `instruction`, `response` and perhaps `reading`.
+
+    Args:
+        path: The file.
+        on_skip: Called with one line about every row that cannot be used.
+    Returns:
+        Id of an instruction and language code -> its translation.
+    """
+    translations = {}
+    for location, row in row_readers.json_rows(path, ("id", "language", "instruction", "response"), on_skip):
         try:
-            key = example_builder.string_field(row, "id", where), example_builder.string_field(row, "language", where)
-            found[key] = _words(row, where)
+            identifier = example_builder.string_field(row, "id", location)
+            language = example_builder.string_field(row, "language", location)
+            translations[identifier, language] = _parse_pair(row, location)
         except DataError as error:
-            bad(str(error))
-    return found
+            on_skip(str(error))
+    return translations
 
 
-def joined(items: Iterable[Item], translations: Mapping[tuple[str, str], Words]) -> Iterator[Item]:
-    """Items with the translations that there are; what an item says itself wins."""
-    codes = {code for _, code in translations}
-    for item in items:
-        more = {code: translations[item.id, code] for code in codes if (item.id, code) in translations}
-        yield replace(item, words=more | dict(item.words))
+def with_translations(
+    instructions: Iterable[Instruction], translations: Mapping[tuple[str, str], InstructionPair]
+) -> Iterator[Instruction]:
+    """Add translations to instructions; a version that an instruction has already is kept.
+
+    Args:
+        instructions: The instructions.
+        translations: Id of an instruction and language code -> its translation.
+    """
+    languages = {language for _, language in translations}
+    for instruction in instructions:
+        translated = {
+            language: translations[instruction.id, language]
+            for language in languages
+            if (instruction.id, language) in translations
+        }
+        yield replace(instruction, pairs=translated | dict(instruction.pairs))
 
 
-def requests(items: Iterable[Item], languages: Sequence[str]) -> Iterator[tuple[Item, str, TeacherRequest]]:
-    """What a teacher must be asked: each item in each language that it lacks."""
-    for item in items:
-        core = item.words[CORE]
-        for code in languages:
-            if code in item.words:
-                continue
-            name = LANGUAGES.get(code, code)
-            ask = (
-                f"Translate into {name}. Both texts will be spoken: write natural, plain {name} without digits, "
-                'lists or markup. Answer as JSON with the fields "instruction" and "response".\n'
-            )
-            given = json.dumps({"instruction": core.instruction, "response": core.response}, ensure_ascii=False)
-            message = {"role": "user", "content": ask + given}
-            tokens = 2 * estimate_tokens(given)
-            request = TeacherRequest(
-                f"{item.id}:{code}", "translation", (message,), Translation, language=code, expected_tokens=tokens
-            )
-            yield item, code, request
-
-
-def translated(items: Sequence[Item], languages: Sequence[str], teacher: Teacher, folder: Path, bad: OnSkip) -> list[Item]:
-    """Items with the answers of a teacher that `llm.run` has asked; what has no usable answer is handed to `bad`."""
-    asked = {request.id: (item, code) for item, code, request in requests(items, languages)}
-    found: dict[tuple[str, str], Words] = {}
-    every = (request for _, _, request in requests(items, languages))
-    for request, row in request_runner.read_answers(every, teacher, folder):
-        item, code = asked[request.id]
-        if row is not None and row["status"] == "ok":
-            found[item.id, code] = Words(row["value"]["instruction"], row["value"]["response"])
-        else:
-            bad(f"{item.id}, {code}: no translation ({'not asked' if row is None else row['status']})")
-    return list(joined(items, found))
-
-
-def _words(row: Mapping[str, object], where: str) -> Words:
-    """Texts as they stand, outer blanks aside. An empty one stays: the builder counts it."""
+def _parse_pair(row: Mapping[str, object], location: str) -> InstructionPair:
+    """The texts of a row, stripped. Empty ones are allowed here, since the report counts them."""
     texts = {key: row.get(key, "") for key in ("instruction", "response", "reading")}
     for key, value in texts.items():
         if not isinstance(value, str):
-            raise DataError(f"{where}: {key} is {value!r:.40} where a text is expected")
-    return Words(*(str(value).strip() for value in texts.values()))
+            raise DataError(f"{location}: {key} is {value!r:.40} where a text is expected")
+    return InstructionPair(*(str(value).strip() for value in texts.values()))

@@ -1,13 +1,14 @@
-"""Which instructions can be spoken at all: no code, tables, links, formulas; short enough for one breath.
+"""Decides which instructions can be spoken: no code, tables, links or formulas, and no longer than one breath.
 
-First step of `build/xs_cot.py`. Pure. Alpaca-like sets hold many instructions that point at something written ("the
-following table"), which no listener can follow. What each check looks for is ours; the paper names no filter.
+First filter of the XS-CoT corpus. Alpaca-like sets contain many instructions that refer to something written ("the
+following table"), which no listener can follow. The paper (arXiv:2504.20835) publishes no filter; these checks are
+ours.
 """
 
 import re
 
 MAX_WORDS = 40
-MAX_CHARS = 240  # Japanese: about 30 s of speech at 8 characters a second
+MAX_CHARS = 240  # in Japanese about 30 s of speech, at 8 characters a second
 _CHECKS = (
     ("link", re.compile(r"https?://|www\.|\S+@\S+\.\w", re.I)),
     ("code", re.compile(r"```|`[^`]+`|</?\w+>|[{}<>\\|]|\w\(\)|==|!=|\b(?:def|print|SELECT|#include)\b\W")),
@@ -26,13 +27,14 @@ _CHECKS = (
 )
 
 
-def refusal(text: str) -> str | None:
-    """Why a text cannot be spoken; None if it can.
+def unspeakable_reason(text: str) -> str | None:
+    """The reason why a text cannot be spoken; None if it can.
 
-    >>> refusal("Name the four seasons."), refusal("Fix this code: print()")
-    (None, 'code')
-    >>> refusal("  "), refusal("Summarize the following text.")
-    ('empty', 'points at something written')
+    Example:
+        >>> unspeakable_reason("Name the four seasons."), unspeakable_reason("Fix this code: print()")
+        (None, 'code')
+        >>> unspeakable_reason("  "), unspeakable_reason("Summarize the following text.")
+        ('empty', 'points at something written')
     """
     if not text.strip():
         return "empty"

