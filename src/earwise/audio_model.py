@@ -88,8 +88,8 @@ class Answer:
             f'{base64.b64encode(encode_wav(waveform, self.sample_rate)).decode()}"></audio>'
             for waveform in self.waveforms
         )
-        shown = [("em", self.question), ("strong", self.answer), ("small", self.reasoning or "")]
-        lines = "".join(f"<p><{tag}>{html.escape(text)}</{tag}></p>" for tag, text in shown if text)
+        parts = [("em", self.question), ("strong", self.answer), ("small", self.reasoning or "")]
+        lines = "".join(f"<p><{tag}>{html.escape(text)}</{tag}></p>" for tag, text in parts if text)
         table = "".join(f"<li>{html.escape(name)}: {p:.3f}</li>" for name, p in (self.probabilities or {}).items())
         return f"<div>{players}{lines}{f'<ul>{table}</ul>' if table else ''}</div>"
 

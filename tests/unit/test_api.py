@@ -126,9 +126,9 @@ def test_long_and_silent_clips(model: AudioModel, tmp_path: Path) -> None:
 
 
 def test_a_notebook_shows_a_player_and_escapes_text(model: AudioModel, clip: Path) -> None:
-    shown = model.ask([clip, clip], "<b>How many?</b>")._repr_html_()
-    assert shown.count('<audio controls src="data:audio/wav;base64,UklGR') == 2
-    assert "&lt;b&gt;How many?" in shown and "2 clips" in shown
+    page = model.ask([clip, clip], "<b>How many?</b>")._repr_html_()
+    assert page.count('<audio controls src="data:audio/wav;base64,UklGR') == 2
+    assert "&lt;b&gt;How many?" in page and "2 clips" in page
 
 
 def test_evaluate_is_one_call(model: AudioModel, tmp_path: Path) -> None:

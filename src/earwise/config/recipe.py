@@ -153,24 +153,24 @@ def load_recipe(
     return check_recipe(raw, str(path))
 
 
-def check_recipe(raw: dict[str, Any], where: str) -> Recipe:
+def check_recipe(raw: dict[str, Any], source: str) -> Recipe:
     """Validate a merged recipe.
 
     Args:
         raw: The recipe as plain values. Old names of keys are accepted; one line on stderr lists them.
-        where: Path of the recipe, for messages.
+        source: Path of the recipe, for messages.
     Raises:
         ConfigError: naming the recipe, the key, the value and the remedy.
     """
     old_names: list[str] = []
-    raw = with_new_names(raw, where, old_names.append)
+    raw = with_new_names(raw, source, old_names.append)
     if old_names:
-        changes = ", ".join(line.removeprefix(f"{where}: ").partition(";")[0] for line in old_names)
-        warn_on_stderr(f"{where}: {changes}; old names work for one more release")
+        changes = ", ".join(line.removeprefix(f"{source}: ").partition(";")[0] for line in old_names)
+        warn_on_stderr(f"{source}: {changes}; old names work for one more release")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_problem(error)}") from error
+        raise ConfigError(f"{source}: {_first_problem(error)}") from error
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -1,4 +1,4 @@
-"""Recipes: what overrides what, what is refused and how it is said."""
+"""Recipes: what overrides what, what is refused and how it is message."""
 
 from pathlib import Path
 
@@ -41,9 +41,9 @@ def test_defaults_below_file_below_profile_below_command_line(recipe: Path) -> N
     assert plain.model.name == "embedded"
     cpu = load_recipe(recipe, profile="cpu")
     assert [stage.max_steps for stage in cpu.stages] == [2, 2]
-    given = load_recipe(recipe, profile="cpu", overrides=["stages.1.max_steps=7", "seed=3"])
-    assert [stage.max_steps for stage in given.stages] == [2, 7]
-    assert given.seed == 3
+    overridden = load_recipe(recipe, profile="cpu", overrides=["stages.1.max_steps=7", "seed=3"])
+    assert [stage.max_steps for stage in overridden.stages] == [2, 7]
+    assert overridden.seed == 3
 
 
 def test_a_mapping_in_a_profile_is_merged_not_replaced(recipe: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["stages.1.group_sise=4"], "unknown key 'stages.1.group_sise'; did you mean 'group_size'"),
         (["stages.0.data.stiles={}"], "unknown key 'stages.0.data.stiles'"),
@@ -84,15 +84,15 @@ def test_a_resolved_recipe_is_read_back_unchanged(recipe: Path) -> None:
         (["stages.0.data.mixture.0.weight=0"], "weight"),
     ],
 )
-def test_what_is_wrong_is_named(recipe: Path, overrides: list[str], said: str) -> None:
+def test_wrong_settings_are_named(recipe: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, overrides=overrides)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "recipe: [unclosed", "recipe: x\n\tstages: y", "just words"])
-def test_what_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_files_that_are_no_recipe_are_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
@@ -109,7 +109,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nowhere.yaml")
 
 
-def test_cispo_wants_its_limit(tmp_path: Path) -> None:
+def test_cispo_needs_its_limit(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(
         "recipe: r\nstages: [{kind: grpo, data: {mixture: [{manifest: a.jsonl}]}, max_steps: 1, loss_type: cispo}]\n"
@@ -119,7 +119,7 @@ def test_cispo_wants_its_limit(tmp_path: Path) -> None:
     assert load_recipe(path, overrides=["stages.0.epsilon_high=5"]).stages[0].epsilon_high == 5  # type: ignore[union-attr]
 
 
-def test_an_arm_lies_over_the_profile_and_takes_out_what_is_null(recipe: Path) -> None:
+def test_an_arm_is_applied_after_the_profile_and_null_removes(recipe: Path) -> None:
     plain, think = load_recipe(recipe, profile="cpu"), load_recipe(recipe, profile="cpu", arm="think")
     assert plain.stages[0].data.styles == {"open": 1.0}
     assert think.stages[0].data.styles == {"think": 1.0}
