@@ -22,6 +22,7 @@ from earwise.report.page import tile
 from earwise.report.plots import COLOURS, Series, curves
 from earwise.report.tables import table
 from earwise.train.logging.trackers import LoggedSample, flatten_settings, group_metrics
+from earwise.train.stages.table import STAGES
 
 LOG, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.json"
 CURVES = {
@@ -42,7 +43,7 @@ CURVES = {
 """Logged value -> title and note of its curve, in the order of the page. Other values follow under their own names."""
 OTHER_CURVES = 24
 """Number of other curves that the page shows at most."""
-LEAD_VALUES = ("grpo/reward", "sft/loss", "dpo/accuracy", "compress/loss")
+LEAD_VALUES = tuple(f"{kind}/{entry.main_metric}" for kind, entry in STAGES.items())
 """Values that the lead mentions, one for each kind of stage."""
 CARDS = 12
 

@@ -127,10 +127,10 @@ def _open_source(
         opened[path] = open_rows(path, notify=notify)
     rows = opened[path].select(source.where, require_answer=not with_preferences, require_preference=with_preferences)
     if not rows:
-        where = f" with {dict(source.where)}" if source.where else ""
+        condition = f" with {dict(source.where)}" if source.where else ""
         missing, command = ("`rejected`", "preferences") if with_preferences else ("an answer to train on", "labels")
         raise DataError(
-            f"{path}: none of {len(opened[path])} rows{where} has {missing}; build some: earwise build {command}"
+            f"{path}: none of {len(opened[path])} rows{condition} has {missing}; build some: earwise build {command}"
         )
     return rows
 

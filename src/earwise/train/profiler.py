@@ -16,7 +16,7 @@ PHASES = ("decode", "hear", "rollout", "reference", "forward", "backward", "opti
 """Names in the log, in the order in which they are shown: reading audio files; the frozen encoder; sampling; forward
 passes under the reference and the old policy; connector, decoder and loss (and the encoder where it is trained); their
 gradients; gradient clipping and update."""
-REST = "rest"
+OUTSIDE_PHASES = "rest"
 """Name in the log of the time outside all phases."""
 
 
@@ -53,18 +53,18 @@ class Profiler:
         """Return the seconds of each phase since the last call, and start again from zero.
 
         Returns:
-            The phases that took time: those of `PHASES` in that order, then other names, then `REST`.
+            The phases that took time: those of `PHASES` in that order, then other names, then `OUTSIDE_PHASES`.
         """
         self._add_elapsed()
         seconds, self._seconds = self._seconds, {}
-        order = [*PHASES, *(name for name in seconds if name not in PHASES and name != REST), REST]
+        order = [*PHASES, *(name for name in seconds if name not in PHASES and name != OUTSIDE_PHASES), OUTSIDE_PHASES]
         return {name: seconds[name] for name in order if name in seconds}
 
     def _add_elapsed(self) -> None:
         """Add the time since the last reading to the innermost open phase."""
         self._synchronize()
         now = self._now()
-        phase = self._open_phases[-1] if self._open_phases else REST
+        phase = self._open_phases[-1] if self._open_phases else OUTSIDE_PHASES
         self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last_reading
         self._last_reading = now
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from builders import user_question, tone, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone, user_question
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
@@ -26,7 +26,7 @@ from earwise.train.logging import sample_log
 from earwise.train.logging.trackers import CLIP_RATE, LoggedSample, TrackedStage, markdown, sample_table
 from earwise.train.trainable import set_trainable
 from earwise.types import Audio, Example, Text, Turn
-from resumed import metrics_rows, assert_same_result, run_interrupted_and_whole
+from resumed import assert_same_result, metrics_rows, run_interrupted_and_whole
 
 CHOICES = ("low", "high")
 TOKENS = 12

@@ -1,4 +1,4 @@
-"""What a stage trains, in all four kinds: encoder, connector and decoder apart, each at its own learning rate."""
+"""All four kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
 
 import sys
 from pathlib import Path
@@ -19,14 +19,14 @@ from earwise.types import Audio, Example, Text, Turn
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_groups:load`."""
+    """The model of the recipes below, which name it `test_groups:load`."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 def likes_e(_: Example, completion: str) -> float:
-    """A reward that a byte model can earn."""
-    return float(sum(c in "etaoinshrdlu" for c in completion))
+    """A reward that a byte model can earn: the number of frequent letters."""
+    return float(sum(character in "etaoinshrdlu" for character in completion))
 
 
 @pytest.fixture
@@ -62,10 +62,15 @@ KINDS: dict[str, dict] = {
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("modes", MODES, ids=lambda modes: "-".join(modes.values()))
-def test_every_stage_trains_the_parts_that_are_asked_for_and_no_other(rows: Path, kind: str, modes: dict) -> None:
+def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind: str, modes: dict) -> None:
     pytest.importorskip("peft")
     data = {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think" if kind == "compress" else "answer": 1.0}}
-    optimizer = {"learning_rate": 1e-3, "encoder_learning_rate": 1e-5, "connector_learning_rate": 1e-4, "lr_scheduler_type": "constant"}
+    optimizer = {
+        "learning_rate": 1e-3,
+        "encoder_learning_rate": 1e-5,
+        "connector_learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+    }
     stage = {
         "kind": kind,
         "max_steps": 1,
@@ -74,36 +79,45 @@ def test_every_stage_trains_the_parts_that_are_asked_for_and_no_other(rows: Path
         "trainable": modes,
         "optimizer": optimizer,
     } | KINDS[kind]
-    asked = {"recipe": "t", "model": {"name": "test_groups:load"}, "seed": 5, "stages": [stage]}
-    run.start(check_recipe(asked, "test"), rows.parent / "run", rows.parent)
+    raw = {"recipe": "t", "model": {"name": "test_groups:load"}, "seed": 5, "stages": [stage]}
+    run.start(check_recipe(raw, "test"), rows.parent / "run", rows.parent)
     before = dict(load().module.named_parameters())
     after = dict(load_model(str(rows.parent / "run"), device="cpu").module.named_parameters())
-    moved = {
-        part: max(float((after[name] - old).abs().max()) for name, old in before.items() if name.startswith(prefix))
+    largest_change = {
+        part: max(float((after[name] - value).abs().max()) for name, value in before.items() if name.startswith(prefix))
         for part, prefix in PARTS.items()
     }
-    assert {part: change > 0 for part, change in moved.items()} == {p: mode != "frozen" for p, mode in modes.items()}
-    # The first step of Adam moves a weight by its rate, rounding apart.
+    is_trained = {part: mode != "frozen" for part, mode in modes.items()}
+    assert {part: change > 0 for part, change in largest_change.items()} == is_trained
+    # The first step of Adam changes a weight by its learning rate, except for rounding.
     rates = {"encoder": 1e-5, "connector": 1e-4, "decoder": 1e-3}
     for part, mode in modes.items():
-        assert mode != "full" or moved[part] == pytest.approx(rates[part], rel=0.1)
+        assert mode != "full" or largest_change[part] == pytest.approx(rates[part], rel=0.1)
 
 
-def test_rates_by_group() -> None:
+def test_learning_rates_of_parameter_groups() -> None:
     model = tiny_qwen2_audio(1)
     set_trainable(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
     names = {id(parameter): name for name, parameter in model.module.named_parameters()}
 
-    def found(**rates: float) -> dict[float, set[str]]:
+    def parts_by_rate(**rates: float) -> dict[float, set[str]]:
         groups = parameter_groups(model, OptimizerConfig(learning_rate=1.0, **rates))
         return {
-            group["lr"]: {part for part, at in PARTS.items() for p in group["params"] if names[id(p)].startswith(at)}
+            group["lr"]: {
+                part
+                for part, prefix in PARTS.items()
+                for parameter in group["params"]
+                if names[id(parameter)].startswith(prefix)
+            }
             for group in groups
         }
 
-    assert found(encoder_learning_rate=0.1, connector_learning_rate=0.2) == {1.0: {"decoder"}, 0.1: {"encoder"}, 0.2: {"connector"}}
-    assert found(connector_learning_rate=0.2) == {1.0: {"encoder", "decoder"}, 0.2: {"connector"}}
-    assert found(encoder_learning_rate=0.1)[0.1] == {"encoder"}
+    own_rates = parts_by_rate(encoder_learning_rate=0.1, connector_learning_rate=0.2)
+    assert own_rates == {1.0: {"decoder"}, 0.1: {"encoder"}, 0.2: {"connector"}}
+    assert parts_by_rate(connector_learning_rate=0.2) == {1.0: {"encoder", "decoder"}, 0.2: {"connector"}}
+    assert parts_by_rate(encoder_learning_rate=0.1)[0.1] == {"encoder"}
     order = parameter_groups(model, OptimizerConfig())[0]["params"]
-    rest = [p for name, p in model.module.named_parameters() if not name.startswith(PARTS["connector"])]
-    assert all(a is b for a, b in zip(order, rest, strict=True)), "as checkpoints of before have it"
+    expected = [
+        parameter for name, parameter in model.module.named_parameters() if not name.startswith(PARTS["connector"])
+    ]
+    assert all(first is second for first, second in zip(order, expected, strict=True)), "the order in checkpoints"

@@ -46,7 +46,7 @@ def init_processes() -> None:
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
         raise ConfigError(
             "`accelerate launch --cpu` starts one process only, whatever --num_processes says; "
-            "launch with --config_file recipes/engines/ddp.yaml --num_processes N, or torchrun --nproc-per-node N"
+            "launch with --config_file $(earwise recipe --path ddp) --num_processes N, or torchrun --nproc-per-node N"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         return
@@ -65,7 +65,7 @@ def leave_processes() -> None:
 
 
 def launcher_engine() -> LauncherEngine:
-    """The engine that the launcher's configuration asks for (`recipes/engines/*.yaml`).
+    """The engine that the launcher's configuration asks for (`earwise/recipes/engines/*.yaml`).
 
     Raises:
         ConfigError: for DeepSpeed, whose hooks require the same calls in the same order from every process, and for
@@ -74,7 +74,7 @@ def launcher_engine() -> LauncherEngine:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError(
             "DeepSpeed waits for calls that a process without audio or trees does not make; use FSDP2, which shards in "
-            "the same way: recipes/engines/fsdp2.yaml for ZeRO-3, fsdp2-zero2.yaml for ZeRO-2"
+            "the same way: the configuration fsdp2 for ZeRO-3, fsdp2-zero2 for ZeRO-2 (earwise recipe --path NAME)"
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         if os.environ.get("FSDP_VERSION", "1") != "2":

@@ -1,1 +1,1 @@
-"""Everything between a prompt and a scored completion in reinforcement learning."""
+"""Rollouts for GRPO: prompts are drawn, completions sampled and rewarded (`collect.py`), then packed (`batching.py`)."""

@@ -129,9 +129,9 @@ class WeightSync:
             model_name = name if name in self._model_names() else self._base_name
             if self._loaded_name not in (None, name) and model_name == name:
                 self._post("/unload_lora_adapter", {"lora_name": self._loaded_name}, below_v1=not is_sglang)
-        for other in self._folder.iterdir():
-            if other != version:
-                shutil.rmtree(other, ignore_errors=True)
+        for path in self._folder.iterdir():
+            if path != version:
+                shutil.rmtree(path, ignore_errors=True)
         self._loaded_name = name
         return model_name
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from earwise.errors import ConfigError
-from earwise.models.base import AudioLM
 from earwise.models.embedded.model import Embedded
 from earwise.models.embedded.ridge_init import ridge_init
 from earwise.train.batches import ClipGroup, group_by_clips
@@ -78,6 +77,6 @@ def _targets(model: Embedded, fields: Sequence[str], labels: Sequence[dict[str |
 
 
 @torch.no_grad()
-def _mean_embedding(model: AudioLM, text: str) -> Tensor:
+def _mean_embedding(model: Embedded, text: str) -> Tensor:
     """Mean embedding of the tokens of a text."""
     return model.embed(torch.tensor(model.tokenizer.encode(" " + text))).mean(0)

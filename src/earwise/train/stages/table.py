@@ -20,7 +20,8 @@ class StageEntry:
 
     Attributes:
         implementation: The class, as `module:name`.
-        main_metric: Name (without the kind) of the logged value that sums up the stage in a report.
+        main_metric: Name (without the kind) of the logged value that sums up the stage in a report. For a run with
+            several stages, the report takes that of the first kind in this table.
     """
 
     implementation: str
@@ -28,8 +29,8 @@ class StageEntry:
 
 
 STAGES = {
-    "sft": StageEntry("earwise.train.stages.sft:SftStage", "loss"),
     "grpo": StageEntry("earwise.train.stages.grpo:GrpoStage", "reward"),
+    "sft": StageEntry("earwise.train.stages.sft:SftStage", "loss"),
     "dpo": StageEntry("earwise.train.stages.dpo:DpoStage", "accuracy"),
     "compress": StageEntry("earwise.train.stages.compress:CompressStage", "loss"),
 }
