@@ -1,4 +1,4 @@
-"""A folder named as a model: a checkpoint, a run, a released one; anything else is refused, with what to name."""
+"""A folder named as a model: a checkpoint, a run, or a released checkpoint; anything else is refused with a remedy."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from builders import tiny_qwen2_audio
-from earwise.commands import loading
+from earwise.engine import loading
 from earwise.errors import ModelError
-from earwise.models import base, detect
+from earwise.models import base, detect, registry
 
 
 def write(path: Path, **values: str) -> None:
@@ -19,22 +19,22 @@ def write(path: Path, **values: str) -> None:
 def test_a_run_stands_for_its_final(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "first"
     tiny_qwen2_audio(1).save(run / "final")
-    assert detect.checkpoint(run) == detect.checkpoint(run / "final") == ("qwen2_audio", run / "final")
-    whole, final = base.load(str(run), device="cpu"), base.load(str(run / "final"), device="cpu")
-    assert whole.revision == final.revision
+    assert detect.find_checkpoint(run) == detect.find_checkpoint(run / "final") == ("qwen2_audio", run / "final")
+    model, final = base.load(str(run), device="cpu"), base.load(str(run / "final"), device="cpu")
+    assert model.revision == final.revision
     engine = loading.open_engine(str(run))
-    assert engine.name == f"{whole.name} (runs/first)" and engine.revision == whole.revision
+    assert engine.name == f"{model.name} (runs/first)" and engine.revision == model.revision
 
 
-def test_a_released_checkpoint_says_its_family_itself(tmp_path: Path) -> None:
+def test_a_released_checkpoint_is_recognised_by_its_model_type(tmp_path: Path) -> None:
     tiny_qwen2_audio(1).save(tmp_path)
     (tmp_path / "earwise.json").unlink()
-    assert detect.checkpoint(tmp_path) == ("qwen2_audio", tmp_path)
+    assert detect.find_checkpoint(tmp_path) == ("qwen2_audio", tmp_path)
     assert base.load(str(tmp_path), device="cpu").name == "qwen2_audio"
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({}, "holds no model"),
         ({"recipe.json": {}}, "not finished; continue it: earwise train --resume"),
@@ -44,14 +44,14 @@ def test_a_released_checkpoint_says_its_family_itself(tmp_path: Path) -> None:
         ({"final/earwise.json": {}}, "final/earwise.json: does not say the family"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, dict[str, str]], said: str) -> None:
+def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, dict[str, str]], message: str) -> None:
     for name, values in files.items():
         write(tmp_path / name, **values)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         base.load(str(tmp_path))
 
 
-def test_a_folder_that_is_not_there_and_a_name_that_is_unknown() -> None:
+def test_a_missing_folder_and_an_unknown_name() -> None:
     with pytest.raises(ModelError, match="runs/none: no such folder"):
         base.load("runs/none")
     with pytest.raises(ModelError, match=r"model 'embeded' is none of embedded, .*; did you mean 'embedded'\?"):
@@ -59,13 +59,11 @@ def test_a_folder_that_is_not_there_and_a_name_that_is_unknown() -> None:
 
 
 def test_every_model_type_stands_for_a_family() -> None:
-    assert set(detect.MODEL_TYPES.values()) <= base.MODELS.keys()
+    assert set(registry.model_types().values()) <= set(registry.names())
 
 
-def test_base_weights_are_wanted_by_family(tmp_path: Path) -> None:
+def test_base_weights_are_used_by_the_embedded_family(tmp_path: Path) -> None:
     write(tmp_path / "a" / "final" / "earwise.json", family="embedded")
     write(tmp_path / "b" / "earwise.json", family="qwen2_audio")
-    wanted = [
-        loading.wants_base(name) for name in ("embedded-blank", "qwen2_audio", *map(str, sorted(tmp_path.iterdir())))
-    ]
-    assert wanted == [True, False, True, False]
+    names = ("embedded-blank", "qwen2_audio", *map(str, sorted(tmp_path.iterdir())))
+    assert [loading.uses_base_weights(name) for name in names] == [True, False, True, False]
