@@ -1,29 +1,33 @@
 """How difficult is each example for a policy? Its pass rate: correct answers out of 16 attempts, judged by a reward.
 
-Used by `earwise build difficulty`, and by the filter and the order of SARI's data (arXiv:2504.15900, sections 3.1 and
-3.3). The attempts of one example are sampled together, and examples about one clip follow each other, so that the
-engine encodes the clip once. Attempts are sampled at temperature 1 with the options in the order of the row. A row
+Used by `earwise build difficulty`, and by the filter and the order of SARI's data (arXiv:2504.15900). The attempts of
+one example are sampled together, and examples about one clip follow each other, so that the engine encodes the clip
+once. Attempts are sampled at temperature 1 with the options in the order of the row. A row
 keeps the pass count, the number of attempts, the policy, its revision and the sampling parameters.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from earwise.algorithms.rewards import Reward, load_reward
 from earwise.answers import parse
 from earwise.audio import LongAudio
+from earwise.data import manifest
 from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
-from earwise.datasets.teachers.keyed_log import UNSHARDED, LogRow, Shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, LogRow, Shard, in_shard
 from earwise.engine.base import Engine, SamplingParams
-from earwise.errors import ConfigError
+from earwise.errors import ConfigError, DataError
 from earwise.prompts import prompt_turns
-from earwise.types import Completion, Example
+from earwise.types import Audio, Completion, Example
 
 BANDS = ("unsolved", "hard", "medium", "easy", "solved")
 """Names of the pass-rate bands, from no correct attempt to all correct; see `band`."""
+BATCHES_PER_NOTE = 20
+"""Batches between two lines about progress."""
 LOGGED_ANSWERS = 8
 """Number of different answers whose counts a row of the log keeps."""
 
@@ -56,6 +60,22 @@ class AttemptSettings:
     def sampling_params(self) -> SamplingParams:
         """The sampling parameters that the engine receives."""
         return SamplingParams(max_new_tokens=self.max_new_tokens, temperature=self.temperature, seed=self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class DifficultyOptions:
+    """How a manifest is rated, and which of its examples are kept."""
+
+    attempts: AttemptSettings = field(default_factory=AttemptSettings)
+    """Number of attempts, wording, reward and sampling."""
+    drop: tuple[str, ...] = ()
+    """Bands whose examples are left out, out of `BANDS`."""
+    batch: int = 16
+    """Examples handed to the engine at a time; changes nothing but speed."""
+    long_audio: LongAudio = "error"
+    """What to do with clips longer than the engine accepts, see `QueryOptions`."""
+    log_folder: Path | None = None
+    """Folder of the log; None takes one beside the manifest."""
 
 
 def band(pass_count: int, attempts: int) -> str:
@@ -134,7 +154,9 @@ def measure_pass_rates(
     return [rows_by_index[index] for index in range(len(examples))]
 
 
-def with_pass_rates(examples: Iterable[Example], rows: Iterable[LogRow], attempts: AttemptSettings) -> Iterator[Example]:
+def with_pass_rates(
+    examples: Iterable[Example], rows: Iterable[LogRow], attempts: AttemptSettings
+) -> Iterator[Example]:
     """The examples with `difficulty` and, in `meta`, the pass rate and how it was measured.
 
     An example whose clip could not be read gets no difficulty, and `meta` holds the reason as `difficulty_error`. Where
@@ -161,10 +183,120 @@ def with_pass_rates(examples: Iterable[Example], rows: Iterable[LogRow], attempt
         yield replace(example, difficulty=band(pass_count, num_attempts), meta=meta | pass_rate | provenance)
 
 
+def select_rated(examples: Iterable[Example], shard: Shard = UNSHARDED) -> tuple[list[Example], int]:
+    """Select the examples that a process rates: those of its shard that have an answer.
+
+    Args:
+        examples: All examples.
+        shard: Shard of this process, by the hash of an example's first clip, so that one process encodes a clip.
+    Returns:
+        The examples, and the number of those of the shard that have no answer.
+    Raises:
+        DataError: if no example of the shard has an answer.
+    """
+    members = [example for example in examples if in_shard(_shard_key(example), shard)]
+    with_answer = [example for example in members if example.answer]
+    if not with_answer:
+        raise DataError("no row has an answer to compare attempts with; add answers to the rows")
+    return with_answer, len(members) - len(with_answer)
+
+
+def build_difficulty(
+    engine: Engine,
+    examples: Iterable[Example],
+    out: Path,
+    options: DifficultyOptions | None = None,
+    *,
+    shard: Shard = UNSHARDED,
+    notify: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Rate examples and write them with `difficulty` and pass rates; the same call again continues where it stopped.
+
+    Args:
+        engine: The policy.
+        examples: The examples; those without an answer are left out.
+        out: Manifest to write.
+        options: How examples are rated, and which are kept; None takes the defaults.
+        shard: The part of the clips that this process rates. A shard writes no manifest: copy the logs of all shards
+            into one folder, then build without `shard`.
+        notify: Called with every line about progress.
+    Returns:
+        Counts: `rows` rated, `unlabelled` rows without an answer, `errors`, `long` (rows with clips longer than the
+        engine accepts), `bands`, `attempts` in all, `right`, `unparsed` and `cut` ones, and rows `kept`; also `model`,
+        and `out` if the manifest was written.
+    Raises:
+        DataError: if no example has an answer, all are left out, or a file cannot be written.
+        EngineError: if the engine fails on everything; finished rows are kept.
+    """
+    options = options or DifficultyOptions()
+    rated, num_unlabelled = select_rated(examples, shard)
+    rows = measure_pass_rates(
+        engine,
+        rated,
+        options.log_folder or out.with_name(f"{out.stem}.attempts"),
+        options.attempts,
+        batch=options.batch,
+        long_audio=options.long_audio,
+        shard=shard,
+        on_progress=_notes_about_attempts(options.batch, notify),
+    )
+    rated = list(with_pass_rates(rated, rows, options.attempts))
+    remaining = [example for example in rated if example.difficulty not in options.drop]
+    summary = _summarize(rows, rated, engine, options.long_audio, notify)
+    summary |= {"unlabelled": num_unlabelled, "kept": len(remaining)}
+    if shard == UNSHARDED:
+        if not remaining:
+            bands = " or ".join(options.drop)
+            raise DataError(f"{out}: all {len(rated)} rows are {bands}; keep them or use another model")
+        manifest.write(out, remaining)
+        summary["out"] = str(out)
+    return summary
+
+
 def count_bands(examples: Iterable[Example]) -> dict[str, int]:
     """Number of examples in each band, every band named, and of those without a difficulty as `unmeasured`."""
     counts = Counter(example.difficulty or "unmeasured" for example in examples)
     return {name: counts[name] for name in (*BANDS, "unmeasured")}
+
+
+def _shard_key(example: Example) -> str:
+    """Hash that decides the shard of an example: that of its first clip, or of its id if it has no clip."""
+    clips = [part.path for turn in example.turns for part in turn.parts if isinstance(part, Audio)]
+    return hashlib.sha256((clips or [example.id])[0].encode()).hexdigest()
+
+
+def _notes_about_attempts(batch: int, notify: Callable[[str], None]) -> Callable[[int, int], None]:
+    """A progress callback that reports every `BATCHES_PER_NOTE` batches, and the end."""
+
+    def on_progress(num_done: int, total: int) -> None:
+        if num_done == total or num_done % (BATCHES_PER_NOTE * batch) < batch:
+            notify(f"attempted {num_done} of {total}")
+
+    return on_progress
+
+
+def _summarize(
+    rows: Sequence[LogRow],
+    rated: Sequence[Example],
+    engine: Engine,
+    long_audio: LongAudio,
+    notify: Callable[[str], None],
+) -> dict[str, Any]:
+    """Counts of the attempts; failed rows and long clips are also reported as lines."""
+    errors = [row for row in rows if row["status"] != "ok"]
+    if errors:
+        notify(f"{len(errors)} rows could not be attempted (first: {errors[0]['id']}: {errors[0]['error']})")
+    num_long = sum(row.get("long_clips", 0) > 0 for row in rows)
+    if num_long:
+        treatment = {"error": "not attempted", "truncate": "cut to their beginning", "chunk": "cut into chunks"}
+        notify(f"{num_long} rows have clips longer than {engine.name} accepts: {treatment[long_audio]}")
+    attempted = [row for row in rows if row["status"] == "ok"]
+    return {
+        "rows": len(rated), "unlabelled": 0, "errors": len(errors), "long": num_long, "bands": count_bands(rated),
+        "attempts": sum(row["attempts"] for row in attempted), "right": sum(row["pass_count"] for row in attempted),
+        "unparsed": sum(row.get("unparsed", 0) for row in rows), "cut": sum(row.get("cut", 0) for row in rows),
+        "kept": 0, "model": engine.name,
+    }  # fmt: skip
 
 
 def _query(example: Example, attempts: AttemptSettings) -> AudioQuery:
