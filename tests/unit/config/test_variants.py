@@ -157,13 +157,13 @@ def shuffled(value: Any, order: random.Random) -> Any:
 def test_the_order_of_mappings_in_a_recipe_means_nothing(path: Path, tmp_path: Path) -> None:
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     arms = sorted(raw.get("arms") or {})
-    shuffled_path = tmp_path / path.name
+    reordered = tmp_path / path.name
     for seed in range(3):
         order = random.Random(seed)
-        shuffled_path.write_text(yaml.safe_dump(shuffled(raw, order), sort_keys=False))
+        reordered.write_text(yaml.safe_dump(shuffled(raw, order), sort_keys=False))
         for profile in (None, *(raw.get("profiles") or {})):
             for arm in (None, *order.sample(arms, min(4, len(arms)))):
-                assert load_recipe(shuffled_path, profile=profile, arm=arm) == load_recipe(path, profile=profile, arm=arm)
+                assert load_recipe(reordered, profile=profile, arm=arm) == load_recipe(path, profile=profile, arm=arm)
 
 
 SARI = next(path for path in RECIPES if path.stem == "sari")
