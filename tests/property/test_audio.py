@@ -1,4 +1,4 @@
-"""Lengths and pieces, for any duration and rate."""
+"""Sample counts, resampled lengths and chunks, for any duration and sample rate."""
 
 import io
 
@@ -27,10 +27,9 @@ def test_rounding_is_to_the_nearest_sample(duration_s, rate):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20_000), RATES, st.integers(1, 3), st.integers(0, 9))
 def test_decoded_length_is_the_duration(samples, rate, channels, seed):
-
-    wave = np.random.default_rng(seed).uniform(-1, 1, (samples, channels)).astype(np.float32)
+    waveform = np.random.default_rng(seed).uniform(-1, 1, (samples, channels)).astype(np.float32)
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format="WAV", subtype="FLOAT")
+    soundfile.write(buffer, waveform, rate, format="WAV", subtype="FLOAT")
     decoded = audio.decode_bytes(buffer.getvalue(), sample_rate=16000)
     assert len(decoded) == max(1, audio.num_samples(samples / rate, 16000))
     assert decoded.dtype == np.float32 and np.isfinite(decoded).all()
@@ -38,9 +37,9 @@ def test_decoded_length_is_the_duration(samples, rate, channels, seed):
 
 @settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 100))
-def test_chunks_join_to_the_whole(samples, step):
-    wave = np.arange(samples, dtype=np.float32)
-    pieces = audio.chunks(wave, 100, step / 100)
-    np.testing.assert_array_equal(np.concatenate(pieces), wave)
-    assert len(pieces) == max(1, -(-samples // step))
-    assert len(pieces[0]) <= step and len(pieces[0]) - len(pieces[-1]) <= 1
+def test_concatenated_chunks_are_the_whole(samples, step):
+    waveform = np.arange(samples, dtype=np.float32)
+    chunks = audio.chunks(waveform, 100, step / 100)
+    np.testing.assert_array_equal(np.concatenate(chunks), waveform)
+    assert len(chunks) == max(1, -(-samples // step))
+    assert len(chunks[0]) <= step and len(chunks[0]) - len(chunks[-1]) <= 1

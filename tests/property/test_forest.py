@@ -1,4 +1,4 @@
-"""The trie and its mask against their definitions, for any set of paths."""
+"""Trees of token paths and their attention mask against their definitions, for any set of paths."""
 
 import torch
 from hypothesis import given, settings
@@ -9,18 +9,18 @@ from earwise.forest import TokenPath, assign_bins, branch_logprobs, build_tree, 
 
 @st.composite
 def paths(draw: st.DrawFn) -> list[TokenPath]:
-    """Up to six paths over three ids, so that many begin alike; the first token is never trained."""
-    out = []
+    """Up to six paths over three token ids, so that many share a prefix; the first token is never trained."""
+    generated = []
     for _ in range(draw(st.integers(1, 6))):
         ids = draw(st.lists(st.integers(0, 2), min_size=1, max_size=7))
         trained = (False, *draw(st.lists(st.booleans(), min_size=len(ids) - 1, max_size=len(ids) - 1)))
         clips = draw(st.lists(st.sampled_from([-1, -1, -1, 0]), min_size=len(ids), max_size=len(ids)))
-        out.append(TokenPath(tuple(ids), trained, tuple(clips)))
-    return out
+        generated.append(TokenPath(tuple(ids), trained, tuple(clips)))
+    return generated
 
 
 def prefixes(group: list[TokenPath]) -> set[tuple[tuple[int, int], ...]]:
-    """All distinct beginnings: what a trie must hold exactly once."""
+    """All distinct prefixes: each must be in the tree exactly once."""
     return {
         tuple(zip(path.ids, path.clips, strict=True))[:end] for path in group for end in range(1, len(path.ids) + 1)
     }
@@ -28,25 +28,25 @@ def prefixes(group: list[TokenPath]) -> set[tuple[tuple[int, int], ...]]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
-def test_every_token_sees_its_own_past_and_nothing_else(groups: list[list[TokenPath]], merge: bool) -> None:
+def test_every_token_attends_to_its_path_and_nothing_else(groups: list[list[TokenPath]], merge: bool) -> None:
     trees = [build_tree(group, merge=merge) for group in groups]
     forest = pack(trees)
     mask = forest.attention_mask()
     ancestors = []
     for tree, start in zip(trees, forest.tree_offsets, strict=False):
         for token in range(len(tree)):
-            line = {start + token}
+            path = {start + token}
             while tree.parents[token] >= 0:
                 token = tree.parents[token]
-                line.add(start + token)
-            ancestors.append(line)
+                path.add(start + token)
+            ancestors.append(path)
     assert [set(row.nonzero().flatten().tolist()) for row in mask] == ancestors
-    assert forest.positions.tolist() == [len(line) - 1 for line in ancestors]
+    assert forest.positions.tolist() == [len(path) - 1 for path in ancestors]
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(paths(), min_size=1, max_size=3), st.booleans())
-def test_every_branch_reads_its_own_path(groups: list[list[TokenPath]], merge: bool) -> None:
+def test_every_branch_predicts_the_tokens_of_its_path(groups: list[list[TokenPath]], merge: bool) -> None:
     trees = [build_tree(group, merge=merge) for group in groups]
     for tree, group in zip(trees, groups, strict=True):
         assert len(tree) == (len(prefixes(group)) if merge else sum(len(path.ids) for path in group))
@@ -55,18 +55,20 @@ def test_every_branch_reads_its_own_path(groups: list[list[TokenPath]], merge: b
     row = 0
     for number, group in enumerate(groups):
         for path in group:
-            wanted = [at for at, trained in enumerate(path.trained) if trained]
+            trained_positions = [position for position, trained in enumerate(path.trained) if trained]
             assert int(forest.branch_trees[row]) == number
-            assert forest.loss_mask[row].tolist() == [True] * len(wanted) + [False] * (
-                forest.loss_mask.shape[1] - len(wanted)
+            assert forest.loss_mask[row].tolist() == [True] * len(trained_positions) + [False] * (
+                forest.loss_mask.shape[1] - len(trained_positions)
             )
-            for target, at in zip(forest.branch_targets[row].tolist(), wanted, strict=False):
+            for target, position in zip(forest.branch_targets[row].tolist(), trained_positions, strict=False):
                 source = int(forest.source_indices[forest.target_sources[target]])
-                seen = mask[source].nonzero().flatten()
-                assert forest.ids[seen].tolist() == list(path.ids[:at])
-                assert int(forest.target_ids[target]) == path.ids[at]
+                attended = mask[source].nonzero().flatten()
+                assert forest.ids[attended].tolist() == list(path.ids[:position])
+                assert int(forest.target_ids[target]) == path.ids[position]
             row += 1
-    assert len(forest.audio_indices) == len(forest.audio_clips) == sum(clip >= 0 for tree in trees for clip in tree.clips)
+    assert (
+        len(forest.audio_indices) == len(forest.audio_clips) == sum(clip >= 0 for tree in trees for clip in tree.clips)
+    )
 
 
 @settings(max_examples=30, deadline=None)

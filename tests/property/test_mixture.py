@@ -1,4 +1,4 @@
-"""A resumed mixture is the uninterrupted one, and the shards are the whole."""
+"""A resumed mixture continues the uninterrupted stream, and the shards of all ranks make up the whole stream."""
 
 import json
 from itertools import islice
@@ -26,14 +26,14 @@ def ids(mixture, count):
 
 @settings(max_examples=50, deadline=None)
 @given(SOURCES, st.integers(0, 99), st.integers(0, 60), st.integers(1, 60), st.integers(1, 3), st.data())
-def test_resume_is_uninterrupted(shape, seed, before, after, world_size, data):
+def test_a_resumed_stream_equals_an_uninterrupted_one(shape, seed, before, after, world_size, data):
     rank = data.draw(st.integers(0, world_size - 1))
-    straight = ids(build(shape, seed, rank, world_size), before + after)
+    uninterrupted = ids(build(shape, seed, rank, world_size), before + after)
     first = build(shape, seed, rank, world_size)
-    head = ids(first, before)
+    start = ids(first, before)
     second = build(shape, seed, rank, world_size)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert head + ids(second, after) == straight
+    assert start + ids(second, after) == uninterrupted
 
 
 @settings(max_examples=50, deadline=None)
@@ -48,6 +48,6 @@ def test_shards_interleave_to_the_whole(shape, seed, world_size, count):
 def test_epochs_hold_every_example_once(shape, seed, count):
     stream = ids(build(shape, seed), count)
     for number, (size, _) in enumerate(shape):
-        own = [name for name in stream if name.startswith(f"{number}:")]
-        for start in range(0, len(own), size):
-            assert len(set(own[start : start + size])) == len(own[start : start + size])
+        source_ids = [name for name in stream if name.startswith(f"{number}:")]
+        for start in range(0, len(source_ids), size):
+            assert len(set(source_ids[start : start + size])) == len(source_ids[start : start + size])

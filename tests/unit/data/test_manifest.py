@@ -1,4 +1,4 @@
-"""The manifest keeps everything both ways, and refuses bad rows in one line that names file and row."""
+"""Manifests are written and read without loss; invalid rows raise one-line errors that name file and row."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,8 @@ ROW = {
 }
 
 
-def put(folder, *rows, name="m.jsonl"):
+def write_manifest(folder, *rows, name="m.jsonl"):
+    """Write rows (objects, or lines as they are) and the audio file that ROW names."""
     (folder / "clips").mkdir(exist_ok=True)
     (folder / "clips" / "a.ogg").write_bytes(b"x")
     path = folder / name
@@ -39,8 +40,8 @@ def put(folder, *rows, name="m.jsonl"):
     return path
 
 
-def test_row_of_the_design(tmp_path):
-    (example,) = manifest.read(put(tmp_path, ROW))
+def test_a_complete_row(tmp_path):
+    (example,) = manifest.read(write_manifest(tmp_path, ROW))
     assert example.answer == ("drilling",) and example.choices == ("dog bark", "drilling") and example.split == "val"
     assert example.turns == (Turn("user", (Audio("clips/a.ogg"), Text("Which sound is this?"))),)
     assert example.audio_paths == (tmp_path / "clips" / "a.ogg",)
@@ -49,13 +50,13 @@ def test_row_of_the_design(tmp_path):
 
 def test_unknown_fields_are_kept_and_written_back(tmp_path):
     row = ROW | {"emotion": "calm", "level": {"deep": [1, None]}}
-    (example,) = manifest.read(put(tmp_path, row))
+    (example,) = manifest.read(write_manifest(tmp_path, row))
     assert example.meta == {"emotion": "calm", "level": {"deep": [1, None]}}
     manifest.write(tmp_path / "again.jsonl", [example])
     assert [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()] == [row]
 
 
-def test_examples_come_back_equal(tmp_path):
+def test_written_examples_are_read_back_equal(tmp_path):
     turns = (Turn("system", (Text("Listen."),)), Turn("user", (Audio("a.wav"), Audio("b.wav"), Text("ü?"))))
     examples = [
         Example("1", turns, root=tmp_path),
@@ -66,15 +67,15 @@ def test_examples_come_back_equal(tmp_path):
     assert manifest.read(tmp_path / "m.jsonl", check_files=False) == examples
 
 
-def test_writing_elsewhere_moves_the_paths(tmp_path):
-    (example,) = manifest.read(put(tmp_path, ROW))
+def test_audio_paths_become_relative_to_the_new_folder(tmp_path):
+    (example,) = manifest.read(write_manifest(tmp_path, ROW))
     (tmp_path / "sub").mkdir()
     manifest.write(tmp_path / "sub" / "m.jsonl", [example])
     (moved,) = manifest.read(tmp_path / "sub" / "m.jsonl")
     assert moved.turns[0].parts[0] == Audio("../clips/a.ogg")
 
 
-def test_parts_are_told_by_type_whatever_arrow_adds(tmp_path):
+def test_parts_are_recognised_by_type_although_arrow_adds_keys(tmp_path):
     content = [{"type": "text", "text": "Hm", "audio": None, "x": None}, {"type": "audio", "audio": "a", "text": None}]
     row = {"id": "1", "messages": [{"role": "user", "content": content, "name": None}], "choices": None, "answer": None}
     example = manifest.from_row(row)
@@ -82,79 +83,85 @@ def test_parts_are_told_by_type_whatever_arrow_adds(tmp_path):
     assert manifest.from_row({"id": "1", "messages": [{"role": "user", "content": "Hi"}]}).question == "Hi"
 
 
-def test_streaming_stops_at_the_bad_row_only(tmp_path):
-    rows = manifest.iterate(put(tmp_path, ROW, "", "{"))
+def test_iteration_stops_at_the_invalid_row(tmp_path):
+    rows = manifest.iterate(write_manifest(tmp_path, ROW, "", "{"))
     assert next(rows).id == "a-1"
     with pytest.raises(DataError, match=r"m\.jsonl:row 3: not JSON"):
         next(rows)
 
 
-def change(**fields):
+def row_with(**fields):
     return ROW | {"id": "b"} | fields
 
 
-def content(*parts):
-    return change(messages=[{"role": "user", "content": list(parts)}])
+def row_with_content(*parts):
+    return row_with(messages=[{"role": "user", "content": list(parts)}])
 
 
-BAD = [
+INVALID_ROWS = [
     ('{"id": "b", ', r"row 2: not JSON \(.*one JSON object a line"),
     ("[1]", r"row 2: a JSON list where an object"),
     ({"messages": ROW["messages"]}, r"row 2: field 'id' is missing"),
     ({"id": "b"}, r"row 2: field 'messages' is missing"),
     ({"id": "b", "mesages": []}, r"row 2: unknown field 'mesages'; did you mean 'messages'\?"),
     ({"id": "b", "messages": ROW["messages"], "anwser": "x"}, r"unknown field 'anwser'; did you mean 'answer'\?"),
-    (change(id=7), r"row 2: id is 7, a int; write it as a string"),
-    (change(id=""), r"row 2: id is empty"),
+    (row_with(id=7), r"row 2: id is 7, a int; write it as a string"),
+    (row_with(id=""), r"row 2: id is empty"),
     (ROW, r"row 2: id 'a-1' is taken by row 1"),
     (
-        change(answer="Drilling"),
+        row_with(answer="Drilling"),
         r"row 2: answer 'Drilling' is none of the choices 'dog bark', 'drilling'; did you mean",
     ),
-    (change(answer=3), r"row 2: answer is 3, a int"),
-    (change(answer=["drilling", "dog bark"]), r"row 2: 2 answers with choices"),
-    (change(choices=["drilling", "drilling"]), r"row 2: choice 'drilling' occurs twice"),
-    (change(choices=["drilling"]), r"row 2: only one choice"),
-    (change(choices=["drilling", " "]), r"row 2: a choice is empty"),
-    (change(choices="drilling"), r"row 2: choices is 'drilling', a str; write a list"),
-    (change(split="valid"), r"row 2: split 'valid' is none of train, val, test"),
-    (change(group=5), r"row 2: group is 5, a int"),
-    (change(reasoning=["x"]), r"row 2: reasoning is \['x'\], a list"),
-    (change(messages=[]), r"row 2: messages is \[\]"),
-    (change(messages=["hi"]), r"row 2: message 1: 'hi' is no object"),
-    (change(messages=[{"role": "usr", "content": "x"}]), r"row 2: message 1: role 'usr' .*did you mean 'user'\?"),
-    (change(messages=[{"role": "user", "content": "x", "tool": 1}]), r"message 1: unknown key 'tool'"),
-    (change(messages=[{"role": "user", "content": None}]), r"message 1: content is None"),
-    (content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: unknown key 'input_audio'"),
-    (content({"type": "audio", "path": "a.wav"}), r"part 1: unknown key 'path'; known keys are type, text, audio"),
-    (content({"type": "audio", "audio": None}), r"part 1: audio is None; write a path"),
-    (content({"type": "sound", "audio": "a"}), r"part 1: type 'sound' is none of text, audio"),
-    (content({"type": "audio", "audio": "clips/b.ogg"}), r"row 2: audio file .*b\.ogg is missing; paths are relative"),
+    (row_with(answer=3), r"row 2: answer is 3, a int"),
+    (row_with(answer=["drilling", "dog bark"]), r"row 2: 2 answers with choices"),
+    (row_with(choices=["drilling", "drilling"]), r"row 2: choice 'drilling' occurs twice"),
+    (row_with(choices=["drilling"]), r"row 2: only one choice"),
+    (row_with(choices=["drilling", " "]), r"row 2: a choice is empty"),
+    (row_with(choices="drilling"), r"row 2: choices is 'drilling', a str; write a list"),
+    (row_with(split="valid"), r"row 2: split 'valid' is none of train, val, test"),
+    (row_with(group=5), r"row 2: group is 5, a int"),
+    (row_with(reasoning=["x"]), r"row 2: reasoning is \['x'\], a list"),
+    (row_with(messages=[]), r"row 2: messages is \[\]"),
+    (row_with(messages=["hi"]), r"row 2: message 1: 'hi' is no object"),
+    (row_with(messages=[{"role": "usr", "content": "x"}]), r"row 2: message 1: role 'usr' .*did you mean 'user'\?"),
+    (row_with(messages=[{"role": "user", "content": "x", "tool": 1}]), r"message 1: unknown key 'tool'"),
+    (row_with(messages=[{"role": "user", "content": None}]), r"message 1: content is None"),
+    (row_with_content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: unknown key 'input_audio'"),
+    (
+        row_with_content({"type": "audio", "path": "a.wav"}),
+        r"part 1: unknown key 'path'; known keys are type, text, audio",
+    ),
+    (row_with_content({"type": "audio", "audio": None}), r"part 1: audio is None; write a path"),
+    (row_with_content({"type": "sound", "audio": "a"}), r"part 1: type 'sound' is none of text, audio"),
+    (
+        row_with_content({"type": "audio", "audio": "clips/b.ogg"}),
+        r"row 2: audio file .*b\.ogg is missing; paths are relative",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("row", "message"), BAD)
-def test_bad_rows(tmp_path, row, message):
-    path = put(tmp_path, ROW, row)
+@pytest.mark.parametrize(("row", "message"), INVALID_ROWS)
+def test_invalid_rows(tmp_path, row, message):
+    path = write_manifest(tmp_path, ROW, row)
     with pytest.raises(DataError, match=message) as caught:
         manifest.read(path)
     assert str(caught.value).startswith(f"{path}:row 2: ") and "\n" not in str(caught.value)
 
 
-def test_bad_files(tmp_path):
+def test_invalid_files(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
         manifest.read(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
         manifest.read(tmp_path)
     with pytest.raises(DataError, match=r"m\.jsonl: holds no rows"):
-        manifest.read(put(tmp_path))
+        manifest.read(write_manifest(tmp_path))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"b\.jsonl: is not UTF-8"):
         manifest.read(tmp_path / "b.jsonl")
 
 
-def test_bad_examples_leave_the_file_alone(tmp_path):
-    path = put(tmp_path, ROW)
+def test_invalid_examples_do_not_change_the_file(tmp_path):
+    path = write_manifest(tmp_path, ROW)
     before = path.read_text()
     turns = (Turn("user", (Text("x"),)),)
     with pytest.raises(DataError, match="id '1' occurs twice"):

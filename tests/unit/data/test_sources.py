@@ -1,4 +1,4 @@
-"""Public data sets become Examples: a few rows of each in its published format, and what is broken is listed."""
+"""Public data sets are converted to Examples: a few rows of each in its published format; damaged rows are listed."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from earwise.errors import ConfigError, DataError
 
 
 def read(source, path, split=None, audio_root=None):
-    """Examples and the lines about bad rows; every example must survive the manifest."""
+    """Examples and the lines about skipped rows; every example must be writable to a manifest and readable again."""
     lines = []
     examples = list(sources.load(source, path, lines.append, split=split, audio_root=audio_root))
     for example in examples:
@@ -21,18 +21,19 @@ def read(source, path, split=None, audio_root=None):
     return examples, lines
 
 
-def put(folder, name, text):
+def write_file(folder, name, text):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
-def clips(example):
+def clip_paths(example):
+    """Audio paths relative to the audio folder."""
     return [path.relative_to(example.root).as_posix() for path in example.audio_paths]
 
 
-def test_every_source_of_the_table_is_there():
+def test_every_source_in_the_table_can_be_imported():
     for name in sources.SOURCES:
         assert callable(sources.loader(name)), name
     with pytest.raises(ConfigError, match="source 'musicbnch' is none of"):
@@ -40,21 +41,23 @@ def test_every_source_of_the_table_is_there():
 
 
 def test_audiocaps_joins_the_captions_of_a_clip(tmp_path):
-    path = put(
+    path = write_file(
         tmp_path,
         "test.csv",
         "audiocap_id,youtube_id,start_time,caption\n"
         '1,7fmOlUlwoNg,20,"Rattling, and sharp vibrations"\n2,6BJ455B1aAs,0,A rocket flies by\n'
         "3,7fmOlUlwoNg,20,A machine rattles\n4,GOD8Bt5LfDE,100,\n5,short\n",
     )
-    put(tmp_path, "Y6BJ455B1aAs.wav", "")
+    write_file(tmp_path, "Y6BJ455B1aAs.wav", "")
     examples, lines = read("audiocaps", path)
     assert [example.answer for example in examples] == [
         ("Rattling, and sharp vibrations", "A machine rattles"),
         ("A rocket flies by",),
     ]
-    assert clips(examples[0]) == ["AudioCapsLarger/test/Y7fmOlUlwoNg.wav"]  # not there: ReasonAQA's name
-    assert clips(examples[1]) == ["Y6BJ455B1aAs.wav"]
+    assert clip_paths(examples[0]) == [
+        "AudioCapsLarger/test/Y7fmOlUlwoNg.wav"
+    ]  # does not exist: ReasonAQA's name is used
+    assert clip_paths(examples[1]) == ["Y6BJ455B1aAs.wav"]
     assert {example.split for example in examples} == {"test"} and examples[0].group == "youtube:7fmOlUlwoNg"
     assert lines == [
         f"{path}:row 5: caption is '' where a text is expected",
@@ -64,17 +67,17 @@ def test_audiocaps_joins_the_captions_of_a_clip(tmp_path):
 
 def test_clotho_finds_names_with_entities(tmp_path):
     header = "file_name," + ",".join(f"caption_{n}" for n in range(1, 6))
-    path = put(
+    path = write_file(
         tmp_path,
         "clotho_captions_validation.csv",
         f'{header}\nGrillons-d&#39;Italie.wav,a one,a two,a three,a four,"a, five"\nb.wav,b1,b2, ,b4,b5\n'
         "Grillons-d&#39;Italie.wav,a one,a two,a three,a four,five\n",
     )
-    put(tmp_path, "validation/Grillons-d'Italie.wav", "")
+    write_file(tmp_path, "validation/Grillons-d'Italie.wav", "")
     examples, lines = read("clotho", path)
     assert len(examples) == 1 and examples[0].split == "val"
     assert examples[0].answer == ("a one", "a two", "a three", "a four", "a, five")
-    assert clips(examples[0]) == ["validation/Grillons-d'Italie.wav"]
+    assert clip_paths(examples[0]) == ["validation/Grillons-d'Italie.wav"]
     assert [line.partition(": ")[2] for line in lines] == [
         "caption_3 is ' ' where a text is expected",
         "file_name 'Grillons-d&#39;Italie.wav' is already in row 2",
@@ -97,10 +100,12 @@ a.wav,Is it night?,no,yes
 
 
 def test_clothoaqa_majority_marks_conflicts(tmp_path):
-    path = put(tmp_path, "clotho_aqa_train.csv", CLOTHOAQA)
+    path = write_file(tmp_path, "clotho_aqa_train.csv", CLOTHOAQA)
     examples, lines = read("clothoaqa", path)
-    seen = {example.question: (example.answer, example.choices, example.meta["conflict"]) for example in examples}
-    assert seen == {
+    by_question = {
+        example.question: (example.answer, example.choices, example.meta["conflict"]) for example in examples
+    }
+    assert by_question == {
         "Is it raining?": (("yes",), ("yes", "no"), True),
         "Is it loud?": (("no",), ("yes", "no"), False),
         "What is falling?": (("rain", "water", "drops"), (), True),
@@ -109,17 +114,17 @@ def test_clothoaqa_majority_marks_conflicts(tmp_path):
     assert len(lines) == 1 and "'Is it night?': answers yes, no: no majority" in lines[0]
 
 
-def test_clothoaqa_other_ways_with_three_annotators(tmp_path):
-    path = put(tmp_path, "clotho_aqa_train.csv", CLOTHOAQA)
-    every = list(clothoaqa.load(path, tmp_path, "train", print, votes="all", one_word=False))
-    assert [example.answer[0] for example in every] == ["yes", "yes", "no", "no", "no", "no", "yes", "no"]
-    assert len({example.id for example in every}) == 8
-    agreed = list(clothoaqa.load(path, tmp_path, "train", print, votes="unanimous"))
-    assert [example.question for example in agreed] == ["Is it loud?"]
+def test_clothoaqa_all_and_unanimous_votes(tmp_path):
+    path = write_file(tmp_path, "clotho_aqa_train.csv", CLOTHOAQA)
+    all_votes = list(clothoaqa.load(path, tmp_path, "train", print, votes="all", one_word=False))
+    assert [example.answer[0] for example in all_votes] == ["yes", "yes", "no", "no", "no", "no", "yes", "no"]
+    assert len({example.id for example in all_votes}) == 8
+    unanimous = list(clothoaqa.load(path, tmp_path, "train", print, votes="unanimous"))
+    assert [example.question for example in unanimous] == ["Is it loud?"]
 
 
 def test_clothoaqa_reads_bytes_that_are_not_utf8(tmp_path):
-    path = put(tmp_path, "t.csv", b"file_name,QuestionText,answer\na.wav,Is it the dog\x92s bark?,yes\n")
+    path = write_file(tmp_path, "t.csv", b"file_name,QuestionText,answer\na.wav,Is it the dog\x92s bark?,yes\n")
     examples, lines = read("clothoaqa", path)
     assert examples[0].question == "Is it the dog’s bark?" and not lines
 
@@ -128,7 +133,7 @@ ENTAILMENT = "Prompt,Dataset,Audio file,Caption,Entailment,Neutral,Contradiction
 
 
 def test_entailment_of_both_sets(tmp_path):
-    path = put(
+    path = write_file(
         tmp_path,
         "clotho_entailment_evaluation.csv",
         ENTAILMENT + ",ClothoV2,a b.wav,\"['One.', 'Two.']\",It must.,It may.,It cannot.,\n"
@@ -141,12 +146,12 @@ def test_entailment_of_both_sets(tmp_path):
         ("CLE", "neutral", "it is plausible"),
     ]
     assert "It cannot" in examples[1].question and len(examples) == 6
-    assert clips(examples[3]) == ["AudioCapsLarger/test/Y7fmOlUlwoNg.wav"] and examples[3].meta["subset"] == "ACE"
+    assert clip_paths(examples[3]) == ["AudioCapsLarger/test/Y7fmOlUlwoNg.wav"] and examples[3].meta["subset"] == "ACE"
     assert len(lines) == 1 and lines[0].startswith(f"{path}:row 4: Dataset 'other'")
 
 
 def test_adiff_has_two_clips_and_a_tier(tmp_path):
-    path = put(
+    path = write_file(
         tmp_path,
         "acd_val_adiff_sentence_answer.csv",
         "taskname,filepath1,filepath2,caption1,caption2,input,answer\n"
@@ -155,18 +160,18 @@ def test_adiff_has_two_clips_and_a_tier(tmp_path):
         "audiocaps,AudioCapsLarger/val/Ya.wav,,Ducks,Goats,explain the difference in a sentence,They differ.\n",
     )
     examples, lines = read("adiff", path)
-    assert clips(examples[0]) == ["AudioCapsLarger/val/Ya.wav", "AudioCapsLarger/val/Yb.wav"]
+    assert clip_paths(examples[0]) == ["AudioCapsLarger/val/Ya.wav", "AudioCapsLarger/val/Yb.wav"]
     assert examples[0].meta["tier"] == 2 and examples[0].meta["subset"] == "ACD" and examples[0].split == "val"
     assert lines == [f"{path}:row 3: filepath2 is '' where a text is expected"]
 
 
-def avqa_row(**changed):
+def avqa_row(**fields):
     row = {"id": 183, "video_name": "-HG3Omg_89c_000030", "video_id": 341, "question_text": "What is in the video?"}
     row |= {"multi_choice": ["motorboat", "yacht", "sail", "car"], "answer": 1}
-    return row | {"question_relation": "View", "question_type": "Happening"} | changed
+    return row | {"question_relation": "View", "question_type": "Happening"} | fields
 
 
-def test_avqa_as_published_and_as_r1_aqa_writes_it(tmp_path):
+def test_avqa_in_the_formats_of_its_authors_and_of_r1_aqa(tmp_path):
     rows = [
         avqa_row(),
         avqa_row(id=1, multi_choice=["dog", "dog", "cat", ""], answer=2),
@@ -174,29 +179,33 @@ def test_avqa_as_published_and_as_r1_aqa_writes_it(tmp_path):
         avqa_row(id=3, answer=True),
         avqa_row(id=4, multi_choice="dog"),
     ]
-    path = put(tmp_path, "train_qa.json", json.dumps(rows, indent=1))
-    put(tmp_path, "-HG3Omg_89c_30.wav", "")
+    path = write_file(tmp_path, "train_qa.json", json.dumps(rows, indent=1))
+    write_file(tmp_path, "-HG3Omg_89c_30.wav", "")
     examples, lines = read("avqa", path)
     assert examples[0].question == "What is in the audio?" and examples[0].answer == ("yacht",)
     assert examples[0].choices == ("motorboat", "yacht", "sail", "car")
-    assert clips(examples[0]) == ["-HG3Omg_89c_30.wav"] and examples[0].group == "youtube:-HG3Omg_89c"
+    assert clip_paths(examples[0]) == ["-HG3Omg_89c_30.wav"] and examples[0].group == "youtube:-HG3Omg_89c"
     assert examples[1].choices == ("dog", "cat") and examples[1].answer == ("cat",)
     assert examples[1].meta["dropped"] == 2
     assert [line.split(": ")[1][:15] for line in lines] == ["answer is 4, no", "answer is True,", "multi_choice is"]
-    lined = put(tmp_path, "avqa.jsonl", json.dumps(avqa_row(audio_path="wavs/x.wav", video_name="none_000001")) + "\n")
-    assert clips(read("avqa", lined)[0][0]) == ["wavs/x.wav"]
+    json_lines = write_file(
+        tmp_path, "avqa.jsonl", json.dumps(avqa_row(audio_path="wavs/x.wav", video_name="none_000001")) + "\n"
+    )
+    assert clip_paths(read("avqa", json_lines)[0][0]) == ["wavs/x.wav"]
 
 
 def test_musicbench_asks_for_key_tempo_and_metre(tmp_path):
     row = {"location": "data/-0SdAVK79lg.wav", "main_caption": "Calm piano.", "alt_caption": "Piano, slow."}
-    full = row | {"bpm": 71.6, "key": ["C#", "minor"], "keyprob": [0.8]}
-    full |= {"beats": [[0.5, 1.2, 1.9, 2.7], [1.0, 2.0, 3.0, 1.0]], "chords": ["C#m"], "chords_time": [0.4]}
+    complete = row | {"bpm": 71.6, "key": ["C#", "minor"], "keyprob": [0.8]}
+    complete |= {"beats": [[0.5, 1.2, 1.9, 2.7], [1.0, 2.0, 3.0, 1.0]], "chords": ["C#m"], "chords_time": [0.4]}
     again = row | {"location": "data_aug2/-0SdAVK79lg_1.wav", "bpm": 5}
     unsure = row | {"location": "data/other.wav", "key": ["C", "major"], "keyprob": [0.1]}
-    path = put(tmp_path, "MusicBench_train.json", "\n".join(map(json.dumps, [full, again, unsure, full])) + "\n{bad\n")
+    path = write_file(
+        tmp_path, "MusicBench_train.json", "\n".join(map(json.dumps, [complete, again, unsure, complete])) + "\n{bad\n"
+    )
     examples, lines = read("musicbench", path)
-    facts = [(example.meta.get("field"), example.answer) for example in examples]
-    assert facts == [
+    fields = [(example.meta.get("field"), example.answer) for example in examples]
+    assert fields == [
         (None, ("Calm piano.", "Piano, slow.")),
         ("key", ("C# minor",)),
         ("tempo", ("72 BPM",)),
@@ -212,14 +221,14 @@ def test_musicbench_asks_for_key_tempo_and_metre(tmp_path):
 
 
 def test_meld_reads_windows_quotes(tmp_path):
-    path = put(
+    path = write_file(
         tmp_path,
         "dev_sent_emo.csv",
         b"Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
         b'1,"Oh my God, he\x92s lost it.",Phoebe,sadness,negative,0,1,4,7,"00:20:57,256","00:21:00,049"\n'
         b"2,What?,Monica,suprise,negative,0,2,4,7,a,b\n",
     )
-    put(tmp_path, "dev_splits_complete/dia0_utt1.wav", "")
+    write_file(tmp_path, "dev_splits_complete/dia0_utt1.wav", "")
     examples, lines = read("meld", path)
     assert [(example.meta["field"], example.answer[0]) for example in examples] == [
         ("emotion", "sadness"),
@@ -227,7 +236,7 @@ def test_meld_reads_windows_quotes(tmp_path):
         ("words", "Oh my God, he’s lost it."),
     ]
     assert examples[0].split == "val" and examples[0].group == "meld:val:0" and len(examples[0].choices) == 7
-    assert clips(examples[0]) == ["dev_splits_complete/dia0_utt1.wav"]
+    assert clip_paths(examples[0]) == ["dev_splits_complete/dia0_utt1.wav"]
     assert len(lines) == 1 and "Emotion 'suprise'" in lines[0]
 
 
@@ -240,11 +249,11 @@ AUDIOSET = """# Segments csv created Sun Mar  5 10:54:25 2017
 """
 
 
-def test_audioset_needs_its_classes(tmp_path):
-    path = put(tmp_path, "eval_segments.csv", AUDIOSET)
+def test_audioset_needs_its_table_of_classes(tmp_path):
+    path = write_file(tmp_path, "eval_segments.csv", AUDIOSET)
     with pytest.raises(DataError, match=r"class_labels_indices\.csv: is missing"):
         read("audioset", path)
-    put(tmp_path, "class_labels_indices.csv", "index,mid,display_name\n0,/m/068hy,Pets\n1,/m/07q6cd_,Squeak\n")
+    write_file(tmp_path, "class_labels_indices.csv", "index,mid,display_name\n0,/m/068hy,Pets\n1,/m/07q6cd_,Squeak\n")
     examples, lines = read("audioset", path)
     assert len(examples) == 1 and examples[0].answer == ("Pets, Squeak",) and examples[0].split == "test"
     assert examples[0].meta["labels"] == ["Pets", "Squeak"] and examples[0].group == "youtube:--4gqARaEJE"
@@ -253,54 +262,56 @@ def test_audioset_needs_its_classes(tmp_path):
 
 def test_wavcaps_and_vocalsound_read_the_list_in_an_object(tmp_path):
     captions = {"num_captions_per_audio": 1, "data": [{"id": "7", "caption": "A bell."}, {"id": "8", "caption": ""}]}
-    examples, lines = read("wavcaps", put(tmp_path, "FreeSound/fsd_final.json", json.dumps(captions)))
-    assert examples[0].answer == ("A bell.",) and clips(examples[0]) == ["FreeSound/7.flac"] and len(lines) == 1
+    examples, lines = read("wavcaps", write_file(tmp_path, "FreeSound/fsd_final.json", json.dumps(captions)))
+    assert examples[0].answer == ("A bell.",) and clip_paths(examples[0]) == ["FreeSound/7.flac"] and len(lines) == 1
     sounds = {"data": [{"wav": "/data/x/f0003_0_throatclearing.wav", "labels": "/m/0"}, {"wav": "a.wav", "labels": ""}]}
-    examples, lines = read("vocalsound", put(tmp_path, "te.json", json.dumps(sounds, indent=1)))
+    examples, lines = read("vocalsound", write_file(tmp_path, "te.json", json.dumps(sounds, indent=1)))
     assert examples[0].answer == ("throat clearing",) and examples[0].split == "test" and len(lines) == 1
-    assert examples[0].group == "vocalsound:f0003" and clips(examples[0]) == ["audio_16k/f0003_0_throatclearing.wav"]
+    assert examples[0].group == "vocalsound:f0003" and clip_paths(examples[0]) == [
+        "audio_16k/f0003_0_throatclearing.wav"
+    ]
 
 
-def test_speech_sets(tmp_path):
-    put(
+def test_speech_data_sets(tmp_path):
+    write_file(
         tmp_path,
         "LibriSpeech/dev-clean/84/121123/84-121123.trans.txt",
         "84-121123-0000 GO DO YOU HEAR\n84-121123-0001\n",
     )
     examples, lines = read("librispeech", tmp_path / "LibriSpeech")
     assert examples[0].answer == ("go do you hear",) and examples[0].split == "val" and len(lines) == 1
-    assert clips(examples[0]) == ["dev-clean/84/121123/84-121123-0000.flac"]
+    assert clip_paths(examples[0]) == ["dev-clean/84/121123/84-121123-0000.flac"]
     assert examples[0].group == "librispeech:84"
 
     header = "client_id\tpath\tsentence\tup_votes\tlocale\n"
-    path = put(tmp_path, "ja/train.tsv", header + 'c1\ta.mp3\t"犬だ\t2\tja\nc1\tb.mp3\t\t2\tja\n')
+    path = write_file(tmp_path, "ja/train.tsv", header + 'c1\ta.mp3\t"犬だ\t2\tja\nc1\tb.mp3\t\t2\tja\n')
     examples, lines = read("common-voice", path)
-    assert examples[0].language == "ja" and clips(examples[0]) == ["clips/a.mp3"] and len(lines) == 1
+    assert examples[0].language == "ja" and clip_paths(examples[0]) == ["clips/a.mp3"] and len(lines) == 1
 
     header = "path\tsentence\ttranslation\tclient_id\n"
-    path = put(tmp_path, "covost_v2.de_en.dev.tsv", header + "a.mp3\tGuten Tag.\tGood day.\tc1\n")
+    path = write_file(tmp_path, "covost_v2.de_en.dev.tsv", header + "a.mp3\tGuten Tag.\tGood day.\tc1\n")
     example = read("covost2", path)[0][0]
     assert example.answer == ("Good day.",) and "English" in example.question
     assert (example.language, example.split) == ("de", "val")
     with pytest.raises(DataError, match="does not say which languages"):
-        read("covost2", put(tmp_path, "train.tsv", header))
+        read("covost2", write_file(tmp_path, "train.tsv", header))
 
 
-def test_another_file_is_refused_in_one_line(tmp_path):
-    path = put(tmp_path, "x.csv", "a,b\n1,2\n")
+def test_a_file_of_another_data_set_is_an_error(tmp_path):
+    path = write_file(tmp_path, "x.csv", "a,b\n1,2\n")
     with pytest.raises(DataError, match=r"x\.csv: column 'file_name' is missing, found a, b"):
         read("clotho", path)
     with pytest.raises(DataError, match="field 'id' is missing"):
-        read("avqa", put(tmp_path, "x.json", '[{"a": 1}]'))
+        read("avqa", write_file(tmp_path, "x.json", '[{"a": 1}]'))
     with pytest.raises(DataError, match="no such file"):
         read("avqa", tmp_path / "none.json")
 
 
-def test_a_json_list_is_read_past_broken_items(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)  # items lie across chunks
+def test_a_json_list_is_read_past_damaged_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)  # items extend over several chunks
     monkeypatch.setattr(row_readers, "MAX_ITEM_CHARS", 64)
     text = '[{"id": 1, "t": "a ] } , {"},\n {"id": 2, "t": "b" oops}, {"id": 3, "t": "ü"}, 7, {"id": 4, "t": "'
-    path = put(tmp_path, "x.json", text.encode() + b'\xff"}, {"id": 5, "t": "e"}, {"id": 6')
+    path = write_file(tmp_path, "x.json", text.encode() + b'\xff"}, {"id": 5, "t": "e"}, {"id": 6')
     lines = []
     rows = list(row_readers.json_rows(path, ("id",), lines.append))
     assert [row["id"] for _, row in rows] == [1, 3, 5]
@@ -313,15 +324,15 @@ def test_a_json_list_is_read_past_broken_items(tmp_path, monkeypatch):
     ]
 
 
-def test_splits_are_told_by_names():
+def test_splits_are_derived_from_names():
     names = ["audiocaps_train.csv", "clotho_captions_development.csv", "dev_sent_emo.csv", "val_qa.json"]
     names += ["eval_segments.csv", "MusicBench_test_B.json", "unbalanced_train_segments.csv", "notes.csv"]
     splits = [example_builder.split_from_name(Path(name)) for name in names]
     assert splits == ["train", "train", "val", "val", "test", "test", "train", "train"]
 
 
-def conversation(sound, *said, roles=("human", "gpt")):
-    turns = [{"from": roles[number % 2], "value": text} for number, text in enumerate(said)]
+def conversation(sound, *messages, roles=("human", "gpt")):
+    turns = [{"from": roles[number % 2], "value": text} for number, text in enumerate(messages)]
     return {"id": "x", "sound": sound, "duration": 10.0, "conversations": turns}
 
 
@@ -347,20 +358,20 @@ def test_audioskills_conversations_become_examples(tmp_path):
         conversation("a.wav", "What?", "a", roles=("gpt", "human")),
         conversation("", "What?", "a"),
     ]
-    path = put(tmp_path, "AudioSet.json", json.dumps(rows))
-    put(tmp_path, "AudioSet/Y6BJ455B1aAs.wav", "")
+    path = write_file(tmp_path, "AudioSet.json", json.dumps(rows))
+    write_file(tmp_path, "AudioSet/Y6BJ455B1aAs.wav", "")
     examples, lines = read("audioskills", path)
     assert [example.task for example in examples] == ["multiple_choice", "yes_no", "open", "open"]
     counting = examples[0]
     assert (counting.question, counting.choices, counting.answer) == (
         "How many dogs bark?", ("one", "two (or so)"), ("two (or so)",),
     )  # fmt: skip
-    assert clips(counting) == ["AudioSet/Y6BJ455B1aAs.wav"] and counting.group == "youtube:6BJ455B1aAs"
-    assert examples[1].answer == ("yes",) and clips(examples[1]) == ["b.wav"]
+    assert clip_paths(counting) == ["AudioSet/Y6BJ455B1aAs.wav"] and counting.group == "youtube:6BJ455B1aAs"
+    assert examples[1].answer == ("yes",) and clip_paths(examples[1]) == ["b.wav"]
     last = examples[3]
-    assert examples[2].answer == ("A bell.\nIt rings.",) and clips(examples[2]) == ["a.wav"]
+    assert examples[2].answer == ("A bell.\nIt rings.",) and clip_paths(examples[2]) == ["a.wav"]
     assert [turn.role for turn in last.turns] == ["user", "assistant", "user"]
-    assert clips(last) == ["a.wav", "b.wav"] and last.question == "And\nafter sound 1?"
+    assert clip_paths(last) == ["a.wav", "b.wav"] and last.question == "And\nafter sound 1?"
     assert [line.rpartition("item ")[2] for line in lines] == [
         "4: answer '(A) two' is not one of the options by letter and text",
         "5: <sound-2> where there are 1 sounds",
@@ -370,15 +381,15 @@ def test_audioskills_conversations_become_examples(tmp_path):
     ]
 
 
-def test_audiomcq_keeps_chains_and_says_which_need_the_sound(tmp_path):
+def test_audiomcq_keeps_chains_and_the_audio_contribution(tmp_path):
     row = {
         "source_dataset": "AudioCaps", "id": 7, "question_type": "temporal", "audio_path": "AudioCaps/Y6BJ455B1aAs.wav",
         "question": "What comes first?", "choices": ["a dog", "a car"], "answer": "a car",
         "audio-contribution": "strong", "gemini_cot": "<think>An engine, then barking.</think><answer>a car</answer>",
     }  # fmt: skip
-    bad = [row | {"answer": "a cat"}, row | {"choices": ["a car", "a car"]}, row | {"choices": "a car"}]
+    invalid = [row | {"answer": "a cat"}, row | {"choices": ["a car", "a car"]}, row | {"choices": "a car"}]
     music = row | {"question_type": "music", "gemini_cot": None, "source_dataset": "Clotho", "audio_path": "bell.wav"}
-    path = put(tmp_path, "data.jsonl", "".join(json.dumps(one) + "\n" for one in [row, music, *bad]))
+    path = write_file(tmp_path, "data.jsonl", "".join(json.dumps(item) + "\n" for item in [row, music, *invalid]))
     examples, lines = read("audiomcq", path)
     first, second = examples
     assert first.reasoning == "An engine, then barking." and first.meta["audio-contribution"] == "strong"
