@@ -19,7 +19,7 @@ SPLITS = ("train", "val", "train", "test", "train")
 
 @pytest.fixture
 def source_manifest(tmp_path: Path) -> Path:
-    """Manifest with rows of one, two and no clips, a clip shared by two rows, alternating splits, and a custom field."""
+    """Manifest with rows of one, two and no clips, a clip in two rows, alternating splits, and a custom field."""
     root = tmp_path / "data"
     names = []
     for clip in sorted(CLIPS.glob("*.ogg"))[:6]:
