@@ -1,7 +1,7 @@
-"""What one of several processes does in `test_parallel.py`: run recipes one after the other, all in one process group.
+"""One of several processes in `test_parallel.py`: runs recipes one after the other, all in one process group.
 
-python parallel_worker.py JOBS.json; rank, number of processes and address stand in the environment, as launchers put
-them there.
+python parallel_worker.py JOBS.json; rank, number of processes and address are in the environment, as launchers set
+them.
 """
 
 import json
@@ -24,36 +24,36 @@ def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
 
 
 def likes_e(_: Example, completion: str) -> float:
-    """A reward that a byte model can earn."""
-    return float(sum(c in "etaoinshrdlu" for c in completion))
+    """A reward that a byte model can earn: the number of frequent letters."""
+    return float(sum(character in "etaoinshrdlu" for character in completion))
 
 
 def likes_a(example: Example, completion: str) -> float:
-    """The same, but that most rows earn nothing whatever is said: their groups are flat."""
+    """The same reward, but 0 for most rows, so that their groups are flat."""
     return likes_e(example, completion) if example.id.startswith("a") else 0.0
 
 
 def stops_second(example: Example, completion: str) -> float:
-    """The same, and Ctrl-C reaches the second process only, once, in its third step."""
-    counted.append(completion)
-    if parallel.rank() == 1 and len(counted) == STOPS_AT:
+    """The same reward, with Ctrl-C sent to the second process only, once, in its third step."""
+    rewarded_texts.append(completion)
+    if parallel.rank() == 1 and len(rewarded_texts) == STOPS_AT:
         os.kill(os.getpid(), signal.SIGINT)
     return likes_e(example, completion)
 
 
-counted: list[str] = []
+rewarded_texts: list[str] = []
 STOPS_AT = 10
 
 
-def work(jobs: list[dict]) -> None:
-    """Run all of them; one that was interrupted is resumed."""
+def run_jobs(jobs: list[dict]) -> None:
+    """Run all jobs; one that is interrupted is resumed."""
     for job in jobs:
         recipe, out, base = check_recipe(job["recipe"], "test"), Path(job["out"]), Path(job["base"])
         os.environ["FSDP_RESHARD_AFTER_FORWARD"] = job.get("reshard", "true")
         try:
             run.start(recipe, out, base)
         except KeyboardInterrupt:
-            if parallel.main():
+            if parallel.is_main_process():
                 (out / "interrupted").touch()
             run.resume(out)
 
@@ -63,5 +63,5 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     sys.modules["parallel_worker"] = sys.modules["__main__"]
-    work(json.loads(Path(sys.argv[1]).read_text()))
-    parallel.end()
+    run_jobs(json.loads(Path(sys.argv[1]).read_text()))
+    parallel.leave_processes()

@@ -1,4 +1,4 @@
-"""`accelerate launch` as the documentation says it: two processes, each engine that runs without a GPU."""
+"""`accelerate launch` as documented: two processes, with each engine that runs without a GPU."""
 
 import json
 import os
@@ -48,7 +48,7 @@ eval:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two stages on a tiny model; rows with one sound, with two and with none."""
+    """A recipe of two stages on a tiny model; its rows have one clip, two clips or none."""
     folder = tmp_path_factory.mktemp("launch")
     tiny_qwen2_audio(4).save(folder / "base")
     for name, seconds in (("a", 0.4), ("b", 0.7)):
@@ -63,50 +63,53 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(recipe: Path) -> list[dict[str, Any]]:
-    """The log of one process."""
+def single_process_rows(recipe: Path) -> list[dict[str, Any]]:
+    """The log of a run in one process."""
     from e2e.shell import in_process
 
-    out = recipe.parent / "alone"
-    done = in_process("train", recipe, "--out", out, "--no-eval")
-    assert done.code == 0, done.err
-    return log(out)
+    out = recipe.parent / "single"
+    result = in_process("train", recipe, "--out", out, "--no-eval")
+    assert result.code == 0, result.err
+    return metrics_rows(out)
 
 
-def log(out: Path) -> list[dict[str, Any]]:
+def metrics_rows(out: Path) -> list[dict[str, Any]]:
+    """Rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_a_launched_run_is_the_run(recipe: Path, alone: list[dict[str, Any]], engine: str, cli: Cli) -> None:
+def test_launched_run_equals_a_single_process(
+    recipe: Path, single_process_rows: list[dict[str, Any]], engine: str, cli: Cli
+) -> None:
     out = recipe.parent / engine
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
     launch += ["--num_processes", "2", "--main_process_port", port, "-m", "earwise", "train", str(recipe)]
-    done = subprocess.run(
+    result = subprocess.run(
         [*launch, "--out", str(out), "--json"], capture_output=True, text=True, timeout=500, cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
-    assert told["final"] == str(out / "final") and len(told["eval"]) == 1, "said once, by the first process"
-    assert done.stderr.count("sft step 1/2") == 1
-    two = log(out)
-    assert [(row["stage"], row["step"]) for row in two] == [(row["stage"], row["step"]) for row in alone]
-    for first, second in zip(alone, two, strict=True):
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = json.loads(result.stdout)
+    assert output["final"] == str(out / "final") and len(output["eval"]) == 1, "printed once, by the first process"
+    assert result.stderr.count("sft step 1/2") == 1
+    rows = metrics_rows(out)
+    assert [(row["stage"], row["step"]) for row in rows] == [(row["stage"], row["step"]) for row in single_process_rows]
+    for first, second in zip(single_process_rows, rows, strict=True):
         assert second["ids"] == first["ids"]
         for key in ("sft/loss", "grpo/loss", "grpo/reward", "grad_norm"):
             assert second.get(key) == pytest.approx(first.get(key), abs=1e-4), key
-    asked = cli("ask", recipe.parent / "a.wav", "pitch?", "--model", out, "--json")
-    assert asked.code == 0, asked.err
+    answer = cli("ask", recipe.parent / "a.wav", "pitch?", "--model", out, "--json")
+    assert answer.code == 0, answer.err
 
 
-def test_a_launcher_that_starts_one_process_only_is_found_out(recipe: Path, cli: Cli, monkeypatch: Any) -> None:
-    """What `accelerate launch --cpu --num_processes 2` leaves in the environment."""
+def test_launcher_that_starts_a_single_process_is_detected(recipe: Path, cli: Cli, monkeypatch: Any) -> None:
+    """With the environment of `accelerate launch --cpu --num_processes 2`, which starts one process."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    done = cli("train", recipe, "--out", recipe.parent / "none")
-    assert done.code == 2 and "earwise recipe --path ddp" in done.err
+    result = cli("train", recipe, "--out", recipe.parent / "none")
+    assert result.code == 2 and "earwise recipe --path ddp" in result.err

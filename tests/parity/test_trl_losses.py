@@ -1,7 +1,8 @@
-"""Our losses against TRL's own code on text: the same tiny random model, the same loss, the same gradient.
+"""Our losses and their gradients equal those of TRL on text, with the same tiny random model.
 
-TRL's trainers are made without their constructors (which want data sets and reward functions); the methods under test,
-`GRPOTrainer._compute_loss` with TRL's own log-probabilities, and `DPOTrainer._compute_loss`, are called unchanged.
+TRL's trainers are created without their constructors (which need data sets and reward functions). The methods under
+test are called unchanged: `GRPOTrainer._compute_loss` with TRL's own log-probabilities, and
+`DPOTrainer._compute_loss`.
 """
 
 from collections import defaultdict
@@ -37,9 +38,9 @@ def model() -> LlamaForCausalLM:
         num_attention_heads=2,
         initializer_range=0.5,
     )
-    built = LlamaForCausalLM(config)
-    add_fused_lm_head(built, outputs=("log_probs", "entropy"))
-    return built.train()
+    llama = LlamaForCausalLM(config)
+    add_fused_lm_head(llama, outputs=("log_probs", "entropy"))
+    return llama.train()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def batch(model: LlamaForCausalLM) -> dict[str, Tensor]:
     rewards = torch.randint(0, 3, (ROWS,), generator=generator).float()
     mask = completion_mask(ids, EOS)
     with torch.no_grad():
-        current = ours(model, prompt, ids, mask)
+        current = completion_logprobs(model, prompt, ids, mask)
     return {
         "prompt_ids": prompt,
         "prompt_mask": torch.ones_like(prompt),
@@ -65,8 +66,8 @@ def batch(model: LlamaForCausalLM) -> dict[str, Tensor]:
     }
 
 
-def ours(model: LlamaForCausalLM, prompt: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Log-probability of every completion token, from the plain forward: logits at t - 1 say token t."""
+def completion_logprobs(model: LlamaForCausalLM, prompt: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probability of every completion token from a plain forward pass: logits at t - 1 predict token t."""
     attention = torch.cat([torch.ones_like(prompt), mask.int()], dim=1)
     logits = model(input_ids=torch.cat([prompt, ids], dim=1), attention_mask=attention).logits
     return logits[:, PROMPT - 1 : -1].log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
@@ -123,13 +124,15 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_grpo_family(model: LlamaForCausalLM, batch: dict[str, Tensor], name: str, sampled_earlier: bool) -> None:
     options = CASES[name]
-    inputs = dict(batch) if sampled_earlier else {k: v for k, v in batch.items() if k != "old_per_token_logps"}
+    inputs = (
+        dict(batch) if sampled_earlier else {key: value for key, value in batch.items() if key != "old_per_token_logps"}
+    )
     trainer = trl_trainer(model, **options)
-    theirs = trainer._compute_loss(model, inputs)
+    trl_loss = trainer._compute_loss(model, inputs)
 
     mask = batch["completion_mask"].bool()
     output = grpo_loss(
-        ours(model, batch["prompt_ids"], batch["completion_ids"], mask),
+        completion_logprobs(model, batch["prompt_ids"], batch["completion_ids"], mask),
         inputs.get("old_per_token_logps"),
         batch["ref_per_token_logps"] if options.get("beta") else None,
         batch["advantages"],
@@ -137,39 +140,39 @@ def test_grpo_family(model: LlamaForCausalLM, batch: dict[str, Tensor], name: st
         max_completion_length=11,
         **options,
     )
-    torch.testing.assert_close(output.loss, theirs, **TOLERANCE)
-    for found, expected in zip(gradients(output.loss, model), gradients(theirs, model), strict=True):
-        torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(output.loss, trl_loss, **TOLERANCE)
+    for gradient, trl_gradient in zip(gradients(output.loss, model), gradients(trl_loss, model), strict=True):
+        torch.testing.assert_close(gradient, trl_gradient, **TOLERANCE)
 
     logged = {key: values[0] for key, values in trainer._metrics["train"].items()}
     if options.get("beta"):
         assert output.metrics["kl"] == pytest.approx(logged["kl"], abs=1e-6)
-    if options.get("importance_sampling_level") != "sequence":  # theirs counts sequences there, ours tokens
+    if options.get("importance_sampling_level") != "sequence":  # TRL counts sequences there, we count tokens
         clipped = logged["cispo_clip_ratio" if name == "cispo" else "clip_ratio/region_mean"]
         assert output.metrics["clip_frac"] == pytest.approx(clipped, abs=1e-6)
         if sampled_earlier and "two-sided" not in name:
-            assert output.metrics["clip_frac"] > 0  # or the case would test no clipping
+            assert output.metrics["clip_frac"] > 0, "otherwise the case tests no clipping"
 
 
-def test_gspo_is_short_for_sequence_level(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> None:
+def test_gspo_equals_grpo_with_sequence_level_ratios(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> None:
     mask = batch["completion_mask"].bool()
-    policy = ours(model, batch["prompt_ids"], batch["completion_ids"], mask)
+    policy = completion_logprobs(model, batch["prompt_ids"], batch["completion_ids"], mask)
     arguments = (policy, batch["old_per_token_logps"], None, batch["advantages"], mask)
-    short = grpo_loss(*arguments, loss_type="gspo").loss
-    assert torch.equal(short, grpo_loss(*arguments, importance_sampling_level="sequence").loss)
+    gspo_loss = grpo_loss(*arguments, loss_type="gspo").loss
+    assert torch.equal(gspo_loss, grpo_loss(*arguments, importance_sampling_level="sequence").loss)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo"])
 def test_accumulation(model: LlamaForCausalLM, batch: dict[str, Tensor], loss_type: str) -> None:
-    """Two micro batches of TRL's accumulation window, added up, are our parts with the window's counts, added up."""
+    """The losses of two micro-batches of TRL's accumulation window equal ours with the counts of the whole window."""
     options = {"loss_type": loss_type, "beta": 0.04, "epsilon_high": 1.2}
     trainer = trl_trainer(model, current_gradient_accumulation_steps=2, steps_per_generation=2, **options)
     mask = batch["completion_mask"].bool()
     for part in (slice(0, 4), slice(4, 8)):
         inputs = {key: value if value.ndim == 0 else value[part] for key, value in batch.items()}
-        theirs = trainer._compute_loss(model, inputs)
+        trl_loss = trainer._compute_loss(model, inputs)
         output = grpo_loss(
-            ours(model, batch["prompt_ids"][part], batch["completion_ids"][part], mask[part]),
+            completion_logprobs(model, batch["prompt_ids"][part], batch["completion_ids"][part], mask[part]),
             inputs["old_per_token_logps"],
             inputs["ref_per_token_logps"],
             inputs["advantages"],
@@ -179,14 +182,14 @@ def test_accumulation(model: LlamaForCausalLM, batch: dict[str, Tensor], loss_ty
             num_sequences=float(ROWS),
             **options,
         )
-        torch.testing.assert_close(output.loss, theirs, **TOLERANCE)
-        for found, expected in zip(gradients(output.loss, model), gradients(theirs, model), strict=True):
-            torch.testing.assert_close(found, expected, **TOLERANCE)
+        torch.testing.assert_close(output.loss, trl_loss, **TOLERANCE)
+        for gradient, trl_gradient in zip(gradients(output.loss, model), gradients(trl_loss, model), strict=True):
+            torch.testing.assert_close(gradient, trl_gradient, **TOLERANCE)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages(scale: str) -> None:
-    """TRL's advantages stand inside its sampling method; these are its lines, with its own `nanstd`."""
+    """TRL computes advantages inside its sampling method; this repeats the computation with TRL's `nanstd`."""
     rewards = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.0, 1.0, 1.0, 1.0, 2.0, 0.0, 0.0, 0.0])
     groups = rewards.view(-1, 4)
     spread = {
@@ -244,13 +247,13 @@ def test_dpo(loss_type: str, options: dict[str, Any]) -> None:
         "ref_chosen_logps": sums[:pairs],
         "ref_rejected_logps": sums[pairs:],
     }
-    theirs = trainer._compute_loss(fake_model, inputs, return_outputs=False)
+    trl_loss = trainer._compute_loss(fake_model, inputs, return_outputs=False)
 
-    tensors = [part for both in (logprobs, reference, mask) for part in (both[:pairs], both[pairs:])]
+    tensors = [part for tensor in (logprobs, reference, mask) for part in (tensor[:pairs], tensor[pairs:])]
     output = dpo_loss(*tensors, beta=0.3, **options)
-    torch.testing.assert_close(output.loss, theirs, **TOLERANCE)
-    found, expected = (torch.autograd.grad(loss, logprobs)[0] for loss in (output.loss, theirs))
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(output.loss, trl_loss, **TOLERANCE)
+    gradient, trl_gradient = (torch.autograd.grad(loss, logprobs)[0] for loss in (output.loss, trl_loss))
+    torch.testing.assert_close(gradient, trl_gradient, **TOLERANCE)
     if loss_type == "sigmoid":
         logged = {key: values[0] for key, values in trainer._metrics["train"].items()}
         assert output.metrics["chosen_reward"] == pytest.approx(logged["rewards/chosen"], abs=1e-6)

@@ -301,7 +301,7 @@ def test_preferences_from_evaluations_and_rollouts(questions: Path, capsys: pyte
     assert {row.id: row.rejected for row in manifest.read(out)} == {"q0": ("high",), "q4": ("lo",)}
     capsys.readouterr()
     assert cli.run(["build", "preferences", str(folder / "two"), "--rows", str(questions), "--out", str(out)]) == 2
-    assert "no row has a better and a worse reply" in capsys.readouterr().err
+    assert "no row has a better and a worse completion" in capsys.readouterr().err
     assert cli.run(["build", "preferences", str(folder), "--rows", str(questions), "--out", str(out)]) == 2
     assert "holds neither samples.jsonl nor rollouts.jsonl" in capsys.readouterr().err
 
