@@ -26,6 +26,8 @@ LongAudio = Literal["error", "truncate", "chunk"]
 """Policy for a clip longer than the model accepts: refuse it, use its beginning, or split it into chunks."""
 LONG_AUDIO: tuple[LongAudio, ...] = ("error", "truncate", "chunk")
 Channel = Literal["mean", "first"]
+Sound = str | os.PathLike[str] | tuple[ArrayLike, int]
+"""One clip: the path of an audio file, or an array of samples (see `to_waveform`) and its sample rate in Hz."""
 
 SILENCE_PEAK = 1e-4  # -80 dBFS: below the noise of any microphone, above the dither of a 16-bit file
 MAX_PEAK = 100.0  # a float file this loud holds integers that were never scaled

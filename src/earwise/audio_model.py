@@ -1,8 +1,8 @@
-"""Ask a model about sounds from Python: `AudioModel` answers questions, `Answer` is what it returns, `Chat` talks.
+"""Ask a model about sounds from Python: `load` opens an `AudioModel`, and its questions return an `Answer`.
 
     answer = earwise.load("embedded").ask("dog.ogg", "Which sound is this?", choices=["a dog", "rain"])
 
-Above `engine`, which turns prompts into completions; `earwise ask` and `earwise chat` print what these classes return.
+Above `engine`, which turns prompts into completions. `earwise ask` and `earwise chat` print what these classes return.
 """
 
 import asyncio
@@ -10,16 +10,16 @@ import base64
 import html
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, cast
 
 from earwise.answers import parse
-from earwise.audio import LongAudio, encode_wav, probe, to_waveform
+from earwise.audio import LongAudio, Sound, encode_wav, probe, to_waveform
+from earwise.chat import Chat
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.loading import open_engine
@@ -31,9 +31,6 @@ from earwise.types import Audio, Example, Part, Status, Text, Turn, Waveform
 if TYPE_CHECKING:  # importing torch waits until `load` has begun to read the weights
     from earwise.engine.local import LocalEngine
     from earwise.engine.remote.client import RemoteEngine
-
-Sound = str | PathLike[str] | tuple[ArrayLike, int]
-"""One clip: the path of an audio file, or an array of samples (see `audio.to_waveform`) and its sample rate in Hz."""
 
 ANSWER_PARAMS = SamplingParams(max_new_tokens=128)
 """Greedy decoding, used for questions where no sampling parameters are given."""
@@ -104,18 +101,9 @@ class AudioModel:
 
     def __init__(self, engine: "LocalEngine | RemoteEngine", notify: Callable[[str], None] = ignore_progress) -> None:
         self.engine = engine
+        self.name, self.revision = engine.name, engine.revision
         self._notify = notify
         self._lock = threading.Lock()  # an engine runs one batch at a time, whichever thread asks
-
-    @property
-    def name(self) -> str:
-        """Name of the model, as in result rows."""
-        return self.engine.name
-
-    @property
-    def revision(self) -> str:
-        """Hash of the weights, or the version that the server reports."""
-        return self.engine.revision
 
     def ask(
         self,
@@ -195,14 +183,14 @@ class AudioModel:
             EngineError: if the model or its server fails.
         """
         texts = [questions] * len(sounds) if isinstance(questions, str) else list(questions)
-        options = [tuple(choices)] * len(sounds) if not choices or isinstance(choices[0], str) else list(choices)
+        options = _options_per_question(choices, len(sounds))
         if not len(sounds) == len(texts) == len(options):
             raise ConfigError(
                 f"{len(sounds)} sounds, {len(texts)} questions and {len(options)} lists of options do not match; give "
                 "one of each per question"
             )
         items = [
-            _Question(text, tuple(option_texts), self._read(clips, "error", False))
+            _Question(text, option_texts, self._read(clips, "error", False))
             for clips, text, option_texts in zip(sounds, texts, options, strict=True)
         ]
         return self._answer(items, think, probabilities, sampling_params)
@@ -230,18 +218,18 @@ class AudioModel:
             start_s += len(waveform) / self.engine.sample_rate
         return self._answer(items, think, probabilities, sampling_params)
 
-    def chat(self, sampling_params: SamplingParams = CHAT_PARAMS) -> "Chat":
+    def chat(self, sampling_params: SamplingParams = CHAT_PARAMS) -> Chat:
         """Begin a conversation of several turns."""
-        return Chat(self, sampling_params)
+        return Chat(self.engine, lambda sound: self._read([sound], "error", False)[0], sampling_params)
 
     def _read(self, sounds: Sound | Sequence[Sound], long_audio: LongAudio, allow_silent: bool) -> tuple[Waveform, ...]:
         """The waveforms of clips at the engine's sample rate, one per clip, or one per chunk."""
         reader = ClipReader(self.engine, long_audio)
-        clips = [sounds] if isinstance(sounds, str | PathLike | tuple) else list(sounds)
         waveforms: list[Waveform] = []
-        for clip in clips:
+        for clip in _as_list(sounds):
             if isinstance(clip, tuple):
-                waveforms.append(to_waveform(*clip, self.engine.sample_rate))
+                samples, sample_rate = clip
+                waveforms.append(to_waveform(samples, sample_rate, self.engine.sample_rate))
                 continue
             path = Path(clip)
             decoded = reader.read(path)
@@ -277,19 +265,30 @@ class AudioModel:
     def _option_probabilities(self, items: "Sequence[_Question]") -> Sequence[Mapping[str, float] | None]:
         """For each question the probability of each option among the options, as the whole answer to the prompt of
         style `answer`; None for a question without options."""
+        with_choices = [(n, item) for n, item in enumerate(items) if item.choices]
+        if not with_choices:
+            return [None] * len(items)
         prompts = [
-            Prompt(prompt_turns(item.example, "answer"), item.waveforms, f"ask {n}") for n, item in enumerate(items)
+            Prompt(prompt_turns(item.example, "answer"), item.waveforms, f"ask {n}") for n, item in with_choices
         ]
-        texts = [[target_text(item.example, "answer", option) for option in item.choices] for item in items]
+        texts = [[target_text(item.example, "answer", option) for option in item.choices] for _, item in with_choices]
         try:
             logprobs = self.engine.score(prompts, texts)
         except EngineError as error:
             self._notify(f"no probabilities of the options: {error}")
             return [None] * len(items)
-        return [
-            _normalised(item.choices, values) if item.choices else None
-            for item, values in zip(items, logprobs, strict=True)
-        ]
+        by_number = {
+            n: _normalised(item.choices, values) for (n, item), values in zip(with_choices, logprobs, strict=True)
+        }
+        return [by_number.get(n) for n in range(len(items))]
+
+
+def _as_list(sounds: Sound | Sequence[Sound]) -> list[Sound]:
+    """One clip or several as a list. A pair of samples and sample rate is one clip, any other tuple several."""
+    is_pair = isinstance(sounds, tuple) and len(sounds) == 2 and isinstance(sounds[1], Real)
+    return (
+        [cast(Sound, sounds)] if is_pair or isinstance(sounds, str | PathLike) else list(cast(Sequence[Sound], sounds))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,54 +334,22 @@ class _Question:
         )
 
 
+def _options_per_question(
+    choices: Sequence[str] | Sequence[Sequence[str]], num_questions: int
+) -> list[tuple[str, ...]]:
+    """The options of each question, where `choices` are those of all questions, or one list per question."""
+    shared = tuple(option for option in choices if isinstance(option, str))
+    if len(shared) == len(choices):
+        return [shared] * num_questions
+    return [tuple(options) for options in choices]
+
+
 def _normalised(options: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
     """Probabilities of options relative to each other, the most probable first."""
     largest = max(logprobs)
     weights = [math.exp(value - largest) for value in logprobs]
     pairs = zip(options, (weight / sum(weights) for weight in weights), strict=True)
     return dict(sorted(pairs, key=lambda pair: -pair[1]))
-
-
-class Chat:
-    """A conversation of several turns, in which sounds may be attached to any question.
-
-    Args:
-        model: The model.
-        sampling_params: Length limit and sampling of every answer.
-    """
-
-    def __init__(self, model: AudioModel, sampling_params: SamplingParams) -> None:
-        self._model, self._sampling_params = model, sampling_params
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the conversation and its sounds."""
-        self._turns: list[Turn] = []
-        self._waveforms: list[Waveform] = []
-        self._attached: list[Part] = []
-
-    def attach(self, sound: Sound) -> float:
-        """Attach a clip to the next question; returns its length in seconds."""
-        (waveform,) = self._model._read([sound], "error", False)
-        self._waveforms.append(waveform)
-        self._attached.append(Audio(f"clip {len(self._waveforms)}"))
-        return len(waveform) / self._model.engine.sample_rate
-
-    def stream(self, message: str) -> Iterator[str]:
-        """Send a message, and yield the reply in parts as the model writes it."""
-        user_turn = Turn("user", (*self._attached, Text(message)))
-        number = sum(turn.role == "user" for turn in self._turns)
-        prompt = Prompt((*self._turns, user_turn), tuple(self._waveforms), f"chat {number}")
-        reply = ""
-        for part in self._model.engine.stream(prompt, self._sampling_params):
-            reply += part
-            yield part
-        self._turns += [user_turn, Turn("assistant", (Text(reply),))]
-        self._attached = []
-
-    def send(self, message: str) -> str:
-        """Send a message, and return the whole reply."""
-        return "".join(self.stream(message))
 
 
 def load(name: str | PathLike[str] = "embedded", notify: Callable[[str], None] = ignore_progress) -> AudioModel:

@@ -138,7 +138,7 @@ def _as_json(
 
 
 def _row(answer: "Answer", choices: tuple[str, ...]) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "question": answer.question,
         "answer": answer.answer if answer.status == "ok" else None,
         "choice": answer.choice,
