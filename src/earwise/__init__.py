@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from earwise.config.recipe import load_recipe
     from earwise.data.manifest import read as read_manifest
     from earwise.engine.base import SamplingParams
-    from earwise.evaluate.run import EvalOptions
+    from earwise.evaluation.run import EvalOptions
     from earwise.types import Example
 
 _EXPORTS = {
     "Answer": "earwise.audio_model:Answer",
     "AudioModel": "earwise.audio_model:AudioModel",
-    "EvalOptions": "earwise.evaluate.run:EvalOptions",
+    "EvalOptions": "earwise.evaluation.run:EvalOptions",
     "Example": "earwise.types:Example",
     "SamplingParams": "earwise.engine.base:SamplingParams",
     "TrainOptions": "earwise.apps.recipe_run:TrainOptions",

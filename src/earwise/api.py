@@ -22,8 +22,8 @@ from earwise.config.recipe_files import find_recipe
 from earwise.data.manifest import select
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import DataError
-from earwise.evaluate.run import BLIND, EvalOptions, evaluate_with_controls
-from earwise.evaluate.task import load_task
+from earwise.evaluation.run import BLIND, EvalOptions, evaluate_with_controls
+from earwise.evaluation.task import load_task
 
 Notify = Callable[[str], None]
 

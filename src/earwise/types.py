@@ -119,7 +119,7 @@ class Score:
 
     values: Mapping[str, float]
     """Value of each score by name, for example `official`, `strict` and `lenient`; 1 is a correct answer, 0 a wrong
-    one. The names are those of the task (`evaluate.task.Task.score_notes`)."""
+    one. The names are those of the task (`evaluation.task.Task.score_notes`)."""
     status: Status
     """Whether an answer could be read from the completion; `error`: there is no completion."""
     answer: str | None = None

@@ -5,7 +5,7 @@ rewards give the values of R1-AQA's released code (xiaomi-research/r1-aqa@5d24f3
 one shared number is already a match. The others follow stricter rules: whole-completion formats, exact option texts.
 The rewards of Audio-Thinker (arXiv:2508.08039) and CESAR (arXiv:2510.20867) are implemented here as rules on words;
 where the papers ask a language model or print no rule, the rule is ours. A language model as judge is
-`train/rollout/judge.py`.
+`training/rollout/judge.py`.
 
 To add a reward, write such a function and a row of `REWARDS`, or name your own as `module:function` in a recipe.
 """

@@ -19,8 +19,8 @@ from earwise.apps.ablation_comparison import compare_arms
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.config.recipe_files import find_recipe
 from earwise.errors import ConfigError, EarwiseError
-from earwise.evaluate.controls import Control
-from earwise.evaluate.results import METRICS, EvalRun, read_run
+from earwise.evaluation.controls import Control
+from earwise.evaluation.results import METRICS, EvalRun, read_run
 from earwise.files import read_log, write_json, write_text
 from earwise.report.ablation import as_markdown, as_page
 from earwise.report.training import training_curves

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.errors import DataError
-from earwise.evaluate.metrics import stats
-from earwise.evaluate.results import EvalRun
-from earwise.evaluate.scores import blind_controls, is_correct, mean_delay, shared_headline
+from earwise.evaluation.metrics import stats
+from earwise.evaluation.results import EvalRun
+from earwise.evaluation.scores import blind_controls, is_correct, mean_delay, shared_headline
 
 DRAWS = 10_000
 """Number of resamples."""

@@ -26,12 +26,12 @@ from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, EarwiseError
-from earwise.evaluate.results import read_run
+from earwise.evaluation.results import read_run
 from earwise.files import write_json
 from earwise.models.base import load
 from earwise.models.embedded import base_weights
 from earwise.report import write_report
-from earwise.train import run as training
+from earwise.training import run as training
 from earwise.types import Example
 
 RECIPE = Path(PACKAGED_RECIPES / "r1-aqa.yaml")

@@ -13,9 +13,9 @@ from earwise.config.recipe import EvalConfig
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import Engine, SamplingParams
-from earwise.evaluate.controls import Control
-from earwise.evaluate.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
-from earwise.evaluate.scores import headline
+from earwise.evaluation.controls import Control
+from earwise.evaluation.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
+from earwise.evaluation.scores import headline
 from earwise.types import Example
 
 PROGRESS_EVERY_S = 5.0
@@ -48,7 +48,7 @@ def evaluate_entry(
     Returns:
         What `metrics.json` holds.
     Raises:
-        EarwiseError: see `evaluate.run.evaluate`.
+        EarwiseError: see `evaluation.run.evaluate`.
     """
     rows = manifest.select(manifest.read(manifest_path(config.manifest, base)), config.where)
     sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)

@@ -18,9 +18,9 @@ from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
 from earwise.files import lock_folder
 from earwise.models import detect
-from earwise.train import run
-from earwise.train.check_recipe import check_training
-from earwise.train.distributed import parallel
+from earwise.training import run
+from earwise.training.check_recipe import check_training
+from earwise.training.distributed import parallel
 
 Notify = Callable[[str], None]
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, note, print_json
+from earwise.commands.recipe import complete_recipe
 from earwise.config.resolve import require
 
 
 @click.command("ablate", short_help="Train arms of a recipe with several seeds and test the difference.")
-@click.argument("recipe", metavar="RECIPE.yaml", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--arms", required=True, metavar="A,B,...", help="Names under `arms:`; the others are tested against the first."
@@ -27,7 +28,7 @@ from earwise.config.resolve import require
 )
 @json_option
 def command(
-    recipe: Path,
+    recipe: str,
     overrides: tuple[str, ...],
     arms: str,
     seeds: int,
@@ -36,11 +37,11 @@ def command(
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """Train every arm of RECIPE.yaml with every seed, one after the other, and compare them item by item.
+    """Train every arm of RECIPE (the name of a recipe of the package, or a YAML file) with every seed, one after the other, and compare them item by item.
 
     \b
-    earwise ablate recipes/r1-aqa.yaml --profile cpu --arms sft-lora,grpo --seeds 3 --out runs/sft-or-rl
-    earwise ablate recipes/sari.yaml --profile cpu --arms sft-structured-shuffled,sft-structured-sorted --out runs/order
+    earwise ablate r1-aqa --profile cpu --arms sft-lora,grpo --seeds 3 --out runs/sft-or-rl
+    earwise ablate sari --profile cpu --arms sft-structured-shuffled,sft-structured-sorted --out runs/order
 
     The same command continues a stopped ablation; a run that failed is tried again. OUT gets one folder per run, and
     ablation.html, ablation.md and ablation.json.
@@ -49,15 +50,15 @@ def command(
         require(package, "train", "stages")
     from earwise.apps import ablation
     from earwise.engine.loading import fetch_base_weights
-    from earwise.train.check_recipe import check_training
+    from earwise.training.check_recipe import check_training
 
     arm_names = [arm.strip() for arm in arms.split(",") if arm.strip()]
-    jobs = ablation.plan_jobs(recipe, arm_names, seeds, out, profile=profile, data=data, overrides=overrides)
+    jobs = ablation.plan_jobs(Path(recipe), arm_names, seeds, out, profile=profile, data=data, overrides=overrides)
     for job in jobs[: len(arm_names)]:
         check_training(job.recipe, job.base, note)
         fetch_base_weights(job.recipe.model.name, note)
     failed = ablation.run_jobs(jobs, note)
-    title = f"{recipe.stem}{f', {profile}' if profile else ''}: {', '.join(arm_names)}"
+    title = f"{Path(recipe).stem}{f', {profile}' if profile else ''}: {', '.join(arm_names)}"
     result = ablation.write_results(out, jobs, failed, title)
     if as_json:
         print_json(result | {"report": str(out / "ablation.html")})

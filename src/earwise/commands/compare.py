@@ -25,7 +25,7 @@ def command(before: Path, after: Path, common: bool, score: str | None, seed: in
     earwise compare runs/before runs/after
     earwise compare runs/before runs/after --score strict --json
     """
-    from earwise.evaluate.compare import as_text, compare
+    from earwise.evaluation.compare import as_text, compare
 
     comparison = compare(before, after, common=common, seed=seed)
     table = as_text(comparison, score)

@@ -21,8 +21,8 @@ from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from earwise.audio import LongAudio
-    from earwise.evaluate.run import EvalOptions
-    from earwise.evaluate.task import Task
+    from earwise.evaluation.run import EvalOptions
+    from earwise.evaluation.task import Task
     from earwise.types import Example
 
 FOLDER = click.Path(path_type=Path)
@@ -61,7 +61,7 @@ class EvaluateCommand:
     def eval_options(self) -> "EvalOptions":
         """The options as the evaluation takes them."""
         from earwise.engine.base import SamplingParams
-        from earwise.evaluate.run import EvalOptions
+        from earwise.evaluation.run import EvalOptions
         from earwise.prompts import THINKING_STYLES
 
         default = THINKING_TOKENS if self.style in THINKING_STYLES else ANSWER_TOKENS
@@ -164,9 +164,9 @@ def command(**values: Any) -> None:
     For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
     """
     from earwise.apps.recipe_eval import evenly_spaced, progress_printer
-    from earwise.evaluate.run import BLIND, evaluate_with_controls
-    from earwise.evaluate.task import load_task
-    from earwise.evaluate.terminal import as_text
+    from earwise.evaluation.run import BLIND, evaluate_with_controls
+    from earwise.evaluation.task import load_task
+    from earwise.evaluation.terminal import as_text
 
     options = collect_options(EvaluateCommand, values)
     task, conditions = load_task(options.task), _conditions(options.split, options.conditions)
@@ -214,7 +214,7 @@ def _refuse_errors(metrics: dict[str, Any], options: EvaluateCommand) -> None:
 
 def _write_predictions(task: "Task", options: EvaluateCommand) -> Path | None:
     """Write the benchmark's submission file into the run's folder; returns its path, or None if there is no format."""
-    from earwise.evaluate.results import read_run
+    from earwise.evaluation.results import read_run
 
     if task.write_predictions is None:
         return None

@@ -31,7 +31,7 @@ def show_plan(recipe: "Recipe", rows: Sequence[Mapping[str, int]], as_json: bool
 
     from earwise.models.memory.lookup import starting_sizes
     from earwise.models.memory.plan import PlannedStage, plan_stages
-    from earwise.train.stages.table import stage_class
+    from earwise.training.stages.table import stage_class
 
     model, machine = recipe.model, _this_machine(processes, engine)
     connector = None if model.connector is None else model.connector.model_dump()

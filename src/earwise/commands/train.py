@@ -129,7 +129,7 @@ def _train(options: TrainCommandOptions) -> "TrainResult":
 def _plan(options: TrainCommandOptions) -> None:
     """Print what the run would train and need."""
     from earwise.commands.plan import show_plan
-    from earwise.train.check_recipe import check_training
+    from earwise.training.check_recipe import check_training
 
     if options.resume is not None:
         raise ConfigError("--plan is for a run that has not begun; leave out --resume, or give the recipe")

@@ -1,6 +1,6 @@
 """What a training stage keeps in memory beside the weights and one forward pass; input of the memory planner. No torch.
 
-The classes in `train/stages/` describe themselves with this dataclass (`memory`), and `models/memory` turns it into
+The classes in `training/stages/` describe themselves with this dataclass (`memory`), and `models/memory` turns it into
 bytes.
 """
 

@@ -1,6 +1,6 @@
 """Schema of the training stages of a recipe: one pydantic model per kind of stage, a union on `kind`. No torch.
 
-`config/recipe.py` reads these from YAML; `train/stages/*` take the values out and pass them on as plain arguments.
+`config/recipe.py` reads these from YAML; `training/stages/*` take the values out and pass them on as plain arguments.
 Names of settings are those of TRL, transformers and PEFT where these have one. `config/deprecated.py` lists the names
 that earlier versions used.
 """

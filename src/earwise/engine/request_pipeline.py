@@ -20,7 +20,7 @@ from pathlib import Path
 
 from earwise.audio import is_silent
 from earwise.engine.base import Engine, Prompt, SamplingParams
-from earwise.engine.clip_reader import DecodedClip, ClipReader
+from earwise.engine.clip_reader import ClipReader, DecodedClip
 from earwise.errors import AudioError, DataError, EarwiseError, EngineError
 from earwise.prompts import repeat_audio_parts
 from earwise.types import Completion, Turn, Waveform

@@ -4,7 +4,7 @@ The format is `adapter_config.json` and `adapter_model.safetensors`, as PEFT, vL
 names differ between transformers 4 (published checkpoints, vLLM) and transformers 5 (the classes here): a family's
 `parameter_names` in `models/registry.py` says how. Adapters are read under either names and written under those that
 the caller chooses. The scale (alpha / r) is multiplied into B, so a written config says alpha = r. Called by
-`train/run.py` (write beside the weights), `models/export.py` and `models/base.py` (read and merge).
+`training/run.py` (write beside the weights), `models/export.py` and `models/base.py` (read and merge).
 
 Source: PEFT 0.21, format of `save_pretrained`.
 """

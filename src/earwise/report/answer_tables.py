@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from earwise.evaluate.results import EvalRun
+from earwise.evaluation.results import EvalRun
 from earwise.report.plots import heat_map, percent
 from earwise.report.tables import NO_VALUE, ColouredRun, interval_cell, run_name, table
 

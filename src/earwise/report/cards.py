@@ -12,8 +12,8 @@ from pathlib import Path
 
 from earwise.audio import decode, encode_ogg
 from earwise.errors import AudioError
-from earwise.evaluate.results import EvalRun, Row
-from earwise.evaluate.scores import is_correct
+from earwise.evaluation.results import EvalRun, Row
+from earwise.evaluation.scores import is_correct
 from earwise.report.tables import ColouredRun
 
 CARDS = 24

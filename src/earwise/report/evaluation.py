@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from earwise.errors import DataError
-from earwise.evaluate.results import SAMPLES, EvalRun, read_run
-from earwise.evaluate.scores import shared_headline
+from earwise.evaluation.results import SAMPLES, EvalRun, read_run
+from earwise.evaluation.scores import shared_headline
 from earwise.files import write_text
 from earwise.report import answer_tables, highlights, result_tables, training
 from earwise.report.cards import AUDIO_BUDGET, cards

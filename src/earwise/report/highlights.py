@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from earwise.evaluate.results import EvalRun
-from earwise.evaluate.scores import blind_controls, headline
+from earwise.evaluation.results import EvalRun
+from earwise.evaluation.scores import blind_controls, headline
 from earwise.report.page import tile
 from earwise.report.plots import percent, points
 from earwise.report.tables import p_value

@@ -1,7 +1,7 @@
 """The result of runs: scores side by side, blind controls, format and accuracy apart, score against token delay.
 
 Part of `earwise.report`; rows and metrics in, HTML out. All text of runs is escaped here. `name` is always the name of
-the headline score, one for all runs of a page (`evaluate.scores.shared_headline`).
+the headline score, one for all runs of a page (`evaluation.scores.shared_headline`).
 """
 
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ from html import escape
 from typing import Any
 
 from earwise.errors import DataError
-from earwise.evaluate.compare import compare
-from earwise.evaluate.metrics.mmau import SCORE_NOTES
-from earwise.evaluate.results import EvalRun, Row
-from earwise.evaluate.scores import blind_controls, headline, is_correct, mean_delay
-from earwise.evaluate.summary import GROUPS
+from earwise.evaluation.compare import compare
+from earwise.evaluation.metrics.mmau import SCORE_NOTES
+from earwise.evaluation.results import EvalRun, Row
+from earwise.evaluation.scores import blind_controls, headline, is_correct, mean_delay
+from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
 from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
 

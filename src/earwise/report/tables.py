@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from earwise.evaluate.results import EvalRun
+from earwise.evaluation.results import EvalRun
 from earwise.report.plots import points
 
 NO_VALUE = "–"

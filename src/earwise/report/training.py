@@ -2,7 +2,7 @@
 
 Part of `earwise.report`; reads what `earwise train` writes into the folder of a run: `metrics.jsonl` (one JSON object
 per step, `{"step": 3, "stage": "stage-0-grpo", "grpo/reward": 0.41, ...}`), `rollouts.jsonl`, `recipe.json` and
-`eval/`. Values have the names that trackers show (`train/logging/trackers.py`).
+`eval/`. Values have the names that trackers show (`training/logging/trackers.py`).
 """
 
 import json
@@ -15,14 +15,14 @@ from statistics import fmean
 from typing import Any
 
 from earwise.errors import DataError
-from earwise.evaluate.results import METRICS, EvalRun, read_run
+from earwise.evaluation.results import METRICS, EvalRun, read_run
 from earwise.files import read_log
 from earwise.report.cards import players
 from earwise.report.page import tile
 from earwise.report.plots import COLOURS, Series, curves
 from earwise.report.tables import table
-from earwise.train.logging.trackers import LoggedSample, flatten_settings, group_metrics
-from earwise.train.stages.table import STAGES
+from earwise.training.logging.trackers import LoggedSample, flatten_settings, group_metrics
+from earwise.training.stages.table import STAGES
 
 LOG, ROLLOUTS, RECIPE = "metrics.jsonl", "rollouts.jsonl", "recipe.json"
 CURVES = {

@@ -78,7 +78,7 @@ def run_server(
     """
     family = config.weight_updates_family
     weight_updater = WeightUpdater(engine, family) if family is not None else None
-    recogniser = open_recogniser("whisper", say=notify) if config.transcribe else None
+    recogniser = open_recogniser("whisper", notify=notify) if config.transcribe else None
     application = Api(
         engine, config.name, config.limits, config.capacity, weight_updater=weight_updater, recogniser=recogniser,
         seeds=random.Random(config.seed),

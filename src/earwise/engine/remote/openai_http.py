@@ -1,7 +1,7 @@
 """Requests to an OpenAI-compatible server: connection, rate limits, retries, and the meaning of its error statuses.
 
 Used by everything that sends many requests to such a server: the remote engine (`engine.remote.client`), text teachers
-(`datasets.teachers`) and the judge of a reward (`train.rollout.judge`). `post` is one attempt of one request;
+(`datasets.teachers`) and the judge of a reward (`training.rollout.judge`). `post` is one attempt of one request;
 `RateLimitedSender` sends many requests under shared limits and retries those that failed temporarily. This module
 imports neither torch nor numpy, and httpx only when it is used.
 """

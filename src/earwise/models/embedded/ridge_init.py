@@ -1,7 +1,7 @@
 """Closed-form initialisation of the embedded model's connector: ridge regression from encoder states to words.
 
 Before gradient training, the tokens of `LayerMix` are set to the least-squares fit of the decoder's own embeddings of
-a clip's labels. `train.stages.ridge` collects states and labels; this file solves the regression.
+a clip's labels. `training.stages.ridge` collects states and labels; this file solves the regression.
 """
 
 from collections.abc import Sequence

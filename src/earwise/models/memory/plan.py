@@ -1,7 +1,7 @@
 """Whether the stages of a recipe fit into a machine's memory: rows for `earwise train --plan`. No torch.
 
 The model, the stages and the machine come in as plain values, so that a plan can be made for any of them. Each stage
-class in `train/stages/` says itself what it keeps in memory (`config/stage_memory.py`); the sums are those of
+class in `training/stages/` says itself what it keeps in memory (`config/stage_memory.py`); the sums are those of
 `estimate.py`.
 """
 

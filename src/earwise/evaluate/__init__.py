@@ -1,1 +1,0 @@
-"""Evaluation: a task put to an engine, scored, summarised and compared, with blind controls; see `evaluate.run`."""

@@ -1,0 +1,137 @@
+"""Two runs on the same items: which items each of them answers correctly, and how certain the difference is.
+
+Reads two folders that `evaluation.run` wrote. Everything is paired by item id, so that the difficulty of the items, which
+is most of the noise, cancels out. Runs on different items are refused, because their scores measure different things.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from earwise.errors import DataError
+from earwise.evaluation.results import EvalRun, Row, read_run
+from earwise.evaluation.scores import score_names, shared_headline
+from earwise.evaluation.summary import GROUPS, paired_scores
+
+
+def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Paired comparison of run `b` with run `a`.
+
+    Args:
+        a: The run to compare with (before).
+        b: The run in question (after).
+        common: Compare on the items that both runs have, instead of refusing runs on different items.
+        seed: Seed of the intervals.
+    Returns:
+        `a`, `b` (names), `n`, `only_a`, `only_b` (items left out), `headline` (name of the score that sums up both),
+        `scorers`, and for every score that both runs have: `accuracy_a`, `accuracy_b`, the paired `difference` with its
+        interval and p, `wins` (correct in b alone), `losses` (correct in a alone) and the `method` (see
+        `stats.paired_difference`). The same for every value of every group under `by`.
+    Raises:
+        DataError: if a folder holds no finished run, the runs are on different items and `common` is False, or they
+            share no item or no score.
+    """
+    run_a, run_b = (run if isinstance(run, EvalRun) else read_run(run) for run in (a, b))
+    rows_a, rows_b = _labelled(run_a), _labelled(run_b)
+    shared = [item for item in rows_a if item in rows_b and _is_same_item(rows_a[item], rows_b[item])]
+    only_a, only_b = len(rows_a) - len(shared), len(rows_b) - len(shared)
+    if not shared:
+        raise DataError(
+            f"{run_a.path} and {run_b.path} share no item; compare runs of one task on one version of its data"
+        )
+    if (only_a or only_b) and not common:
+        raise DataError(
+            f"{run_a.path} and {run_b.path} are on different items ({only_a} only in the first, "
+            f"{only_b} only in the second, {len(shared)} the same); say --common to compare on those they share"
+        )
+    pairs = [(rows_a[item], rows_b[item]) for item in shared]
+    names = [name for name in score_names(list(rows_a.values())) if name in score_names(list(rows_b.values()))]
+    return {
+        "a": run_a.name,
+        "b": run_b.name,
+        "n": len(shared),
+        "only_a": only_a,
+        "only_b": only_b,
+        "headline": shared_headline([run_a, run_b]),
+        "scorers": sorted({run_a.metrics["scorer"], run_b.metrics["scorer"]}),
+        **_paired(pairs, names, seed),
+        "by": _by_group(pairs, names, seed),
+    }
+
+
+def as_text(result: dict[str, Any], name: str | None = None) -> str:
+    """The comparison as a table for the terminal.
+
+    Args:
+        result: What `compare` returned.
+        name: Name of the score to show; None: the headline.
+    Raises:
+        DataError: if the runs do not both have this score.
+    """
+    name = name or result["headline"]
+    if name not in result:
+        available = [key for key, value in result.items() if isinstance(value, dict) and "difference" in value]
+        raise DataError(f"score {name!r} is not in both runs; choose one of {', '.join(available)}")
+    width = max(18, *(len(value) + 2 for group in result["by"].values() for value in group)) if result["by"] else 18
+    a, b = result["a"][:12], result["b"][:12]
+    header = f"{'':{width}}{'n':>6}  {a:>12}  {b:>12}  {'difference':>10}  {'95 % interval':>16}  {'p':>7}  wins/losses"
+    lines = [header, _line("all", result[name], width)]
+    for group, members in result["by"].items():
+        lines.append(f"by {group.replace('_', '-')}")
+        lines += [_line("  " + value, row[name], width) for value, row in members.items()]
+    if result["only_a"] or result["only_b"]:
+        lines.append(
+            f"left out: {result['only_a']} items only in {result['a']}, {result['only_b']} only in {result['b']}"
+        )
+    lines.append(
+        f"{name} scores, percent and points; paired over items: bootstrap, or exact (marked *) where few differ; "
+        f"scorer {', '.join(result['scorers'])}"
+    )
+    return "\n".join(lines)
+
+
+def _by_group(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """The comparison for the values of every group that any item has a value of, the most common value first."""
+    by: dict[str, Any] = {}
+    for group in GROUPS:
+        members: dict[str, list[tuple[Row, Row]]] = {}
+        for pair in pairs:
+            members.setdefault(str(pair[0][group] or "none"), []).append(pair)
+        if any(value != "none" for value in members):
+            ordered = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))
+            by[group] = {value: _paired(group_pairs, names, seed) for value, group_pairs in ordered}
+    return by
+
+
+def _paired(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    return {
+        name: {
+            **paired_scores(pairs, name, seed),
+            "accuracy_a": sum(before["scores"][name] for before, _ in pairs) / len(pairs),
+            "accuracy_b": sum(after["scores"][name] for _, after in pairs) / len(pairs),
+        }
+        for name in names
+    }
+
+
+def _line(label: str, row: dict[str, Any], width: int) -> str:
+    interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    mark = "*" if row["method"] == "exact" else " "
+    return (
+        f"{label:{width}}{row['n']:>6}  {100 * row['accuracy_a']:>12.1f}  {100 * row['accuracy_b']:>12.1f}  "
+        f"{100 * row['difference']:>+10.1f}  {interval:>16}{mark} {row['p']:>7.4f}  {row['wins']}/{row['losses']}"
+    )
+
+
+def _labelled(run: EvalRun) -> dict[str, Row]:
+    return {item: row for item, row in run.first.items() if row["scores"] is not None}
+
+
+def _is_same_item(a: Row, b: Row) -> bool:
+    """Whether two rows are about one item: same question, options in any order and answers; and the same clip, unless
+    one of the runs is a blind control."""
+    if any(a[key] != b[key] for key in ("question", "gold")) or sorted(a["choices"]) != sorted(b["choices"]):
+        return False
+    hash_a, hash_b = a["audio_sha256"], b["audio_sha256"]
+    is_blind = bool(a["control"] or b["control"])
+    return is_blind or not (hash_a and hash_b) or bool(hash_a == hash_b)

@@ -1,0 +1,108 @@
+"""Examples into the items of an evaluation: checked once, options shuffled by seed, prompts worded, controls applied.
+
+First step of `evaluation.run`; its result does not depend on batches or on what is finished already.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from earwise.engine.request_pipeline import AudioRequest
+from earwise.errors import DataError
+from earwise.evaluation import controls
+from earwise.evaluation.controls import Control
+from earwise.evaluation.options import EvalOptions
+from earwise.prompts import prompt_turns
+from earwise.types import Example, Text, Waveform
+
+
+@dataclass(frozen=True, slots=True)
+class EvalItem:
+    """One question to be answered: an example under one order of its options."""
+
+    example: Example
+    """The example, with its options in the order that the model reads."""
+    permutation: int
+    """Number of the order of the options, from 0."""
+    request: AudioRequest
+    """The prompt, with the clips that the model receives."""
+
+    @property
+    def prompt_text(self) -> str:
+        """The text of the last user turn."""
+        return "\n".join(part.text for part in self.request.turns[-1].parts if isinstance(part, Text))
+
+    @property
+    def clips(self) -> list[Path]:
+        """The files that the model receives."""
+        return [clip for clip in self.request.clips if isinstance(clip, Path)]
+
+
+def validate_examples(examples: Sequence[Example]) -> None:
+    """Refuse examples that cannot be evaluated.
+
+    Raises:
+        DataError: if there are none, or two have one id.
+    """
+    if not examples:
+        raise DataError("nothing to evaluate: the task has no examples; check the split or the file")
+    ids: set[str] = set()
+    for example in examples:
+        if example.id in ids:
+            raise DataError(
+                f"id {example.id!r} stands twice; ids name the rows of samples.jsonl, so each must be unique"
+            )
+        ids.add(example.id)
+
+
+def permuted(example: Example, seed: int, permutation: int = 0) -> Example:
+    """The example with its options in an order that depends on the seed and the example's id alone.
+
+    Permutation k is permutation 0 rotated by k places, so that over as many permutations as options the right option
+    has every position once.
+
+    Args:
+        example: The example.
+        seed: Seed of the order.
+        permutation: Number of the order, from 0.
+    """
+    order = list(example.choices)
+    random.Random(controls.seeded("options", seed, example.id)).shuffle(order)
+    shift = permutation % len(order) if order else 0
+    return replace(example, choices=tuple(order[shift:] + order[:shift]))
+
+
+def build_items(examples: Sequence[Example], options: EvalOptions, control: Control | None = None) -> list[EvalItem]:
+    """All items of a run, in order.
+
+    Args:
+        examples: The examples.
+        options: Wording, seed and order of the options.
+        control: Blind control that replaces the clips; None: the real clips.
+    Raises:
+        ConfigError: if style or control are unknown, an example has no user turn, or `shuffled` cannot blind these
+            examples.
+        DataError: see `check_examples`.
+    """
+    controls.check(control)
+    validate_examples(examples)
+    seed = options.seed
+    lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
+    items = []
+    for example, lender in zip(examples, lenders, strict=True):
+        lent_clips = examples[lender].audio_paths
+        clips = tuple(lent_clips[number % len(lent_clips)] for number in range(len(example.audio_paths)))
+        alter = partial(_blinded, control, seed, example.id) if control in ("silence", "noise") else None
+        for permutation in range(options.permutations if example.choices else 1):
+            shown_example = permuted(example, seed, permutation) if options.shuffle_options else example
+            key = f"{example.id}#{permutation}" if permutation else example.id
+            request = AudioRequest(key, prompt_turns(shown_example, options.style), clips, alter)
+            items.append(EvalItem(shown_example, permutation, request))
+    return items
+
+
+def _blinded(control: Control, seed: int, example_id: str, number: int, waveform: Waveform) -> Waveform:
+    """The control's waveform for clip `number` of an example."""
+    return controls.blinded(waveform, control, controls.seeded(seed, example_id, number))

@@ -1,0 +1,86 @@
+"""The result of one item into one row of `samples.jsonl`.
+
+Between the request pipeline and `evaluation.run`, which appends the rows. The field names are a format on disk: rows of
+earlier versions are read by the same code, so they do not change.
+"""
+
+from pathlib import Path
+
+from earwise.algorithms import rewards
+from earwise.answers import parse
+from earwise.engine.request_pipeline import RequestAudio, RequestResult
+from earwise.evaluation.items import EvalItem
+from earwise.evaluation.results import Row
+from earwise.evaluation.task import Task
+from earwise.files import relative_path
+from earwise.prompts import TAGGED_STYLES, THINKING_STYLES
+from earwise.types import Example
+
+_NO_EXAMPLE = Example("", ())
+"""Stands in for the example: the format rewards look at the completion alone."""
+_NO_AUDIO = RequestAudio((), (), False)
+"""Stands in for the audio of an item whose clip could not be read."""
+
+
+def is_formatted(completion: str, style: str) -> bool | None:
+    """Whether a completion is one answer block and nothing else (after one reasoning block in thinking styles); None in
+    styles without tags.
+
+    >>> is_formatted("<answer>dog</answer>", "answer"), is_formatted("dog", "answer"), is_formatted("dog", "open")
+    (True, False, None)
+    """
+    if style not in TAGGED_STYLES:
+        return None
+    reward = rewards.format_think if style in THINKING_STYLES else rewards.format_answer
+    if style == "adaptive":
+        reward = rewards.format_adaptive
+    return reward(_NO_EXAMPLE, completion) == 1
+
+
+def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, out: Path, truncated: bool) -> Row:
+    """The row of one item; an item without a completion is a row with `status: error` and scores of 0.
+
+    Args:
+        item: The item.
+        result: What the engine returned for it.
+        task: The task, which scores the completion.
+        style: Prompt style of the run.
+        out: Folder of the run; audio paths are written relative to it.
+        truncated: Whether the model received only the beginning of a clip.
+    """
+    example, audio = item.example, result.audio or _NO_AUDIO
+    completion = result.completions[0] if result.completions else None
+    text = completion.text if completion else ""
+    score = task.error_score(str(result.error)) if completion is None else task.score(example, text)
+    parsed = parse(text, example.choices)
+    meta = example.meta
+    return {
+        "id": example.id,
+        "permutation": item.permutation,
+        "prompt": item.prompt_text,
+        "output": text,
+        "reasoning": parsed.reasoning,
+        "answer": score.answer,
+        "status": score.status,
+        "scores": dict(score.values) if example.answer else None,
+        "explanation": score.explanation,
+        "task": example.task,
+        "category": example.category,
+        "sub_category": meta.get("sub-category"),
+        "difficulty": example.difficulty,
+        "language": example.language,
+        "benchmark": f"{meta['benchmark']} {meta['version']}" if "benchmark" in meta and "version" in meta else None,
+        "question": example.question,
+        "choices": list(example.choices),
+        "gold": list(example.answer),
+        "gold_position": next((k for k, choice in enumerate(example.choices) if choice in example.answer), None),
+        "choice": parsed.choice,
+        "formatted": is_formatted(text, style),
+        "finish_reason": completion.finish_reason if completion else None,
+        "reasoning_tokens": completion.reasoning_tokens if completion else None,
+        "audio": [relative_path(path, out) for path in item.clips],
+        "audio_sha256": " ".join(audio.sha256),
+        "silent": audio.is_silent,
+        "truncated": truncated and result.audio is not None,
+        "pieces": audio.num_chunks,
+    }

@@ -1,0 +1,112 @@
+"""What a task is: examples, their scorer, the metrics over all scores, and the benchmark's own submission file.
+
+Between the data on disk and `evaluation.run`, which knows a task by this class alone. Each task is one file in
+`evaluation/tasks/` that defines a constant `TASK`; `TASKS` is the explicit table of them (lazy strings).
+
+To add a task, write `evaluation/tasks/mybench.py`:
+
+    def load(path: Path, audio_root: Path | None = None) -> list[Example]: ...
+
+    def score(example: Example, completion: str) -> Score:
+        correct = completion.strip().lower() == example.answer[0].lower()
+        return Score({"exact": float(correct)}, "ok", completion)
+
+    TASK = Task(
+        name="mybench", load=load, score=score, scorer="mybench-exact/1", score_notes={"exact": "equal texts"},
+        headline="exact", version="1.0", source="arXiv:0000.00000", licence="CC-BY-4.0",
+    )
+
+and add `"mybench": "earwise.evaluation.tasks.mybench:TASK"` to `TASKS`. A task outside of this package needs no entry:
+`earwise evaluate --task my_module:TASK`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from earwise.config.resolve import resolve_entry
+from earwise.errors import ConfigError
+from earwise.evaluation.results import EvalRun, Row
+from earwise.evaluation.scores import Metric, mean_scores
+from earwise.prompts import THINKING_STYLES
+from earwise.types import Example, Score
+
+TASKS = {
+    "manifest": "earwise.evaluation.tasks.manifest:TASK",
+    "mmau": "earwise.evaluation.tasks.mmau:TASK",
+    "mmar": "earwise.evaluation.tasks.mmar:TASK",
+    "mellow": "earwise.evaluation.tasks.mellow:TASK",
+}
+
+Load = Callable[[Path, Path | None], list[Example]]
+"""`load(path, audio_root)`: the examples of the file at `path`. Relative audio paths start from `audio_root`, or from
+the file's own folder if it is None."""
+ScoreFn = Callable[[Example, str], Score]
+"""`score(example, completion)`: the example has its options in the order that the model read."""
+Aggregate = Callable[[Sequence[Row]], dict[str, Metric]]
+"""`aggregate(rows)`: metrics by name over labelled rows of `samples.jsonl`, at least one for each score. Called for all
+rows and for the rows of each group (task, category, number of options)."""
+WritePredictions = Callable[[EvalRun, Path, Path], int]
+"""`write_predictions(run, path, source)`: writes the submission file at `path` from the benchmark file `source`, and
+returns how many of its items have no prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A benchmark or kind of data, with everything that evaluating it needs."""
+
+    name: str
+    """Name in `TASKS` and in `metrics.json`."""
+    load: Load
+    score: ScoreFn
+    scorer: str
+    """Name and version of `score`, written into every row; it changes whenever a score could."""
+    score_notes: Mapping[str, str]
+    """Names of the scores and what each one measures, in the order of tables."""
+    headline: str = "official"
+    """Name of the score that sums up a run."""
+    reasoning_headline: str | None = None
+    """The same for prompt styles that reason before the answer; None: `headline`."""
+    aggregate: Aggregate = mean_scores
+    write_predictions: WritePredictions | None = None
+    """Writer of the benchmark's submission file; None if it has none."""
+    version: str = ""
+    """Edition of the benchmark. Empty where the examples say it themselves (`meta["version"]`)."""
+    source: str = ""
+    """Paper or repository that defines the task."""
+    licence: str = ""
+    """Licence of the benchmark's data, or where it is stated."""
+
+    def __post_init__(self) -> None:
+        for headline in filter(None, (self.headline, self.reasoning_headline)):
+            if headline not in self.score_notes:
+                raise ConfigError(
+                    f"task {self.name!r}: headline {headline!r} is none of its scores ({', '.join(self.score_notes)})"
+                )
+
+    def headline_of(self, style: str) -> str:
+        """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""
+        return (style in THINKING_STYLES and self.reasoning_headline) or self.headline
+
+    def error_score(self, explanation: str) -> Score:
+        """The score of an item without a completion: 0 everywhere, so that it counts as wrong."""
+        return Score(dict.fromkeys(self.score_notes, 0.0), "error", None, explanation)
+
+
+def load_task(name: str) -> Task:
+    """The task of a name in `TASKS`, or a user's own.
+
+    Args:
+        name: Key of `TASKS`, or `module:object`. The object is a `Task`, or a function with the signature of `Load`,
+            whose examples are scored like those of a manifest.
+    Raises:
+        ConfigError: if there is no such task, module or object, or the object is neither.
+    """
+    target = resolve_entry(TASKS, name, "task")
+    if isinstance(target, Task):
+        return target
+    if not callable(target):
+        raise ConfigError(f"task {name!r} is {target!r}, neither a Task nor a function load(path, audio_root)")
+    from earwise.evaluation.tasks.manifest import TASK
+
+    return replace(TASK, name=name, load=target)

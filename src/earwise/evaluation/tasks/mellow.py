@@ -1,0 +1,118 @@
+"""Mellow's evaluation (arXiv:2503.08540, section 5): a manifest asked in Mellow's wording and read as its authors do.
+
+Options are written into the question (`which sound is it? a) rain b) wind`), everything is lower case, and an answer is
+`a) rain`; the released model loses much of its accuracy on other wordings. Ask in the style `open`, which adds no
+instruction. The score `mellow` reads completions as the released program does (`metrics/mellow.py`); MMAU's scores
+stand beside it. The metrics also hold the figures that the released program prints for all items together.
+
+Data: rows of ReasonAQA as `earwise build reasonaqa` or the loader of the published files write them, or any manifest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from earwise.evaluation.metrics import mellow as metric
+from earwise.evaluation.metrics import mmau
+from earwise.evaluation.results import Row
+from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.task import Task
+from earwise.evaluation.tasks import manifest
+from earwise.types import Audio, Example, Score, Text, Turn
+
+YES_NO = ("yes", "no")
+ENTAILMENT = "entailment"
+"""`task` of the rows whose figures the released program counts by class."""
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read a manifest and word its questions as Mellow was trained.
+
+    Args:
+        path: The JSONL file.
+        audio_root: Folder that relative audio paths start from; None: the manifest's own folder.
+    Returns:
+        The examples, without `choices`: the options are part of the question, and their order is that of the row.
+    Raises:
+        DataError: see `manifest.load`.
+    """
+    return [reworded(example) for example in manifest.load(path, audio_root)]
+
+
+def reworded(example: Example) -> Example:
+    """An example in Mellow's wording; questions to be answered by yes or no get no letters.
+
+    >>> example = Example("x", (Turn("user", (Text("What Is It?"),)),), answer=("Rain",), choices=("Wind", "Rain"))
+    >>> reworded(example).question, reworded(example).answer
+    ('what is it? a) wind b) rain', ('b) rain',)
+    """
+    has_letters = bool(example.choices) and not {choice.lower() for choice in example.choices} <= set(YES_NO)
+    lettered = {choice: f"{chr(ord('a') + place)}) {choice.lower()}" for place, choice in enumerate(example.choices)}
+    names = lettered if has_letters else {}
+    question = " ".join([example.question.lower(), *names.values()])
+    parts = tuple(part for part in example.turns[-1].parts if isinstance(part, Audio))
+    turns = (*example.turns[:-1], Turn(example.turns[-1].role, (*parts, Text(question))))
+    return replace(
+        example, turns=turns, choices=(), answer=tuple(names.get(gold, gold.lower()) for gold in example.answer)
+    )
+
+
+def score(example: Example, completion: str) -> Score:
+    """MMAU's scores of an open question, and `mellow`: the letter for lettered answers, containment for all others."""
+    scored = mmau.score(example, completion)
+    matches = [
+        metric.letter_matches(completion, gold) if metric.has_letter(gold) else metric.contains_answer(completion, gold)
+        for gold in example.answer
+    ]
+    values = {"mellow": float(any(matches)), **scored.values}
+    if any(map(metric.has_letter, example.answer)) and not metric.has_letter(completion):
+        explanation = f"no letter before ')', which the released program reads as option a: {completion[:80]!r}"
+        return Score(values, "unparsed", None, explanation)
+    return replace(scored, values=values)
+
+
+def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Means of the scores, and the released program's figures, as shares in [0, 1].
+
+    Args:
+        rows: Labelled rows.
+    Returns:
+        Beside the scores: `unreadable` (share of lettered items whose completion has no letter); for entailment rows
+        `entailment_precision`, `entailment_recall`, `entailment_f1` (macro) and the accuracy of each class; for rows
+        with MMAU's tasks and difficulties `mmau`, which has no default letter.
+    """
+    metrics = mean_scores(rows)
+    lettered = [row for row in rows if metric.has_letter(row["gold"][0])]
+    if not lettered:
+        return metrics
+    figures = metric.multiple_choice(*_texts(lettered))
+    metrics["unreadable"] = {"accuracy": figures["unreadable"] / 100, "n": len(lettered)}
+    entailment = [row for row in lettered if row["task"] == ENTAILMENT]
+    if entailment:
+        classes = metric.entailment(*_texts(entailment))
+        for name in ("Precision", "Recall", "F1", *(f"ACC_{name}" for name in metric.CLASSES.values())):
+            value = classes[name]
+            if value is not None:
+                metrics[f"entailment_{name.lower()}"] = {"accuracy": value, "n": len(entailment)}
+    if all(row["task"] in metric.TASKS and row["difficulty"] in metric.DIFFICULTIES for row in lettered):
+        total = metric.mmau(*_texts(lettered), lettered)["total"]
+        metrics["mmau"] = {"accuracy": total / 100, "n": len(lettered)}
+    return metrics
+
+
+def _texts(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Completions and gold answers of rows."""
+    return [row["output"] for row in rows], [row["gold"][0] for row in rows]
+
+
+TASK = Task(
+    name="mellow",
+    load=load,
+    score=score,
+    scorer=f"mellow-c8204d8/1, {mmau.SCORER}",
+    score_notes={"mellow": "the released program's reading: letter before ')', or containment"} | mmau.SCORE_NOTES,
+    headline="mellow",
+    aggregate=aggregate,
+    source="arXiv:2503.08540, section 5, soham97/mellow @c8204d8",
+    licence="stated by each row",
+)

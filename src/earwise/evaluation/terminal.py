@@ -1,0 +1,79 @@
+"""The metrics of a run as a small table for the terminal; what `earwise evaluate` prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from earwise.evaluation.scores import headline
+
+LABEL_WIDTH, SCORE_WIDTH = 20, 10
+
+
+def as_text(metrics: Mapping[str, Any]) -> str:
+    """The result as a table: one column per score, the interval of the headline score, and the blind controls.
+
+    Args:
+        metrics: What `metrics.json` holds.
+    """
+    if metrics["accuracy"] is None:
+        return f"{metrics['unlabelled']} items were asked and none has a gold answer, so there is no score"
+    names = list(metrics["accuracy"])
+    columns = "".join(f"{name:>{_width(name)}}" for name in names)
+    lines = [
+        f"{metrics['model']}: n = {metrics['n']}{_chance(metrics)}",
+        f"{'':{LABEL_WIDTH}}{columns}   95 % interval ({metrics['headline']})",
+        _line("with sound", metrics["accuracy"], names, metrics["headline"]),
+    ]
+    if len(metrics["kinds"]) > 1:
+        for kind, row in metrics["kinds"].items():
+            lines.append(_line(f"  {kind}, {int(row[metrics['headline']]['n'])}", row, names, metrics["headline"]))
+    for control, row in metrics.get("blind", {}).items():
+        if headline(metrics, control=control) is None:
+            lines.append(f"{control:{LABEL_WIDTH}}left out: {row.get('left_out', 'no item has a gold answer')}")
+            continue
+        gain = row["hearing_gain"][metrics["headline"]]
+        lines.append(_line(control, row["accuracy"], names, metrics["headline"]))
+        lines.append(
+            f"{'  hearing gain':{LABEL_WIDTH}}{100 * gain['difference']:>+{SCORE_WIDTH}.1f}   "
+            f"[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], p {gain['p']:.4f}"
+        )
+    return "\n".join(lines + _notes(metrics))
+
+
+def _notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines about the form of the completions and about unreadable and silent items."""
+    lines = []
+    if metrics["format"] is not None:
+        lines.append(f"in the requested format {100 * metrics['format']['accuracy']:>7.1f}")
+    counts = {name: metrics[name]["count"] for name in ("unparsed", "ambiguous", "error")}
+    unreadable = [f"{count} {name}" for name, count in counts.items() if count]
+    if unreadable:
+        lines.append(f"counted as wrong: {', '.join(unreadable)}")
+    if metrics["silent"]:
+        lines.append(f"{metrics['silent']} items have silent clips")
+    return lines
+
+
+def _chance(metrics: Mapping[str, Any]) -> str:
+    """The accuracy of guessing, and the items that it refers to."""
+    if metrics["chance"] is None:
+        return ", all open: no chance level"
+    chance = f", chance {100 * metrics['chance']:.1f} %"
+    if metrics["chance_n"] < metrics["n"]:
+        num_open = metrics["n"] - metrics["chance_n"]
+        return f"{chance} of the {metrics['chance_n']} with options ({num_open} are open)"
+    return chance
+
+
+def _width(name: str) -> int:
+    """Width of the column of a score."""
+    return max(SCORE_WIDTH, len(name) + 2)
+
+
+def _line(label: str, accuracy: Mapping[str, Any], names: list[str], headline_name: str) -> str:
+    """One row of the table; a metric that these items do not have is left blank."""
+    cells = [
+        f"{100 * accuracy[name]['accuracy']:>{_width(name)}.1f}" if name in accuracy else " " * _width(name)
+        for name in names
+    ]
+    interval = accuracy[headline_name]
+    return f"{label:{LABEL_WIDTH}}{''.join(cells)}   {100 * interval['low']:.1f}-{100 * interval['high']:.1f}"

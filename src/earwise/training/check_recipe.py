@@ -1,0 +1,181 @@
+"""Opens the rows of a recipe and checks everything that can be checked before a model is loaded.
+
+A run that would stop after an hour over a missing file or a misspelt reward stops at once. The rows that were opened
+here are handed to the run (`run.start`), so manifests are read, filtered and checked once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from earwise.algorithms.curriculum import Band, pass_rate, within_band
+from earwise.audio import probe
+from earwise.config.recipe import EvalConfig, Recipe
+from earwise.config.stages import Source, StageConfig
+from earwise.data import manifest
+from earwise.data.index import ManifestRows, open_rows
+from earwise.data.manifest_path import manifest_path
+from earwise.errors import AudioError, DataError
+from earwise.prompts import question_text
+from earwise.training.logging.tracking import check_trackers
+from earwise.training.stages.stage import StageData
+from earwise.training.stages.table import stage_class
+from earwise.types import Example
+
+Notify = Callable[[str], None]
+
+PROBE_ALL_ROWS = 10_000
+"""Largest number of rows of a source whose audio files are all looked at; that of more would take minutes."""
+PROBED_ROWS = 2_000
+"""Number of rows, evenly spread, whose audio files are looked at in a larger source."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedStage:
+    """The rows of a stage.
+
+    Attributes:
+        data: The rows to train on.
+        row_counts: Manifest (with its `where`) -> number of rows that the stage uses.
+    """
+
+    data: StageData
+    row_counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRecipe:
+    """A recipe that was checked, with the rows of its stages in order."""
+
+    stages: tuple[CheckedStage, ...]
+
+    @property
+    def row_counts(self) -> list[dict[str, int]]:
+        """`CheckedStage.row_counts` of each stage."""
+        return [stage.row_counts for stage in self.stages]
+
+
+def check_training(recipe: Recipe, base: Path, notify: Notify = lambda line: None) -> CheckedRecipe:
+    """Open the rows of all stages and look for everything that would stop the run later.
+
+    Args:
+        recipe: Resolved recipe.
+        base: Folder that relative manifests start from.
+        notify: Receives progress.
+    Raises:
+        ConfigError: for an unknown style, reward or tracker.
+        DataError: for a bad manifest, or rows that a stage cannot train on.
+        AudioError: for audio that cannot be read, unless the recipe skips such rows; names manifest, row and file.
+    """
+    check_trackers(recipe.trackers)
+    opened: dict[Path, ManifestRows] = {}
+    stages = tuple(check_stage(config, base, opened, notify) for config in recipe.stages)
+    for entry in recipe.eval:
+        _check_evaluation(entry, base, notify)
+    return CheckedRecipe(stages)
+
+
+def check_stage(config: StageConfig, base: Path, opened: dict[Path, ManifestRows], notify: Notify) -> CheckedStage:
+    """Open and check the rows of one stage.
+
+    Args:
+        config: Settings of the stage.
+        base: Folder that relative manifests start from.
+        opened: Manifests that are already open, which are used again; extended by this call.
+        notify: Receives progress.
+    Raises:
+        ConfigError, DataError, AudioError: as `check_training`.
+    """
+    stage = stage_class(config)
+    for style in config.data.styles:
+        question_text("", (), style)  # refuses unknown styles
+    mixture = []
+    row_counts: dict[str, int] = {}
+    with_preferences = stage.trains_on_preferences(config)
+    for source in config.data.mixture:
+        rows = _open_source(source, base, opened, notify, with_preferences=with_preferences)
+        name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
+        stage.check(config, rows, name)
+        if config.data.on_bad_row == "stop":
+            _check_audio(manifest_path(source.manifest, base), rows, notify)
+        rows = _apply_curriculum(config, rows)
+        mixture.append((rows, source.weight))
+        row_counts[name] = len(rows)
+    held_out_source = stage.held_out_source(config)
+    held_out: Sequence[Example] = ()
+    if held_out_source is not None:
+        held_out = _open_source(held_out_source, base, opened, notify, with_preferences=False)
+    return CheckedStage(StageData(mixture, held_out), row_counts)
+
+
+def _open_source(
+    source: Source, base: Path, opened: dict[Path, ManifestRows], notify: Notify, *, with_preferences: bool
+) -> ManifestRows:
+    """The rows of a source that have an answer, or a preference; a manifest that several sources name is opened once.
+
+    Raises:
+        DataError: if the manifest is missing, or has no such row.
+    """
+    path = manifest_path(source.manifest, base)
+    if path not in opened:
+        if not path.exists():
+            raise DataError(
+                f"{path}: is not there; build it (docs/data.md), give the folder of the manifests with --data, or use "
+                "a profile on bundled clips: --profile cpu"
+            )
+        opened[path] = open_rows(path, notify=notify)
+    rows = opened[path].select(source.where, require_answer=not with_preferences, require_preference=with_preferences)
+    if not rows:
+        condition = f" with {dict(source.where)}" if source.where else ""
+        missing, command = ("`rejected`", "preferences") if with_preferences else ("an answer to train on", "labels")
+        raise DataError(
+            f"{path}: none of {len(opened[path])} rows{condition} has {missing}; build some: earwise build {command}"
+        )
+    return rows
+
+
+def _apply_curriculum(config: StageConfig, rows: ManifestRows) -> ManifestRows:
+    """Leave out rows outside the band of order `banded`; refuse rows without a pass rate where the order needs it."""
+    if config.curriculum.order == "banded":
+        return rows.take(within_band(rows, Band(**config.curriculum.band.model_dump())))
+    if config.curriculum.order == "easy_to_hard":
+        for row in rows:
+            pass_rate(row)
+    return rows
+
+
+def _check_evaluation(entry: EvalConfig, base: Path, notify: Notify) -> None:
+    """Check the rows of an entry under `eval:`."""
+    question_text("", (), entry.style)
+    path = manifest_path(entry.manifest, base)
+    rows = manifest.select(manifest.read(path), entry.where)
+    _check_audio(path, rows, notify)
+    if not rows:
+        raise DataError(f"eval: {entry.manifest} has no row with {dict(entry.where)}; correct `where`")
+
+
+def _check_audio(path: Path, rows: Sequence[Example], notify: Notify) -> None:
+    """Read the headers of the audio files of a source's rows, or of an evenly spread part of them.
+
+    Raises:
+        AudioError: naming manifest, row and file.
+    """
+    interval = len(rows) // PROBED_ROWS if len(rows) > PROBE_ALL_ROWS else 1
+    if interval > 1:
+        notify(
+            f"{path}: looked at the audio of one row in {interval}; `earwise build scan` looks at all {len(rows)} rows"
+        )
+    for number in range(0, len(rows), interval):
+        row = rows[number]
+        for clip in row.audio_paths:
+            try:
+                _probe_once(clip)
+            except AudioError as error:
+                raise AudioError(f"{path}: row {row.id!r}: {error}, or set data.on_bad_row: skip") from error
+
+
+@cache
+def _probe_once(clip: Path) -> None:
+    """Read the header of an audio file, unless this process has already read it without error."""
+    probe(clip)

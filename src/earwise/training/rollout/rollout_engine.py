@@ -1,0 +1,92 @@
+"""The engine that samples the policy's completions: this process, or a server with weights of its own.
+
+A rollout server (`rollout_server:` in the recipe) was started with weights that the policy soon leaves behind. Its
+completions are trained on with importance ratios against the server's own log-probabilities, clipped as between several
+updates of one rollout (`losses.grpo_loss`). The server must therefore return token ids and log-probabilities, as vLLM
+does. `ratio_mean` in the log shows how far policy and server differ; `weight_sync.py` sends newer weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from earwise.engine.base import Engine
+from earwise.engine.local import LocalEngine
+from earwise.errors import EngineError
+from earwise.models.base import AudioLM
+from earwise.models.encoder_cache import EncoderCache
+from earwise.training.policy import MicroBatch
+from earwise.types import Completion
+
+
+def open_rollout_engine(
+    address: str | None, model: AudioLM, encoder_cache: EncoderCache, *, batch_size: int, log: Path | None = None
+) -> Engine:
+    """Open the engine for rollouts.
+
+    Args:
+        address: Address of a server that accepts audio; None to sample from the policy in this process.
+        model: The policy.
+        encoder_cache: Encoder states that sampling in this process shares with the update.
+        batch_size: Number of prompts that are sampled together in this process.
+        log: File for the prompts and answers of a server.
+    Raises:
+        EngineError: if the server does not answer, or could not be shown to use the audio.
+    """
+    if address is None:
+        return LocalEngine(model, encoder_cache=encoder_cache, batch_size=batch_size)
+    from earwise.engine.remote.probe import open_remote_engine  # imports the HTTP client
+
+    return open_remote_engine(address, log=log)
+
+
+def check_sampled(model: AudioLM, groups: Sequence[Sequence[Completion]], server: str) -> None:
+    """Refuse completions of a server that cannot be trained on.
+
+    Args:
+        model: The policy.
+        groups: Completions of each prompt.
+        server: Address of the server, for error messages.
+    Raises:
+        EngineError: if a completion has no token ids or log-probabilities, or its ids decode to another text with the
+            policy's tokenizer.
+    """
+    for group in groups:
+        for completion in group:
+            if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
+                raise EngineError(
+                    f"{server}: a completion came with {len(completion.token_ids)} token ids and "
+                    f"{len(completion.logprobs)} log-probabilities; rollouts need both: serve the model with vLLM, or "
+                    "leave `rollout_server` out"
+                )
+        first = group[0]
+        decoded = model.tokenizer.decode(first.token_ids)
+        if decoded.strip() != first.text.strip():
+            raise EngineError(
+                f"{server}: its token ids decode to {decoded[:40]!r} here, but its text is {first.text[:40]!r}; serve "
+                f"{model.name}, so that both sides have the same tokenizer"
+            )
+
+
+def sampled_logprobs(
+    completions: Sequence[Completion], micro_batch: MicroBatch[Any], first_branch: int
+) -> Float[Tensor, "branches tokens"]:
+    """The engine's log-probabilities of a micro-batch's completions, arranged as `Policy` returns them.
+
+    Args:
+        completions: Completions of all branches of the step, in order.
+        micro_batch: One forward pass of the step.
+        first_branch: Number of its first branch among those of the step.
+    Returns:
+        Natural-log probabilities (nats), 0 at padding.
+    """
+    loss_mask = micro_batch.forest.loss_mask
+    logprobs = torch.zeros(loss_mask.shape, dtype=torch.float32, device=loss_mask.device)
+    for row in range(len(logprobs)):
+        values = completions[first_branch + row].logprobs
+        logprobs[row, : len(values)] = torch.tensor(values, device=loss_mask.device)
+    return logprobs

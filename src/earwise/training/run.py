@@ -1,0 +1,318 @@
+"""Runs a recipe from its first stage to its last, and resumes a stopped run from its folder.
+
+Flow: `start` writes `recipe.json` -> for each stage: load the model that the stage before has written -> prepare what
+is trained -> make the stage (`stages/`) -> train (`trainer.py`) -> write the model into `stage-N-NAME/final`. A stage
+whose `final` exists is skipped, so `resume` continues in the stage that was stopped, from its newest checkpoint.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earwise.config.recipe import RECORD, Recipe, recorded_recipe
+from earwise.config.stages import StageConfig
+from earwise.errors import ConfigError
+from earwise.files import append_jsonl, atomic_folder, lock_folder, relative_path, write_json
+from earwise.models import lora_checkpoint
+from earwise.models.base import AudioLM, load
+from earwise.models.detect import MARKER
+from earwise.models.embedded.model import Embedded
+from earwise.models.encoder_cache import EncoderCache
+from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
+from earwise.training.check_recipe import CheckedRecipe, CheckedStage, check_stage
+from earwise.training.checkpoints import list_checkpoints
+from earwise.training.clip_loader import ClipLoader
+from earwise.training.distributed import parallel
+from earwise.training.logging.step_log import LogFiles
+from earwise.training.logging.tracking import Tracking, check_trackers
+from earwise.training.policy import FOREST_TOLERANCE
+from earwise.training.profiler import Profiler, profiler_for
+from earwise.training.stages.stage import Notify, StageContext, StageData
+from earwise.training.stages.table import stage_class
+from earwise.training.trainable import set_trainable, trains_encoder
+from earwise.training.trainer import Trainer, TrainerOptions
+
+METRICS, SAMPLES, FINAL = "metrics.jsonl", "rollouts.jsonl", "final"
+ENCODER_CACHE_MB = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all stages of a run share.
+
+    Attributes:
+        recipe: Resolved recipe.
+        out: Folder of the run.
+        base: Folder that relative manifests start from.
+        checked: Rows of the stages, if they are already open.
+        profile: Whether the time of each phase is logged.
+        notify: Receives progress.
+    """
+
+    recipe: Recipe
+    out: Path
+    base: Path
+    checked: CheckedRecipe | None
+    profile: bool
+    notify: Notify
+
+    def stage_data(self, number: int) -> StageData:
+        """Rows of a stage, opened and checked unless this was done before."""
+        checked: CheckedStage
+        if self.checked is not None:
+            checked = self.checked.stages[number]
+        else:
+            checked = check_stage(self.recipe.stages[number], self.base, {}, self.notify)
+        return checked.data
+
+
+def start(
+    recipe: Recipe,
+    out: Path,
+    base: Path,
+    *,
+    checked: CheckedRecipe | None = None,
+    profile: bool = False,
+    notify: Notify = lambda line: None,
+) -> Path:
+    """Run a recipe in a new folder.
+
+    Args:
+        recipe: Resolved recipe.
+        out: Folder of the run: recipe.json, metrics.jsonl, rollouts.jsonl, one folder per stage, `final`.
+        base: Folder that relative manifests start from.
+        checked: Rows of the recipe from `check_recipe.check_training`; None to open and check them stage by stage.
+        profile: Whether to log and report where the time of a step goes.
+        notify: Receives progress.
+    Returns:
+        `out / "final"`, the folder of the trained model.
+    Raises:
+        ConfigError: if `out` already holds a run, another process is at work there, or a tracker cannot be opened.
+    """
+    check_trackers(recipe.trackers)
+    parallel.init_processes()
+    if (out / RECORD).exists():
+        raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "base": str(base.resolve()),
+        "earwise": version("earwise"),
+        "torch": version("torch"),
+    }
+    parallel.barrier()  # until every process has seen that the folder is free
+    if parallel.is_main_process():
+        write_json(out / RECORD, record)
+    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
+
+
+def resume(
+    out: Path,
+    *,
+    checked: CheckedRecipe | None = None,
+    track: Sequence[str] = (),
+    profile: bool = False,
+    notify: Notify = lambda line: None,
+) -> Path:
+    """Continue a run from its folder alone; a finished run is returned as it is.
+
+    Args:
+        out: Folder of the run.
+        checked: As in `start`.
+        track: Trackers in addition to those of the recipe.
+        profile: As in `start`.
+        notify: Receives progress.
+    Returns:
+        `out / "final"`, the folder of the trained model.
+    Raises:
+        ConfigError: if `out` holds no run.
+    """
+    parallel.init_processes()
+    recipe, base = recorded_recipe(out)
+    recipe = recipe.tracked_in(track)
+    check_trackers(recipe.trackers)
+    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
+
+
+def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
+    """Load the model that a recipe starts from, or the model that one of its stages has written.
+
+    Args:
+        recipe: Resolved recipe; its seed is the seed of randomly drawn weights.
+        weights: Folder of a stage's model; None for the model that the recipe starts from.
+    """
+    config = recipe.model
+    if weights is not None:
+        return load(str(weights), dtype=config.dtype, trim=config.trim)
+    connector = None if config.connector is None else config.connector.model_dump()
+    decoder_init = None if config.decoder_init == "pretrained" else config.decoder_init
+    has_random_weights = connector is not None or decoder_init is not None
+    return load(
+        config.name,
+        config.weights,
+        dtype=config.dtype,
+        trim=config.trim,
+        connector=connector,
+        decoder_init=decoder_init,
+        seed=recipe.seed if has_random_weights else None,
+    )
+
+
+def _run_stages(run: _Run) -> Path:
+    """Run the stages that are not finished; only the first process reports."""
+    if not parallel.is_main_process():
+        return _run_stages_locked(_Run(run.recipe, run.out, run.base, run.checked, run.profile, lambda line: None))
+    with lock_folder(run.out):
+        _delete_unfinished_files(run.out)
+        return _run_stages_locked(run)
+
+
+def _run_stages_locked(run: _Run) -> Path:
+    weights: Path | None = None
+    for number, config in enumerate(run.recipe.stages):
+        folder = run.out / f"stage-{number}-{config.name or config.kind}"
+        if not (folder / FINAL / MARKER).exists():
+            _run_stage(run, number, config, folder, weights)
+        weights = folder / FINAL
+    final = run.out / FINAL
+    if weights is not None and not final.exists() and parallel.is_main_process():
+        final.symlink_to(weights.relative_to(run.out))
+    return final
+
+
+def _delete_unfinished_files(out: Path) -> None:
+    """Delete files that were being written when a process was killed."""
+    for unfinished in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
+        if unfinished.is_file():
+            unfinished.unlink()
+
+
+def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weights: Path | None) -> None:
+    """Train one stage and write its model.
+
+    Args:
+        run: What all stages share.
+        number: Number of the stage, from 0.
+        config: Its settings.
+        folder: Its folder.
+        weights: Folder of the model that the stage before has written; None for the first stage.
+    """
+    model = load_recipe_model(run.recipe, weights)
+    data = run.stage_data(number)
+    seed = run.recipe.seed + number
+    torch.manual_seed(seed)  # PEFT draws LoRA's initial weights from the global generator; nothing else uses it
+    set_trainable(model, config.trainable)
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(model.module)
+    profiler = profiler_for(next(model.module.parameters()).device) if run.profile else Profiler()
+    with _open_tracking(run, config, folder) as tracking:
+        context = StageContext(
+            model=model,
+            data=data,
+            encoder_cache=_encoder_cache(model, profiler),
+            clip_loader=ClipLoader(model, long_audio=config.data.long_audio, on_bad_row=config.data.on_bad_row),
+            seed=seed,
+            folder=folder,
+            resumed=bool(list_checkpoints(folder)),
+            log_sample=_SampleWriter(run.out, folder.name, tracking),
+            notify=run.notify,
+            profiler=profiler,
+        )
+        Trainer(
+            model,
+            stage_class(config)(context, config),
+            _trainer_options(config, model, run.profile),
+            folder=folder,
+            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step),
+            encoder_cache=context.encoder_cache,
+            profiler=profiler,
+            notify=run.notify,
+        ).train()
+        _report_clips(context.clip_loader, model, config, run.notify)
+        _save_model(model, folder / FINAL, str(weights.resolve()) if weights else _start_name(run.recipe))
+
+
+def _start_name(recipe: Recipe) -> str:
+    """Checkpoint folder or name of the model that the recipe starts from."""
+    return recipe.model.weights or recipe.model.name
+
+
+def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
+    """The cache of encoder states. One clip per encoder pass, so that a resumed run gets bit for bit the same states.
+    Nothing is kept while the encoder is trained, since its output changes with every step."""
+    max_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
+    return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"))
+
+
+def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> TrainerOptions:
+    return TrainerOptions(
+        optimizer=config.optimizer,
+        max_steps=config.max_steps,
+        save_steps=config.save_steps,
+        save_total_limit=config.save_total_limit,
+        max_minutes=config.max_minutes,
+        max_skipped_steps=config.max_skipped_steps if config.on_nonfinite_loss == "skip" else 0,
+        profile=profile,
+        forest_tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
+    )
+
+
+@contextmanager
+def _open_tracking(run: _Run, config: StageConfig, folder: Path) -> Iterator[Tracking]:
+    """The trackers of a stage; closed at its end, also after an error."""
+    settings: dict[str, Any] = run.recipe.model_dump(mode="json", exclude={"stages", "eval", "trackers"})
+    settings["stage"] = config.model_dump(mode="json")
+    trackers = run.recipe.trackers if parallel.is_main_process() else ()
+    tracking = Tracking(trackers, run.out, folder.name, settings, run.notify)
+    try:
+        yield tracking
+    finally:
+        tracking.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _SampleWriter:
+    """Writes rows of `rollouts.jsonl`, with paths relative to the run's folder, and hands them to the trackers."""
+
+    out: Path
+    stage: str
+    tracking: Tracking
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if parallel.is_main_process():
+            audio = [relative_path(Path(clip), self.out) for clip in row["audio"]]
+            row = {"stage": self.stage} | row | {"audio": audio}
+            append_jsonl(self.out / SAMPLES, row)
+            self.tracking.log_sample(row)
+
+
+def _report_clips(clip_loader: ClipLoader, model: AudioLM, config: StageConfig, notify: Notify) -> None:
+    """Report clips that were too long for the model, and files that could not be read."""
+    if clip_loader.long_clips:
+        treatment = {"truncate": "only their beginning was used", "chunk": "they were passed in chunks"}
+        notify(
+            f"{len(clip_loader.long_clips)} clips are longer than the audio window of {model.name} "
+            f"({model.spec.max_s:g} s): {treatment[config.data.long_audio]}"
+        )
+    for path, reason in clip_loader.skipped.items():
+        notify(f"skipped {path}: {reason}")
+
+
+def _save_model(model: AudioLM, folder: Path, started_from: str) -> None:
+    """Write the trained model.
+
+    Args:
+        model: The model.
+        folder: Folder to write.
+        started_from: Checkpoint folder or name of the model before the stage, recorded with the LoRA.
+    """
+    if parallel.is_main_process():
+        with atomic_folder(folder) as unfinished:
+            model.save(unfinished)
+            if not isinstance(model, Embedded):  # what the embedded model saves already has the LoRA apart
+                lora_checkpoint.write_beside(unfinished, lora_checkpoint.from_module(model.module, started_from))
+    parallel.barrier()

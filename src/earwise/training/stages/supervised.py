@@ -1,0 +1,144 @@
+"""The pipeline that SFT, DPO and compression share: from a mixture of rows to packed micro-batches.
+
+Flow of a step: draw `clips_per_step` groups of rows that share their clips -> choose up to `questions_per_clip` rows of
+each -> tokenise the prompt of each row -> ask the stage for the replies to it -> one tree per group -> packed
+micro-batches. The stage adds the inputs of its loss.
+
+Before some steps the model answers a few fixed rows, for a person to read (`logging/sample_log.py`).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
+from earwise.data.index import ManifestRows
+from earwise.errors import DataError
+from earwise.forest import TokenPath
+from earwise.models.prompt_encoding import conversation_path
+from earwise.prompts import THINKING_STYLES, prompt_turns
+from earwise.training.batches import (
+    DrawnGroup,
+    build_micro_batches,
+    build_mixture,
+    count_trained_tokens,
+    draw_clip_groups,
+    group_by_clips,
+    local_trees,
+    sharing_metrics,
+)
+from earwise.training.logging.sample_log import CompletionLogger
+from earwise.training.policy import MicroBatch
+from earwise.training.stages.stage import StageContext
+from earwise.training.trainable import trains_encoder
+from earwise.types import Example
+
+RepliesHook = Callable[[Example, str, random.Random], Sequence[TokenPath]]
+"""Row, prompt style and random generator -> token paths of the replies to train on, one branch each."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedStep:
+    """Data of a step, before the stage adds the inputs of its loss.
+
+    Attributes:
+        micro_batches: This process's micro-batches.
+        num_trained_tokens: Trained tokens of all branches, of all processes.
+        num_branches: Branches of all trees, of all processes.
+        example_ids: Ids of the rows, in order.
+        metrics: Values to log.
+    """
+
+    micro_batches: list[MicroBatch[None]]
+    num_trained_tokens: float
+    num_branches: int
+    example_ids: list[str]
+    metrics: dict[str, float]
+
+
+class SupervisedPipeline:
+    """Makes the micro-batches of stages that train on given replies.
+
+    Args:
+        context: The run's part.
+        config: Settings of the stage.
+        decodes_in_batches: As `Stage.decodes_in_batches`.
+        log_completions: Whether the model answers a few fixed rows every `log_completions_steps` steps.
+    """
+
+    def __init__(
+        self,
+        context: StageContext,
+        config: SftConfig | DpoConfig | CompressConfig,
+        *,
+        decodes_in_batches: bool,
+        log_completions: bool = True,
+    ) -> None:
+        self._context, self._config = context, config
+        groups = [(group_by_clips(rows), weight) for rows, weight in context.data.mixture]
+        self.num_clip_groups = sum(len(source) for source, _ in groups)
+        self._mixture = build_mixture(config, groups, context.seed, tuple)
+        self._styles, self._style_weights = list(config.data.styles), list(config.data.styles.values())
+        self._completion_logger = (
+            CompletionLogger(context, config, decodes_in_batches=decodes_in_batches) if log_completions else None
+        )
+
+    def make_step(self, step: int, replies: RepliesHook) -> SupervisedStep:
+        """Make the micro-batches of a step.
+
+        Args:
+            step: Number of the step, from 0.
+            replies: Gives the token paths of the replies to a row.
+        """
+        context, config, model = self._context, self._config, self._context.model
+        if self._completion_logger is not None:
+            self._completion_logger.before_step(step)
+        rng = random.Random(f"{context.seed} {config.kind} {step}")
+        drawn = draw_clip_groups(self._mixture, config.clips_per_step, context.clip_loader, context.profiler)
+        trees: list[list[TokenPath]] = []
+        example_ids: list[str] = []
+        for group in drawn.groups:
+            rows = rng.sample(group.rows, min(len(group.rows), config.questions_per_clip))
+            trees.append([path for row in rows for path in self._branches(row, group, replies, rng)])
+            example_ids += [row.id for row in rows]
+        micro_batches = build_micro_batches(
+            model,
+            None if trains_encoder(model) else context.encoder_cache,
+            local_trees(trees),
+            drawn.waveforms,
+            config.pack_tokens,
+        )
+        metrics = {"clips": float(len(trees)), "skipped": float(drawn.num_skipped)}
+        metrics |= sharing_metrics(micro_batches, trees, drawn.waveforms, model.spec.sample_rate)
+        num_branches = sum(len(paths) for paths in trees)
+        return SupervisedStep(micro_batches, count_trained_tokens(trees), num_branches, example_ids, metrics)
+
+    def _branches(self, row: Example, group: DrawnGroup, replies: RepliesHook, rng: random.Random) -> list[TokenPath]:
+        """Prompt and reply of each branch of a row; the prompt is tokenised once."""
+        style = rng.choices(self._styles, self._style_weights)[0]
+        turns = prompt_turns(row, style)
+        prompt = conversation_path(self._context.model, turns, group.clips, group.num_samples, generate=True)
+        return [prompt + reply for reply in replies(row, style, rng)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the data."""
+        return {"mixture": self._mixture.state_dict()}
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from a position in the data."""
+        self._mixture.load_state_dict(state["mixture"])
+
+
+def check_reasoning(config: SftConfig | CompressConfig, rows: ManifestRows, source_name: str) -> None:
+    """Refuse rows without reasoning where a prompt style asks for it.
+
+    Raises:
+        DataError: naming the first such row.
+    """
+    styles = [style for style in config.data.styles if style in (*THINKING_STYLES, "xs-cot")]
+    if styles and (rows_without := rows.without_reasoning()):
+        raise DataError(
+            f"{source_name}: row {rows_without[0].id!r} has no reasoning for style {styles[0]!r} "
+            f"({len(rows_without)} such rows); add it, or use style answer"
+        )

@@ -1,0 +1,151 @@
+"""What is trained: freezing of model parts, LoRA, optimizer groups, and the frozen reference of the policy.
+
+Used when a stage starts. LoRA layers come from PEFT.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from earwise.config.stages import OptimizerConfig, TrainableConfig
+from earwise.errors import ConfigError, ModelError
+from earwise.models.base import AudioLM
+from earwise.models.parts import lora_product
+from earwise.training.policy import MicroBatch, Policy
+
+
+def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
+    """Freeze and unfreeze the parts of a model and add LoRA, in place.
+
+    LoRA and the connector are trained in float32 whatever the dtype of the other weights is: bfloat16 has about three
+    decimal digits, and an optimizer step changes the fourth.
+
+    Args:
+        model: The model.
+        config: How each part is trained.
+    Raises:
+        ConfigError: if LoRA's target modules match no layer.
+        ModelError: if the model's `parameter_prefixes` match none of the parameters to train.
+    """
+    model.module.requires_grad_(False)
+    for group, mode in (("encoder", config.encoder), ("connector", config.connector), ("decoder", config.decoder)):
+        if mode == "full":
+            for name, parameter in model.module.named_parameters():
+                if name.startswith(model.parameter_prefixes[group]):
+                    parameter.requires_grad_(True)
+        elif mode == "lora":
+            _add_lora(model, group, config)
+    for name, parameter in model.module.named_parameters():
+        if parameter.requires_grad and (".lora_" in name or name.startswith(model.parameter_prefixes["connector"])):
+            parameter.data = parameter.data.float()
+    lora_product.fuse_lora_layers(model.module)
+    if not any(parameter.requires_grad for parameter in model.module.parameters()):
+        raise ModelError(f"{model.name}: its parameter_prefixes match none of the parameters that the recipe trains; see `AudioLM`")
+
+
+def _add_lora(model: AudioLM, group: str, config: TrainableConfig) -> None:
+    """Add LoRA layers to a part of the model."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = LoraConfig(
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        target_modules=list(config.lora.target_modules),
+        lora_dropout=0.0,
+    )
+    try:
+        inject_adapter_in_model(lora, model.module.get_submodule(model.parameter_prefixes[group][0].removesuffix(".")))
+    except ValueError as error:
+        raise ConfigError(
+            f"lora.target_modules {list(config.lora.target_modules)} match no layer of the {group} of {model.name}"
+        ) from error
+
+
+def trains_encoder(model: AudioLM) -> bool:
+    """Whether gradients must reach the encoder, so that no encoder states may be cached."""
+    return any(
+        parameter.requires_grad
+        for name, parameter in model.module.named_parameters()
+        if name.startswith(model.parameter_prefixes["encoder"])
+    )
+
+
+def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
+    """Trained parameters as optimizer groups; encoder and connector may have learning rates of their own.
+
+    Args:
+        model: The model, prepared by `set_trainable`.
+        config: Learning rates.
+    Returns:
+        Groups with `params` and `lr`, the decoder's first; empty groups are left out.
+    """
+    learning_rates = {"connector": config.connector_learning_rate, "encoder": config.encoder_learning_rate}
+    groups: dict[str, list[Tensor]] = {"decoder": [], "encoder": [], "connector": []}
+    for name, parameter in model.module.named_parameters():
+        if parameter.requires_grad:
+            part = next((part for part in learning_rates if name.startswith(model.parameter_prefixes[part])), "decoder")
+            # An encoder without a rate of its own shares the decoder's group.
+            groups["decoder" if part == "encoder" and learning_rates[part] is None else part].append(parameter)
+    return [
+        {"params": parameters, "lr": learning_rates.get(part) or config.learning_rate}
+        for part, parameters in groups.items()
+        if parameters
+    ]
+
+
+class Reference:
+    """The policy as it was when this object was made.
+
+    Keeps a copy of the fully trained parameters. LoRA needs no copy: it starts at zero, so the reference is the model
+    with LoRA switched off.
+
+    Args:
+        module: The policy's module, prepared by `set_trainable`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._start: dict[str, Tensor] = {
+            name: parameter.detach().clone()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and ".lora_" not in name
+        }
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside the block the module computes as the reference, without gradients."""
+        parameters = dict(self._module.named_parameters())
+        trained = {name: parameters[name].data for name in self._start}
+        lora_layers: list[Any] = [
+            layer for layer in self._module.modules() if hasattr(layer, "enable_adapters") and hasattr(layer, "lora_A")
+        ]
+        try:
+            for name, value in self._start.items():
+                parameters[name].data = value
+            for layer in lora_layers:
+                layer.enable_adapters(False)
+            with torch.no_grad():
+                yield
+        finally:
+            for name, value in trained.items():
+                parameters[name].data = value
+            for layer in lora_layers:
+                layer.enable_adapters(True)
+
+    def logprobs(self, policy: Policy, micro_batch: MicroBatch[Any]) -> Float[Tensor, "branches tokens"]:
+        """Log-probabilities (nats) of the trained tokens of a micro-batch under the reference."""
+        with self.active():
+            logprobs: Tensor = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+        return logprobs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The copied parameters, for a checkpoint: a resumed run must have the same reference."""
+        return self._start
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the copied parameters from a checkpoint."""
+        self._start = {name: value.to(self._start[name]) for name, value in state.items()}

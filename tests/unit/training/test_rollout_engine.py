@@ -1,0 +1,64 @@
+"""Rollouts from a server: a real HTTP server with an audio model, whose log-probabilities enter the policy's ratios."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+
+from builders import tiny_qwen2_audio, tone
+from chat_server import run_chat_server
+from earwise.config.recipe import check_recipe
+from earwise.data import manifest
+from earwise.errors import EngineError
+from earwise.training import run
+from earwise.types import Audio, Example, Text, Turn
+from policy_server import VLLM, serve_policy
+
+STAGE = {
+    "kind": "grpo", "max_steps": 1, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5,
+    "beta": 0.0, "data": {"mixture": [{"manifest": "rows.jsonl"}]},
+    "trainable": {"connector": "full", "decoder": "lora", "lora": {"r": 2, "lora_alpha": 4.0}},
+}  # fmt: skip
+
+
+def run_one_step(folder: Path, server: str) -> dict[str, Any]:
+    """The log row of one step of a policy with seed 4 on rollouts of a server."""
+    tiny_qwen2_audio(4).save(folder / "base")
+    soundfile.write(folder / "a.wav", tone(0.4), 16000)
+    soundfile.write(folder / "b.wav", tone(0.6, 700.0), 16000)
+    rows = [
+        Example(name, (Turn("user", (Audio(f"{name}.wav"), Text("pitch?"))),), ("low",), ("low", "high"), root=folder)
+        for name in "ab"
+    ]
+    manifest.write(folder / "rows.jsonl", rows)
+    stage = STAGE | {"rollout_server": server, "rewards": {f"{__name__}:length_of": 1.0}}
+    model = {"name": "qwen2_audio", "weights": str(folder / "base")}
+    run.start(check_recipe({"recipe": "t", "model": model, "stages": [stage]}, "t"), folder / "run", folder)
+    return json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def length_of(example: Example, text: str) -> float:
+    """A reward that differs between completions."""
+    return float(len(text))
+
+
+@pytest.mark.parametrize(("seed", "same_weights"), [(4, True), (5, False)])
+def test_ratios_are_relative_to_the_server_that_sampled(tmp_path: Path, seed: int, same_weights: bool) -> None:
+    """With the same weights on the server the ratio is 1, except for the 16-bit audio of the request. With others it is
+    far from 1, and the step still runs."""
+    with run_chat_server(serve_policy(tiny_qwen2_audio(seed))) as chat:
+        chat.models = VLLM
+        row = run_one_step(tmp_path, f"{chat.url}#m")
+    assert (abs(row["grpo/ratio_mean"] - 1) < 0.02) == same_weights
+    assert row["grpo/tokens"] > 0
+    requests = [body for body in chat.bodies if body.get("n") == 4]
+    assert len(requests) == 2 and all(body["return_token_ids"] and body["logprobs"] for body in requests)
+
+
+def test_server_without_token_ids_is_refused(tmp_path: Path) -> None:
+    with run_chat_server(serve_policy(tiny_qwen2_audio(4), with_tokens=False)) as chat:
+        chat.models = VLLM
+        with pytest.raises(EngineError, match="serve the model with vLLM, or leave `rollout_server` out"):
+            run_one_step(tmp_path, f"{chat.url}#m")

@@ -1,0 +1,283 @@
+"""What TensorBoard, wandb and trackio hold after a run is read back from their own files; a run is never stopped by
+them, and a resumed one shows no step twice."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import soundfile
+
+from earwise.errors import ConfigError
+from earwise.training.logging.trackers import (
+    CLIP_RATE,
+    CLIP_SECONDS,
+    LoggedSample,
+    TrackedStage,
+    flatten_settings,
+    group_metrics,
+    markdown,
+    sample_table,
+)
+from earwise.training.logging.tracking import MAX_FAILURES, SAMPLES_PER_STEP, Tracking, check_trackers
+
+SETTINGS = {
+    "recipe": "t",
+    "seed": 3,
+    "stage": {"kind": "grpo", "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.99]}},
+}
+
+
+def metrics(step: int) -> dict[str, Any]:
+    """A row of metrics.jsonl."""
+    return {"step": step, "stage": "stage-0-grpo", "lr": 0.1, "seconds": 1.5, "ids": ["a"], "grpo/reward": step / 10}
+
+
+def rollout(step: int, clip: Path, name: str = "a") -> dict[str, Any]:
+    """A row of rollouts.jsonl."""
+    return {
+        "step": step, "id": name, "audio": [str(clip)], "question": "Which | sound?", "choices": ["dog", "cat"],
+        "answer": ["dog"], "completions": ["<answer>cat</answer>", "<answer>dog</answer>"], "rewards": [0.0, 1.0],
+    }  # fmt: skip
+
+
+def tone(path: Path, duration_s: float) -> Path:
+    """A tone of a quarter of full scale, at 22.05 kHz."""
+    soundfile.write(path, 0.25 * np.sin(2 * np.pi * 440 * np.arange(round(duration_s * 22050)) / 22050), 22050)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Half a second of a tone."""
+    return tone(tmp_path / "tone.wav", 0.5)
+
+
+def show(tracking: Tracking, steps: Sequence[int], clip: Path | None = None) -> None:
+    for step in steps:
+        if clip:
+            for number in range(SAMPLES_PER_STEP + 1):
+                tracking.log_sample(rollout(step, clip, f"p{number}"))
+        tracking.log_step(metrics(step))
+    tracking.close()
+
+
+class Memory:
+    """A tracker of one's own; `TROUBLE` says at which steps it fails."""
+
+    discards_later_steps = False
+    seen: ClassVar[list[tuple[int, Mapping[str, float], list[str]]]] = []
+    opened: ClassVar[list[TrackedStage]] = []
+    trouble: ClassVar[set[int]] = set()
+    heard: ClassVar[list[int]] = []
+
+    def __init__(self, tracked: TrackedStage) -> None:
+        if 0 in self.trouble:
+            raise RuntimeError("no room")
+        self.opened.append(tracked)
+
+    def __str__(self) -> str:
+        return "in memory"
+
+    def log(self, step: int, values: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
+        if step in self.trouble:
+            raise ConnectionError("server\nis away")
+        self.heard.extend(len(wave) for sample in samples for wave in sample.waveforms)
+        self.seen.append((step, values, [sample.row["id"] for sample in samples]))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
+    monkeypatch.setitem(sys.modules, "test_trackers", sys.modules[__name__])
+    Memory.seen, Memory.opened, Memory.trouble, Memory.heard = [], [], set(), []
+    return Memory
+
+
+def test_names_are_grouped_and_settings_are_flat() -> None:
+    assert group_metrics(metrics(3)) == {"optimizer/lr": 0.1, "speed/seconds": 1.5, "grpo/reward": 0.3}
+    assert group_metrics({"step": 1, "new": 2, "stuck": True, "phase/hear": 0.5}) == {"run/new": 2.0, "phase/hear": 0.5}
+    assert flatten_settings(SETTINGS | {"none": None}) == {
+        "recipe": "t", "seed": 3, "stage.kind": "grpo", "stage.optimizer.learning_rate": 1e-3,
+        "stage.optimizer.betas": "[0.9, 0.99]",
+    }  # fmt: skip
+
+
+def test_a_sample_says_what_was_asked_said_and_earned(tmp_path: Path) -> None:
+    said = {"completions": ["a\n```\nb", "", "a\n```\nb"], "rewards": [0.0, 1.0, 0.0]}
+    sample = LoggedSample(rollout(1, tmp_path / "tone.wav") | said, ())
+    assert markdown(sample).split("\n\n") == [
+        "    Which | sound?", "- **dog**\n- cat", "clip: `tone.wav`", "reward 1", "    (nothing)", "reward 0 ×2",
+        "    a\n    ```\n    b",
+    ]  # fmt: skip
+    assert sample_table([sample])[0] == ["samples/1", "Which | sound?", "dog | cat", "dog", "", 1.0, 1]
+
+
+def test_samples_go_with_their_step(tmp_path: Path, clip: Path, memory: type[Memory]) -> None:
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, clip, "of a step that was never finished"))
+    for number in range(SAMPLES_PER_STEP + 2):
+        tracking.log_sample(rollout(2, clip, f"p{number}"))
+    tracking.log_step(metrics(2))
+    tracking.log_step(metrics(3))
+    assert [(step, ids) for step, _, ids in memory.seen] == [(2, ["p0", "p1"]), (3, [])] and SAMPLES_PER_STEP == 2
+    assert memory.opened[0].first_step == 2 and memory.opened[0].settings == SETTINGS
+
+
+def test_what_cannot_be_taken_back_is_given_once(tmp_path: Path, memory: type[Memory]) -> None:
+    """Stopped at step 5, resumed from a checkpoint at 2, stopped at 4, resumed from 2 again."""
+    for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
+        show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps)
+    assert [step for step, _, _ in memory.seen] == [1, 2, 3, 4, 5, 6]
+    assert len({tracked.key for tracked in memory.opened}) == 1
+
+
+def test_a_failing_tracker_is_told_of_counted_and_given_up(tmp_path: Path, memory: type[Memory]) -> None:
+    memory.trouble = {2, 5, 6, 7}
+    said: list[str] = []
+    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), range(1, 10))
+    assert [step for step, _, _ in memory.seen] == [1, 3, 4]  # not 8: given up after three failures in a row
+    assert MAX_FAILURES == 3 and len(said) == 4
+    assert said[1].startswith("tracker test_trackers:Memory failed (ConnectionError: server is away); training goes on")
+    assert said[2].endswith("is given up; metrics.jsonl has everything")
+    assert "6 steps of stage-0-grpo are not shown" in said[3]
+
+
+def test_one_that_does_not_open_is_tried_once(tmp_path: Path, memory: type[Memory]) -> None:
+    memory.trouble = {0}
+    said: list[str] = []
+    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), [1, 2])
+    assert ["RuntimeError: no room" in said[0], "given up" in said[0], "2 steps" in said[1]] == [True] * 3
+
+
+def test_a_long_clip_is_cut_and_found_from_the_run(tmp_path: Path, memory: type[Memory]) -> None:
+    tone(tmp_path / "long.wav", CLIP_SECONDS + 2)
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, Path("long.wav")))
+    tracking.log_step(metrics(1))
+    assert memory.heard == [CLIP_SECONDS * CLIP_RATE]
+
+
+def test_a_clip_that_is_gone_leaves_its_words(tmp_path: Path, memory: type[Memory]) -> None:
+    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking.log_sample(rollout(1, tmp_path / "gone.wav"))
+    tracking.log_step(metrics(1))
+    assert memory.seen[0][2] == ["a"]
+
+
+def test_unknown_and_missing_trackers_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"tracker 'tensorbord' is none of .*did you mean 'tensorboard'"):
+        check_trackers(["tensorbord"])
+    monkeypatch.setattr("earwise.config.resolve.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"trackers: \[wandb\] need wandb.*pip install 'earwise\[track\]'"):
+        check_trackers(["wandb"])
+
+
+def accumulated(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "audio": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_holds_each_step_once_with_clips_to_hear(tmp_path: Path, clip: Path) -> None:
+    for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
+        show(Tracking(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
+    found = accumulated(tmp_path / "tensorboard" / "stage-0-grpo")
+    rewards = found.Scalars("grpo/reward")
+    assert [event.step for event in rewards] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in rewards] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert set(found.Tags()["scalars"]) == {"grpo/reward", "optimizer/lr", "speed/seconds"}
+    assert found.Tags()["audio"] == [f"samples/{number}/clip" for number in range(1, SAMPLES_PER_STEP + 1)]
+    heard = found.Audio("samples/1/clip")
+    assert [event.step for event in heard] == [1, 2, 3, 4, 5, 6]
+    assert (heard[0].sample_rate, heard[0].length_frames) == (CLIP_RATE, CLIP_RATE // 2)
+    words = found.Tensors("samples/1/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "<answer>dog</answer>" in words and "reward 1" in words
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    start = HParamsPluginData.FromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    assert start.session_start_info.hparams["stage.optimizer.learning_rate"].number_value == 1e-3
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install 'earwise[track]'")
+def test_wandb_offline_writes_a_run_that_can_be_read_back(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    check_trackers(["wandb"])
+    said: list[str] = []
+    for steps in ((1, 2), (2, 3)):
+        show(Tracking(["wandb"], tmp_path, "stage-0-grpo", SETTINGS, said.append), steps, clip)
+    wandb.teardown()  # the file is whole when wandb's own process has ended
+    assert [line.split(";")[0] for line in said] == ["tracker wandb: offline"] * 2
+    rows = [row for log in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for row in history(log)]
+    assert [(row["_step"], row["grpo/reward"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    tables = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/samples/*.table.json"))
+    assert len(tables) == 3
+    shown = json.loads(tables[0].read_text())
+    assert shown["columns"] == ["sample", "question", "options", "right", "completion", "reward", "times"]
+    assert shown["data"][0][3:] == ["dog", "<answer>dog</answer>", 1, 1] and len(shown["data"]) == 2 * SAMPLES_PER_STEP
+    played = sorted(tmp_path.glob("wandb/offline-run-*/files/media/audio/samples/1/clip_*.wav"))
+    assert len(played) == 3
+    wave, rate = soundfile.read(played[0])
+    assert rate == CLIP_RATE and len(wave) == CLIP_RATE // 2 and 0.24 < wave.max() < 0.26
+
+
+def history(log: Path) -> list[dict[str, Any]]:
+    """The rows of an offline run's transaction log: protocol buffers in LevelDB's log format behind 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, whole = log.read_bytes(), 7, b""
+    rows = []
+    while at + 7 <= len(data):
+        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if kind not in (1, 2, 3, 4) or 32768 - at % 32768 < 7:  # the rest of a block
+            at += 32768 - at % 32768
+            continue
+        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # whole, or its last part
+            record = wandb_internal_pb2.Record.FromString(whole)
+            whole = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is not installed: pip install 'earwise[track]'")
+def test_trackio_keeps_a_local_database(tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sqlite3
+    import subprocess
+
+    program = (
+        "import sys; from pathlib import Path; import test_trackers as t\n"
+        "for steps in ((1, 2), (2, 3)):\n"
+        "    tracking = t.Tracking(['trackio'], Path(sys.argv[1]), 'stage-0-grpo', t.SETTINGS, print)\n"
+        "    t.show(tracking, steps, Path(sys.argv[2]))"
+    )
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), str(clip)], capture_output=True, text=True, check=True
+    )
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["tracker trackio"] * 2  # nothing of its own
+    with sqlite3.connect(tmp_path / "trackio" / "earwise.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+    assert [step for _, step, _ in rows] == [1, 2, 3] and len({name for name, _, _ in rows}) == 1
+    values = json.loads(rows[2][2])
+    assert values["grpo/reward"] == 0.3
+    assert values["samples/table"]["_value"][0]["completion"] == "<answer>dog</answer>"
+    wave, rate = soundfile.read(tmp_path / "trackio" / "media" / values["samples/1/clip"]["file_path"])
+    assert rate == CLIP_RATE and 0.24 < wave.max() < 0.26

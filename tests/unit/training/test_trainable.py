@@ -1,0 +1,123 @@
+"""All four kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from builders import tiny_qwen2_audio
+from earwise.config.recipe import check_recipe
+from earwise.config.stages import OptimizerConfig, TrainableConfig
+from earwise.data import manifest
+from earwise.models.base import load as load_model
+from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.training import run
+from earwise.training.trainable import parameter_groups, set_trainable
+from earwise.types import Audio, Example, Text, Turn
+
+
+def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
+    """The model of the recipes below, which name it `test_groups:load`."""
+    assert device == "cpu"
+    return tiny_qwen2_audio(3)
+
+
+def likes_e(_: Example, completion: str) -> float:
+    """A reward that a byte model can earn: the number of frequent letters."""
+    return float(sum(character in "etaoinshrdlu" for character in completion))
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four clips with chains and wrong options."""
+    monkeypatch.setitem(sys.modules, "test_groups", sys.modules[__name__])
+    examples = []
+    for number in range(4):
+        soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(np.arange(9000) * 0.05 * (number + 1)), 16000)
+        turns = (Turn("user", (Audio(f"{number}.wav"), Text("pitch?"))),)
+        examples.append(Example(f"{number}", turns, ("low",), ("low", "high"), "It hums. It is slow.", root=tmp_path))
+    manifest.write(tmp_path / "rows.jsonl", examples)
+    return tmp_path / "rows.jsonl"
+
+
+PARTS = {
+    "encoder": "model.audio_tower.", "connector": "model.multi_modal_projector.", "decoder": "model.language_model.",
+}  # fmt: skip
+MODES = [
+    {"encoder": "full", "connector": "frozen", "decoder": "frozen"},
+    {"encoder": "frozen", "connector": "full", "decoder": "frozen"},
+    {"encoder": "frozen", "connector": "frozen", "decoder": "full"},
+    {"encoder": "lora", "connector": "full", "decoder": "lora"},
+    {"encoder": "full", "connector": "full", "decoder": "full"},
+]
+KINDS: dict[str, dict] = {
+    "sft": {},
+    "grpo": {"group_size": 4, "max_new_tokens": 5, "rewards": {"test_groups:likes_e": 1.0}},
+    "dpo": {"negatives": "options"},
+    "compress": {"steps_per_unit": 1},
+}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("modes", MODES, ids=lambda modes: "-".join(modes.values()))
+def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind: str, modes: dict) -> None:
+    pytest.importorskip("peft")
+    data = {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think" if kind == "compress" else "answer": 1.0}}
+    optimizer = {
+        "learning_rate": 1e-3,
+        "encoder_learning_rate": 1e-5,
+        "connector_learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+    }
+    stage = {
+        "kind": kind,
+        "max_steps": 1,
+        "pack_tokens": 600,
+        "data": data,
+        "trainable": modes,
+        "optimizer": optimizer,
+    } | KINDS[kind]
+    raw = {"recipe": "t", "model": {"name": "test_groups:load"}, "seed": 5, "stages": [stage]}
+    run.start(check_recipe(raw, "test"), rows.parent / "run", rows.parent)
+    before = dict(load().module.named_parameters())
+    after = dict(load_model(str(rows.parent / "run"), device="cpu").module.named_parameters())
+    largest_change = {
+        part: max(float((after[name] - value).abs().max()) for name, value in before.items() if name.startswith(prefix))
+        for part, prefix in PARTS.items()
+    }
+    is_trained = {part: mode != "frozen" for part, mode in modes.items()}
+    assert {part: change > 0 for part, change in largest_change.items()} == is_trained
+    # The first step of Adam changes a weight by its learning rate, except for rounding.
+    rates = {"encoder": 1e-5, "connector": 1e-4, "decoder": 1e-3}
+    for part, mode in modes.items():
+        assert mode != "full" or largest_change[part] == pytest.approx(rates[part], rel=0.1)
+
+
+def test_learning_rates_of_parameter_groups() -> None:
+    model = tiny_qwen2_audio(1)
+    set_trainable(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
+    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+
+    def parts_by_rate(**rates: float) -> dict[float, set[str]]:
+        groups = parameter_groups(model, OptimizerConfig(learning_rate=1.0, **rates))
+        return {
+            group["lr"]: {
+                part
+                for part, prefix in PARTS.items()
+                for parameter in group["params"]
+                if names[id(parameter)].startswith(prefix)
+            }
+            for group in groups
+        }
+
+    own_rates = parts_by_rate(encoder_learning_rate=0.1, connector_learning_rate=0.2)
+    assert own_rates == {1.0: {"decoder"}, 0.1: {"encoder"}, 0.2: {"connector"}}
+    assert parts_by_rate(connector_learning_rate=0.2) == {1.0: {"encoder", "decoder"}, 0.2: {"connector"}}
+    assert parts_by_rate(encoder_learning_rate=0.1)[0.1] == {"encoder"}
+    order = parameter_groups(model, OptimizerConfig())[0]["params"]
+    expected = [
+        parameter for name, parameter in model.module.named_parameters() if not name.startswith(PARTS["connector"])
+    ]
+    assert all(first is second for first, second in zip(order, expected, strict=True)), "the order in checkpoints"

@@ -1,0 +1,166 @@
+"""Newer weights for a rollout server: a real HTTP server loads the policy's weights while it is trained."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from builders import tiny_qwen2_audio, write_two_questions
+from chat_server import ChatServer, ServerReply, count_usage, run_chat_server
+from earwise.engine.local import LocalEngine
+from earwise.errors import ConfigError, EngineError
+from earwise.models import lora_checkpoint, registry
+from earwise.models.base import load
+from policy_server import FULL, LORA, completion_choices, sample_completions, train_on_server
+
+
+class UpdatableServer:
+    """A server whose weights can be updated: one model, adapters by name, or all weights in its place.
+
+    Args:
+        kind: "vllm", "sglang" or "earwise" (which loads an adapter in place of its model).
+        base: The checkpoint that the server was started with.
+    """
+
+    def __init__(self, kind: str, base: Path) -> None:
+        self.kind, self.base = kind, base
+        self.lock = threading.Lock()
+        self.engines = {"m": LocalEngine(load("qwen2_audio", base))}
+        self.calls: list[tuple[str, str]] = []
+
+    def start(self, chat: ChatServer) -> None:
+        """Add the routes for updates to a chat server."""
+        self.chat = chat
+        self._list_models()
+        prefix = "" if self.kind == "sglang" else "/v1"
+        chat.routes |= {
+            f"{prefix}/load_lora_adapter": self.load_lora, f"{prefix}/unload_lora_adapter": self.unload_lora,
+        }  # fmt: skip
+        if self.kind == "sglang":
+            chat.routes["/update_weights_from_disk"] = self.update_weights
+
+    def _list_models(self) -> None:
+        self.chat.models = [{"id": name, "owned_by": self.kind} for name in self.engines]
+
+    def load_lora(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        name, path = body["lora_name"], Path(body["lora_path"])
+        self.calls.append(("load", name))
+        if (path / lora_checkpoint.PEFT_CONFIG).exists():
+            model = load("qwen2_audio", self.base)
+            lora_checkpoint.merge(
+                model.module, lora_checkpoint.read(path), registry.parameter_names("qwen2_audio"), path
+            )
+        else:
+            model = load(str(path))
+        with self.lock:
+            self.engines["m" if self.kind == "earwise" else name] = LocalEngine(model)
+        self._list_models()
+        return 200, {"status": f"Success: LoRA adapter '{name}' added successfully."}
+
+    def unload_lora(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.calls.append(("unload", body["lora_name"]))
+        del self.engines[body["lora_name"]]
+        self._list_models()
+        return 200, {"status": "Success"}
+
+    def update_weights(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        assert body["flush_cache"] is True
+        self.calls.append(("update", Path(body["model_path"]).name))
+        self.engines["m"] = LocalEngine(load("qwen2_audio", Path(body["model_path"])))
+        return 200, {"success": True, "message": "Succeeded to update model weights."}
+
+    def respond(self, body: dict[str, Any], count: int) -> ServerReply:
+        """Answer a chat request with samples of the model it names."""
+        with self.lock:
+            completions = sample_completions(self.engines[body["model"]], body)
+        return ServerReply(choices=completion_choices(completions), usage=count_usage(body, "a"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A base checkpoint and two questions, about clips that 16 bits represent exactly."""
+    tiny_qwen2_audio(4).save(tmp_path / "base")
+    write_two_questions(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "trainable"),
+    [
+        ("vllm", "lora", LORA),
+        ("sglang", "lora", LORA),
+        ("sglang", "weights", FULL),
+        ("earwise", "lora", LORA | {"connector": "full"}),
+        ("earwise", "weights", FULL),
+    ],
+)
+def test_server_has_the_weights_of_the_policy_after_each_sync(
+    folder: Path, kind: str, method: str, trainable: dict[str, Any]
+) -> None:
+    server = UpdatableServer(kind, folder / "base")
+    with run_chat_server(server.respond) as chat:
+        server.start(chat)
+        ratios = train_on_server(folder, f"{chat.url}#m", {"method": method}, trainable)
+    assert [abs(ratio - 1) < 1e-4 for ratio in ratios] == [True] * 4, ratios
+    names = [name for call, name in server.calls if call != "unload"]
+    assert len(set(names)) == 4 and names[1].startswith("m-1-")
+    assert len(list((folder / "run" / "stage-0-grpo" / "sampler").iterdir())) == 1, "older versions are deleted"
+    if (kind, method) == ("vllm", "lora"):
+        assert [name for call, name in server.calls if call == "unload"] == names[:-1]
+        assert list(server.engines) == ["m", names[-1]]
+
+
+def test_policy_and_server_drift_apart_without_sync(folder: Path) -> None:
+    server = UpdatableServer("vllm", folder / "base")
+    with run_chat_server(server.respond) as chat:
+        server.start(chat)
+        ratios = train_on_server(folder, f"{chat.url}#m", None, LORA)
+    assert abs(ratios[0] - 1) < 1e-4
+    assert max(abs(ratio - 1) for ratio in ratios[1:]) > 1e-2, ratios
+
+
+def test_sync_every_second_step(folder: Path) -> None:
+    server = UpdatableServer("vllm", folder / "base")
+    with run_chat_server(server.respond) as chat:
+        server.start(chat)
+        ratios = train_on_server(folder, f"{chat.url}#m", {"steps": 2}, LORA)
+    is_one = [abs(ratio - 1) < 1e-4 for ratio in ratios]
+    assert is_one == [True, False, True, False], ratios
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight_sync", "trainable", "message"),
+    [
+        ("vllm", {"method": "weights"}, FULL, "is for sglang, earwise"),
+        ("", {}, LORA, "is unknown"),
+        ("vllm", {}, FULL, "there is no LoRA"),
+        ("vllm", {}, LORA | {"connector": "full"}, "set trainable.connector: frozen"),
+    ],
+)
+def test_unsupported_combination_is_refused_before_training(
+    folder: Path, kind: str, weight_sync: dict[str, Any], trainable: dict[str, Any], message: str
+) -> None:
+    server = UpdatableServer(kind, folder / "base")
+    with run_chat_server(server.respond) as chat:
+        server.start(chat)
+        with pytest.raises(ConfigError, match=message):
+            train_on_server(folder, f"{chat.url}#m", weight_sync, trainable)
+
+
+def test_server_that_allows_no_updates_stops_the_run_with_one_line(folder: Path) -> None:
+    server = UpdatableServer("vllm", folder / "base")
+    with run_chat_server(server.respond) as chat:
+        server.start(chat)
+        chat.routes["/v1/load_lora_adapter"] = lambda body: (404, {"detail": "Not Found"})
+        with pytest.raises(EngineError, match=r"load_lora_adapter answers 404 .*VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+            train_on_server(folder, f"{chat.url}#m", {}, LORA)
+
+
+def test_name_of_a_version_contains_a_digest_of_its_weights(folder: Path) -> None:
+    """A resumed run that has other weights at the same step does not reuse the adapter it wrote before."""
+    from earwise.training.rollout.weight_sync import _digest
+
+    zeros, others = {"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-6])}
+    assert _digest(zeros) == _digest(dict(zeros)) != _digest(others)
