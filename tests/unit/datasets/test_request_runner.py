@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from chat_server import Say, serving
+from chat_server import ServerReply, run_chat_server
 from earwise.datasets.teachers import request_runner
 from earwise.datasets.teachers.keyed_log import KeyedLog, in_shard, parse_shard
 from earwise.datasets.teachers.request_runner import ask_teacher, request_key
@@ -50,7 +50,9 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_answers_are_logged_and_a_second_run_sends_nothing(tmp_path: Path) -> None:
     requests = [request_for(f"question {number}") for number in range(20)]
-    with serving(lambda body, count: Say(f"answer to {body['messages'][0]['content']}", wait_s=0.01)) as chat:
+    with run_chat_server(
+        lambda body, count: ServerReply(f"answer to {body['messages'][0]['content']}", wait_s=0.01)
+    ) as chat:
         teacher = RemoteTeacher(chat.url, "m", api_key="secret", price=(1.0, 10.0))
         first = ask_teacher([*requests, requests[3]], teacher, tmp_path, limits=QUICK)
         again = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
@@ -58,7 +60,7 @@ def test_answers_are_logged_and_a_second_run_sends_nothing(tmp_path: Path) -> No
     assert (first.input_tokens, first.output_tokens) == (200, 100)
     assert first.cost == pytest.approx(200 * 1e-6 + 100 * 10e-6)
     assert (again.asked, again.already, again.cost) == (0, 20, 0.0)
-    assert len(chat.bodies) == 20 and chat.most <= 4 and chat.most > 1
+    assert len(chat.bodies) == 20 and chat.max_in_flight <= 4 and chat.max_in_flight > 1
     assert chat.headers[0]["authorization"] == "Bearer secret" and "secret" not in repr(teacher)
     answers = request_runner.read_answers(requests, teacher, tmp_path)
     values = {request.id: row["value"] for request, row in answers if row}
@@ -86,16 +88,18 @@ def test_request_key_depends_on_what_decides_the_answer() -> None:
 
 
 def test_requests_to_a_busy_server_are_retried(tmp_path: Path) -> None:
-    def say(body: dict[str, Any], count: int) -> Say:
+    def respond(body: dict[str, Any], count: int) -> ServerReply:
         what = body["messages"][0]["content"]
         if what == "late" and count == 1:
-            return Say(status=429, headers={"retry-after": "0.4"})
+            return ServerReply(status=429, headers={"retry-after": "0.4"})
         if what == "flaky" and count <= 3:
-            return (Say(status=503), Say(hang_up=True), Say(raw=b"<html>gateway</html>"))[count - 1]
-        return Say("fine")
+            return (ServerReply(status=503), ServerReply(hang_up=True), ServerReply(raw=b"<html>gateway</html>"))[
+                count - 1
+            ]
+        return ServerReply("fine")
 
     requests = [request_for(what) for what in ("late", "flaky", "easy")]
-    with serving(say) as chat:
+    with run_chat_server(respond) as chat:
         summary = ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK)
         late_times = [
             time_s
@@ -114,10 +118,10 @@ def test_requests_to_a_busy_server_are_retried(tmp_path: Path) -> None:
 
 
 def test_a_slow_answer_times_out_and_is_retried(tmp_path: Path) -> None:
-    def say(body: dict[str, Any], count: int) -> Say:
-        return Say("too late", wait_s=1.5) if count == 1 else Say("fine")
+    def respond(body: dict[str, Any], count: int) -> ServerReply:
+        return ServerReply("too late", wait_s=1.5) if count == 1 else ServerReply("fine")
 
-    with serving(say) as chat:
+    with run_chat_server(respond) as chat:
         summary = ask_teacher(
             [request_for("slow")], RemoteTeacher(chat.url, "m", timeout_s=0.5), tmp_path, limits=QUICK
         )
@@ -126,7 +130,7 @@ def test_a_slow_answer_times_out_and_is_retried(tmp_path: Path) -> None:
 
 
 def test_an_unusable_answer_is_repaired_with_what_is_wrong(tmp_path: Path) -> None:
-    def say(body: dict[str, Any], count: int) -> Say:
+    def respond(body: dict[str, Any], count: int) -> ServerReply:
         what = body["messages"][0]["content"]
         answers = {
             "mends": ["blue", '{"colour": 3}', '```json\n{"colour": "blue"}\n```'],
@@ -136,15 +140,15 @@ def test_an_unusable_answer_is_repaired_with_what_is_wrong(tmp_path: Path) -> No
             "silent": ["  "] * 3,
             "cut": ['{"colour": "bl'] * 3,
         }[what]
-        return Say(answers[min(count, len(answers)) - 1], finish="length" if what == "cut" else "stop")
+        return ServerReply(answers[min(count, len(answers)) - 1], finish="length" if what == "cut" else "stop")
 
     requests = [request_for(what, Colour) for what in ("mends", "never", "refuses", "silent", "cut")]
     requests.append(request_for("knows", Colour, facts={"allowed": ("red", "blue")}))
-    with serving(say) as chat:
+    with run_chat_server(respond) as chat:
         teacher = RemoteTeacher(chat.url, "m")
         summary = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
         again = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
-        times_asked = dict(chat.asked)
+        times_asked = dict(chat.message_counts)
         no_repairs = RequestLimits(concurrency=1, repairs=0)
         retried = ask_teacher(requests[1:2], teacher, tmp_path, limits=no_repairs, retry_failed=True)
     assert (summary.ok, dict(summary.failed)) == (2, {"invalid": 1, "refusal": 1, "empty": 1, "truncated": 1})
@@ -164,11 +168,11 @@ def test_an_unusable_answer_is_repaired_with_what_is_wrong(tmp_path: Path) -> No
 
 
 def test_a_wrong_api_key_ends_the_run_and_keeps_the_answers(tmp_path: Path) -> None:
-    def say(body: dict[str, Any], count: int) -> Say:
+    def respond(body: dict[str, Any], count: int) -> ServerReply:
         number = int(body["messages"][0]["content"])
-        return Say("fine") if number < 5 else Say(status=401, raw=b'{"error": "bad key"}')
+        return ServerReply("fine") if number < 5 else ServerReply(status=401, raw=b'{"error": "bad key"}')
 
-    with serving(say) as chat, pytest.raises(EngineError, match=r"401.*bad key.*check the address"):
+    with run_chat_server(respond) as chat, pytest.raises(EngineError, match=r"401.*bad key.*check the address"):
         ask_teacher(
             [request_for(str(number)) for number in range(9)],
             RemoteTeacher(chat.url, "m"),
@@ -181,25 +185,32 @@ def test_a_wrong_api_key_ends_the_run_and_keeps_the_answers(tmp_path: Path) -> N
 def test_an_unreachable_server_ends_the_run_and_is_asked_again_by_the_next(tmp_path: Path) -> None:
     impatient = RequestLimits(concurrency=2, tries=2, backoff_s=0.001, give_up_after=4)
     requests = [request_for(str(number)) for number in range(50)]
-    with serving(lambda body, count: Say(status=500)) as chat, pytest.raises(EngineError, match="in a row failed"):
+    with (
+        run_chat_server(lambda body, count: ServerReply(status=500)) as chat,
+        pytest.raises(EngineError, match="in a row failed"),
+    ):
         ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=impatient)
     assert 8 <= len(chat.bodies) <= 12
-    with serving(lambda body, count: Say("back")) as chat:
+    with run_chat_server(lambda body, count: ServerReply("back")) as chat:
         summary = ask_teacher(requests, RemoteTeacher(chat.url, "m"), tmp_path, limits=impatient)
     assert (summary.asked, summary.ok, summary.already) == (50, 50, 0)
 
 
 def test_rejected_requests_are_logged_and_many_in_a_row_end_the_run(tmp_path: Path) -> None:
-    def say(body: dict[str, Any], count: int) -> Say:
-        return Say(status=400, raw=b"too long") if body["messages"][0]["content"] == "long" else Say("fine")
+    def respond(body: dict[str, Any], count: int) -> ServerReply:
+        return (
+            ServerReply(status=400, raw=b"too long")
+            if body["messages"][0]["content"] == "long"
+            else ServerReply("fine")
+        )
 
-    with serving(say) as chat:
+    with run_chat_server(respond) as chat:
         summary = ask_teacher(
             [request_for("long"), request_for("short")], RemoteTeacher(chat.url, "m"), tmp_path, limits=QUICK
         )
     assert (summary.ok, dict(summary.failed)) == (1, {"rejected": 1})
     with (
-        serving(lambda body, count: Say(status=400, raw=b"no response_format here")) as chat,
+        run_chat_server(lambda body, count: ServerReply(status=400, raw=b"no response_format here")) as chat,
         pytest.raises(EngineError, match="no response_format here"),
     ):
         ask_teacher(
@@ -212,7 +223,7 @@ def test_rejected_requests_are_logged_and_many_in_a_row_end_the_run(tmp_path: Pa
 
 def test_shards_divide_the_work_and_are_read_together(tmp_path: Path) -> None:
     requests = [request_for(str(number)) for number in range(60)]
-    with serving(lambda body, count: Say("fine")) as chat:
+    with run_chat_server(lambda body, count: ServerReply("fine")) as chat:
         teacher = RemoteTeacher(chat.url, "m")
         parts = [ask_teacher(requests, teacher, tmp_path, limits=QUICK, shard=(i, 3)) for i in (1, 2, 3)]
         whole = ask_teacher(requests, teacher, tmp_path, limits=QUICK)
@@ -230,7 +241,7 @@ def test_shards_divide_the_work_and_are_read_together(tmp_path: Path) -> None:
 
 def test_estimate_sends_nothing(tmp_path: Path) -> None:
     requests = [request_for("x" * 400, expected_tokens=50, sample_index=sample_index) for sample_index in range(10)]
-    with serving(lambda body, count: Say("fine")) as chat:
+    with run_chat_server(lambda body, count: ServerReply("fine")) as chat:
         teacher = RemoteTeacher(chat.url, "m", price=(1.0, 2.0))
         ask_teacher(requests[:4], teacher, tmp_path, limits=QUICK)
         pace = RequestLimits(requests_per_minute=3, tokens_per_minute=1000)
@@ -257,7 +268,7 @@ def test_rate_limiter_spaces_events_and_takes_back_units() -> None:
 
 
 def test_the_rate_limit_is_kept_by_the_run(tmp_path: Path) -> None:
-    with serving(lambda body, count: Say("fine")) as chat:
+    with run_chat_server(lambda body, count: ServerReply("fine")) as chat:
         limits = RequestLimits(concurrency=8, requests_per_minute=1200)
         ask_teacher(
             [request_for(str(number)) for number in range(10)], RemoteTeacher(chat.url, "m"), tmp_path, limits=limits

@@ -27,8 +27,7 @@ from earwise.engine.remote.openai_http import RequestLimits
 from earwise.errors import ConfigError, DataError
 from earwise.prompts import target_text
 from earwise.types import Audio, Completion, Example, Text, Turn
-from scripted_engine import PITCHES, RATE, ScriptedEngine, pitch_name, tone_task, write_clip
-from scripted_engine import prompt_options
+from scripted_engine import PITCHES, RATE, ScriptedEngine, pitch_name, prompt_options, tone_task, write_clip
 
 TEMPLATE = TemplateTeacher(TEMPLATE_REPLIES)
 SFT = ("sft-structured.jsonl", "sft-unstructured.jsonl")
