@@ -13,8 +13,8 @@ from pathlib import Path
 from builders import tiny_qwen2_audio
 from earwise.config.recipe import check_recipe
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.train import run
-from earwise.train.distributed import parallel
+from earwise.training import run
+from earwise.training.distributed import parallel
 from earwise.types import Example
 
 

@@ -11,7 +11,7 @@ from earwise.config.recipe import check_recipe
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.train import run
+from earwise.training import run
 from earwise.types import Audio, Completion, Example, Text, Turn
 
 VLLM = [{"id": "m", "owned_by": "vllm"}]

@@ -9,7 +9,7 @@ import torch
 
 from earwise.config.recipe import Recipe
 from earwise.models.base import load
-from earwise.train import run
+from earwise.training import run
 
 TIMINGS = ("seconds", "data_seconds", "tokens_per_s", "audio_s_per_s")
 """Log keys that depend on the speed of the machine."""

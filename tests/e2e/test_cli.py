@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from e2e.shell import STARTER, Cli, Done, started
 from earwise.data import manifest
-from earwise.evaluate.results import read_run
+from earwise.evaluation.results import read_run
 from earwise.files import read_log
 
 pytestmark = pytest.mark.weights

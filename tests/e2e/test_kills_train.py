@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 from earwise import cli
 from earwise.engine import local
 from earwise.models.families import qwen2_audio
-from earwise.train import run
+from earwise.training import run
 
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree")
 WRITES = os.O_WRONLY | os.O_RDWR

@@ -16,8 +16,8 @@ from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.train.policy import Policy
-from earwise.train.trainable import set_trainable
+from earwise.training.policy import Policy
+from earwise.training.trainable import set_trainable
 from earwise.types import Audio, Role, Text, Turn, Waveform
 from families.tiny import Tiny
 

@@ -23,11 +23,11 @@ from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM, load
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
-from earwise.train.batches import build_micro_batches
-from earwise.train.logging.step_log import LogFiles
-from earwise.train.policy import MicroBatch, Policy
-from earwise.train.stages.stage import StepBatches
-from earwise.train.trainer import Trainer, TrainerOptions
+from earwise.training.batches import build_micro_batches
+from earwise.training.logging.step_log import LogFiles
+from earwise.training.policy import MicroBatch, Policy
+from earwise.training.stages.stage import StepBatches
+from earwise.training.trainer import Trainer, TrainerOptions
 from earwise.types import Waveform
 from families.forests import (
     FULL,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from earwise.evaluate.metrics import mmau
+from earwise.evaluation.metrics import mmau
 from earwise.types import Example
 
 Golden = Callable[[str], dict[str, Any]]

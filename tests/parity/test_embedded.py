@@ -18,7 +18,7 @@ from earwise.models.embedded.model import Embedded
 from earwise.models.parts import whisper
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.train.policy import Policy
+from earwise.training.policy import Policy
 
 pytestmark = [
     pytest.mark.weights,

@@ -28,9 +28,9 @@ from earwise.forest import (
 )
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.parts.attention import TreeAttention
-from earwise.train.batches import build_micro_batches
-from earwise.train.policy import Policy
-from earwise.train.trainable import set_trainable
+from earwise.training.batches import build_micro_batches
+from earwise.training.policy import Policy
+from earwise.training.trainable import set_trainable
 from earwise.types import Waveform
 
 LOGPROB_LIMIT = 1e-5

@@ -24,7 +24,7 @@ from earwise.models.parts import mel
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import render
-from earwise.train.trainable import set_trainable
+from earwise.training.trainable import set_trainable
 from earwise.types import Waveform
 from families.qwen25_omni import our_model, reference_model
 from families.transformers_audio import FULL_WINDOW

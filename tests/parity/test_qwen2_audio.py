@@ -27,8 +27,8 @@ from earwise.models.families import qwen2_audio
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import QWEN2_AUDIO, QWEN2_AUDIO_BASE, ChatTemplate
-from earwise.train.policy import Policy
-from earwise.train.trainable import set_trainable
+from earwise.training.policy import Policy
+from earwise.training.trainable import set_trainable
 from earwise.types import Waveform
 
 CLIP_SAMPLES = (321, 480, 481, 7999, 8000, 8001, 12345, 20000, 31519, 31520, 31679, 31680, 31681, 31840, 31841, 32000)

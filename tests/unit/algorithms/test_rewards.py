@@ -8,7 +8,7 @@ import pytest
 
 from earwise.algorithms import rewards
 from earwise.errors import ConfigError, ScoringError
-from earwise.train.rollout.adaptive_rewards import reward_factors
+from earwise.training.rollout.adaptive_rewards import reward_factors
 from earwise.types import Example
 
 CHOICES = Example("x", (), answer=("car horn",), choices=("dog", "car horn", "Dog"))

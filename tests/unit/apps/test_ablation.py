@@ -18,8 +18,8 @@ from earwise.apps.ablation_comparison import arm_accuracy, compare_arms, holm
 from earwise.config.recipe import load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError, DataError
-from earwise.evaluate.metrics import stats
-from earwise.evaluate.results import METRICS, SAMPLES, SETTINGS, EvalRun, read_run
+from earwise.evaluation.metrics import stats
+from earwise.evaluation.results import METRICS, SAMPLES, SETTINGS, EvalRun, read_run
 from earwise.files import append_jsonl, write_json, write_jsonl
 from earwise.report.ablation import as_markdown, conclusion
 

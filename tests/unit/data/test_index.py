@@ -85,7 +85,7 @@ def test_order_and_position_of_a_mixture_are_the_same_with_and_without_index() -
 
 def test_training_takes_rows_and_lists_alike() -> None:
     from earwise.data.manifest import select
-    from earwise.train.batches import group_by_clips
+    from earwise.training.batches import group_by_clips
 
     read, rows = manifest.read(STARTER / "val.jsonl"), open_rows(STARTER / "val.jsonl")
     conditions = {"category": "music"}

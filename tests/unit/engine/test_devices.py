@@ -29,9 +29,9 @@ from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.flex import BlockSparseAttention
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.models.prompt_encoding import completion_path, conversation_path
-from earwise.train.batches import build_micro_batches
-from earwise.train.policy import MicroBatch, Policy
-from earwise.train.trainable import Reference, parameter_groups, set_trainable
+from earwise.training.batches import build_micro_batches
+from earwise.training.policy import MicroBatch, Policy
+from earwise.training.trainable import Reference, parameter_groups, set_trainable
 from families.embedded import tiny as tiny_embedded
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))

@@ -16,8 +16,8 @@ from earwise.errors import AudioError
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
-from earwise.train.batches import build_micro_batches
-from earwise.train.policy import Policy
+from earwise.training.batches import build_micro_batches
+from earwise.training.policy import Policy
 from earwise.types import Audio, Text, Turn
 
 SYSTEM_TURN = Turn("system", (Text("Hear."),))

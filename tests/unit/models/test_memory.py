@@ -29,9 +29,9 @@ from earwise.models.memory.sizes import DecoderShape, EncoderShape, ModelSizes
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.train.batches import build_micro_batches
-from earwise.train.policy import Policy
-from earwise.train.trainable import set_trainable
+from earwise.training.batches import build_micro_batches
+from earwise.training.policy import Policy
+from earwise.training.trainable import set_trainable
 
 # The released configs, as far as they differ from transformers' defaults and matter for sizes.
 QWEN2_7B = {

@@ -9,7 +9,7 @@ from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.cpu_decode.prepacked import BREAK_EVEN_PASSES, PrepackedWeights
 from earwise.models.parts.attention import TreeAttention
-from earwise.train.trainable import set_trainable
+from earwise.training.trainable import set_trainable
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this build of torch has no MKL")
 

@@ -19,7 +19,7 @@ from earwise.models import base, detect, lora_checkpoint, registry
 from earwise.models.families.transformers_audio import from_parts
 from earwise.models.family import ModelFamily
 from earwise.models.memory.sizes import ATTENTION_PROJECTIONS, DecoderShape, EncoderShape, ModelSizes
-from earwise.train.trainable import set_trainable
+from earwise.training.trainable import set_trainable
 from families import voxtral as tiny_voxtral
 from families.transformers_audio import MELS, special_byte_tokenizer
 

@@ -13,8 +13,8 @@ import pytest
 from earwise import cli
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
-from earwise.evaluate.results import read_run
-from earwise.evaluate.run import EvalOptions, evaluate, evaluate_with_controls
+from earwise.evaluation.results import read_run
+from earwise.evaluation.run import EvalOptions, evaluate, evaluate_with_controls
 from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
 from earwise.report.cards import draw_items, outcome

@@ -28,7 +28,7 @@ from earwise.models.base import load
 from earwise.serve.api import ServerLimits
 from earwise.serve.audio_inputs import AudioAccess
 from earwise.serve.batching import Capacity
-from earwise.train.rollout.rollout_engine import check_sampled
+from earwise.training.rollout.rollout_engine import check_sampled
 from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny
 from policy_server import FULL, LORA, train_on_server
