@@ -1,7 +1,7 @@
-"""Qwen2-Audio against transformers' class as recorded: chat, lengths, features, every stage, logits (the golden files'
-README says how).
+"""Qwen2-Audio against records of transformers' class: chat format, lengths, features, every stage, logits (the golden
+files' README describes the records).
 
-The checkpoint is written under the published key names and read by `qwen2_audio.load`, so the key mapping is part of
+The checkpoint is written under the published tensor names and read by `qwen2_audio.load`, so the renaming is part of
 the test.
 """
 
@@ -24,7 +24,7 @@ from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, render
 from earwise.types import Audio, Text, Turn
-from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_weight, formula_sound
+from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_sound, formula_weight
 
 Record = dict[str, Any]
 
@@ -55,7 +55,7 @@ def models(golden: Callable[[str], Record], folder: Path) -> dict[bool, Qwen2Aud
 
 
 def rows(case: Record, placeholder: int) -> Iterator[list[int]]:
-    """The unpadded ids of each row; long ones are recorded as a rule."""
+    """The unpadded ids of each row; long rows are recorded as a rule."""
     recorded = case["input_ids_left_padded"]
     if isinstance(recorded, list):
         for row, length in zip(recorded, case["attention_mask_sum"], strict=True):
@@ -66,24 +66,21 @@ def rows(case: Record, placeholder: int) -> Iterator[list[int]]:
         ids: list[int] = []
         for piece in recorded["row"].split(" + "):
             items, _, times = piece.partition("*")
-            some = [last if item == "last" else int(item) for item in items.strip("[]").split(",")]
-            ids += some * (tokens if times else 1)
+            piece_ids = [last if item == "last" else int(item) for item in items.strip("[]").split(",")]
+            ids += piece_ids * (tokens if times else 1)
         assert ids.count(placeholder) == tokens
         yield ids
 
 
 def turns(conversation: list[Record]) -> tuple[Turn, ...]:
     """The recorded messages as turns."""
-    out = []
+    recorded_turns = []
     for message in conversation:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        out.append(
-            Turn(
-                message["role"], tuple(Text(p["text"]) if p["type"] == "text" else Audio(p["audio_url"]) for p in parts)
-            )
-        )
-    return tuple(out)
+        turn_parts = (Text(part["text"]) if part["type"] == "text" else Audio(part["audio_url"]) for part in parts)
+        recorded_turns.append(Turn(message["role"], tuple(turn_parts)))
+    return tuple(recorded_turns)
 
 
 def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
@@ -94,7 +91,7 @@ def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2
         conversation = turns(case["conversation"])
         spans = render(conversation, QWEN2_AUDIO, generate=case["add_generation_prompt"])
         assert "".join(AUDIO_PLACEHOLDER if span.audio else span.text for span in spans) == case["rendered"]
-        # Longer clips than the window are cut by the caller, knowingly: `long_audio: truncate`.
+        # Clips longer than the window are cut by the caller's choice: `long_audio: truncate`.
         samples = [num_samples(min(seconds, model.spec.max_s), 16000) for seconds in case["audio_seconds"]]
         assert [-(-count // HOP_SAMPLES) for count in samples] == case.get("mel_frames", [])
         assert [model.audio_tokens(count) for count in samples] == case.get("audio_tokens_per_audio", [])
@@ -102,8 +99,8 @@ def test_chat_template(golden: Callable[[str], Record], models: dict[bool, Qwen2
             model, conversation, range(len(samples)), samples, generate=case["add_generation_prompt"]
         )
         assert path.ids.count(model.placeholder_id) == case.get("audio_token_total", 0)
-        said = "".join(case["rendered"].split(AUDIO_PLACEHOLDER))
-        assert [i for i in path.ids if i != model.placeholder_id] == model.tokenizer.encode(said)
+        text = "".join(case["rendered"].split(AUDIO_PLACEHOLDER))
+        assert [token for token in path.ids if token != model.placeholder_id] == model.tokenizer.encode(text)
 
 
 def test_lengths(golden: Callable[[str], Record]) -> None:
@@ -119,16 +116,18 @@ def test_lengths(golden: Callable[[str], Record]) -> None:
 @torch.no_grad()
 def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
     record = golden("qwen2audio_model.json")
-    # Doubled, since processors sum convolutions in different orders: conv1 differs by 6.7 times the record on some.
-    limits = {stage: 2 * TOLERANCE_FACTOR * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    # Doubled, since CPUs sum convolutions in different orders: on some, conv1 differs by 6.7 times the record.
+    limits = {
+        stage: 2 * TOLERANCE_FACTOR * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()
+    }
     padded, trimmed = models[False], models[True]
     tower = padded.module.model.audio_tower
-    seen: dict[str, Tensor] = {}
-    watched = {"conv1": tower.conv1, "conv2": tower.conv2, "audio_tower": tower}
-    watched |= {f"encoder_layer{number}": layer for number, layer in enumerate(tower.layers)}
-    for stage, module in watched.items():
+    outputs: dict[str, Tensor] = {}
+    stages = {"conv1": tower.conv1, "conv2": tower.conv2, "audio_tower": tower}
+    stages |= {f"encoder_layer{number}": layer for number, layer in enumerate(tower.layers)}
+    for stage, module in stages.items():
         module.register_forward_hook(
-            lambda _m, _i, out, stage=stage: seen.update(
+            lambda _m, _i, out, stage=stage: outputs.update(
                 {stage: out if isinstance(out, Tensor) else out.last_hidden_state}
             )
         )
@@ -136,22 +135,23 @@ def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Q
     for number, case in enumerate(record["cases"]):
         waveforms = [formula_sound(audio, case["rate"]) for audio in case["audios"]]
         assert_matches_record(
-            torch.stack([padded.features(one) for one in waveforms]),
+            torch.stack([padded.features(waveform) for waveform in waveforms]),
             case["input_features"],
             1e-5,
             f"case {number} features",
         )
-        heard = {model.trims_padding: model.encode_audio(waveforms) for model in (padded, trimmed)}
-        seen["projector"] = padded.module.model.multi_modal_projector(seen["audio_tower"])
+        encoder_states = {model.trims_padding: model.encode_audio(waveforms) for model in (padded, trimmed)}
+        outputs["projector"] = padded.module.model.multi_modal_projector(outputs["audio_tower"])
         for stage, want in case["stages"].items():
-            assert_matches_record(seen[stage], want, limits[stage], f"case {number} {stage}")
+            assert_matches_record(outputs[stage], want, limits[stage], f"case {number} {stage}")
         for model in (padded, trimmed):
-            connected = model.project_audio(heard[model.trims_padding])
+            connected = model.project_audio(encoder_states[model.trims_padding])
             for clip, want in zip(connected, case["projector_valid"], strict=True):
-                assert_matches_record(clip, want, limits["projector"], f"case {number} projector, trims={model.trims_padding}")
+                label = f"case {number} projector, trims={model.trims_padding}"
+                assert_matches_record(clip, want, limits["projector"], label)
             for clip, ids in enumerate(rows(case, model.placeholder_id)):
-                marks = tuple(clip if i == model.placeholder_id else -1 for i in ids)
-                forest = pack([build_tree([TokenPath(tuple(ids), (False,) * len(ids), marks)])])
+                clip_of_token = tuple(clip if token == model.placeholder_id else -1 for token in ids)
+                forest = pack([build_tree([TokenPath(tuple(ids), (False,) * len(ids), clip_of_token)])])
                 embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, dict(enumerate(connected)))
                 scores = model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
                 assert_matches_record(
@@ -163,8 +163,8 @@ def test_stages_and_logits(golden: Callable[[str], Record], models: dict[bool, Q
                 assert int(scores[-1].argmax()) == case["argmax_last"][clip]
 
 
-def test_names_and_groups_of_tensors(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
-    named = {name: list(value.shape) for name, value in models[True].module.state_dict().items()}
-    assert named == dict(golden("qwen2audio_model.json")["in_memory_keys"])
+def test_names_and_prefixes_of_parameters(golden: Callable[[str], Record], models: dict[bool, Qwen2Audio]) -> None:
+    shapes = {name: list(value.shape) for name, value in models[True].module.state_dict().items()}
+    assert shapes == dict(golden("qwen2audio_model.json")["in_memory_keys"])
     for name, _ in models[True].module.named_parameters():
         assert sum(name.startswith(prefixes) for prefixes in models[True].parameter_prefixes.values()) == 1, name

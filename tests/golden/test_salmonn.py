@@ -1,8 +1,8 @@
-"""SALMONN against the official model as recorded: features, every stage of both encoders, Q-Former, logits, loss (the
-golden files' README says how).
+"""SALMONN against records of the official model: features, every stage of both encoders, Q-Former, logits, loss (the
+golden files' README describes the records).
 
-The formula's weights are written as the released parts and go through the converter, so its names, the folded weight
-norm and the merged LoRA are part of the test.
+The weights follow a formula, are written as the released parts and read by the converter, so its names, the folded
+weight norm and the merged LoRA are part of the test.
 """
 
 from collections.abc import Callable
@@ -15,20 +15,27 @@ import torch
 from torch import Tensor
 
 from earwise.forest import TokenPath, build_tree, insert_audio_embeddings, pack
-from earwise.models.convert.salmonn import BEATS_SIZES, beats_name, convert, released_names
-from earwise.models.families.salmonn import RELEASED, WHISPER_LARGE_V2, Salmonn, SalmonnConfig, empty, load
+from earwise.models.convert.salmonn import BEATS_SIZES, convert, released_beats_name, released_names
+from earwise.models.families.salmonn import (
+    RELEASED,
+    WHISPER_LARGE_V2,
+    Salmonn,
+    SalmonnConfig,
+    empty_module,
+    load,
+)
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.parts.beats import BeatsConfig, fbank, token_count
 from earwise.prompts import SALMONN, render
 from earwise.types import Audio, Text, Turn, Waveform
 from families.salmonn import letter_tokenizer, write_released
-from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_weight, formula_sound
+from golden.fill import TOLERANCE_FACTOR, assert_matches_record, formula_sound, formula_weight
 
 Record = dict[str, Any]
 Golden = Callable[[str], Record]
-# Twice the usual room: for 30 s the official float32 is further from float64 (3.6e-5 behind the positional
+# Twice the usual tolerance: for 30 s the official float32 is further from float64 (3.6e-5 after the positional
 # convolution) than the recorded distances, and the spectrogram comes from another version of the same extractor.
-TWICE = 2 * TOLERANCE_FACTOR
+TOLERANCE = 2 * TOLERANCE_FACTOR
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(golden: Golden, folder: Path) -> Salmonn:
-    """The model of the golden file, by way of its released parts."""
+    """The model of the golden file, made from its released parts."""
     out = folder / "converted"
     if not out.exists():
         record, keys = golden("salmonn_model.json"), golden("salmonn_state_dict_keys.json")
@@ -46,9 +53,11 @@ def model(golden: Golden, folder: Path) -> Salmonn:
         config = SalmonnConfig(
             whisper={name: configs["whisper"][name] for name in WHISPER_LARGE_V2},
             llama=configs["llama"],
-            beats=BeatsConfig(**{ours: configs["beats"][theirs] for ours, theirs in BEATS_SIZES.items()}),
+            beats=BeatsConfig(**{ours: configs["beats"][released] for ours, released in BEATS_SIZES.items()}),
         )
-        weights = {name: torch.from_numpy(formula_weight(name, shape)) for name, shape in keys["small_configuration_keys"]}
+        weights = {
+            name: torch.from_numpy(formula_weight(name, shape)) for name, shape in keys["small_configuration_keys"]
+        }
         table = "beats.encoder.layers.{}.self_attn.relative_attention_bias.weight"
         for layer in range(1, config.beats.layers):
             weights[table.format(layer)] = weights[table.format(0)]
@@ -58,99 +67,101 @@ def model(golden: Golden, folder: Path) -> Salmonn:
 
 
 def clips(case: Record) -> list[Waveform]:
-    """The waves of a case as the official dataset class hands them over: at least 1 s, at most 30 s."""
-    cut = [formula_sound(audio, case["rate"])[: 30 * case["rate"]] for audio in case["audios"]]
-    return [np.pad(one, (0, max(0, case["rate"] - len(one)))) for one in cut]
+    """The waveforms of a case as the official dataset class returns them: at least 1 s, at most 30 s."""
+    waveforms = [formula_sound(audio, case["rate"])[: 30 * case["rate"]] for audio in case["audios"]]
+    return [np.pad(waveform, (0, max(0, case["rate"] - len(waveform)))) for waveform in waveforms]
 
 
-def folded(padding: Tensor, length: int) -> Tensor:
-    """The official rule for a coarser padding mask: a remainder is cut off, a place is padding if all of it is."""
-    whole = padding[:, : padding.shape[1] // length * length]
-    return whole.reshape(len(padding), length, -1).all(-1)
+def coarser_mask(padding: Tensor, length: int) -> Tensor:
+    """The official rule for a coarser padding mask: a remainder is cut off, and a position is padding if all of it
+    is."""
+    divisible = padding[:, : padding.shape[1] // length * length]
+    return divisible.reshape(len(padding), length, -1).all(-1)
 
 
 @torch.no_grad()
-def heard_as_batch(model: Salmonn, case: Record) -> tuple[Tensor, Tensor, Tensor]:
-    """Fbank, Whisper's and BEATs' states of a batch padded to its longest clip, as the official model hears it."""
+def encode_as_batch(model: Salmonn, case: Record) -> tuple[Tensor, Tensor, Tensor]:
+    """Fbank, Whisper's and BEATs' states of a batch padded to its longest clip, as the official model encodes it."""
     waveforms = clips(case)
-    longest = max(len(one) for one in waveforms)
-    pictures = torch.stack([fbank(np.pad(one, (0, longest - len(one)))) for one in waveforms])
-    padding = torch.stack([torch.arange(longest) >= len(one) for one in waveforms])
-    unseen = folded(folded(padding, pictures.shape[1]), token_count(pictures.shape[1]))
+    longest = max(len(waveform) for waveform in waveforms)
+    features = torch.stack([fbank(np.pad(waveform, (0, longest - len(waveform)))) for waveform in waveforms])
+    padding = torch.stack([torch.arange(longest) >= len(waveform) for waveform in waveforms])
+    padded_tokens = coarser_mask(coarser_mask(padding, features.shape[1]), token_count(features.shape[1]))
     speech = model.speech_states(waveforms)
-    return pictures, speech, model.module.beats(pictures, ~unseen if bool(unseen.any()) else None)
+    mask = ~padded_tokens if bool(padded_tokens.any()) else None
+    return features, speech, model.module.beats(features, mask)
 
 
 @torch.no_grad()
 def test_stages(golden: Golden, model: Salmonn) -> None:
     record = golden("salmonn_model.json")
-    limits = {stage: TWICE * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    limits = {stage: TOLERANCE * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
     module = model.module
-    seen: dict[str, Tensor] = {}
-    watched = {"whisper_conv1": module.speech_encoder.conv1, "whisper_conv2": module.speech_encoder.conv2}
-    watched |= {"whisper_encoder": module.speech_encoder, "beats_output": module.beats}
-    watched |= {"beats_patch_embedding": module.beats.patches, "beats_post_extract_proj": module.beats.widen}
-    watched |= {"ln_speech": module.ln_speech, "qformer_windows": module.qformer.former}
-    watched |= {f"beats_layer{number}_TBC": layer for number, layer in enumerate(module.beats.layers)}
-    watched |= {"beats_pos_conv_BCT": module.beats.place}
-    for stage, part in watched.items():
+    outputs: dict[str, Tensor] = {}
+    stages = {"whisper_conv1": module.speech_encoder.conv1, "whisper_conv2": module.speech_encoder.conv2}
+    stages |= {"whisper_encoder": module.speech_encoder, "beats_output": module.beats}
+    stages |= {"beats_patch_embedding": module.beats.patches, "beats_post_extract_proj": module.beats.widen}
+    stages |= {"ln_speech": module.ln_speech, "qformer_windows": module.qformer.former}
+    stages |= {f"beats_layer{number}_TBC": layer for number, layer in enumerate(module.beats.layers)}
+    stages |= {"beats_pos_conv_BCT": module.beats.place}
+    for stage, part in stages.items():
         part.register_forward_hook(
-            lambda _m, _i, out, stage=stage: seen.update(
+            lambda _m, _i, out, stage=stage: outputs.update(
                 {stage: out if isinstance(out, Tensor) else out.last_hidden_state}
             )
         )
     for number, case in enumerate(record["cases"]):
-        pictures, speech, audio = heard_as_batch(model, case)
+        features, speech, audio = encode_as_batch(model, case)
         mels = model._extractor(clips(case), sampling_rate=16000, return_tensors="pt").input_features
         assert_matches_record(mels, case["spectrogram"], 1e-4, f"case {number} spectrogram")
-        connected = module.join(speech, list(audio))
-        seen["beats_fbank_normalised"] = pictures
-        seen["beats_pos_conv_BCT"] = torch.nn.functional.gelu(seen["beats_pos_conv_BCT"][:, :, : audio.shape[1]])
-        seen["ln_audio"] = module.ln_audio(audio)
-        seen["speech_proj_windows"] = module.proj(seen["qformer_windows"])
-        for stage in [stage for stage in seen if stage.endswith("_TBC")]:
-            seen[stage] = seen[stage].transpose(0, 1)
-        assert case["stages"].keys() == seen.keys()
+        connected = module.connect(speech, list(audio))
+        outputs["beats_fbank_normalised"] = features
+        outputs["beats_pos_conv_BCT"] = torch.nn.functional.gelu(outputs["beats_pos_conv_BCT"][:, :, : audio.shape[1]])
+        outputs["ln_audio"] = module.ln_audio(audio)
+        outputs["speech_proj_windows"] = module.proj(outputs["qformer_windows"])
+        for stage in [stage for stage in outputs if stage.endswith("_TBC")]:
+            outputs[stage] = outputs[stage].transpose(0, 1)
+        assert case["stages"].keys() == outputs.keys()
         for stage, want in case["stages"].items():
-            assert_matches_record(seen[stage], want, limits[stage], f"case {number} {stage}")
+            assert_matches_record(outputs[stage], want, limits[stage], f"case {number} {stage}")
         assert_matches_record(connected, case["speech_tokens"], limits["speech_tokens"], f"case {number} tokens")
 
 
 @torch.no_grad()
 def test_one_clip_at_a_time_is_the_official_model_on_a_batch_of_one(golden: Golden, model: Salmonn) -> None:
     record = golden("salmonn_model.json")
-    limit = TWICE * record["float32_vs_float64_max_abs_difference"]["speech_tokens"]
+    limit = TOLERANCE * record["float32_vs_float64_max_abs_difference"]["speech_tokens"]
     cases = [case for case in record["cases"] if len(case["audios"]) == 1]
-    sounds = [formula_sound(case["audios"][0], case["rate"])[: 30 * case["rate"]] for case in cases]
-    for case, connected in zip(cases, model.project_audio(model.encode_audio(sounds)), strict=True):
+    waveforms = [formula_sound(case["audios"][0], case["rate"])[: 30 * case["rate"]] for case in cases]
+    for case, connected in zip(cases, model.project_audio(model.encode_audio(waveforms)), strict=True):
         assert_matches_record(connected[None], case["speech_tokens"], limit, "clips of 10, 0.5 and 30 s in one batch")
 
 
 @torch.no_grad()
 def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
     record = golden("salmonn_model.json")
-    limits = {stage: TWICE * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
+    limits = {stage: TOLERANCE * limit for stage, limit in record["float32_vs_float64_max_abs_difference"].items()}
     for number, case in enumerate(record["cases"]):
-        _, speech, audio = heard_as_batch(model, case)
-        connected = model.module.join(speech, list(audio))
+        _, speech, audio = encode_as_batch(model, case)
+        connected = model.module.connect(speech, list(audio))
         losses, total, rows = [], 0, []
         for row, prompt in enumerate(case["prompts"]):
-            said = prompt.partition("</Speech> ")[2].partition("\n")[0]
-            turns = (Turn("user", (Audio("x.wav"), Text(said))), Turn("assistant", (Text(case["text"][row]),)))
-            before, sound, after, target = render(turns, SALMONN, generate=False)
-            assert sound.audio and f"{before.text}<SpeechHere>{after.text}" == f"<s>{prompt}"
+            question = prompt.partition("</Speech> ")[2].partition("\n")[0]
+            turns = (Turn("user", (Audio("x.wav"), Text(question))), Turn("assistant", (Text(case["text"][row]),)))
+            before, audio_span, after, target = render(turns, SALMONN, generate=False)
+            assert audio_span.audio and f"{before.text}<SpeechHere>{after.text}" == f"<s>{prompt}"
             ids = [model.tokenizer.encode(span.text) for span in (before, after, target)]
             assert ids == [[1, *case["prompt_ids_before"][row]], case["prompt_ids_after"][row], case["text_ids"][row]]
-            run = [model.placeholder_id] * len(connected[row])
-            whole = (*ids[0], *run, *ids[1], *ids[2])
-            marks = (-1,) * len(ids[0]) + (0,) * len(run) + (-1,) * len(ids[1] + ids[2])
-            forest = pack([build_tree([TokenPath(whole, (False,) * len(whole), marks)])])
+            audio_ids = [model.placeholder_id] * len(connected[row])
+            all_ids = (*ids[0], *audio_ids, *ids[1], *ids[2])
+            clip_of_token = (-1,) * len(ids[0]) + (0,) * len(audio_ids) + (-1,) * len(ids[1] + ids[2])
+            forest = pack([build_tree([TokenPath(all_ids, (False,) * len(all_ids), clip_of_token)])])
             embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, {0: connected[row]})
-            # The official model pads the shorter prompts of a batch before the answer: a hole in the positions.
-            # Such a prompt's first answer token is then predicted from a place of padding, so the batch's loss is no
-            # yardstick.
-            hole = max(len(other) for other in case["prompt_ids_after"]) - len(ids[1])
-            positions = forest.positions + hole * (torch.arange(len(whole)) >= len(whole) - len(ids[2]))
+            # The official model pads the shorter prompts of a batch before the answer: a gap in the positions. The
+            # first answer token of such a prompt is then predicted from a padding position, so the batch's loss cannot
+            # be compared.
+            gap = max(len(suffix) for suffix in case["prompt_ids_after"]) - len(ids[1])
+            positions = forest.positions + gap * (torch.arange(len(all_ids)) >= len(all_ids) - len(ids[2]))
             scores = model.logits(model.decode(embeddings, positions, TreeAttention(forest)))
             loss = -scores.log_softmax(-1)[-len(ids[2]) - 1 : -1].gather(1, torch.tensor(ids[2])[:, None])
             losses.append(loss.sum())
@@ -166,13 +177,13 @@ def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
 @pytest.mark.parametrize("size", ["7B", "13B"])
 def test_names_and_shapes_of_the_released_models(golden: Golden, size: str) -> None:
     record = golden("salmonn_state_dict_keys.json")["variants"][size]
-    module = empty(RELEASED[size])
+    module = empty_module(RELEASED[size])
     shapes = {name: list(value.shape) for name, value in module.state_dict().items()}
     names = released_names(module)
     follows = ("rotary_emb.inv_freq", "position_ids", "relative_attention_bias.weight")
     saved = {name: shape for name, shape in record["saved_keys"] if not name.endswith(follows)}
     assert set(names.values()) == set(saved)
-    assert {theirs: shapes[ours] for ours, theirs in names.items() if ours in shapes} == {
+    assert {released: shapes[ours] for ours, released in names.items() if ours in shapes} == {
         name: shape for name, shape in saved.items() if ".lora_" not in name
     }
     connector = sum(p.numel() for name, p in module.named_parameters() if name in names)
@@ -183,17 +194,17 @@ def test_names_and_shapes_of_the_released_models(golden: Golden, size: str) -> N
     ours = {}
     for name, shape in shapes.items():
         if name.startswith("beats."):
-            ours["beats." + beats_name(name.removeprefix("beats."))] = shape
+            ours["beats." + released_beats_name(name.removeprefix("beats."))] = shape
         elif name.startswith("llama."):
             ours[name.replace("llama.", "llama_model.base_model.model.")] = shape
         else:
             ours[names.get(name, name)] = shape
     official = dict(record["all_keys"])
     # What differs on purpose: LoRA is merged, weight norm folded, the classifier and buffers left out, no [PAD].
-    place = "beats.encoder.pos_conv.0.weight"
-    assert ours.pop(place) == official.pop(f"{place}_v") and official.pop(f"{place}_g")
+    convolution = "beats.encoder.pos_conv.0.weight"
+    assert ours.pop(convolution) == official.pop(f"{convolution}_v") and official.pop(f"{convolution}_g")
     rows = {name for name in official if name.endswith(("embed_tokens.weight", "lm_head.weight"))}
     assert {official[name][0] - ours[name][0] for name in rows} == {1}
-    left = official.keys() - ours.keys()
+    left_out = official.keys() - ours.keys()
     assert ours.keys() <= official.keys() and all(ours[name] == official[name] for name in ours.keys() - rows)
-    assert all(".lora_" in name or name.endswith(follows) or name.startswith("beats.predictor.") for name in left)
+    assert all(".lora_" in name or name.endswith(follows) or name.startswith("beats.predictor.") for name in left_out)

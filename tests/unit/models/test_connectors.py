@@ -24,9 +24,9 @@ from earwise.models.memory.measured_sizes import measure_folder, with_connector
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix, ResidualProjection
 from earwise.models.prompt_encoding import answer_path, conversation_path
-from earwise.train import run
-from earwise.train.batches import build_micro_batches
-from earwise.train.policy import Policy, check_forest
+from earwise.training import run
+from earwise.training.batches import build_micro_batches
+from earwise.training.policy import Policy, check_forest
 from earwise.types import Audio, Example, Text, Turn
 from families.embedded import at_random, keep_base
 
@@ -266,7 +266,7 @@ def test_invalid_choices_are_rejected_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not known to this version"):
         parse_connector_spec({"kind": "mix", "depth": 3})
     other = recipe(tmp_path, {"connector": {"kind": "linear"}}, connector_init="ridge")
-    with pytest.raises(ConfigError, match="connector mix, not for embedded-blank with connector linear; use start: no"):
+    with pytest.raises(ConfigError, match="connector mix, not for embedded-blank with connector linear; use connector_init: none"):
         run.start(other, tmp_path / "run", tmp_path)
 
 

@@ -1,5 +1,5 @@
-"""SALMONN's converter on tiny released parts: there and back, and what it refuses. Names and numbers against the
-official model stand in `tests/golden/test_salmonn.py`.
+"""SALMONN's converter on tiny released parts: in both directions, and what it refuses. Names and numbers of the
+official model are compared in `tests/golden/test_salmonn.py`.
 """
 
 import re
@@ -22,7 +22,7 @@ from earwise.models.convert import salmonn
 from earwise.models.convert.salmonn import SHARED_TABLE, convert, released_names
 from earwise.models.families.salmonn import Salmonn, SalmonnConfig, SalmonnModule, load
 from earwise.models.parts import lora
-from earwise.train.trainable import prepare
+from earwise.training.trainable import set_trainable
 from families.salmonn import TINY, letter_tokenizer, write_released
 
 CONFIG: SalmonnConfig = replace(TINY, qformer={})  # the released Q-Former has one size
@@ -33,11 +33,11 @@ def official(config: SalmonnConfig) -> dict[str, Tensor]:
     torch.manual_seed(0)
     module = SalmonnModule(config)
     weights = {}
-    for ours, theirs in released_names(module).items():
+    for ours, released in released_names(module).items():
         if ".lora_" in ours:
             stem, _, matrix = ours.rpartition(".")
-            outs, ins = module.get_submodule(stem).weight.shape
-            weights[theirs] = torch.randn((8, ins) if matrix == "lora_A" else (outs, 8)) * 0.05
+            outputs, inputs = module.get_submodule(stem).weight.shape
+            weights[released] = torch.randn((8, inputs) if matrix == "lora_A" else (outputs, 8)) * 0.05
     for name, value in module.state_dict().items():
         if name in released_names(module):
             weights[released_names(module)[name]] = value
@@ -45,35 +45,35 @@ def official(config: SalmonnConfig) -> dict[str, Tensor]:
             weights["beats.encoder.pos_conv.0.weight_g"] = value.norm(dim=(0, 1), keepdim=True)
             weights["beats.encoder.pos_conv.0.weight_v"] = 3 * value
         elif name.startswith("beats."):
-            weights["beats." + salmonn.beats_name(name.removeprefix("beats."))] = value
+            weights["beats." + salmonn.released_beats_name(name.removeprefix("beats."))] = value
         else:
             weights[name.replace("llama.", "llama_model.base_model.model.")] = value
     table = weights[f"beats.encoder.layers.0.{SHARED_TABLE}"]
-    follow = {
+    following_from_sizes = {
         f"beats.encoder.layers.1.{SHARED_TABLE}": table,
         "beats.predictor.weight": torch.zeros(527, config.beats.dim),
         "speech_Qformer.bert.embeddings.position_ids": torch.arange(512)[None],
         "llama_model.base_model.model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
     }
-    return weights | follow
+    return weights | following_from_sizes
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path]:
     """Released parts, and the folder that the command line makes of them."""
     folder = tmp_path_factory.mktemp("released")
     parts = write_released(
         folder, CONFIG, official(CONFIG), whisper_config=CONFIG.whisper, tokenizer=letter_tokenizer()
     )
-    command(parts, folder / "out")
+    convert_on_the_command_line(parts, folder / "out")
     return parts, folder / "out"
 
 
 @pytest.fixture
-def parts(good: tuple[dict[str, Path], Path], tmp_path: Path) -> dict[str, Path]:
+def parts(converted: tuple[dict[str, Path], Path], tmp_path: Path) -> dict[str, Path]:
     """A copy of the parts that a test may spoil."""
     copied = {}
-    for name, path in good[0].items():
+    for name, path in converted[0].items():
         copied[name] = tmp_path / path.name
         if path.is_dir():
             shutil.copytree(path, copied[name])
@@ -82,39 +82,39 @@ def parts(good: tuple[dict[str, Path], Path], tmp_path: Path) -> dict[str, Path]
     return copied
 
 
-def command(parts: dict[str, Path], out: Path) -> None:
+def convert_on_the_command_line(parts: dict[str, Path], out: Path) -> None:
     """`python -m earwise.models.convert.salmonn convert ...`."""
-    options = [word for name in ("whisper", "beats", "vicuna") for word in (f"--{name}", str(parts[name]))]
+    options = [argument for name in ("whisper", "beats", "vicuna") for argument in (f"--{name}", str(parts[name]))]
     run("convert", str(parts["pth"]), *options, "--out", str(out))
 
 
-def run(*words: str) -> None:
-    before, sys.argv = sys.argv, ["convert_salmonn", *words]
+def run(*arguments: str) -> None:
+    previous, sys.argv = sys.argv, ["convert.salmonn", *arguments]
     try:
         salmonn.main()
     finally:
-        sys.argv = before
+        sys.argv = previous
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:
-    """Change what torch saved in a file; the original behind a link stays."""
+    """Change what torch saved in a file; if the file is a link, its target stays unchanged."""
     content = torch.load(path, weights_only=True)
     change(content)
     path.unlink()
     torch.save(content, path)
 
 
-def test_there_and_back(good: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
-    parts, out = good
+def test_conversion_in_both_directions(converted: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    parts, out = converted
     model = base.load(str(out), device="cpu")
     assert isinstance(model, Salmonn) and model.name == "salmonn"
     trained = torch.load(parts["pth"], weights_only=True)["model"]
-    words = torch.load(next(parts["vicuna"].glob("*.bin")), weights_only=True)
-    place = "model.layers.1.self_attn.v_proj"
-    up, down = (trained[f"llama_model.base_model.model.{place}.lora_{one}.default.weight"] for one in "BA")
-    got = model.module.llama.state_dict()
-    assert torch.equal(got[f"{place}.weight"], words[f"{place}.weight"] + 4 * up @ down)  # 32 / 8
-    assert torch.equal(got["lm_head.weight"], words["lm_head.weight"])
+    vicuna = torch.load(next(parts["vicuna"].glob("*.bin")), weights_only=True)
+    layer = "model.layers.1.self_attn.v_proj"
+    up, down = (trained[f"llama_model.base_model.model.{layer}.lora_{half}.default.weight"] for half in "BA")
+    weights = model.module.llama.state_dict()
+    assert torch.equal(weights[f"{layer}.weight"], vicuna[f"{layer}.weight"] + 4 * up @ down)  # 32 / 8
+    assert torch.equal(weights["lm_head.weight"], vicuna["lm_head.weight"])
     run("release", str(out), str(tmp_path / "again.pth"))
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     for name, value in again["model"].items():
@@ -124,11 +124,11 @@ def test_there_and_back(good: tuple[dict[str, Path], Path], tmp_path: Path) -> N
     assert again["config"]["model"]["lora_rank"] == 8 and again["config"]["model"]["lora_alpha"] == 32
 
 
-def test_trained_further_it_goes_back_with_more_ranks(good: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
-    parts, out = good
+def test_lora_of_further_training_adds_its_ranks(converted: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    parts, out = converted
     model = load(out)
-    targets = ("q_proj", "v_proj")
-    prepare(model, TrainableConfig(connector="full", decoder="lora", lora=LoraConfig(r=2, alpha=4.0, targets=targets)))
+    lora_config = LoraConfig(r=2, lora_alpha=4.0, target_modules=("q_proj", "v_proj"))
+    set_trainable(model, TrainableConfig(connector="full", decoder="lora", lora=lora_config))
     with torch.no_grad():
         for name, parameter in model.module.named_parameters():
             if "lora_B" in name:
@@ -136,28 +136,29 @@ def test_trained_further_it_goes_back_with_more_ranks(good: tuple[dict[str, Path
         model.module.proj.bias.add_(1.0)
     model.save(tmp_path / "saved")
     saved = load(tmp_path / "saved")
-    assert {len(value) for name, value in saved.inherited.items() if name.endswith("lora_A")} == {10}
+    assert {len(value) for name, value in saved.merged_lora.items() if name.endswith("lora_A")} == {10}
     assert not lora.collect(saved.module)
     run("release", str(tmp_path / "saved"), str(tmp_path / "more.pth"))
     convert(**(parts | {"pth": tmp_path / "more.pth"}), out=tmp_path / "converted")
-    ours, theirs = saved.module.state_dict(), load(tmp_path / "converted").module.state_dict()
+    ours, again = saved.module.state_dict(), load(tmp_path / "converted").module.state_dict()
     for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, atol=1e-6, rtol=1e-5)
-    assert torch.equal(theirs["proj.bias"], ours["proj.bias"])
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5)
+    assert torch.equal(again["proj.bias"], ours["proj.bias"])
     changed = "llama.model.layers.0.self_attn.q_proj.weight"
     assert float((ours[changed] - load(out).module.state_dict()[changed]).abs().max()) > 1e-3
 
 
-def test_lora_elsewhere_has_no_released_form(good: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
-    model = load(good[1])
-    prepare(model, TrainableConfig(decoder="lora", lora=LoraConfig(r=2, alpha=4.0, targets=("o_proj",))))
+def test_lora_on_other_layers_has_no_released_form(converted: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    model = load(converted[1])
+    lora_config = LoraConfig(r=2, lora_alpha=4.0, target_modules=("o_proj",))
+    set_trainable(model, TrainableConfig(decoder="lora", lora=lora_config))
     with pytest.raises(ModelError, match=r"q_proj and v_proj.*o_proj"):
         salmonn.release(model, tmp_path / "no.pth")
     assert not list(tmp_path.iterdir())
 
 
 class Code:
-    """Pickles as a call."""
+    """Calls a function when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("code ran",))
@@ -174,9 +175,9 @@ def spoil_text(parts: dict[str, Path]) -> None:
 
 
 def spoil_torn(parts: dict[str, Path]) -> None:
-    whole = parts["pth"].read_bytes()
+    content = parts["pth"].read_bytes()
     parts["pth"].unlink()
-    parts["pth"].write_bytes(whole[: len(whole) // 2])
+    parts["pth"].write_bytes(content[: len(content) // 2])
 
 
 def spoil_base(name: str, change: Callable[[dict[str, Tensor]], None]) -> Callable[[dict[str, Path]], None]:
@@ -185,9 +186,9 @@ def spoil_base(name: str, change: Callable[[dict[str, Tensor]], None]) -> Callab
         if path.suffix == ".bin":
             edit(path, change)
             return
-        state = load_file(path)
-        change(state)
-        save_file(state, path)
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
 
     return spoil
 
@@ -200,14 +201,14 @@ def in_beats(change: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Pa
     return lambda parts: edit(parts["beats"], change)
 
 
-def shallow(parts: dict[str, Path]) -> None:
-    """Vicuna with a layer less than the checkpoint was trained with."""
+def remove_a_layer_of_vicuna(parts: dict[str, Path]) -> None:
+    """Vicuna with one layer less than the checkpoint was trained with."""
     path = parts["vicuna"] / "config.json"
     path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
-    spoil_base("vicuna", lambda state: [state.pop(name) for name in list(state) if ".layers.1." in name])(parts)
+    spoil_base("vicuna", lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.1." in name])(parts)
 
 
-BAD: dict[str, tuple[Callable[[dict[str, Path]], Any], str]] = {
+FAULTS: dict[str, tuple[Callable[[dict[str, Path]], Any], str]] = {
     "no file": (lambda parts: parts["pth"].unlink(), r"salmonn\.pth: no such file"),
     "pickled code": (spoil_code, r"salmonn\.pth: pickled code.*print"),
     "no checkpoint": (spoil_text, r"beats\.pt: pickled code, or no checkpoint at all"),
@@ -246,14 +247,17 @@ BAD: dict[str, tuple[Callable[[dict[str, Path]], Any], str]] = {
         r"beats\.pt: tensors missing: encoder\.layers\.1\.fc1\.bias",
     ),
     "partial Whisper": (
-        spoil_base("whisper", lambda state: state.pop("model.encoder.layers.1.fc1.bias")),
+        spoil_base("whisper", lambda tensors: tensors.pop("model.encoder.layers.1.fc1.bias")),
         r"whisper: tensors missing: speech_encoder\.layers\.1\.fc1\.bias",
     ),
     "wide Vicuna": (
-        spoil_base("vicuna", lambda state: state.update({"lm_head.weight": torch.zeros(208, 40)})),
+        spoil_base("vicuna", lambda tensors: tensors.update({"lm_head.weight": torch.zeros(208, 40)})),
         r"vicuna: tensors of the wrong shape: llama\.lm_head\.weight \(208, 40\) for \(208, 32\)",
     ),
-    "shallow Vicuna": (shallow, r"unexpected: llama_model\.base_model\.model\.model\.layers\.1\.self_attn"),
+    "shallow Vicuna": (
+        remove_a_layer_of_vicuna,
+        r"unexpected: llama_model\.base_model\.model\.model\.layers\.1\.self_attn",
+    ),
     "no weights": (
         lambda parts: [path.unlink() for path in parts["vicuna"].glob("*.bin")],
         r"vicuna: no \*\.safetensors or pytorch_model\*\.bin here",
@@ -270,34 +274,34 @@ BAD: dict[str, tuple[Callable[[dict[str, Path]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", BAD)
+@pytest.mark.parametrize("fault", FAULTS)
 def test_refuses(parts: dict[str, Path], tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
-    spoil, message = BAD[fault]
+    spoil, message = FAULTS[fault]
     spoil(parts)
-    with pytest.raises(SystemExit) as stopped:
-        command(parts, tmp_path / "out")
-    assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert re.search(message, said.err), said.err
-    assert said.err.startswith("Error: ") and said.err.count("\n") == 1 and "code ran" not in said.out
+    with pytest.raises(SystemExit) as exit_status:
+        convert_on_the_command_line(parts, tmp_path / "out")
+    assert exit_status.value.code == 2
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err), captured.err
+    assert captured.err.startswith("Error: ") and captured.err.count("\n") == 1 and "code ran" not in captured.out
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_does_not_write_over_anything(good: tuple[dict[str, Path], Path]) -> None:
-    parts, out = good
+def test_does_not_overwrite_anything(converted: tuple[dict[str, Path], Path]) -> None:
+    parts, out = converted
     before = sorted(path.stat().st_mtime_ns for path in out.iterdir())
     with pytest.raises(ModelError, match="holds something already"):
         convert(**parts, out=out)
     assert sorted(path.stat().st_mtime_ns for path in out.iterdir()) == before
 
 
-def test_without_weights_it_says_where_they_come_from() -> None:
-    with pytest.raises(ModelError, match="convert_salmonn"):
+def test_without_weights_the_message_names_the_converter() -> None:
+    with pytest.raises(ModelError, match=r"convert\.salmonn"):
         base.load("salmonn", device="cpu")
 
 
-def test_sizes_that_config_json_lacks(good: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
-    shutil.copytree(good[1], tmp_path / "copy")
+def test_sizes_missing_in_config_json(converted: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted[1], tmp_path / "copy")
     (tmp_path / "copy" / "config.json").write_text('{"model_type": "salmonn", "whisper": {}}')
     with pytest.raises(ModelError, match=r"config\.json: not a converted SALMONN model's"):
         load(tmp_path / "copy")

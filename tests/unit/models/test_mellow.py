@@ -1,4 +1,4 @@
-"""Mellow's converter there and back, its two templates, what they refuse, what never changes while it is trained."""
+"""Mellow's converter in both directions, its two templates and what they refuse, and what training must not change."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from builders import byte_tokenizer
 from e2e.shell import in_process
 from earwise.errors import AudioError, DataError, ModelError
 from earwise.models import base, checkpoint
-from earwise.models.convert.mellow import EMBEDDING, HEAD, convert, official_shapes, official_state
+from earwise.models.convert.mellow import EMBEDDING, HEAD, convert, official_shapes, official_state_dict
 from earwise.models.families.mellow import RELEASED, load
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.types import Audio, Text, Turn, Waveform
@@ -27,13 +27,12 @@ SCORES = "audio_encoder.base.htsat.tscam_conv.weight"
 
 
 def tone(seconds: float) -> Waveform:
-    t = np.arange(round(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * 440 * t) + 0.02 * np.random.default_rng(0).standard_normal(len(t))).astype(
-        np.float32
-    )
+    time = np.arange(round(seconds * RATE)) / RATE
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(time))
+    return (0.3 * np.sin(2 * np.pi * 440 * time) + noise).astype(np.float32)
 
 
-def asked(text: str, clips: int = 1) -> tuple[Turn, ...]:
+def question(text: str, clips: int = 1) -> tuple[Turn, ...]:
     return (Turn("user", (*(Audio(f"{number}") for number in range(clips)), Text(text))),)
 
 
@@ -45,14 +44,14 @@ def tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-def pickled(path: Path, state: object) -> Path:
-    torch.save(state, path)
+def pickled(path: Path, content: object) -> Path:
+    torch.save(content, path)
     return path
 
 
-def test_converter_there_and_back(tmp_path: Path, tokenizer: Path) -> None:
+def test_conversion_in_both_directions(tmp_path: Path, tokenizer: Path) -> None:
     model = tiny_mellow(3)
-    official = official_state(model)
+    official = official_state_dict(model)
     assert {name: tuple(value.shape) for name, value in official.items()} == official_shapes(model.module)
     for prefix in ("", "module."):
         source = pickled(tmp_path / "v0.ckpt", {prefix + name: value for name, value in official.items()})
@@ -60,16 +59,16 @@ def test_converter_there_and_back(tmp_path: Path, tokenizer: Path) -> None:
         convert(source, tokenizer, out, template="compat", config=CONFIG)
         loaded = base.load(str(out), device="cpu")
         assert loaded.template.name == "mellow-compat"
-        assert loaded.revision == checkpoint.digest([out / "model.safetensors"])
+        assert loaded.revision == checkpoint.weights_digest([out / "model.safetensors"])
         ours = model.module.state_dict()
         assert all(torch.equal(value, ours[name]) for name, value in loaded.module.state_dict().items())
-        again = official_state(load(out))
+        again = official_state_dict(load(out))
         assert again.keys() == official.keys()
         assert all(torch.equal(value, official[name]) for name, value in again.items())
         assert not list(tmp_path.glob(".*.part"))
 
 
-def spoiled(official: dict[str, Tensor], how: str) -> dict[str, Tensor]:
+def spoiled(official: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
     cosines = "audio_encoder.base.htsat.spectrogram_extractor.stft.conv_real.weight"
     changes: dict[str, dict[str, Tensor]] = {
         "missing": {},
@@ -78,11 +77,11 @@ def spoiled(official: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         "front end": {cosines: official[cosines] * 1.01},
         "head": {HEAD: official[EMBEDDING] + 1},
     }
-    return {name: value for name, value in official.items() if how != "missing" or name != SCORES} | changes[how]
+    return {name: value for name, value in official.items() if fault != "missing" or name != SCORES} | changes[fault]
 
 
 @pytest.mark.parametrize(
-    ("how", "says"),
+    ("fault", "message"),
     [
         ("missing", rf"missing: {SCORES}"),
         ("unexpected", r"unexpected: caption_decoder\.gpt\.wte"),
@@ -91,16 +90,16 @@ def spoiled(official: dict[str, Tensor], how: str) -> dict[str, Tensor]:
         ("head", "not the embedding table"),
     ],
 )
-def test_converter_refuses_other_checkpoints(tmp_path: Path, tokenizer: Path, how: str, says: str) -> None:
-    source = pickled(tmp_path / "v0.ckpt", spoiled(official_state(tiny_mellow()), how))
-    with pytest.raises(ModelError, match=says) as caught:
+def test_converter_refuses_other_checkpoints(tmp_path: Path, tokenizer: Path, fault: str, message: str) -> None:
+    source = pickled(tmp_path / "v0.ckpt", spoiled(official_state_dict(tiny_mellow()), fault))
+    with pytest.raises(ModelError, match=message) as error:
         convert(source, tokenizer, tmp_path / "out", config=CONFIG)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 class Harmful:
-    """Would write a file while it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -110,16 +109,18 @@ class Harmful:
 
 
 def test_converter_runs_no_code_and_reads_no_garbage(tmp_path: Path, tokenizer: Path) -> None:
-    trap = tmp_path / "ran"
+    written = tmp_path / "ran"
     with pytest.raises(ModelError, match="could run code"):
-        convert(pickled(tmp_path / "bad.ckpt", {"weight": Harmful(trap)}), tokenizer, tmp_path / "out", config=CONFIG)
-    assert not trap.exists()
+        convert(
+            pickled(tmp_path / "bad.ckpt", {"weight": Harmful(written)}), tokenizer, tmp_path / "out", config=CONFIG
+        )
+    assert not written.exists()
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    for source, says in (
+    for source, message in (
         (tmp_path / "text.ckpt", "could run code"),
         (tmp_path / "no", "no such file"),
     ):
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError, match=message):
             convert(source, tokenizer, tmp_path / "out", config=CONFIG)
     with pytest.raises(ModelError, match="list, not a state dict"):
         convert(pickled(tmp_path / "list.ckpt", [1]), tokenizer, tmp_path / "out", config=CONFIG)
@@ -128,20 +129,20 @@ def test_converter_runs_no_code_and_reads_no_garbage(tmp_path: Path, tokenizer: 
 
 
 def test_fresh_start_keeps_the_encoder_only(tmp_path: Path, tokenizer: Path) -> None:
-    source = pickled(tmp_path / "v0.ckpt", official_state(tiny_mellow(1)))
-    base_state = tiny_mellow(2).module.decoder.state_dict()
+    source = pickled(tmp_path / "v0.ckpt", official_state_dict(tiny_mellow(1)))
+    base_tensors = tiny_mellow(2).module.decoder.state_dict()
     shard = tokenizer / "model.safetensors"
-    save_file({f"model.{name}": value.bfloat16() for name, value in base_state.items()}, shard)
-    made = [convert(source, tokenizer, tmp_path / f"out{seed}", config=CONFIG, fresh_seed=seed) for seed in (0, 1)]
+    save_file({f"model.{name}": value.bfloat16() for name, value in base_tensors.items()}, shard)
+    models = [convert(source, tokenizer, tmp_path / f"out{seed}", config=CONFIG, fresh_seed=seed) for seed in (0, 1)]
     again = convert(source, tokenizer, tmp_path / "again", config=CONFIG, fresh_seed=0).module.state_dict()
     trained = tiny_mellow(1).module.state_dict()
-    for name, value in made[0].module.state_dict().items():
+    for name, value in models[0].module.state_dict().items():
         assert torch.equal(value, again[name]), "the same seed, the same start"
         if name.startswith("encoder."):
             assert torch.equal(value, trained[name])
         elif name.startswith("decoder."):
-            assert torch.equal(value, base_state[name.removeprefix("decoder.")].bfloat16().float())
-    weights = [model.module.connector.linear1.weight for model in made]
+            assert torch.equal(value, base_tensors[name.removeprefix("decoder.")].bfloat16().float())
+    weights = [model.module.connector.linear1.weight for model in models]
     assert not torch.equal(*weights) and float(weights[0].abs().max()) <= (6 / (16 + 24)) ** 0.5
     save_file({"model.norm.weight": torch.zeros(24)}, shard)
     with pytest.raises(ModelError, match=r"missing: embed_tokens\.weight"):
@@ -150,31 +151,31 @@ def test_fresh_start_keeps_the_encoder_only(tmp_path: Path, tokenizer: Path) -> 
 
 def test_converter_command_line(tmp_path: Path, tokenizer: Path) -> None:
     """The sizes are the released ones, so a tiny checkpoint is refused, in one line, with exit code 2."""
-    known = byte_tokenizer()
-    known.add_special_tokens([RELEASED["placeholder"]])
-    known.save(str(tokenizer / "tokenizer.json"))
-    source = pickled(tmp_path / "v0.ckpt", official_state(tiny_mellow()))
+    released_tokenizer = byte_tokenizer()
+    released_tokenizer.add_special_tokens([RELEASED["placeholder"]])
+    released_tokenizer.save(str(tokenizer / "tokenizer.json"))
+    source = pickled(tmp_path / "v0.ckpt", official_state_dict(tiny_mellow()))
     command = [sys.executable, "-m", "earwise.models.convert.mellow", str(source), "--tokenizer", str(tokenizer)]
-    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {source}: tensors missing: ") and done.stderr.count("\n") == 1
+    process = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"error: {source}: tensors missing: ") and process.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_load_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="convert_mellow"):
+    with pytest.raises(ModelError, match=r"convert\.mellow"):
         load()
     folder = tmp_path / "saved"
     tiny_mellow().save(folder)
     with pytest.raises(ModelError, match="'strict' is none of repaired, compat"):
         load(folder, template="strict")
     config = json.loads((folder / "config.json").read_text())
-    for change, says in (
+    for change, message in (
         ({"window_s": 30.0}, "the encoder sees 2.55 s"),
         ({"encoder": {"spec_size": "wide"}}, "no sizes"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError, match=message):
             load(folder)
     (folder / "config.json").write_text(json.dumps(config | {"decoder": config["decoder"] | {"num_hidden_layers": 3}}))
     with pytest.raises(ModelError, match=r"missing: decoder\.layers\.2\.input_layernorm\.weight"):
@@ -185,7 +186,7 @@ def test_load_refuses(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_template_is_chosen_by_the_folder_or_by_hand(tmp_path: Path) -> None:
+def test_template_is_chosen_by_the_folder_or_by_the_caller(tmp_path: Path) -> None:
     tiny_mellow(template="compat").save(tmp_path)
     assert load(tmp_path).template.name == "mellow-compat"
     assert load(tmp_path, template="repaired").template.name == "mellow"
@@ -193,18 +194,18 @@ def test_template_is_chosen_by_the_folder_or_by_hand(tmp_path: Path) -> None:
     assert load(tmp_path).template.name == "mellow"
 
 
-def test_half_precision_is_the_decoders(tmp_path: Path) -> None:
+def test_dtype_is_that_of_the_decoder(tmp_path: Path) -> None:
     tiny_mellow().save(tmp_path)
     model = load(tmp_path, dtype=torch.bfloat16)
-    kinds = {name.split(".")[0]: value.dtype for name, value in model.module.named_parameters()}
-    assert kinds == {"encoder": torch.float32, "connector": torch.float32, "decoder": torch.bfloat16}
+    dtypes = {name.split(".")[0]: value.dtype for name, value in model.module.named_parameters()}
+    assert dtypes == {"encoder": torch.float32, "connector": torch.float32, "decoder": torch.bfloat16}
 
 
 def test_repaired_packing() -> None:
     model = tiny_mellow()
-    path = conversation_path(model, asked("Which?", 2), (4, 5), (RATE, 2001), generate=True)
+    path = conversation_path(model, question("Which?", 2), (4, 5), (RATE, 2001), generate=True)
     separator = model.eos_ids[0]
-    # One second is 16 of the 32 moments of 2 s; 2001 samples start the second moment of 2000.
+    # One second is 16 of the 32 output frames of 2 s; 2001 samples start the second frame of 2000.
     assert path.clips == (4,) * 17 + (-1,) + (5,) * 3 + (-1,) * (len(path.ids) - 21)
     text = [separator, *model.tokenizer.encode("Which? "), separator]
     assert [path.ids[17], *path.ids[21:]] == [separator, *text]
@@ -212,45 +213,46 @@ def test_repaired_packing() -> None:
 
 
 @torch.no_grad()
-def test_repaired_hears_only_what_exists() -> None:
-    """Silence behind the end changes the number of tokens, never those before (but for the mean over time)."""
+def test_repaired_encodes_only_the_clip() -> None:
+    """Silence after the end changes the number of tokens, never those before it (except for the mean over time)."""
     model = tiny_mellow()
     short, padded = tone(0.5), np.pad(tone(0.5), (0, RATE))
-    one, other = model.project_audio(model.encode_audio([short, padded]))
-    assert (len(one), len(other)) == (9, 25)
-    assert torch.allclose(one[1:], other[1:9], atol=1e-5)
-    assert not torch.allclose(one[0], other[0], atol=1e-2)
+    first, second = model.project_audio(model.encode_audio([short, padded]))
+    assert (len(first), len(second)) == (9, 25)
+    assert torch.allclose(first[1:], second[1:9], atol=1e-5)
+    assert not torch.allclose(first[0], second[0], atol=1e-2)
     states = model.module.encoder.states(torch.from_numpy(np.pad(short, (0, 48000)))[None])
-    (heard,) = model.encode_audio([short])
-    assert torch.allclose(heard[0, :16], states[0, :, :, :8].mean((1, 2)), atol=1e-6)
+    (encoder_states,) = model.encode_audio([short])
+    assert torch.allclose(encoder_states[0, :16], states[0, :, :, :8].mean((1, 2)), atol=1e-6)
 
 
 def test_compat_packing() -> None:
     model = tiny_mellow(template="compat")
     separator, fill = model.eos_ids[0], model.tokenizer.encode("!")[0]
-    for turns, clips in ((asked("Hi!?"), (3,)), (asked("Hi!?", 2), (3, 8))):
+    for turns, clips in ((question("Hi!?"), (3,)), (question("Hi!?", 2), (3, 8))):
         path = conversation_path(model, turns, clips, [RATE] * len(clips), generate=True)
         assert len(path.ids) == 389
         assert (path.ids[129], path.ids[259]) == (separator, separator)
         assert set(path.clips[:129]) == {3} and set(path.clips[130:259]) == {clips[-1]}
         words = [*model.tokenizer.encode("Hi"), fill, *model.tokenizer.encode("?")]
         assert list(path.ids[260:]) == words + [fill] * (129 - len(words))
-    long = conversation_path(model, asked("x" * 400), (0,), (RATE,), generate=True)
+    long = conversation_path(model, question("x" * 400), (0,), (RATE,), generate=True)
     assert len(long.ids) == 389 and fill not in long.ids[260:]
-    told = (*asked("Hi?"), Turn("assistant", (Text("ok"),)))
-    whole = conversation_path(model, told, (0,), (RATE,), generate=False)
-    assert [whole.ids[at] for at, trained in enumerate(whole.trained) if trained] == [*model.tokenizer.encode("ok"), separator]
-    assert len(whole.ids) == 389 + 3
+    conversation = (*question("Hi?"), Turn("assistant", (Text("ok"),)))
+    path = conversation_path(model, conversation, (0,), (RATE,), generate=False)
+    trained_ids = [token for token, trained in zip(path.ids, path.trained, strict=True) if trained]
+    assert trained_ids == [*model.tokenizer.encode("ok"), separator]
+    assert len(path.ids) == 389 + 3
 
 
 @pytest.mark.parametrize(
     "turns",
     [
-        asked("Hi?", 0),
-        asked("Hi?", 3),
+        question("Hi?", 0),
+        question("Hi?", 3),
         (Turn("user", (Text("Before: "), Audio("0"), Text("Hi?"))),),
         (Turn("user", (Audio("0"), Text("and"), Audio("1"), Text("Hi?"))),),
-        (*asked("Hi?"), Turn("assistant", (Text("ok"),)), Turn("user", (Text("Sure?"),))),
+        (*question("Hi?"), Turn("assistant", (Text("ok"),)), Turn("user", (Text("Sure?"),))),
     ],
 )
 def test_compat_refuses_what_the_released_packing_cannot_hold(turns: tuple[Turn, ...]) -> None:
@@ -273,7 +275,7 @@ def test_compat_repeats_a_short_clip() -> None:
             model.audio_tokens(samples)
 
 
-def test_batch_norm_never_drifts() -> None:
+def test_batch_norm_statistics_stay_fixed() -> None:
     model = tiny_mellow()
     norm = model.module.encoder.clap.batch_norm
     before = {name: value.clone() for name, value in norm.state_dict().items()}
@@ -284,14 +286,14 @@ def test_batch_norm_never_drifts() -> None:
 
 
 @pytest.mark.parametrize("template", ["repaired", "compat"])
-def test_asked_on_the_command_line(tmp_path: Path, template: str) -> None:
-    """Two bundled clips, options, a folder that says its family and its template itself."""
+def test_ask_on_the_command_line(tmp_path: Path, template: str) -> None:
+    """Two bundled clips, options, and a folder that names its family and its template."""
     tiny_mellow(template=template).save(tmp_path / "model")
     clips = Path(str(files("earwise"))) / "assets" / "starter" / "clips"
-    sounds = [str(clips / name) for name in ("electricempirekit_ee_conga_2.ogg", "hardelectro1_hard_chh_01.ogg")]
-    done = in_process(
-        "ask", *sounds, "which is louder?", "--choices", "first,second", "--model", tmp_path / "model", "--json",
+    paths = [str(clips / name) for name in ("electricempirekit_ee_conga_2.ogg", "hardelectro1_hard_chh_01.ogg")]
+    result = in_process(
+        "ask", *paths, "which is louder?", "--choices", "first,second", "--model", tmp_path / "model", "--json",
         "--max-new-tokens", 4,
     )  # fmt: skip
-    assert done.code == 0, done.err
-    assert sum(done.json["likelihood"].values()) == pytest.approx(1, abs=1e-3)
+    assert result.code == 0, result.err
+    assert sum(result.json["likelihood"].values()) == pytest.approx(1, abs=1e-3)
