@@ -234,7 +234,7 @@ def test_command_with_the_template_teacher_asks_nothing_twice(tmp_path, capsys):
     keys = Counter(row.choices.index(row.answer[0]) for row in rows if row.task == "multiple_choice")
     assert sorted(keys.values()) == [7, 7, 8, 8]
     code, out_text, err = run_build(capsys, *arguments, "--missing", "keep")
-    assert code == 0 and "0 asked" in err and manifest.read(out, check_files=False) == rows
+    assert code == 0 and "0 requests sent" in err and manifest.read(out, check_files=False) == rows
 
     code, _, err = run_build(capsys, *arguments)  # no audio there at all
     assert code == 2 and err.count("error:") == 1 and "--missing keep" in err
@@ -255,10 +255,10 @@ def test_command_reads_all_shards_and_asks_failures_again(tmp_path, capsys):
     failed = log / "rows-1-of-2.jsonl"
     failed.write_text(failed.read_text().replace('"status": "ok"', '"status": "refusal"', 1))
     code, out_text, err = run_build(capsys, *arguments)
-    assert code == 0 and "0 asked" in err
+    assert code == 0 and "0 requests sent" in err
     short = json.loads(out_text)["rows"]
     code, out_text, err = run_build(capsys, *arguments, "--retry-failed")
-    assert code == 0 and "1 asked" in err and json.loads(out_text)["rows"] > short
+    assert code == 0 and "1 requests sent" in err and json.loads(out_text)["rows"] > short
     assert json.loads((tmp_path / "test.checks.json").read_text())["n"] == json.loads(out_text)["rows"]
     code, _, err = run_build(capsys, *arguments[:3], "caption", "--out", out, "--shard", "1/2")
     assert code == 2 and "nothing of this is asked of a teacher" in err

@@ -81,12 +81,12 @@ class RunSummary:
 
     def describe(self) -> str:
         """The most important counts in one line of text."""
-        failed = ", ".join(f"{count} {status}" for status, count in sorted(self.failed.items()))
+        statuses = ", ".join(f"{count} {status}" for status, count in sorted(self.failed.items()))
+        failed = f"{sum(self.failed.values())} failed" + (f" ({statuses})" if statuses else "")
         cost = "" if self.cost is None else f", cost {self.cost:.4f}"
         return (
-            f"{self.asked} asked, {self.ok} ok, {sum(self.failed.values())} failed{f' ({failed})' if failed else ''}; "
-            f"{self.already} already in the log; {self.input_tokens} + {self.output_tokens} tokens{cost}, "
-            f"{self.seconds:.1f} s"
+            f"{self.asked} requests sent, {self.ok} ok, {failed}; {self.already} already in the log; "
+            f"{self.input_tokens} + {self.output_tokens} tokens{cost}, {self.seconds:.1f} s"
         )
 
 
