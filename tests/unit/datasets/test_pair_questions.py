@@ -60,7 +60,7 @@ def test_clips_without_a_partner_are_counted():
     excluded = Counter()
     lonely = [row | {"path": "lonely.ogg", "source": "elsewhere"} for row in rows[23:24]]
     build(rows + lonely, tasks=("same",), fields=("speaker",), excluded=excluded)
-    assert excluded == {"clips for same speaker in train: no fitting partner of their source": 1}
+    assert excluded == {"clips for same questions about speaker in train: no suitable partner of their source": 1}
     excluded = Counter()
     equal = {row["path"]: PLAIN for row in rows}
     assert build(rows, equal, tasks=("compare",), fields=("loudness",), excluded=excluded) == []

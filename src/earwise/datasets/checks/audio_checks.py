@@ -110,7 +110,7 @@ def _near_copies(clips: Sequence[_ReadableClip]) -> tuple[list[str], int]:
         )
         if similarity >= MIN_SIMILARITY:
             across_splits.append(
-                f"{first.path} ({first.split}) and {second.path} ({second.split}) fit to {similarity:.0%}"
+                f"{first.path} ({first.split}) and {second.path} ({second.split}) correlate at {similarity:.0%}"
             )
     return across_splits, within_split
 

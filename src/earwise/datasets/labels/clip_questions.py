@@ -95,7 +95,7 @@ def build_clip_questions(
         task, field, _, split = key
         questions = _TASK_BUILDERS[task](facts, random.Random(f"{options.seed}:{key}"), options.n_choices, root)
         if missing := len(facts) - len(questions):
-            excluded[f"questions {task} about {field} in {split}: {_reason_for_missing(facts)}"] += missing
+            excluded[f"{task} questions about {field} in {split}: {_reason_for_missing(facts)}"] += missing
         examples += questions
     if not examples:
         reasons = "; ".join(f"{count} {reason}" for reason, count in excluded.most_common(3))
@@ -143,7 +143,7 @@ def _reason_for_missing(facts: Sequence[LabelFact]) -> str:
     classes = sorted({fact.name for fact in facts})
     if len(classes) == 1:
         return f"all of one class ({classes[0]}), two are needed"
-    return "left out so that no answer is too frequent to be fair"
+    return "left out to balance the answers"
 
 
 # Fields: the fact that a row states in each field, or None --------------------------------------------------------

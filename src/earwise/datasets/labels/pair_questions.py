@@ -90,12 +90,12 @@ def build_pair_questions(
             rng = random.Random(f"{options.seed}:{task}:{field}:{split}")
             if task == "same":
                 questions, unpaired = _same_questions(members, field, rng, root, options.limit)
-                reason = "no fitting partner of their source"
+                reason = "no suitable partner of their source"
             else:
                 questions, unpaired = _compare_questions(members, measurements, field, rng, root, options.limit)
                 reason = "no partner whose difference is beyond doubt"
             if unpaired:
-                excluded[f"clips for {task} {field} in {split}: {reason}"] += unpaired
+                excluded[f"clips for {task} questions about {field} in {split}: {reason}"] += unpaired
             examples += questions
     return sorted(examples, key=lambda example: example.id)
 
