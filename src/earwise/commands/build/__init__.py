@@ -2,7 +2,18 @@
 
 import click
 
-from earwise.commands.build import check, difficulty, labels, preferences, published, reasonaqa, sari, scale, xs_cot
+from earwise.commands.build import (
+    check,
+    difficulty,
+    labels,
+    pack,
+    preferences,
+    published,
+    reasonaqa,
+    sari,
+    scan,
+    xs_cot,
+)
 
 
 @click.group("build", short_help="Build and check training data.")
@@ -19,6 +30,6 @@ group.add_command(reasonaqa.command)
 group.add_command(sari.command)
 group.add_command(difficulty.command)
 group.add_command(preferences.command)
-group.add_command(scale.scan)
-group.add_command(scale.shards)
-group.add_command(scale.parquet)
+group.add_command(scan.command)
+group.add_command(pack.shards)
+group.add_command(pack.parquet)

@@ -20,6 +20,10 @@ check_option = click.option(
     show_default=True,
     help="Check the manifest that was built (bias, leaks, copies, silence) and write a page about it beside it.",
 )
+optional_check_option = click.option(
+    "--check/--no-check", "run_checks", default=False, show_default=True,
+    help="Also check the manifest that is written, as `earwise build check` does.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
