@@ -1,12 +1,11 @@
-"""How fast large collections are indexed, opened again and decoded, and in how much memory. Prints JSON; `--out FILE`
-keeps it.
+"""Speed and memory of indexing a large manifest, opening it again, and decoding clips. Prints JSON.
 
     python benchmarks/build.py --out benchmarks/results/build.json
 
-The manifest is made here: a million rows, four questions a clip, each clip a link to one of the starter set. Clips to
-decode are 5 s long, cut from the starter set: 44.1 kHz stereo as Ogg Vorbis, 16 kHz mono as WAV. Every measure runs in
-a process of its own; its memory is the largest sum of what it and its workers hold. `cpu_ms_per_clip` hardly depends on
-who else uses the machine; `clips_per_s` does, and `load_average` says how much there was.
+The manifest is made here: a million rows, four questions per clip, each clip a link to one of the starter set. The
+clips to decode are 5 s long, cut from the starter set: 44.1 kHz stereo as Ogg Vorbis, and 16 kHz mono as WAV. Every
+measurement runs in a process of its own; its memory is the largest sum over itself and its workers. `cpu_ms_per_clip`
+hardly depends on the load of the machine; `clips_per_s` does, and `load_average` states it.
 """
 
 import argparse
@@ -39,13 +38,13 @@ from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.files import cache_dir, write_json
 
 CLIP_S = 5.0
-QUESTIONS = 4  # rows a clip
+QUESTIONS = 4  # rows per clip
 WORKERS = 2
 
 
 def write_manifest(folder: Path, count: int) -> Path:
-    """A manifest of `count` rows like those of the starter set."""
-    made = [json.loads(line) for line in (STARTER / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Write a manifest with rows like those of the starter set, and its clips, into a folder."""
+    starter_rows = [json.loads(line) for line in (STARTER / "train.jsonl").read_text(encoding="utf-8").splitlines()]
     clips = sorted((STARTER / "clips").glob("*.ogg"))
     path = folder / "rows.jsonl"
     with path.open("w", encoding="utf-8") as handle:
@@ -55,39 +54,43 @@ def write_manifest(folder: Path, count: int) -> Path:
             if number % QUESTIONS == 0:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).symlink_to(clips[clip % len(clips)])
-            row = dict(made[number % len(made)])
-            words = [part for part in row["messages"][0]["content"] if part["type"] == "text"]
+            row = dict(starter_rows[number % len(starter_rows)])
+            texts = [part for part in row["messages"][0]["content"] if part["type"] == "text"]
             row |= {"id": f"{row['id']}-{number}", "group": f"clip:{clip}"}
-            row["messages"] = [{"role": "user", "content": [{"type": "audio", "audio": name}, *words]}]
+            row["messages"] = [{"role": "user", "content": [{"type": "audio", "audio": name}, *texts]}]
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path
 
 
 def write_clips(folder: Path, count: int) -> dict[str, list[str]]:
-    """`count` clips of each kind; every one is another part of the starter set's sound."""
+    """Write clips of each format into a folder; each is another part of the starter set's audio.
+
+    Returns:
+        Format -> paths of the clips.
+    """
     sources = sorted((STARTER / "clips").glob("*.ogg"))[::25]
-    sound = np.concatenate([decode(path) for path in sources])
+    audio = np.concatenate([decode(path) for path in sources])
     names: dict[str, list[str]] = {"ogg_44100_stereo": [], "wav_16000_mono": []}
     for number in range(count):
-        start = number * 7919 % (len(sound) - int(CLIP_S * 16000))
-        wave = sound[start : start + int(CLIP_S * 16000)]
+        start = number * 7919 % (len(audio) - int(CLIP_S * 16000))
+        waveform = audio[start : start + int(CLIP_S * 16000)]
         names["wav_16000_mono"].append(str(folder / f"{number}.wav"))
-        soundfile.write(names["wav_16000_mono"][-1], wave, 16000)
+        soundfile.write(names["wav_16000_mono"][-1], waveform, 16000)
         names["ogg_44100_stereo"].append(str(folder / f"{number}.ogg"))
-        stereo = np.stack([soxr.resample(wave, 16000, 44100)] * 2, axis=1).clip(-1, 1)
+        stereo = np.stack([soxr.resample(waveform, 16000, 44100)] * 2, axis=1).clip(-1, 1)
         with soundfile.SoundFile(names["ogg_44100_stereo"][-1], "w", 44100, 2, format="OGG", subtype="VORBIS") as file:
-            for at in range(0, len(stereo), 44100):
-                file.write(stereo[at : at + 44100])
+            for offset in range(0, len(stereo), 44100):
+                file.write(stereo[offset : offset + 44100])
     return names
 
 
 def index_first(path: Path) -> dict[str, Any]:
-    """Read a manifest for the first time."""
+    """Index a manifest for the first time."""
     return {"rows": len(open_rows(path, workers=WORKERS))}
 
 
 def index_again(path: Path) -> dict[str, Any]:
-    """What a training run does at its start: open, choose, group, mix, draw."""
+    """Do what a training run does at its start: open, select, group, mix and draw rows."""
     began = time.perf_counter()
     rows = open_rows(path)
     opened = time.perf_counter() - began
@@ -95,27 +98,29 @@ def index_again(path: Path) -> dict[str, Any]:
     mixture = Mixture([(rows.units(), 1.0), (units, 1.0)], 0)
     next(mixture)
     ready = time.perf_counter() - began
-    drawn = sum(len(unit) for unit in islice(mixture, 1000))
-    taken = time.perf_counter() - began - ready
-    return {"open_s": opened, "ready_s": ready, "rows": len(rows), "drawn_rows_per_s": drawn / taken}
+    num_drawn = sum(len(unit) for unit in islice(mixture, 1000))
+    draw_s = time.perf_counter() - began - ready
+    return {"open_s": opened, "ready_s": ready, "rows": len(rows), "drawn_rows_per_s": num_drawn / draw_s}
 
 
 def decode_clips(names: list[str], repeats: int) -> dict[str, Any]:
-    """Decode, measure and fingerprint clips."""
+    """Decode, measure and fingerprint clips, several times."""
     paths = (name for _ in range(repeats) for name in names)
-    found = list(scan_clips(paths, WORKERS, analysis=fingerprint.sketch))
-    assert not any(one.error for one in found), next(one.error for one in found if one.error)
-    return {"clips": len(found)}
+    stats = list(scan_clips(paths, WORKERS, analysis=fingerprint.sketch))
+    errors = [clip.error for clip in stats if clip.error]
+    assert not errors, errors[0]
+    return {"clips": len(stats)}
 
 
-def _child(work: Callable[[], dict[str, Any]], answers: Any) -> None:
+def _measure_in_child(work: Callable[[], dict[str, Any]], results: Any) -> None:
+    """Run work in this process and send its result with time and peak memory."""
     peak, stop = [0], threading.Event()
 
-    def watch() -> None:
-        me = psutil.Process()
+    def watch_memory() -> None:
+        this_process = psutil.Process()
         while not stop.is_set():
             total = 0
-            for process in (me, *me.children(recursive=True)):
+            for process in (this_process, *this_process.children(recursive=True)):
                 try:
                     total += process.memory_info().rss
                 except psutil.Error:  # it ended meanwhile
@@ -123,38 +128,42 @@ def _child(work: Callable[[], dict[str, Any]], answers: Any) -> None:
             peak[0] = max(peak[0], total)
             stop.wait(0.1)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch_memory)
     watcher.start()
     began = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - began
     stop.set()
     watcher.join()
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(one.ru_utime + one.ru_stime for one in used)
-    answers.put(result | {"seconds": seconds, "cpu_s": cpu, "peak_memory_mb": peak[0] / 2**20})
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu_s = sum(each.ru_utime + each.ru_stime for each in usage)
+    results.put(result | {"seconds": seconds, "cpu_s": cpu_s, "peak_memory_mb": peak[0] / 2**20})
 
 
-def measured(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run in a process of its own; adds seconds, processor seconds (imports included) and peak memory."""
+def measure(name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run work in a process of its own.
+
+    Returns:
+        The result of the work, with seconds, processor seconds (imports included), peak memory and load.
+    """
     print(name, file=sys.stderr)
     context = multiprocessing.get_context("spawn")
-    answers = context.Queue()
-    process = context.Process(target=_child, args=(work, answers))
+    results = context.Queue()
+    process = context.Process(target=_measure_in_child, args=(work, results))
     load = os.getloadavg()[0]
     process.start()
-    result = answers.get()
+    result = results.get()
     process.join()
     return {name: round(value, 3) for name, value in result.items()} | {"load_average": round(load, 1)}
 
 
 def main() -> None:
-    """Measure everything once."""
+    """Run the benchmark and print its results."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--clips", type=int, default=1200)
-    parser.add_argument("--quick", action="store_true", help="4,000 rows and 20 clips: a test, no measure.")
+    parser.add_argument("--quick", action="store_true", help="4,000 rows and 20 clips, to try it")
     arguments = parser.parse_args()
     count, clips = (4_000, 20) if arguments.quick else (arguments.rows, arguments.clips)
     result: dict[str, Any] = {
@@ -170,13 +179,13 @@ def main() -> None:
         os.environ["EARWISE_HOME"] = str(folder / "home")
         path = write_manifest(folder, count)
         result["manifest"] = {"rows": count, "mb": round(path.stat().st_size / 2**20, 1)}
-        first = measured("index_first", partial(index_first, path))
+        first = measure("index_first", partial(index_first, path))
         result["index_first"] = first | {"rows_per_s": round(first["rows"] / first["seconds"])}
-        result["index_again"] = measured("index_again", partial(index_again, path))
-        result["index_mb"] = round(sum(one.stat().st_size for one in cache_dir().rglob("*.npz")) / 2**20, 1)
+        result["index_again"] = measure("index_again", partial(index_again, path))
+        result["index_mb"] = round(sum(file.stat().st_size for file in cache_dir().rglob("*.npz")) / 2**20, 1)
         (folder / "sound").mkdir()
         for kind, names in write_clips(folder / "sound", min(clips, 120)).items():
-            done = measured(f"scan {kind}", partial(decode_clips, names, -(-clips // len(names))))
+            done = measure(f"scan {kind}", partial(decode_clips, names, -(-clips // len(names))))
             done["clips_per_s"] = round(done["clips"] / done["seconds"], 1)
             done["cpu_ms_per_clip"] = round(1000 * done["cpu_s"] / done["clips"], 2)
             result[f"scan_{kind}"] = done

@@ -1,12 +1,12 @@
-"""Every recipe's `cpu` profile from its first stage to its last, measured before and after; what `make recipes` runs.
+"""Run every recipe's `cpu` profile from its first stage to its last, and measure it before and after (`make recipes`).
 
     make data-demo recipes
     python benchmarks/recipes.py --only mellow --only cesar --out runs/recipes
 
-Each recipe is one `earwise train` of its own, as a user would start it, into `OUT/NAME`: what is finished is kept, what
-was stopped goes on. Then the folders are read: stages, steps, seconds, loss (or reward) at the beginning and the end,
-held-out scores before and after with intervals and the blind control -> `summary.json`, `summary.md`, `summary.html`,
-and a report a recipe. `--quick` takes one step a stage and two items: does everything run?
+Each recipe is an `earwise train` of its own, as a user would start it, into `OUT/NAME`; finished runs are kept, stopped
+ones continue. Then the folders are read: stages, steps, seconds, loss (or reward) at the beginning and the end,
+held-out scores before and after with intervals and the blind control. The results are `summary.json`, `summary.md`,
+`summary.html`, and a report per recipe. `--quick` trains one step per stage and evaluates two items, as a test.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from ways.timing import machine
+from baselines.timing import machine
 
 from earwise.config.recipe import EvalConfig, Recipe, check_recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError, EarwiseError
-from earwise.evaluate.compare import compare
-from earwise.evaluate.results import METRICS, EvalRun, read_run
-from earwise.evaluate.scores import shared_headline
+from earwise.evaluation.compare import compare
+from earwise.evaluation.results import METRICS, EvalRun, read_run
+from earwise.evaluation.scores import shared_headline
 from earwise.files import append_jsonl, read_log, write_json, write_text
 from earwise.report import write_report
 from earwise.report.page import Section, page, tile
@@ -37,47 +37,52 @@ NAMES = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audi
 PROFILE = "cpu"
 QUICK = ("stages.*.max_steps=1", "eval.*.limit=2")
 WALL = "wall.jsonl"
-"""Beside the runs: one row for every time that `earwise train` was started, with its seconds."""
+"""File beside the runs with one row per start of `earwise train`: the run and its seconds."""
 INTERRUPTED = 130
+"""Exit code of an interrupted command."""
 WATCHED = {
     "sft": ("loss",),
     "dpo": ("loss", "accuracy"),
     "grpo": ("reward", "accuracy"),
     "compress": ("loss", "chain_tokens", "delay"),
 }
-"""By kind of stage, the logged values whose beginning and end say what it did."""
+"""Kind of stage -> the logged values whose beginning and end are reported."""
 Row = dict[str, Any]
 
 
-def bring(folder: Path, recipe: Recipe, fresh: Sequence[str], *, measured: bool = True) -> str | None:
-    """Bring a run to its end, from wherever it is, by an `earwise train` of its own; its seconds go into `WALL`.
+def run_to_end(folder: Path, recipe: Recipe, start_arguments: Sequence[str], *, evaluates: bool = True) -> str | None:
+    """Start or continue a run with `earwise train` until it is finished; its seconds are appended to `WALL`.
 
     Args:
-        folder: Of the run.
-        recipe: As it resolves.
-        fresh: What follows `earwise train` to start it anew in that folder.
-        measured: Measure as its `eval:` says.
+        folder: Folder of the run.
+        recipe: The resolved recipe.
+        start_arguments: Arguments of `earwise train` that start the run in that folder.
+        evaluates: False skips the evaluations of the recipe.
     Returns:
-        What was said last where it failed; None where it is finished.
+        The last line of its error output if it failed; None if it is finished.
     Raises:
-        ConfigError: if the folder holds a run of other settings.
-        KeyboardInterrupt: if it was stopped; what it had done is kept.
+        ConfigError: if the folder has a run with other settings.
+        KeyboardInterrupt: if it was interrupted; its finished work is kept.
     """
-    begun = (folder / "recipe.json").exists()
-    if begun:
-        refuse_another(folder, recipe)
-        if is_finished(folder, recipe if measured else recipe.model_copy(update={"eval": ()})):
+    has_started = (folder / "recipe.json").exists()
+    if has_started:
+        check_same_recipe(folder, recipe)
+        if is_finished(folder, recipe if evaluates else recipe.model_copy(update={"eval": ()})):
             return None
-    started, last = perf_counter(), ""
-    command = ["train", *(("--resume", str(folder)) if begun else fresh), *(() if measured else ("--no-eval",))]
+    started, last_line = perf_counter(), ""
+    command = [
+        "train",
+        *(("--resume", str(folder)) if has_started else start_arguments),
+        *(() if evaluates else ("--no-eval",)),
+    ]
     program = [sys.executable, "-c", "from earwise.cli import main; main()", *command]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         try:
             for line in child.stderr:
-                last = line.strip() or last
+                last_line = line.strip() or last_line
                 print(f"  {line.rstrip()}", file=sys.stderr)
-        except KeyboardInterrupt:  # the child got it too: it ends its step and saves
+        except KeyboardInterrupt:  # the child receives it as well, ends its step and saves
             child.communicate()
             raise
         finally:
@@ -85,29 +90,40 @@ def bring(folder: Path, recipe: Recipe, fresh: Sequence[str], *, measured: bool 
             append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds})
     if child.returncode == INTERRUPTED:
         raise KeyboardInterrupt
-    return None if child.returncode == 0 else last or f"exit code {child.returncode}"
+    return None if child.returncode == 0 else last_line or f"exit code {child.returncode}"
 
 
-def refuse_another(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder whose run has other settings than the recipe has now."""
-    at = folder / "recipe.json"
-    if check_recipe(json.loads(at.read_text(encoding="utf-8"))["recipe"], str(at)) != recipe:
-        raise ConfigError(f"{folder}: holds a run with other settings; delete that folder, or choose another --out")
+def check_same_recipe(folder: Path, recipe: Recipe) -> None:
+    """Compare the recipe of a run with the current one.
+
+    Raises:
+        ConfigError: if they differ.
+    """
+    path = folder / "recipe.json"
+    if check_recipe(json.loads(path.read_text(encoding="utf-8"))["recipe"], str(path)) != recipe:
+        raise ConfigError(f"{folder}: has a run with other settings; delete that folder, or choose another --out")
 
 
 def is_finished(folder: Path, recipe: Recipe) -> bool:
-    """Trained, and measured after it as the recipe says, with sound and without."""
+    """True if a run is trained and all of its evaluations are done, blind controls included."""
     if not (folder / "final").exists():
         return False
     files = [folder / "eval" / f"after-{number}" / METRICS for number in range(len(recipe.eval))]
-    return all(at.exists() and json.loads(at.read_text(encoding="utf-8")).get("blind") for at in files)
+    return all(file.exists() and json.loads(file.read_text(encoding="utf-8")).get("blind") for file in files)
 
 
-# Reading what is there -----------------------------------------------------------------------------------------------
+# Reading finished runs -----------------------------------------------------------------------------------------------
 
 
-def described(recipe_name: str, out: Path) -> Row:
-    """One finished recipe: `stages`, `held_out`, `steps`, `train_seconds`, `wall_seconds`, and a report beside it."""
+def summarize_recipe(recipe_name: str, out: Path) -> Row:
+    """Read a finished run and write its report.
+
+    Args:
+        recipe_name: Name of the recipe, and of the run's folder.
+        out: Folder of all runs.
+    Returns:
+        `recipe`, `model`, `stages`, `held_out`, `steps`, `train_seconds` and `wall_seconds`.
+    """
     folder = out / recipe_name
     recorded = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     recipe = check_recipe(recorded["recipe"], str(folder))
@@ -117,12 +133,12 @@ def described(recipe_name: str, out: Path) -> Row:
         name = stage.name or stage.kind
         stages.append(stage_row(name, stage.kind, [row for row in log if row["stage"] == f"stage-{number}-{name}"]))
     held_out = []
-    for number, one in enumerate(recipe.eval):
+    for number, entry in enumerate(recipe.eval):
         runs = [read_run(folder / "eval" / f"{when}-{number}", when) for when in ("before", "after")]
-        asked = {"manifest": one.manifest, "style": one.style, "trained_on": is_trained_on(one, recipe)}
-        held_out.append(asked | scores(*runs))
-        at = folder / ("report.html" if number == 0 else f"report-{number}.html")
-        write_report(at, runs, [folder / "metrics.jsonl"], title=f"{recipe.recipe}, profile {PROFILE}")
+        fields = {"manifest": entry.manifest, "style": entry.style, "trained_on": is_trained_on(entry, recipe)}
+        held_out.append(fields | scores(*runs))
+        report = folder / ("report.html" if number == 0 else f"report-{number}.html")
+        write_report(report, runs, [folder / "metrics.jsonl"], title=f"{recipe.recipe}, profile {PROFILE}")
     return {
         "recipe": recipe_name,
         "model": recipe.model.name,
@@ -134,14 +150,20 @@ def described(recipe_name: str, out: Path) -> Row:
     }
 
 
-def is_trained_on(one: EvalConfig, recipe: Recipe) -> bool:
-    """Whether the rows of an `eval:` entry may also be rows of a stage: nothing held out."""
-    sources = [source for stage in recipe.stages for source in stage.data.mixture if source.manifest == one.manifest]
-    return any(all(one.where.get(key, value) == value for key, value in source.where.items()) for source in sources)
+def is_trained_on(entry: EvalConfig, recipe: Recipe) -> bool:
+    """True if rows of an `eval` entry may also be rows of a stage, so that nothing is held out."""
+    sources = [source for stage in recipe.stages for source in stage.data.mixture if source.manifest == entry.manifest]
+    return any(all(entry.where.get(key, value) == value for key, value in source.where.items()) for source in sources)
 
 
 def stage_row(name: str, kind: str, log: Sequence[Row]) -> Row:
-    """Steps, seconds, and the beginning and the end of what such a stage is watched by."""
+    """Steps, seconds, and the beginning and the end of the reported values of a stage.
+
+    Args:
+        name: Name of the stage.
+        kind: Kind of the stage.
+        log: Rows of its log.
+    """
     watched = {}
     for key in WATCHED[kind]:
         values = [row[f"{kind}/{key}"] for row in log if f"{kind}/{key}" in row]
@@ -156,17 +178,17 @@ def stage_row(name: str, kind: str, log: Sequence[Row]) -> Row:
 
 
 def ends(values: Sequence[float]) -> list[float]:
-    """Means of the first and of the last quarter, each of one value at least.
+    """Means of the first and of the last quarter of some values (of at least one value each).
 
     >>> ends([4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 1.0, 0.0])
     [3.0, 0.5]
     """
     count = max(1, len(values) // 4)
-    return [round(sum(some) / count, 4) for some in (values[:count], values[-count:])]
+    return [round(sum(part) / count, 4) for part in (values[:count], values[-count:])]
 
 
 def scores(before: EvalRun, after: EvalRun) -> Row:
-    """Held-out accuracy before and after (each with interval, blind control, format and delay), and the difference."""
+    """Held-out accuracy before and after training, each with details of `score`, and the difference."""
     kind = shared_headline([before, after])
     paired = compare(before, after)[kind]
     return {
@@ -180,55 +202,55 @@ def scores(before: EvalRun, after: EvalRun) -> Row:
 
 
 def score(run: EvalRun, kind: str) -> Row:
-    """`accuracy`, `low`, `high`, `blind`, `format`, and `delay` in tokens; None where there is none."""
+    """`accuracy`, `low`, `high`, `blind`, `format`, and `delay` in tokens; None if not available."""
     blind = (run.metrics["blind"] or {}).get("silence", {})
-    told = [row["reasoning_tokens"] for row in run.rows if row.get("reasoning_tokens") is not None]
+    delays = [row["reasoning_tokens"] for row in run.rows if row.get("reasoning_tokens") is not None]
     row = run.metrics["accuracy"][kind]
     return {name: row[name] for name in ("accuracy", "low", "high")} | {
         "blind": blind["accuracy"][kind]["accuracy"] if blind else None,
         "format": run.metrics["format"]["accuracy"] if run.metrics["format"] else None,
-        "delay": round(sum(told) / len(told), 1) if told else None,
+        "delay": round(sum(delays) / len(delays), 1) if delays else None,
     }
 
 
-# What is written -----------------------------------------------------------------------------------------------------
+# Writing the summary -------------------------------------------------------------------------------------------------
 
 HEAD = ("recipe", "stages: steps, minutes, from → to", "minutes in all", "held out: n", "before, %", "after, %",
         "under silence, %", "format, %", "difference, points")  # fmt: skip
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A recipe as one line of the table."""
+    """A recipe as one row of the table."""
     stages = "; ".join(stage_cell(stage) for stage in row["stages"])
     first = [row["recipe"], stages, f"{row['wall_seconds'] / 60:.1f}"]
     if not row["held_out"]:
         return [*first, *["–"] * (len(HEAD) - len(first))]
-    found = row["held_out"][0]
-    gap = found["difference"]
+    held_out = row["held_out"][0]
+    gap = held_out["difference"]
     return [
         *first,
-        f"{found['n']}{', trained on' if found['trained_on'] else ''}",
+        f"{held_out['n']}{', trained on' if held_out['trained_on'] else ''}",
         interval(found["before"]),
         interval(found["after"]),
-        f"{percent(found['before']['blind'])} → {percent(found['after']['blind'])}",
-        f"{percent(found['before']['format'])} → {percent(found['after']['format'])}",
+        f"{percent(held_out['before']['blind'])} → {percent(held_out['after']['blind'])}",
+        f"{percent(held_out['before']['format'])} → {percent(held_out['after']['format'])}",
         f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
     ]
 
 
 def stage_cell(stage: Mapping[str, Any]) -> str:
-    """A stage in words."""
-    seen = ", ".join(
+    """A stage as text: steps, minutes, and its reported values."""
+    values = ", ".join(
         f"{key.replace('_', ' ')} {stage[key][0]:.3g} → {stage[key][1]:.3g}"
         for key in WATCHED[stage["kind"]]
         if key in stage
     )
-    return f"{stage['name']} {stage['steps']}, {stage['seconds'] / 60:.1f}: {seen}"
+    return f"{stage['name']} {stage['steps']}, {stage['seconds'] / 60:.1f}: {values}"
 
 
-def interval(found: Mapping[str, float]) -> str:
+def interval(score: Mapping[str, float]) -> str:
     """Accuracy with its interval, in percent."""
-    return f"{percent(found['accuracy'])} ({percent(found['low'])}–{percent(found['high'])})"
+    return f"{percent(score['accuracy'])} ({percent(score['low'])}–{percent(score['high'])})"
 
 
 def percent(value: float | None) -> str:
@@ -237,10 +259,14 @@ def percent(value: float | None) -> str:
 
 
 def write(out: Path, rows: Sequence[Row], failed: Mapping[str, str]) -> Row:
-    """Write the summary in its three forms.
+    """Write the summary as JSON, Markdown and HTML.
 
+    Args:
+        out: Folder of all runs.
+        rows: `summarize_recipe` of each finished recipe.
+        failed: Recipe -> why it failed.
     Returns:
-        What `summary.json` holds: `machine`, `minutes`, `recipes` (see `described`), `failed`.
+        The content of `summary.json`: `machine`, `minutes`, `recipes`, `failed`.
     """
     minutes = sum(row["wall_seconds"] for row in rows) / 60
     result = {"machine": machine(), "minutes": round(minutes, 1), "recipes": list(rows), "failed": dict(failed)}
@@ -254,7 +280,7 @@ def write(out: Path, rows: Sequence[Row], failed: Mapping[str, str]) -> Row:
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     title = "Recipes run to their end"
     write_text(out / "summary.md", "\n".join([f"# {title}", "", *lines, "", *(f"- {note}" for note in notes)]) + "\n")
-    body = [[linked(row), *(escape(cell) for cell in cells(row)[1:])] for row in rows]
+    body = [[linked_name(row), *(escape(cell) for cell in cells(row)[1:])] for row in rows]
     tiles = [tile("finished", str(len(rows)), "recipes"), tile("failed", str(len(failed)), "recipes")]
     sections = [Section("Profile cpu of each", table([*HEAD], body), notes[0])]
     sections.append(Section("Failed", "".join(f"<p>{escape(note)}</p>" for note in notes[1:])))
@@ -263,18 +289,18 @@ def write(out: Path, rows: Sequence[Row], failed: Mapping[str, str]) -> Row:
     return result
 
 
-def linked(row: Mapping[str, Any]) -> str:
-    """The recipe's name, leading to its report where it has one."""
+def linked_name(row: Mapping[str, Any]) -> str:
+    """The recipe's name as HTML, with a link to its report if it has one."""
     name = escape(row["recipe"])
     return f'<a href="{name}/report.html">{name}</a>' if row["held_out"] else name
 
 
 def main() -> int:
-    """Run what is not finished, then sum up; 2 if a recipe failed."""
+    """Run the recipes that are not finished, then write the summary. Exit code 2 means that a recipe failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--only", action="append", choices=NAMES, help="this recipe; may stand several times")
-    parser.add_argument("--quick", action="store_true", help="one step a stage, two items: does everything run?")
+    parser.add_argument("--only", action="append", choices=NAMES, help="run only this recipe; can be repeated")
+    parser.add_argument("--quick", action="store_true", help="one step per stage and two items, as a test")
     arguments = parser.parse_args()
     overrides = QUICK if arguments.quick else ()
     failed: dict[str, str] = {}
@@ -287,10 +313,10 @@ def main() -> int:
             try:
                 folder, path = arguments.out / name, RECIPES / f"{name}.yaml"
                 recipe = load_recipe(path, profile=PROFILE, overrides=overrides)
-                fresh = (str(path), "--profile", PROFILE, "--out", str(folder), *overrides)
-                reason = bring(folder, recipe, fresh)
+                start_arguments = (str(path), "--profile", PROFILE, "--out", str(folder), *overrides)
+                reason = run_to_end(folder, recipe, start_arguments)
                 if reason is None:
-                    rows.append(described(name, arguments.out))
+                    rows.append(summarize_recipe(name, arguments.out))
             except EarwiseError as error:
                 reason = " ".join(str(error).split())
             if reason is not None:
@@ -299,12 +325,12 @@ def main() -> int:
             if rows:
                 write(arguments.out, rows, failed)
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted; finished work is kept, and the same command continues", file=sys.stderr)
         return INTERRUPTED
     for row in rows:
         print(" | ".join(cells(row)))
     for name, reason in failed.items():
-        print(f"{name}: failed ({reason}); the same command tries it again")
+        print(f"{name}: failed ({reason}); the same command tries again")
     return 2 if failed else 0
 
 

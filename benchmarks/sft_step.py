@@ -1,17 +1,17 @@
-"""One SFT step at ReasonAQA's shape, a clip with ten questions: earwise against transformers' `Trainer`, in turn.
+"""One SFT step in ReasonAQA's shape, a clip with ten questions: earwise and transformers' `Trainer`, in turn.
 
     python benchmarks/sft_step.py --out benchmarks/results/sft_step.json
 
-`trainer-padded`   transformers' Trainer with a collator that carries the audio (`ways/rows.py`): every question a row
-                   with its own sound, padded to 30 s by the feature extractor, as usual
-`trainer-trimmed`  the same, sounds padded to the longest of the batch (embedded model only: Qwen2-Audio's class takes
-                   nothing but its window)
-`earwise`          the loop of `earwise train` on one tree per clip
+`trainer-padded`   transformers' Trainer with a collator that adds the audio (`baselines/collator.py`): every question
+                   is a row with its own copy of the clip, padded to 30 s by the feature extractor, as usual.
+`trainer-trimmed`  The same with clips padded to the longest of the batch (embedded model only: Qwen2-Audio's class
+                   requires the full window).
+`earwise`          The loop of `earwise train`, with one token tree per clip.
 
-All ways train the same parameters (LoRA on the decoder, the whole connector) from the same start on the same files in
-the same order: one clip and its questions an optimizer step, AdamW, clipping, a sound never heard before. A round is
-one run of each way; its first step warms up, the others are timed, reading the files included. Padding is masked in the
-encoder, so all ways hear the same and losses and gradients are compared in the runs that are timed.
+All train the same parameters (LoRA on the decoder, the whole connector) from the same weights on the same files in the
+same order: one clip and its questions per optimizer step, AdamW, gradient clipping, a clip that is not cached. A round
+runs each of them once; the first step warms up, the others are timed, reading the files included. Padding is masked in
+the encoder, so losses and gradients can be compared in the same runs that are timed.
 """
 
 import argparse
@@ -26,19 +26,19 @@ from typing import Any
 import soundfile
 import torch
 import transformers
+from baselines.collator import ClipQuestion, Collator, as_batched_hf_model
+from baselines.hf_models import HFModel
+from baselines.models import load_benchmark_model, peft_lora_forward, perturb, take_gradients, trained_parameters
+from baselines.timing import PhaseTimer, alternate_phases, machine, matmul_gflops, medians, peak_memory, ratio
+from baselines.workload import clip, examples
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.loss.loss_utils import ForCausalLMLoss
-from ways.hears import Hearing
-from ways.models import bench_model, peft_alone, stir, take_gradients, trained
-from ways.rows import Collator, Row, hearing_rows
-from ways.shapes import clip, examples
-from ways.timing import Clock, alternate_phases, machine, matmul_gflops, medians, peak_memory, ratio
 
 from earwise.algorithms.losses import sft_loss
 from earwise.audio import decode
-from earwise.config.stages import DataConfig, OptimizerConfig, SftStage, Source
+from earwise.config.stages import DataConfig, OptimizerConfig, SftConfig, Source
 from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError
 from earwise.files import read_log, write_json
@@ -46,15 +46,18 @@ from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.train import profiler as train_clock
-from earwise.train import trainer as loop
-from earwise.train.batches import Sounds, assemble
-from earwise.train.policy import Policy
-from earwise.train.stages import sft
+from earwise.training import trainer as earwise_trainer
+from earwise.training.batches import build_micro_batches, group_by_clips
+from earwise.training.clip_loader import ClipLoader
+from earwise.training.logging.step_log import LogFiles
+from earwise.training.policy import Policy
+from earwise.training.profiler import Profiler
+from earwise.training.stages.sft import SftStage
+from earwise.training.stages.stage import StageContext, StageData
 from earwise.types import Audio, Example, Text, Turn
 
-WAYS = ("trainer-padded", "trainer-trimmed", "earwise")
-STYLE = "plain"  # question and options, the option's text as the answer
+IMPLEMENTATIONS = ("trainer-padded", "trainer-trimmed", "earwise")
+STYLE = "plain"  # question and options; the answer is the text of an option
 SEED = 3
 LR = 1e-4
 GOAL = 4.0
@@ -62,250 +65,310 @@ TOLERANCE = 1e-4
 
 
 def questions(folder: Path, clips: int, each: int, seconds: float) -> list[Example]:
-    """`clips` sounds written into `folder`, every one with `each` of the bundled questions (not all of them to the
-    point)."""
+    """Write clips into a folder and give each some of the bundled questions (which need not fit the clip).
+
+    Args:
+        folder: Folder for the clips.
+        clips: Number of clips.
+        each: Questions per clip.
+        seconds: Length of a clip.
+    Raises:
+        ConfigError: if there are not enough bundled questions.
+    """
     rows = examples()
     if clips * each > len(rows):
-        raise ConfigError(f"{clips} clips of {each} questions asked for, {len(rows)} are bundled; ask for fewer steps")
-    sounds = list({row.audio_paths[0]: row for row in rows}.values())
+        raise ConfigError(
+            f"{clips} clips with {each} questions are requested, but only {len(rows)} are bundled; use fewer steps"
+        )
+    clip_rows = list({row.audio_paths[0]: row for row in rows}.values())
     out = []
     for number in range(clips):
         name = f"{number}.wav"
-        soundfile.write(folder / name, clip(sounds[number], seconds), 16000, subtype="FLOAT")
+        soundfile.write(folder / name, clip(clip_rows[number], seconds), 16000, subtype="FLOAT")
         for row in rows[number * each : (number + 1) * each]:
             turns = (Turn("user", (Audio(name), Text(row.question))),)
             out.append(Example(f"{number} {row.id}", turns, row.answer, row.choices, root=folder))
     return out
 
 
-class Questions(Dataset[Row]):
-    """The examples in the order in which earwise's loop takes their clips; a row is read when it is asked for."""
+class Questions(Dataset[ClipQuestion]):
+    """The examples in the order of earwise's training loop; a clip is read when its row is requested.
 
-    def __init__(self, model: AudioLM, asked: Sequence[Example], clips: int) -> None:
-        mixture = Mixture([(sft.units(asked), 1.0)], SEED)
+    Args:
+        model: Model whose tokenizer is used.
+        examples: The examples.
+        clips: Number of clips.
+    """
+
+    def __init__(self, model: AudioLM, examples: Sequence[Example], clips: int) -> None:
+        mixture = Mixture([(group_by_clips(examples), 1.0)], SEED)
         self._model = model
         self._rows = [example for _ in range(clips) for example in next(mixture)]
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> ClipQuestion:
         example, model = self._rows[index], self._model
-        wave = decode(example.audio_paths[0], model.spec.sample_rate)
-        prompt = conversation_path(model, prompt_turns(example, STYLE), [0], [len(wave)], generate=True)
-        return Row(prompt + answer_path(model, target_text(example, STYLE)), wave)
+        waveform = decode(example.audio_paths[0], model.spec.sample_rate)
+        prompt = conversation_path(model, prompt_turns(example, STYLE), [0], [len(waveform)], generate=True)
+        return ClipQuestion(prompt + answer_path(model, target_text(example, STYLE)), waveform)
 
 
 def row_loss(outputs: Any, labels: Tensor, **_: Any) -> Tensor:
-    """transformers' own: mean over the answers' tokens of the batch."""
+    """transformers' own loss: the mean over the answer tokens of the batch."""
     loss: Tensor = ForCausalLMLoss(outputs.logits, labels, vocab_size=outputs.logits.shape[-1])
     return loss
 
 
-class Ticks(TrainerCallback):
-    """The time at the end of every step."""
+class StepTimes(TrainerCallback):
+    """Records the time at the end of every step."""
 
     def __init__(self) -> None:
-        self.at: list[float] = []
+        self.times: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Called by the Trainer."""
-        self.at.append(time.perf_counter())
+        """Record the time; called by the Trainer."""
+        self.times.append(time.perf_counter())
 
 
-class Bench:
-    """One model and its data, trained from the same start by either way."""
+class SftBenchmark:
+    """One model and its data, trained from the same weights by each implementation.
+
+    Args:
+        model_name: See `load_benchmark_model`.
+        folder: Folder for clips and runs.
+        steps: Number of timed steps.
+        each: Questions per clip.
+        seconds: Length of a clip.
+    """
 
     def __init__(self, model_name: str, folder: Path, *, steps: int, each: int, seconds: float) -> None:
         self.folder, self.steps, self.each = folder, steps + 1, each
-        self.asked = questions(folder, self.steps, each, seconds)
-        self.model = bench_model(model_name)
-        stir(self.model)
-        self.ears: Hearing = hearing_rows(self.model)
-        self.dataset = Questions(self.model, self.asked, self.steps)
+        self.examples = questions(folder, self.steps, each, seconds)
+        self.model = load_benchmark_model(model_name)
+        perturb(self.model)
+        self.hf_model: HFModel = as_batched_hf_model(self.model)
+        self.dataset = Questions(self.model, self.examples, self.steps)
         self.losses: dict[str, list[float]] = {}
         self.phases: list[dict[str, float]] = []
-        self._start = {name: value.detach().clone() for name, value in trained(self.model).items()}
+        self._start = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
         self._runs = 0
 
-    def run(self, way: str, clock: Clock) -> None:
-        """Train by `way` from the start; `clock` gets the seconds of all steps but the first."""
+    def run(self, implementation: str, timer: PhaseTimer) -> None:
+        """Train from the initial weights; the timer receives the seconds of all steps except the first."""
         with torch.no_grad():
-            for name, value in trained(self.model).items():
+            for name, value in trained_parameters(self.model).items():
                 value.copy_(self._start[name])
                 value.grad = None
         self._runs += 1
-        seconds = self._earwise() if way == "earwise" else self._trainer(way)
-        clock.seconds["steps"] = sum(seconds[1:])
+        seconds = self._earwise() if implementation == "earwise" else self._trainer(implementation)
+        timer.seconds["steps"] = sum(seconds[1:])
 
-    def collator(self, way: str) -> Collator:
-        """The collator of one of the Trainer's ways."""
-        return Collator(self.ears.extractor, self.model.eos_ids[-1], trimmed=way == "trainer-trimmed")
+    def collator(self, implementation: str) -> Collator:
+        """The collator of one of the Trainer's variants."""
+        return Collator(self.hf_model.extractor, self.model.eos_ids[-1], trimmed=implementation == "trainer-trimmed")
 
-    def _trainer(self, way: str) -> list[float]:
+    def _trainer(self, implementation: str) -> list[float]:
         losses: list[Tensor] = []
 
-        def loss(outputs: Any, labels: Tensor, **kept: Any) -> Tensor:
+        def compute_loss(outputs: Any, labels: Tensor, **_: Any) -> Tensor:
             losses.append(row_loss(outputs, labels))
             return losses[-1]
 
-        ticks = Ticks()
-        settings = TrainingArguments(
+        step_times = StepTimes()
+        training_arguments = TrainingArguments(
             output_dir=str(self.folder / "trainer"), max_steps=self.steps, per_device_train_batch_size=self.each,
             learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, seed=SEED,
             train_sampling_strategy="sequential", remove_unused_columns=False, save_strategy="no", report_to="none",
             logging_strategy="no", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         trainer = Trainer(
-            self.ears.module, settings, self.collator(way), self.dataset, compute_loss_func=loss, callbacks=[ticks]
+            self.hf_model.module,
+            training_arguments,
+            self.collator(implementation),
+            self.dataset,
+            compute_loss_func=compute_loss,
+            callbacks=[step_times],
         )
         trainer.remove_callback(PrinterCallback)
         began = time.perf_counter()
-        with peft_alone(self.model):
+        with peft_lora_forward(self.model):
             trainer.train()
-        self.losses[way] = [float(one.detach()) for one in losses]
-        return [stop - start for start, stop in zip([began, *ticks.at], ticks.at, strict=False)]
+        self.losses[implementation] = [float(loss.detach()) for loss in losses]
+        return [stop - start for start, stop in zip([began, *step_times.times], step_times.times, strict=False)]
 
     def _earwise(self) -> list[float]:
         source = Source(manifest="in memory")
-        stage = SftStage(
+        stage = SftConfig(
             kind="sft", data=DataConfig(mixture=(source,), styles={STYLE: 1.0}), max_steps=self.steps,
-            clips_per_step=1, questions_per_clip=self.each, save_every=10**6,
-            optimizer=OptimizerConfig(lr=LR, schedule="constant"),
+            clips_per_step=1, questions_per_clip=self.each, save_steps=10**6,
+            optimizer=OptimizerConfig(learning_rate=LR, lr_scheduler_type="constant"),
         )  # fmt: skip
-        clock = train_clock.Clock()
-        encoder_cache = EncoderCache(self.model, batch=1, watch=clock.phase("hear"))
-        sounds = Sounds(self.model, long_audio="error", on_bad_row="stop")
+        profiler = Profiler()
         out = self.folder / f"earwise-{self._runs}"
-        work = sft.work(self.model, stage, [(self.asked, 1.0)], encoder_cache, sounds, SEED, lambda _: None, clock)
-        loop.run(
-            self.model, work, optimizer_config=stage.optimizer, steps=self.steps, out=out, log=out / "metrics.jsonl",
-            encoder_cache=encoder_cache, clock=clock, profile=True,
-        )  # fmt: skip
+        context = StageContext(
+            model=self.model,
+            data=StageData([(self.examples, 1.0)]),
+            encoder_cache=EncoderCache(self.model, batch_size=1, measure=lambda: profiler.phase("hear")),
+            clip_loader=ClipLoader(self.model, long_audio="error", on_bad_row="stop"),
+            seed=SEED,
+            folder=out,
+            profiler=profiler,
+        )
+        earwise_trainer.Trainer(
+            self.model, SftStage(context, stage),
+            earwise_trainer.TrainerOptions(
+                stage.optimizer, max_steps=self.steps, save_steps=self.steps + 1, profile=True
+            ),
+            folder=out, log_files=LogFiles(out / "metrics.jsonl"), encoder_cache=context.encoder_cache,
+            profiler=profiler,
+        ).train()  # fmt: skip
         rows = read_log(out / "metrics.jsonl")
         self.losses["earwise"] = [row["sft/loss"] for row in rows]
         phase = {key: sum(row.get(key, 0.0) for row in rows[1:]) for key in rows[-1] if key.startswith("phase/")}
         self.phases.append({key.removeprefix("phase/"): value / (len(rows) - 1) for key, value in phase.items()})
         return [row["seconds"] for row in rows]
 
-    def gradient_differences(self, ways: Sequence[str]) -> dict[str, float]:
-        """Norm of the difference to earwise's gradient over its norm, on the first clip."""
+    def gradient_differences(self, implementations: Sequence[str]) -> dict[str, float]:
+        """Relative norm of the difference to earwise's gradient on the first clip, for each implementation."""
         rows = [self.dataset[number] for number in range(self.each)]
-        own = sft_gradient(self.model, rows)
-        found = {}
-        for way in ways:
-            batch = self.collator(way)(rows)
+        earwise = sft_gradient(self.model, rows)
+        differences = {}
+        for implementation in implementations:
+            batch = self.collator(implementation)(rows)
             labels = batch.pop("labels")
-            row_loss(self.ears.module(**batch), labels).backward()
-            found[way] = float((take_gradients(self.model) - own).norm() / own.norm())
-        return found
+            row_loss(self.hf_model.module(**batch), labels).backward()
+            gradient = take_gradients(self.model)
+            differences[implementation] = float((gradient - earwise).norm() / earwise.norm())
+        return differences
 
 
-def sft_gradient(model: AudioLM, rows: Sequence[Row]) -> Tensor:
-    """The gradient of one tree of rows that share their sound."""
+def sft_gradient(model: AudioLM, rows: Sequence[ClipQuestion]) -> Tensor:
+    """The gradient of one token tree, of rows with the same clip."""
     policy = Policy(model)
-    (micro,) = assemble(model, EncoderCache(model), [[row.path for row in rows]], {0: rows[0].wave}, 10**6)
-    mask = micro.forest.loss_mask
-    logprobs = policy(micro.forest, micro.heard, micro.waveforms)
+    (micro_batch,) = build_micro_batches(
+        model, EncoderCache(model), [[row.path for row in rows]], {0: rows[0].waveform}, 10**6
+    )
+    mask = micro_batch.forest.loss_mask
+    logprobs = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
     sft_loss(logprobs, mask, denominator=float(mask.sum())).loss.backward()
     return take_gradients(model)
 
 
-def ways_of(model_name: str) -> list[str]:
-    """All ways that this model can go."""
-    return [way for way in WAYS if way != "trainer-trimmed" or model_name == "embedded"]
+def implementations_for(model_name: str) -> list[str]:
+    """The implementations that this model can run with."""
+    return [
+        implementation
+        for implementation in IMPLEMENTATIONS
+        if implementation != "trainer-trimmed" or model_name == "embedded"
+    ]
 
 
-def alone(model_name: str, way: str, each: int, seconds: float) -> None:
-    """Two steps of one way and nothing else; what memory is measured on."""
+def run_alone(model_name: str, implementation: str, each: int, seconds: float) -> None:
+    """Two steps of one implementation, for measuring its memory."""
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
-        Bench(model_name, Path(folder), steps=1, each=each, seconds=seconds).run(way, Clock())
+        SftBenchmark(model_name, Path(folder), steps=1, each=each, seconds=seconds).run(implementation, PhaseTimer())
 
 
 def measure(model_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model."""
-    ways, steps, each = ways_of(model_name), arguments.steps, arguments.questions
-    others = [way for way in ways if way != "earwise"]
+    """All results of one model."""
+    implementations, steps, each = implementations_for(model_name), arguments.steps, arguments.questions
+    baselines = [implementation for implementation in implementations if implementation != "earwise"]
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model_name, Path(folder), steps=steps, each=each, seconds=arguments.seconds)
-        differences = bench.gradient_differences(others)
-        runs = alternate_phases({way: partial(bench.run, way) for way in ways}, arguments.rounds, warm_up=False)
-        times = {way: phases["steps"] for way, phases in runs.items()}
+        bench = SftBenchmark(model_name, Path(folder), steps=steps, each=each, seconds=arguments.seconds)
+        differences = bench.gradient_differences(baselines)
+        runs = alternate_phases(
+            {implementation: partial(bench.run, implementation) for implementation in implementations},
+            arguments.rounds,
+            warm_up=False,
+        )
+        times = {implementation: phases["steps"] for implementation, phases in runs.items()}
         rows = [bench.dataset[number] for number in range(each)]
-    middle = medians(times)
-    faster = {way: ratio(times[way], times["earwise"]) for way in others}
-    off = {way: loss_difference(bench.losses[way], bench.losses["earwise"]) for way in others}
+    median_seconds = medians(times)
+    speedups = {implementation: ratio(times[implementation], times["earwise"]) for implementation in baselines}
+    loss_differences = {
+        implementation: loss_difference(bench.losses[implementation], bench.losses["earwise"])
+        for implementation in baselines
+    }
     out: dict[str, Any] = {
         "model": model_name, "clip_s": arguments.seconds, "questions": each, "steps_per_round": steps,
         "rounds": arguments.rounds,
-        "examples_per_s": {way: steps * each / seconds for way, seconds in middle.items()},
-        "seconds_per_step": {way: seconds / steps for way, seconds in middle.items()},
+        "examples_per_s": {name: steps * each / seconds for name, seconds in median_seconds.items()},
+        "seconds_per_step": {implementation: seconds / steps for implementation, seconds in median_seconds.items()},
         "seconds_in_rounds": times,
-        "times_faster_than": faster,
+        "times_faster_than": speedups,
         "losses": bench.losses,
-        "relative_loss_difference": off,
+        "relative_loss_difference": loss_differences,
         "relative_gradient_difference": differences,
         "earwise_phases_s": bench.phases[-1],
         "prompt_and_answer_tokens": [len(row.path.ids) for row in rows],
-        "goals": goals(faster, off, differences),
+        "goals": goals(speedups, loss_differences, differences),
     }  # fmt: skip
     if not arguments.no_memory:
         out["peak_memory_mb"] = {
-            way: peak_memory(partial(alone, model_name, way, each, arguments.seconds)) for way in ways
+            implementation: peak_memory(partial(run_alone, model_name, implementation, each, arguments.seconds))
+            for implementation in implementations
         }
     return out
 
 
-def loss_difference(one: Sequence[float], other: Sequence[float]) -> float:
-    """Largest relative difference over the steps."""
-    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+def loss_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
+    """Largest relative difference of two lists of losses."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
 
 
 def goals(
-    faster: Mapping[str, float], off: Mapping[str, float], differences: Mapping[str, float]
+    speedups: Mapping[str, float], loss_differences: Mapping[str, float], differences: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """What issue 3 asks, found and wanted; padding is the usual way, trimming is shown beside it."""
-    found = faster["trainer-padded"]
+    """The results beside the goals. Padding is the usual practice; the trimmed variant has no goal.
+
+    Args:
+        speedups: How many times faster earwise is than each baseline.
+        loss_differences: Largest relative difference of losses to each baseline.
+        differences: Relative difference of gradients to each baseline.
+    """
+    speedup = speedups["trainer-padded"]
     lines: list[dict[str, Any]] = [
-        {"what": "examples per second, times the Trainer's", "found": found, "goal": GOAL, "reached": found >= GOAL}
+        {"what": "examples per second, times the Trainer's", "found": speedup, "goal": GOAL, "reached": speedup >= GOAL}
     ]
-    for what, values in (("loss", off), ("gradient", differences)):
-        worst = max(values.values())
-        line = {"what": f"largest relative {what} difference", "found": worst, "goal": TOLERANCE}
-        lines.append(line | {"reached": worst <= TOLERANCE})
+    for what, values in (("loss", loss_differences), ("gradient", differences)):
+        largest = max(values.values())
+        line = {"what": f"largest relative {what} difference", "found": largest, "goal": TOLERANCE}
+        lines.append(line | {"reached": largest <= TOLERANCE})
     return lines
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", nargs="+", default=["embedded", "qwen2audio-random:small"])
-    parser.add_argument("--questions", type=int, default=10, help="questions of a clip")
+    parser.add_argument("--questions", type=int, default=10, help="questions per clip")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps of a round; one more warms up")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of every way")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the fresh process per way")
-    parser.add_argument("--quick", action="store_true", help="a tiny random model, one round: does it work")
-    parser.add_argument("--out", type=Path, help="keep the JSON here, written anew after every model")
-    known = parser.parse_args(arguments)
-    if known.quick:
-        known.model, known.questions, known.seconds = ["qwen2audio-random:tiny"], 3, 1.0
-        known.steps, known.rounds, known.no_memory = 2, 1, True
-    return known
+    parser.add_argument("--steps", type=int, default=2, help="timed steps per round; one more warms up")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of every implementation")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
+    parser.add_argument("--quick", action="store_true", help="a tiny random model, one round, to try it")
+    parser.add_argument("--out", type=Path, help="JSON file for the results, written after every model")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.model, options.questions, options.seconds = ["qwen2audio-random:tiny"], 3, 1.0
+        options.steps, options.rounds, options.no_memory = 2, 1, True
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its results."""
     transformers.logging.set_verbosity_error()
-    known = parse(arguments)
-    result: dict[str, Any] = {"machine": machine(), "matmul_gflops": matmul_gflops(256 if known.quick else 2048)}
+    options = parse(arguments)
+    result: dict[str, Any] = {"machine": machine(), "matmul_gflops": matmul_gflops(256 if options.quick else 2048)}
     result["results"] = []
-    for model_name in known.model:
-        result["results"].append(measure(model_name, known))
+    for model_name in options.model:
+        result["results"].append(measure(model_name, options))
         result["machine"]["load_average_at_end"] = machine()["load_average"]
-        if known.out:
-            write_json(known.out, result)
+        if options.out:
+            write_json(options.out, result)
     print(json.dumps(result, indent=1))
 
 

@@ -301,7 +301,7 @@ INTERNALS = (
         "transformers", ("_attn_implementation",),
         (f"{MODELS}native.py", f"{MODELS}embedded.py", f"{MODELS}qwen2_audio.py", f"{MODELS}salmonn.py",
          f"{MODELS}mellow.py", f"{ROWS}audio_flamingo3.py", f"{ROWS}phi4_multimodal.py", f"{PARTS}attention.py",
-         "benchmarks/ways/hears.py"),
+         "benchmarks/baselines/hf_models.py"),
         "the forest's attention is set for the text model alone and gets its keywords through the decoder",
         check_attention_function,
     ),
@@ -345,11 +345,11 @@ INTERNALS = (
     ),
     Internal(
         "transformers", ("transformers.modeling_outputs", "_supports_sdpa", "accepts_loss_kwargs"),
-        ("benchmarks/ways/hears.py",),
+        ("benchmarks/baselines/hf_models.py",),
         "transformers' own loops train and sample the embedded model", check_generation_wrapper,
     ),
     Internal(
-        "transformers", ("transformers.modeling_outputs",), ("benchmarks/ways/rows.py",),
+        "transformers", ("transformers.modeling_outputs",), ("benchmarks/baselines/collator.py",),
         "transformers' Trainer is given batches with sound", check_generation_wrapper,
     ),
     Internal(
@@ -365,14 +365,14 @@ INTERNALS = (
         "trl",
         ("_tokenize_prompts", "_generate_single_turn", "_generate_and_score_completions", "_compute_loss",
          "_get_per_token_logps_and_entropies"),
-        ("benchmarks/ways/trl_hears.py",), "GRPOTrainer is made to hear", check_trl_methods,
+        ("benchmarks/baselines/trl_step.py",), "GRPOTrainer is made to hear", check_trl_methods,
     ),
     Internal(
         "accelerate", ("ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS"),
-        ("src/earwise/train/parallel.py",), "a process learns how it was launched", check_accelerate_variables,
+        ("src/earwise/training/parallel.py",), "a process learns how it was launched", check_accelerate_variables,
     ),
     Internal(
-        "accelerate", ("FSDP_RESHARD_AFTER_FORWARD",), ("src/earwise/train/sharding.py",),
+        "accelerate", ("FSDP_RESHARD_AFTER_FORWARD",), ("src/earwise/training/sharding.py",),
         "a process learns whether weights are gathered twice", check_accelerate_variables,
     ),
     Internal(
@@ -396,7 +396,7 @@ INTERNALS = (
         check_triton,
     ),
     Internal(
-        "torch", ("_get_file_writer",), ("src/earwise/train/trackers.py",), "TensorBoard gets events of the past",
+        "torch", ("_get_file_writer",), ("src/earwise/training/trackers.py",), "TensorBoard gets events of the past",
         check_tensorboard_writer,
     ),
 )  # fmt: skip

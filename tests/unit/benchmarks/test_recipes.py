@@ -1,6 +1,5 @@
-"""What `make recipes` and the comparison of XS-CoT's arms count and keep: a run is brought to its end once, read back
-from its log, and refused under other settings; every bundled phrase keeps its answer byte for byte at every stage.
-"""
+"""`make recipes` and the comparison of XS-CoT's variants: a run is completed once, read back from its log, and rejected
+under other settings; every bundled phrase keeps its answer byte for byte at every stage of the compression."""
 
 import itertools
 import json
@@ -22,11 +21,11 @@ from earwise.datasets.xs_cot import instructions
 from earwise.engine.base import Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
-from earwise.evaluate.metrics import stats
+from earwise.evaluation.metrics import stats
 from earwise.files import read_log
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.prompts import prompt_turns, target_text, xs_cot_chain
-from earwise.train.stages.compression_schedule import split_reply
+from earwise.training.stages.compression_schedule import plan_schedule, split_reply
 from earwise.types import Audio, Example, Text, Turn
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -49,14 +48,14 @@ EVAL = {"manifest": "rows.jsonl", "style": "plain", "max_new_tokens": 2}
 
 
 def tiny(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_recipes:tiny`."""
+    """A tiny model, named `test_recipes:tiny` in the recipes below."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe with a profile `cpu` and two rows, and the way to this file for processes that are started."""
+    """A folder with a recipe with profile `cpu` and two rows; started processes can import this file."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
     monkeypatch.setattr(recipes, "RECIPES", tmp_path)
     rows = []
@@ -70,16 +69,16 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_recipe_is_brought_to_its_end_once_and_read_back(base: Path) -> None:
+def test_a_recipe_is_run_to_its_end_once_and_read_back(base: Path) -> None:
     out = base / "out"
     recipe = load_recipe(base / "t.yaml", profile="cpu")
-    fresh = (str(base / "t.yaml"), "--profile", "cpu", "--out", str(out / "t"))
-    assert recipes.bring(out / "t", recipe, fresh) is None
-    assert recipes.bring(out / "t", recipe, fresh) is None, "finished: nothing is started"
+    start_arguments = (str(base / "t.yaml"), "--profile", "cpu", "--out", str(out / "t"))
+    assert recipes.run_to_end(out / "t", recipe, start_arguments) is None
+    assert recipes.run_to_end(out / "t", recipe, start_arguments) is None, "it is finished, so nothing is started"
     assert [row["run"] for row in read_log(out / recipes.WALL)] == ["t"]
 
-    row = recipes.described("t", out)
-    losses = [one["sft/loss"] for one in read_log(out / "t" / "metrics.jsonl")]
+    row = recipes.summarize_recipe("t", out)
+    losses = [logged["sft/loss"] for logged in read_log(out / "t" / "metrics.jsonl")]
     assert row["steps"] == 5 and row["stages"][0]["name"] == "learn"
     assert row["stages"][0]["loss"] == pytest.approx([losses[0], losses[-1]], abs=1e-4), "a quarter of five is one"
     assert losses[-1] < losses[0]
@@ -100,30 +99,32 @@ def test_a_recipe_is_brought_to_its_end_once_and_read_back(base: Path) -> None:
     assert 'href="t/report.html"' in (out / "summary.html").read_text() and (out / "t" / "report.html").exists()
 
     with pytest.raises(ConfigError, match="other settings"):
-        recipes.bring(out / "t", load_recipe(base / "t.yaml", profile="cpu", overrides=["seed=9"]), fresh)
+        recipes.run_to_end(
+            out / "t", load_recipe(base / "t.yaml", profile="cpu", overrides=["seed=9"]), start_arguments
+        )
 
 
-def test_a_recipe_that_fails_says_why_and_the_others_go_on(
+def test_a_failing_recipe_is_reported_and_the_others_continue(
     base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (base / "rows.jsonl").unlink()
     monkeypatch.setattr(recipes, "NAMES", ("missing", "t"))
     monkeypatch.setattr(sys, "argv", ["recipes.py", "--out", str(base / "out"), "--quick"])
     assert recipes.main() == 2
-    said = capsys.readouterr()
-    assert "missing.yaml: cannot be read" in said.out
-    assert "rows.jsonl" in said.out and "t: failed" in said.out
+    output = capsys.readouterr()
+    assert "missing.yaml: no such file" in output.out
+    assert "rows.jsonl" in output.out and "t: failed" in output.out
 
 
-def test_beginning_and_end_are_means_of_a_quarter() -> None:
+def test_beginning_and_end_are_means_of_quarters() -> None:
     assert recipes.ends([7.0]) == [7.0, 7.0]
     assert recipes.ends([8.0, 4.0, 0.0, 0.0, 0.0, 0.0, 1.0, 3.0]) == [6.0, 2.0]
 
 
-def test_what_is_trained_on_is_not_held_out() -> None:
+def test_rows_of_a_stage_are_not_held_out() -> None:
     folder = PACKAGED_RECIPES
-    whole = {name: load_recipe(folder / f"{name}.yaml", profile="cpu") for name in ("embedded", "xs-cot", "mellow")}
-    assert {name: recipes.is_trained_on(one.eval[0], one) for name, one in whole.items()} == {
+    recipe_of = {name: load_recipe(folder / f"{name}.yaml", profile="cpu") for name in ("embedded", "xs-cot", "mellow")}
+    assert {name: recipes.is_trained_on(recipe.eval[0], recipe) for name, recipe in recipe_of.items()} == {
         "embedded": False,  # one manifest, two splits
         "xs-cot": True,
         "mellow": False,
@@ -131,12 +132,12 @@ def test_what_is_trained_on_is_not_held_out() -> None:
 
 
 @pytest.mark.parametrize("name", recipes.NAMES)
-def test_every_recipe_has_the_profile(name: str) -> None:
+def test_every_recipe_has_the_cpu_profile(name: str) -> None:
     assert load_recipe(PACKAGED_RECIPES / f"{name}.yaml", profile="cpu", overrides=recipes.QUICK).eval
 
 
-def bundled() -> list[Example]:
-    """Every phrase of the package in every language but English, as `build xs-cot` makes rows of them."""
+def bundled_rows() -> list[Example]:
+    """The rows that `build xs-cot` makes of every bundled phrase, in every language except English."""
     rows = []
     for item in instructions.read_phrases(instructions.BUNDLED, pytest.fail):
         core = item.pairs["en"]
@@ -150,46 +151,48 @@ def bundled() -> list[Example]:
 
 @pytest.mark.parametrize("arm", ["implicit", "fully-implicit", "k1", "tokens"])
 def test_every_bundled_answer_is_byte_identical_at_every_stage(arm: str) -> None:
-    model, rows = tiny(), bundled()
+    model, rows = tiny(), bundled_rows()
     stage = load_recipe(compress.RECIPE, profile="cpu-delay", arm=arm).stages[-1]
-    plan = stage_of.plan(stage.model_copy(update={"smoothing": None}), rows, 60, seed=1)
-    growths = range(0, int(stage.steps_per_unit * (plan.cutover + 1)), stage.steps_per_unit)
-    assert [plan.progress(step) for step in growths] == list(range(int(plan.cutover) + 1))
+    schedule = plan_schedule(stage.model_copy(update={"smoothing": None}), rows, 60, seed=1)
+    steps = range(0, int(stage.steps_per_unit * (schedule.cutover + 1)), stage.steps_per_unit)
+    assert [schedule.removed_units(step) for step in steps] == list(range(int(schedule.cutover) + 1))
     assert len(rows) == 90
     for row in rows:
         head, chain, tail = split_reply(row, "xs-cot")
-        chains = [plan.chain(row, chain, step, model) for step in growths]
-        said = [
+        chains = [schedule.chain_ids(row, chain, step, model) for step in steps]
+        replies = [
             model.tokenizer.decode([*model.tokenizer.encode(head), *ids, *model.tokenizer.encode(tail)])
             for ids in chains
         ]
-        assert said[0] == target_text(row, "xs-cot")
-        assert all(text.endswith(f"[{row.language}-response] {row.answer[0]}") for text in said), row.id
+        assert replies[0] == target_text(row, "xs-cot")
+        assert all(text.endswith(f"[{row.language}-response] {row.answer[0]}") for text in replies), row.id
         sizes = [len(ids) for ids in chains]
         assert all(later <= earlier for earlier, later in itertools.pairwise(sizes)) and sizes[-1] < sizes[0], row.id
 
 
-def test_the_loss_on_answers_is_the_engines_and_counts_no_chain(base: Path) -> None:
-    row = replace(bundled()[0], turns=(Turn("user", (Audio("dog.ogg"),)),), root=base)
+def test_the_loss_on_answers_equals_the_engines_score_and_leaves_out_the_chain(base: Path) -> None:
+    row = replace(bundled_rows()[0], turns=(Turn("user", (Audio("dog.ogg"),)),), root=base)
     model = tiny()
     recipe = load_recipe(compress.RECIPE, profile="cpu-delay", arm="direct")
-    assert compress.spoken_before(row, recipe, model) == ""
-    found = compress.answer_loss(model, recipe, [row])
-    wave = decode(base / "dog.ogg", model.spec.sample_rate)
-    score = LocalEngine(model).score([Prompt(prompt_turns(row, "spoken"), (wave,), "a")], [row.answer])[0][0]
-    assert found["tokens"] == len(model.tokenizer.encode(row.answer[0])) + 1
-    assert found["nats_a_token"] == pytest.approx(-score / found["tokens"], abs=1e-3)
+    assert compress.reply_before_answer(row, recipe, model) == ""
+    without_chain = compress.answer_loss(model, recipe, [row])
+    waveform = decode(base / "dog.ogg", model.spec.sample_rate)
+    score = LocalEngine(model).score([Prompt(prompt_turns(row, "spoken"), (waveform,), "a")], [row.answer])[0][0]
+    assert without_chain["tokens"] == len(model.tokenizer.encode(row.answer[0])) + 1
+    assert without_chain["nats_a_token"] == pytest.approx(-score / without_chain["tokens"], abs=1e-3)
 
     chain = load_recipe(compress.RECIPE, profile="cpu-delay", arm="chain")
-    whole = compress.spoken_before(row, chain, model)
+    whole = compress.reply_before_answer(row, chain, model)
     assert whole + row.answer[0] == target_text(row, "xs-cot")
-    ids = compress.answer_loss(model, chain, [row])
+    after_chain = compress.answer_loss(model, chain, [row])
     texts = [whole + row.answer[0]]
-    both = LocalEngine(model).score([Prompt(prompt_turns(row, "xs-cot"), (wave,), "a")], [texts])[0]
-    assert ids["tokens"] == found["tokens"], "the chain is not counted"
-    assert ids["nats_a_token"] * ids["tokens"] < -both[0], "but it is said before the answer"
-    assert math.isfinite(ids["nats_a_token"])
-    short = compress.spoken_before(row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="implicit"), model)
-    none = compress.spoken_before(row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="fully-implicit"), model)
-    assert len(whole) > len(short) > len(none)
-    assert all(text.endswith(f"[{row.language}-response] ") for text in (whole, short, none))
+    whole_reply = LocalEngine(model).score([Prompt(prompt_turns(row, "xs-cot"), (waveform,), "a")], [texts])[0]
+    assert after_chain["tokens"] == without_chain["tokens"], "the chain is not counted"
+    assert after_chain["nats_a_token"] * after_chain["tokens"] < -whole_reply[0], "but it precedes the answer"
+    assert math.isfinite(after_chain["nats_a_token"])
+    short = compress.reply_before_answer(row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="implicit"), model)
+    no_chain = compress.reply_before_answer(
+        row, load_recipe(compress.RECIPE, profile="cpu-delay", arm="fully-implicit"), model
+    )
+    assert len(whole) > len(short) > len(no_chain)
+    assert all(text.endswith(f"[{row.language}-response] ") for text in (whole, short, no_chain))

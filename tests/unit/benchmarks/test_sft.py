@@ -1,4 +1,4 @@
-"""The benchmarks of SFT, evaluation and growth at their smallest, and the batches that transformers is given there."""
+"""The benchmarks of SFT, evaluation and growth at their smallest, and the batches that transformers gets there."""
 
 import json
 import sys
@@ -10,9 +10,9 @@ import torch
 from transformers import LlamaConfig, WhisperFeatureExtractor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from builders import sound
+from builders import tone
 from earwise.errors import ConfigError
-from earwise.forest import Path as TokenPath
+from earwise.forest import TokenPath
 from earwise.models.embedded.model import POOL, EmbeddedModule
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix, pool_states
@@ -21,21 +21,21 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import evaluate
 import growth
 import sft_step
-from ways.hears import EmbeddedBody
-from ways.models import random_qwen2_audio
-from ways.rows import IGNORED, Collator, MaskedBody, Row
-from ways.shapes import SHAPES, workload
+from baselines.collator import IGNORED, ClipQuestion, Collator, MaskedBody
+from baselines.hf_models import EmbeddedBody
+from baselines.models import random_qwen2_audio
+from baselines.workload import SHAPES, workload
 
 EXTRACTOR = WhisperFeatureExtractor(feature_size=16, chunk_length=2)
 
 
-def row(ids: list[int], trained: int, seconds: float) -> Row:
-    """A row whose last `trained` tokens are learnt."""
-    flags = [place >= len(ids) - trained for place in range(len(ids))]
-    return Row(TokenPath(tuple(ids), tuple(flags), (-1,) * len(ids)), sound(seconds))
+def row(ids: list[int], num_targets: int, seconds: float) -> ClipQuestion:
+    """A row whose last tokens are targets."""
+    flags = [index >= len(ids) - num_targets for index in range(len(ids))]
+    return ClipQuestion(TokenPath(tuple(ids), tuple(flags), (-1,) * len(ids)), tone(seconds))
 
 
-def test_collator_pads_on_the_right_to_learn_and_on_the_left_to_speak() -> None:
+def test_the_collator_pads_on_the_right_for_training_and_on_the_left_for_generation() -> None:
     rows = [row([5, 6, 7], 2, 1.0), row([8, 9], 1, 0.5)]
     batch = Collator(EXTRACTOR, pad_id=1)(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 1]]
@@ -43,65 +43,65 @@ def test_collator_pads_on_the_right_to_learn_and_on_the_left_to_speak() -> None:
     assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
     assert batch["input_features"].shape == (2, 16, 200)
     assert batch["feature_attention_mask"].sum(1).tolist() == [100, 50]
-    left = Collator(EXTRACTOR, pad_id=1, left=True)(rows)
-    assert left["input_ids"].tolist() == [[5, 6, 7], [1, 8, 9]]
-    assert left["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
-    assert "labels" not in left
+    left_padded = Collator(EXTRACTOR, pad_id=1, pad_left=True)(rows)
+    assert left_padded["input_ids"].tolist() == [[5, 6, 7], [1, 8, 9]]
+    assert left_padded["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert "labels" not in left_padded
 
 
-def test_trimmed_features_are_the_padded_ones_up_to_the_longest_clip() -> None:
-    waves = [sound(0.7331), sound(0.4)]
-    padded = Collator(EXTRACTOR, 1).features(waves)
-    trimmed = Collator(EXTRACTOR, 1, trimmed=True).features(waves)
+def test_trimmed_features_equal_padded_ones_up_to_the_longest_clip() -> None:
+    waveforms = [tone(0.7331), tone(0.4)]
+    padded = Collator(EXTRACTOR, 1).features(waveforms)
+    trimmed = Collator(EXTRACTOR, 1, trimmed=True).features(waveforms)
     assert trimmed["input_features"].shape[2] == 74  # one frame per started 10 ms
     assert torch.allclose(trimmed["input_features"], padded["input_features"][:, :, :74], atol=1e-5)
     assert torch.equal(trimmed["feature_attention_mask"], padded["feature_attention_mask"][:, :74])
 
 
 @pytest.mark.parametrize("trimmed", [False, True])
-def test_a_padded_batch_hears_what_earwise_hears_of_each_clip_alone(trimmed: bool) -> None:
+def test_a_padded_batch_has_the_states_of_each_clip_alone(trimmed: bool) -> None:
     torch.manual_seed(0)
     sizes = {"encoder_layers": 2, "d_model": 24, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
     encoder = whisper.build_encoder(sizes | {"num_mel_bins": 16, "max_source_positions": 100}).eval()
     tiny = LlamaConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20)
     body = MaskedBody(EmbeddedBody(EmbeddedModule(encoder, LayerMix(3, 24, 12), LlamaModel(tiny)), 3))
-    waves = [sound(0.7331), np.float32(0.3) * sound(0.4, 900.0)]
-    features = Collator(EXTRACTOR, 1, trimmed=trimmed).features(waves)
+    waveforms = [tone(0.7331), np.float32(0.3) * tone(0.4, 900.0)]
+    features = Collator(EXTRACTOR, 1, trimmed=trimmed).features(waveforms)
     with torch.no_grad():
-        batch = body.listen(features["input_features"], features["feature_attention_mask"])
-        for heard, wave in zip(batch, waves, strict=True):
-            (alone,) = whisper.layer_states(encoder, [whisper.log_mel(wave, EXTRACTOR)])
-            assert torch.allclose(heard, pool_states(alone, POOL), atol=1e-5)
+        batch = body.encode(features["input_features"], features["feature_attention_mask"])
+        for states, waveform in zip(batch, waveforms, strict=True):
+            (alone,) = whisper.layer_states(encoder, [whisper.log_mel(waveform, EXTRACTOR)])
+            assert torch.allclose(states, pool_states(alone, POOL), atol=1e-5)
 
 
-def test_sft_step_trains_both_ways_to_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_earwise_and_the_trainer_reach_the_same_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sft_step.main(["--quick", "--out", str(tmp_path / "sft.json")])
     result = json.loads((tmp_path / "sft.json").read_text())
     assert result["machine"]["torch"] == torch.__version__
-    (found,) = result["results"]
-    losses = found["losses"]["earwise"]
-    assert losses == pytest.approx(found["losses"]["trainer-padded"], rel=1e-5)
+    (measured,) = result["results"]
+    losses = measured["losses"]["earwise"]
+    assert losses == pytest.approx(measured["losses"]["trainer-padded"], rel=1e-5)
     assert losses[-1] < losses[0]
-    assert found["earwise_phases_s"]["hear"] > 0  # no sound is remembered from another step
-    assert found["relative_gradient_difference"]["trainer-padded"] < 1e-5
-    assert found["examples_per_s"]["earwise"] == pytest.approx(3 / found["seconds_per_step"]["earwise"])
+    assert measured["earwise_phases_s"]["hear"] > 0  # no clip is cached from another step
+    assert measured["relative_gradient_difference"]["trainer-padded"] < 1e-5
+    assert measured["examples_per_s"]["earwise"] == pytest.approx(3 / measured["seconds_per_step"]["earwise"])
     assert json.loads(capsys.readouterr().out)["results"] == result["results"]
 
 
-def test_no_sound_is_asked_about_in_two_steps(tmp_path: Path) -> None:
+def test_no_clip_occurs_in_two_steps(tmp_path: Path) -> None:
     rows = sft_step.questions(tmp_path, 6, 2, 1.0)
     assert [row.audio_paths[0].name for row in rows] == [f"{number // 2}.wav" for number in range(12)]
     assert len({path.read_bytes() for path in tmp_path.glob("*.wav")}) == 6
     items = workload(random_qwen2_audio("tiny"), SHAPES["quick"], 6).prompts
-    assert len({prompt.waves[0].tobytes() for prompt in items}) == 6
+    assert len({prompt.waveforms[0].tobytes() for prompt in items}) == 6
 
 
-def test_sft_step_has_no_more_questions_than_are_bundled(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="1000 clips of 10"):
+def test_the_number_of_bundled_questions_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="1000 clips with 10"):
         sft_step.questions(tmp_path, 1000, 10, 1.0)
 
 
-def test_evaluate_gives_the_same_greedy_answers_and_owns_up_to_extrapolation(
+def test_evaluate_gives_the_same_greedy_answers_and_marks_extrapolation(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate.main(["--quick", "--out", str(tmp_path / "evaluate.json")])
@@ -114,12 +114,12 @@ def test_evaluate_gives_the_same_greedy_answers_and_owns_up_to_extrapolation(
     assert [goal["goal"] for goal in (*greedy["goals"], *samples["goals"])] == [3.0, 8.0]
 
 
-def test_growth_measures_every_axis_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_growth_measures_every_size_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     growth.main(["--quick", "--axes", "group", "trees", "--out", str(tmp_path / "growth.json")])
     result = json.loads(capsys.readouterr().out)
-    one, two = result["axes"]["trees"]
-    assert two["decoder_tokens"] > 1.5 * one["decoder_tokens"]
-    assert one["step_s"] == pytest.approx(sum(one["seconds"].values()))
+    one_tree, two_trees = result["axes"]["trees"]
+    assert two_trees["decoder_tokens"] > 1.5 * one_tree["decoder_tokens"]
+    assert one_tree["step_s"] == pytest.approx(sum(one_tree["seconds"].values()))
     assert result["axes"]["group"][0]["distinct_share"] == 1.0
     growth.main(["--replot", str(tmp_path / "growth.json"), "--plot", str(tmp_path / "growth.png")])
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

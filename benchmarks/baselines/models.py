@@ -1,7 +1,8 @@
-"""The models of the benchmarks: the embedded one, and random-weight Qwen2-Audio of growing size.
+"""The models of the benchmarks: the embedded model, and Qwen2-Audio of several sizes with random weights.
 
-All ways train the same parameters of one model in memory: LoRA on the decoder and the whole connector, the recipes'
-default. `stir` moves them a little away from the reference, so that the KL has a gradient and no LoRA factor is zero.
+All implementations train the same parameters of one model in memory: LoRA on the decoder and the whole connector, the
+recipes' default. `perturb` moves them a little away from the reference, so that the KL has a gradient and no LoRA
+matrix is zero.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,14 +14,14 @@ from tokenizers import models as token_models
 from torch import Tensor
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
+from baselines.workload import examples
 from earwise.config.stages import TrainableConfig
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM, load
 from earwise.models.families.qwen2_audio import from_parts
 from earwise.models.parts import lora_product
-from earwise.prompts import INSTRUCTIONS, OPTIONS
-from earwise.train.trainable import prepare
-from ways.shapes import examples
+from earwise.prompts import CHOICES_PROMPT, INSTRUCTIONS
+from earwise.training.trainable import set_trainable
 
 RANDOM = "qwen2audio-random:"
 PADDED = "embedded-padded"
@@ -35,9 +36,13 @@ SIZES = {
 }
 
 
-def bench_model(name: str, seed: int = 0) -> AudioLM:
-    """A model ready to be trained, on the CPU: `qwen2audio-random:SIZE`, any name that `earwise models` knows, or
-    `embedded-padded`, the embedded model hearing clips padded to 30 s as it does where a recipe does not say `trim`.
+def load_benchmark_model(name: str, seed: int = 0) -> AudioLM:
+    """A model on the CPU, prepared for training.
+
+    Args:
+        name: `qwen2audio-random:SIZE`, a name that `earwise models` lists, or `embedded-padded`, the embedded model
+            with clips padded to 30 s.
+        seed: Seed of random weights.
 
     Raises:
         ConfigError: if the size is unknown.
@@ -49,14 +54,18 @@ def bench_model(name: str, seed: int = 0) -> AudioLM:
         model = load("embedded", device="cpu", trim=False)
     else:
         model = load(name, device="cpu")
-    prepare(model, TrainableConfig())
+    set_trainable(model, TrainableConfig())
     return model
 
 
 def random_qwen2_audio(size: str) -> AudioLM:
-    """transformers' class with random weights (drawn from torch's global generator), released layout, given size."""
+    """Qwen2-Audio in the released layout, with random weights from torch's global generator.
+
+    Args:
+        size: Key of `SIZES`.
+    """
     if size not in SIZES:
-        raise ConfigError(f"size {size!r} is none of {', '.join(SIZES)}")
+        raise ConfigError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
     (mels, window_s), encoder, decoder, vocabulary = SIZES[size]
     audio = {"num_mel_bins": mels, "max_source_positions": 50 * window_s}
     audio |= dict(
@@ -72,12 +81,12 @@ def random_qwen2_audio(size: str) -> AudioLM:
     module = Qwen2AudioForConditionalGeneration(config).eval()
     extractor = WhisperFeatureExtractor(feature_size=mels, chunk_length=window_s)
     texts = [row.question for row in examples()] + [choice for row in examples() for choice in row.choices]
-    tokenizer = word_tokenizer([*texts, *INSTRUCTIONS.values(), OPTIONS, "system user assistant Audio 1"])
+    tokenizer = word_tokenizer([*texts, *INSTRUCTIONS.values(), CHOICES_PROMPT, "system user assistant Audio 1"])
     return from_parts(module, tokenizer, extractor, name=RANDOM + size)
 
 
 def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """One token a word or sign, about as long as real subword prompts."""
+    """A tokenizer with one token per word or punctuation mark; prompts are about as long as with subwords."""
     split = pre_tokenizers.Whitespace()
     words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     vocabulary = {word: number for number, word in enumerate(dict.fromkeys([*SPECIAL, *words]))}
@@ -88,9 +97,13 @@ def word_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 @contextmanager
-def peft_alone(model: AudioLM) -> Iterator[None]:
-    """Inside the block LoRA is computed by peft, as in other trainers, not as earwise's one operation."""
-    fused = [layer for layer in model.module.modules() if isinstance(vars(layer).get("forward"), lora_product.Fused)]
+def peft_lora_forward(model: AudioLM) -> Iterator[None]:
+    """Compute LoRA with PEFT's own forward inside the block, as other trainers do."""
+    fused = [
+        layer
+        for layer in model.module.modules()
+        if isinstance(vars(layer).get("forward"), lora_product.FusedLoraForward)
+    ]
     forwards = [vars(layer).pop("forward") for layer in fused]
     try:
         yield
@@ -99,24 +112,24 @@ def peft_alone(model: AudioLM) -> Iterator[None]:
             layer.forward = forward  # type: ignore[method-assign]
 
 
-def trained(model: AudioLM) -> dict[str, Tensor]:
-    """The trained parameters by name."""
+def trained_parameters(model: AudioLM) -> dict[str, Tensor]:
+    """The trained parameters, by name."""
     return {name: value for name, value in model.module.named_parameters() if value.requires_grad}
 
 
 @torch.no_grad()
-def stir(model: AudioLM, seed: int = 0) -> None:
-    """Add noise of 1 % of its spread (0.01 where there is none) to every trained parameter, in place."""
+def perturb(model: AudioLM, seed: int = 0) -> None:
+    """Add noise to every trained parameter, in place: 1 % of its standard deviation, or 0.01 if it is constant."""
     generator = torch.Generator().manual_seed(seed)
-    for value in trained(model).values():
+    for value in trained_parameters(model).values():
         spread = float(value.std(correction=0)) or 1.0
         value += 0.01 * spread * torch.randn(value.shape, generator=generator)
 
 
 def take_gradients(model: AudioLM) -> Tensor:
-    """All gradients as one vector, and cleared; a parameter without one counts as zeros."""
-    values = trained(model).values()
-    flat = torch.cat([(torch.zeros_like(v) if v.grad is None else v.grad).flatten() for v in values])
+    """All gradients as one vector, with zeros for parameters without one; the gradients are cleared."""
+    values = trained_parameters(model).values()
+    flat = torch.cat([(torch.zeros_like(value) if value.grad is None else value.grad).flatten() for value in values])
     for value in values:
         value.grad = None
     return flat

@@ -1,9 +1,8 @@
-"""Clocks for benchmarks: ways run in turn on one machine, so that its moods fall on all of them alike.
+"""Timing for benchmarks: alternatives run in turn on one machine, so that its varying load affects all of them alike.
 
-A benchmark hands over its ways by name; each is run once to warm up, then round after round, the order turned around
-every other round. What is reported is the median over rounds and, for two ways, the median of the rounds' ratios.
-Memory is the high-water mark of a fresh process, since an allocator keeps what an earlier way has taken; so torch is
-imported where it is needed.
+Each alternative runs once to warm up, then once per round, in an order that is reversed every other round. Reported are
+medians over rounds and, for two alternatives, the median of the rounds' ratios. Memory is the peak of a fresh process,
+since an allocator keeps memory that was used earlier; therefore torch is imported only where it is needed.
 """
 
 import multiprocessing
@@ -23,7 +22,7 @@ STATUS = Path("/proc/self/status")
 
 
 def machine() -> dict[str, Any]:
-    """What a result was measured on, and how busy it was just then."""
+    """A description of this machine, its software and its current load, stored with results."""
     import torch
 
     cpuinfo = Path("/proc/cpuinfo")
@@ -41,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
-    """What this machine's float32 matrix product gives, GFLOP/s (median, after one run to warm up)."""
+    """Rate of float32 matrix products on this machine in GFLOP/s (median, after a warm-up run)."""
     import torch
 
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
@@ -49,7 +48,7 @@ def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:
 
 
 def stream_gbs(megabytes: int = 256, repeats: int = 5) -> float:
-    """How fast weights can be read through: GB/s of a matrix-vector product (median, after one run to warm up)."""
+    """Rate of reading weights on this machine in GB/s, by matrix-vector products (median, after a warm-up run)."""
     import torch
 
     weight = torch.ones(megabytes * 2**20 // 4 // 1024, 1024)
@@ -57,8 +56,8 @@ def stream_gbs(megabytes: int = 256, repeats: int = 5) -> float:
     return weight.nbytes / statistics.median(alternate({"read": lambda: weight @ x}, repeats)["read"]) / 1e9
 
 
-class Clock:
-    """Wall seconds of the named phases of one run, added up: `with clock("loss"): ...`."""
+class PhaseTimer:
+    """Adds up the wall seconds of the named phases of one run: `with timer("loss"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -70,41 +69,49 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
-def alternate(ways: Mapping[str, Callable[[], object]], pairs: int, *, warm_up: bool = True) -> dict[str, list[float]]:
-    """Wall seconds of every way in every round.
+def alternate(
+    alternatives: Mapping[str, Callable[[], object]], pairs: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Wall seconds of every alternative in every round.
 
     Args:
-        ways: What to run, by name.
-        pairs: Rounds; every way is run once in each.
-        warm_up: Run each way once before anything counts.
+        alternatives: Functions to run, by name.
+        pairs: Number of rounds; every alternative runs once per round.
+        warm_up: True runs each alternative once before the first round.
     """
 
-    def whole(run: Callable[[], object]) -> Callable[[Clock], None]:
-        def timed(clock: Clock) -> None:
-            with clock("all"):
+    def timed_as_one_phase(run: Callable[[], object]) -> Callable[[PhaseTimer], None]:
+        def timed(timer: PhaseTimer) -> None:
+            with timer("all"):
                 run()
 
         return timed
 
-    times = alternate_phases({name: whole(run) for name, run in ways.items()}, pairs, warm_up=warm_up)
+    times = alternate_phases(
+        {name: timed_as_one_phase(run) for name, run in alternatives.items()}, pairs, warm_up=warm_up
+    )
     return {name: phases["all"] for name, phases in times.items()}
 
 
 def alternate_phases(
-    ways: Mapping[str, Callable[[Clock], object]], pairs: int, *, warm_up: bool = True
+    alternatives: Mapping[str, Callable[[PhaseTimer], object]], pairs: int, *, warm_up: bool = True
 ) -> dict[str, dict[str, list[float]]]:
-    """As `alternate` for ways that tell their phases apart: way -> phase -> seconds in each round."""
+    """Like `alternate`, for alternatives that report the time of their phases.
+
+    Returns:
+        Alternative -> phase -> seconds in each round.
+    """
     if pairs < 1:
         raise ValueError(f"pairs is {pairs}; a median needs at least one round")
     if warm_up:
-        for run in ways.values():
-            run(Clock())
-    times: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
+        for run in alternatives.values():
+            run(PhaseTimer())
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in alternatives}
     for number in range(pairs):
-        for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
-            clock = Clock()
-            ways[name](clock)
-            for phase, seconds in clock.seconds.items():
+        for name in list(alternatives) if number % 2 == 0 else list(alternatives)[::-1]:
+            timer = PhaseTimer()
+            alternatives[name](timer)
+            for phase, seconds in timer.seconds.items():
                 times[name].setdefault(phase, []).append(seconds)
     return times
 
@@ -115,21 +122,21 @@ def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over rounds of slow / fast: how many times faster the second is."""
+    """Median over rounds of slow / fast: how many times faster the second alternative is."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def peak_memory(function: Callable[[], object]) -> float:
-    """High-water mark (MB) of a fresh process that runs nothing but `function`, the imports it needs included.
+    """Peak memory in MB of a fresh process that runs only one function, with the imports that it needs.
 
     Args:
-        function: Found by import in the other process: a function of a module, or a `functools.partial` of one.
+        function: Function of a module, or a `functools.partial` of one, since the process imports it by name.
     Raises:
-        RuntimeError: if that process fails; its own traceback is on stderr.
+        RuntimeError: if the process fails; its traceback is on stderr.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measured, args=(function, sender))
+    process = context.Process(target=_send_peak, args=(function, sender))
     process.start()
     sender.close()
     try:
@@ -142,16 +149,17 @@ def peak_memory(function: Callable[[], object]) -> float:
 
 
 def high_water_mb() -> float:
-    """Most memory that this process has held so far, MB."""
+    """Peak memory of this process so far, in MB."""
     for line in _lines(STATUS):
-        # Not getrusage, where Linux hands the parent's mark on to a process that it starts.
+        # Not getrusage: on Linux, a new process inherits the peak of its parent there.
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (1024**2 if sys.platform == "darwin" else 1024)
 
 
-def _measured(function: Callable[[], object], sender: Any) -> None:
+def _send_peak(function: Callable[[], object], sender: Any) -> None:
+    """Run a function and send the peak memory of this process."""
     function()
     sender.send(high_water_mb())
 

@@ -1,0 +1,1 @@
+"""Shared parts of the benchmarks: timing, workloads, models, and the implementations that earwise is compared with."""

@@ -1,1 +1,0 @@
-"""Pieces that the benchmarks share: clocks, shapes, models, and the ways that earwise is measured against."""
