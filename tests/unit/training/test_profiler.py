@@ -12,7 +12,7 @@ import soundfile
 from click.testing import CliRunner
 
 from builders import tiny_qwen2_audio, tone
-from earwise.commands.train import command
+from earwise.commands.training.train import command
 from earwise.data import manifest
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training.profiler import Profiler, describe

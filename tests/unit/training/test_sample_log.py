@@ -1,5 +1,5 @@
-"""What a stage that is taught says meanwhile: the model's own greedy answers to fixed rows, shown with their clips, and
-the training bit for bit as if nobody had asked."""
+"""Logged completions of supervised stages: the model's greedy answers to fixed rows, shown with their clips. The
+training is bit for bit the same as without them."""
 
 import json
 import sys
@@ -33,13 +33,13 @@ TOKENS = 12
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_show:load`."""
+    """The model of the recipes below, which name it `test_show:load`."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
-class Seen:
-    """A tracker that remembers which step it was given with which samples."""
+class RecordingTracker:
+    """A tracker that records the samples of each step."""
 
     discards_later_steps = True
     steps: ClassVar[list[tuple[int, list[LoggedSample]]]] = []
@@ -48,7 +48,7 @@ class Seen:
         """Nothing to open."""
 
     def __str__(self) -> str:
-        return "seen"
+        return "recorded"
 
     def log(self, step: int, values: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
         self.steps.append((step, list(samples)))
@@ -59,17 +59,17 @@ class Seen:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Five clips of half a second, one question each, with a chain and a worse answer."""
+    """Folder with five clips of half a second, each with a question, reasoning and a rejected answer."""
     monkeypatch.setitem(sys.modules, "test_show", sys.modules[__name__])
     monkeypatch.setattr(sample_log, "MAX_NEW_TOKENS", TOKENS)
-    Seen.steps = []
+    RecordingTracker.steps = []
     examples = []
     for number in range(5):
         (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5, 300.0 * (number + 1)), 16000))
         turns = (Turn("user", (Audio(f"{number}.ogg"), Text("pitch?"))),)
-        right, wrong = CHOICES if number % 2 else CHOICES[::-1]
+        answer, rejected = CHOICES if number % 2 else CHOICES[::-1]
         examples.append(
-            Example(f"{number}", turns, (right,), CHOICES, "It swings. Slowly.", rejected=(wrong,), root=tmp_path)
+            Example(f"{number}", turns, (answer,), CHOICES, "It swings. Slowly.", rejected=(rejected,), root=tmp_path)
         )
     manifest.write(tmp_path / "rows.jsonl", examples)
     manifest.write(tmp_path / "last.jsonl", examples[-1:])
@@ -80,74 +80,83 @@ def recipe(kind: str, **settings: Any) -> Recipe:
     styles = {"think": 1.0} if kind == "compress" else {"plain": 0.4, "answer": 0.6}
     common = {
         "kind": kind, "max_steps": 6, "clips_per_step": 2, "save_steps": 2, "log_completions_steps": 2,
-        "trainable": {"connector": "full", "decoder": "full"}, "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
+        "trainable": {"connector": "full", "decoder": "full"},
+        "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
         "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": styles},
     }  # fmt: skip
-    top = {"recipe": "t", "model": {"name": "test_show:load"}, "seed": 5, "trackers": ["test_show:Seen"]}
+    top = {"recipe": "t", "model": {"name": "test_show:load"}, "seed": 5, "trackers": ["test_show:RecordingTracker"]}
     return check_recipe(top | {"stages": [common | settings]}, "t")
 
 
-def said(out: Path) -> list[dict[str, Any]]:
-    """Rows of a run's rollouts.jsonl."""
-    at = out / "rollouts.jsonl"
-    return [json.loads(line) for line in at.read_text(encoding="utf-8").splitlines()] if at.exists() else []
+def sample_rows(out: Path) -> list[dict[str, Any]]:
+    """Rows of a run's rollouts.jsonl; none if there is no such file."""
+    path = out / "rollouts.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-LORA = {"encoder": "lora", "connector": "full", "decoder": "lora", "lora": {"r": 2, "target_modules": ["q_proj", "up_proj"]}}
+LORA = {
+    "encoder": "lora",
+    "connector": "full",
+    "decoder": "lora",
+    "lora": {"r": 2, "target_modules": ["q_proj", "up_proj"]},
+}
 
 
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [("sft", {}), ("sft", {"trainable": LORA}), ("dpo", {}), ("compress", {"steps_per_unit": 2})],
-    ids=["sft", "sft-lora-ears", "dpo", "compress"],
+    ids=["sft", "sft-lora-encoder", "dpo", "compress"],
 )
-def test_asking_changes_nothing_and_is_resume_exact(folder: Path, kind: str, settings: dict[str, Any]) -> None:
-    """The stopped run goes on from the checkpoint before its first answers, which it gives again."""
+def test_logging_completions_changes_nothing_and_resumes_exactly(
+    folder: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    """The interrupted run resumes from the checkpoint before its first answers, which are logged again."""
     stopped, whole = run_interrupted_and_whole(recipe(kind, **settings), folder, after=3)
-    run.start(recipe(kind, **settings, log_completions_steps=0), folder / "mute", folder)
-    assert_same_result(whole, folder / "mute")
-    assert not said(folder / "mute")
-    rows = said(whole)
-    assert rows == said(stopped)
+    run.start(recipe(kind, **settings, log_completions_steps=0), folder / "without", folder)
+    assert_same_result(whole, folder / "without")
+    assert not sample_rows(folder / "without")
+    rows = sample_rows(whole)
+    assert rows == sample_rows(stopped)
     assert [(row["step"], row["id"]) for row in rows] == [(step, name) for step in (3, 5) for name in "0123"]
     assert {row["stage"] for row in rows} == {f"stage-0-{kind}"} and all(row["rewards"] is None for row in rows)
     assert [row["answer"] for row in rows[:2]] == [["high"], ["low"]] and rows[0]["choices"] == list(CHOICES)
-    assert rows[0]["completions"] != rows[4]["completions"], "two updates at this rate are heard"
+    assert rows[0]["completions"] != rows[4]["completions"], "two updates at this learning rate change the answers"
 
 
-def test_what_is_shown_are_the_models_greedy_answers(folder: Path) -> None:
-    """Of the weights before step 3, asked by themselves, in the likeliest wording."""
-    made = recipe("sft", save_steps=1, save_total_limit=9)
-    run.start(made, folder / "run", folder)
+def test_logged_completions_are_greedy_answers(folder: Path) -> None:
+    """They equal the answers with the weights before step 3, one prompt at a time, in the style of largest weight."""
+    resolved = recipe("sft", save_steps=1, save_total_limit=9)
+    run.start(resolved, folder / "run", folder)
     model = load()
-    set_trainable(model, made.stages[0].trainable)
-    kept = checkpoints.list_checkpoints(folder / "run" / "stage-0-sft")[1]
-    assert kept.name == "checkpoint-2"
-    trained = torch.load(kept / "state.pt", weights_only=True)["trained"]
+    set_trainable(model, resolved.stages[0].trainable)
+    checkpoint = checkpoints.list_checkpoints(folder / "run" / "stage-0-sft")[1]
+    assert checkpoint.name == "checkpoint-2"
+    trained = torch.load(checkpoint / "state.pt", weights_only=True)["trained"]
     model.module.load_state_dict(trained, strict=False)
     model.module.eval()
     clip_loader = ClipLoader(model, long_audio="error", on_bad_row="stop")
     rows = manifest.read(folder / "rows.jsonl")[:4]
     prompts = [Prompt(prompt_turns(row, "answer"), tuple(clip_loader.load(row) or ())) for row in rows]
-    alone = [LocalEngine(model).generate([prompt], SamplingParams(TOKENS))[0][0].text for prompt in prompts]
-    assert [row["completions"] for row in said(folder / "run")[:4]] == [[text] for text in alone]
+    answers = [LocalEngine(model).generate([prompt], SamplingParams(TOKENS))[0][0].text for prompt in prompts]
+    assert [row["completions"] for row in sample_rows(folder / "run")[:4]] == [[text] for text in answers]
 
 
-def test_held_out_answers_are_shown_where_they_are_measured(folder: Path) -> None:
+def test_answers_to_held_out_rows_are_logged_where_they_are_measured(folder: Path) -> None:
     held_out = {"held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 5, "eval_steps": 4, "max_new_tokens": 7}
     run.start(recipe("compress", steps_per_unit=2, **held_out), folder / "run", folder)
-    rows, logged = said(folder / "run"), metrics_rows(folder / "run")
+    rows, logged = sample_rows(folder / "run"), metrics_rows(folder / "run")
     measured = [row["step"] for row in logged if "compress/delay" in row]
     assert measured == [1, 5, 6]
     assert [(row["step"], row["id"]) for row in rows] == [(step, name) for step in measured for name in "0123"]
 
 
-def test_trackers_and_reports_show_them_with_their_clips(folder: Path) -> None:
+def test_trackers_and_reports_show_logged_completions_with_their_clips(folder: Path) -> None:
     run.start(recipe("sft", max_steps=4), folder / "run", folder)
-    (samples,) = [samples for _, samples in Seen.steps if samples]
-    assert [len(samples) for _, samples in Seen.steps] == [0, 0, 2, 0], "with step 3, the first two"
-    rows = said(folder / "run")
-    assert [one.row for one in samples] == rows[:2] and [len(one.waveforms[0]) for one in samples] == [CLIP_RATE // 2] * 2
+    (samples,) = [samples for _, samples in RecordingTracker.steps if samples]
+    assert [len(samples) for _, samples in RecordingTracker.steps] == [0, 0, 2, 0], "with step 3, the first two"
+    rows = sample_rows(folder / "run")
+    assert [sample.row for sample in samples] == rows[:2]
+    assert [len(sample.waveforms[0]) for sample in samples] == [CLIP_RATE // 2] * 2
     text = rows[0]["completions"][0]
     assert samples[0].distinct_completions == [(None, text, 1)]
     assert "**high**" in markdown(samples[0]) and "\n\ncompletion\n\n" in markdown(samples[0])
@@ -157,7 +166,7 @@ def test_trackers_and_reports_show_them_with_their_clips(folder: Path) -> None:
     assert page.count("<audio") == 4 and "step 3" in page and "mean reward" not in page and "<b>" not in page
 
 
-def test_rows_come_evenly_from_every_manifest(folder: Path) -> None:
+def test_logged_rows_are_evenly_spaced_in_every_manifest(folder: Path) -> None:
     assert (
         sample_log.evenly_spaced_rows(range(10), 4) == [0, 2, 5, 7]
         and sample_log.evenly_spaced_rows("ab", 4) == ["a", "b"]
@@ -165,23 +174,23 @@ def test_rows_come_evenly_from_every_manifest(folder: Path) -> None:
     )
     both = {"data": {"mixture": [{"manifest": "rows.jsonl"}, {"manifest": "last.jsonl"}]}}
     run.start(recipe("sft", max_steps=3, **both), folder / "run", folder)
-    assert [row["id"] for row in said(folder / "run")] == ["0", "2", "4"]
+    assert [row["id"] for row in sample_rows(folder / "run")] == ["0", "2", "4"]
 
 
-def test_a_clip_that_cannot_be_read_stops_or_is_left_out(folder: Path) -> None:
+def test_unreadable_clip_stops_the_run_or_is_left_out(folder: Path) -> None:
     (folder / "1.ogg").write_bytes(b"OggS no sound")
-    with pytest.raises(AudioError, match="example '1'"):
-        run.start(recipe("sft"), folder / "stops", folder)
-    assert not (folder / "stops" / "metrics.jsonl").exists(), "at once, not at step 3"
-    skips = {"data": {"mixture": [{"manifest": "rows.jsonl"}], "on_bad_row": "skip"}}
-    run.start(recipe("sft", **skips), folder / "skips", folder)
-    assert [row["id"] for row in said(folder / "skips")] == [*"023"] * 2
+    with pytest.raises(AudioError, match=r"row '1': .*1\.ogg"):
+        run.start(recipe("sft"), folder / "stop", folder)
+    assert not (folder / "stop" / "metrics.jsonl").exists(), "at once, not at step 3"
+    skip = {"data": {"mixture": [{"manifest": "rows.jsonl"}], "on_bad_row": "skip"}}
+    run.start(recipe("sft", **skip), folder / "skip", folder)
+    assert [row["id"] for row in sample_rows(folder / "skip")] == [*"023"] * 2
 
 
-def test_the_default_leaves_short_runs_alone() -> None:
+def test_default_interval_logs_nothing_in_short_runs() -> None:
     stage = {"kind": "sft", "data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 50}
-    made: Any = check_recipe({"recipe": "t", "stages": [stage]}, "t").stages[0]
-    assert made.log_completions_steps == 50, "the first answers come before step 51"
+    config: Any = check_recipe({"recipe": "t", "stages": [stage]}, "t").stages[0]
+    assert config.log_completions_steps == 50, "the first answers come before step 51"
     with pytest.raises(ConfigError, match="log_completions_steps"):
         check_recipe({"recipe": "t", "stages": [stage | {"log_completions_steps": -1}]}, "t")
     with pytest.raises(ConfigError, match="log_completions_steps"):
@@ -190,6 +199,6 @@ def test_the_default_leaves_short_runs_alone() -> None:
     assert logged_rollouts.log_completions_steps == 10, "rollouts are sampled anyway, and logged more often"
 
 
-def test_a_reply_that_was_chosen_stands_for_the_answer() -> None:
+def test_chosen_reply_is_logged_as_the_answer() -> None:
     example = Example("a", user_question("What?"), chosen=("It hums.",), rejected=("No.",))
     assert sample_log.sample_row(1, example, (), None)["answer"] == ["It hums."]
