@@ -1,1 +1,1 @@
-"""Builders of data sets: questions from labels, published sets, teachers, SARI, XS-CoT, checks and scans."""
+"""Builders of data sets: questions from labels, published sets, ReasonAQA, SARI, XS-CoT, checks and scans."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import check_built, check_option
+from earwise.commands.build.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.commands.loading import STYLES, find_manifest, json_option, note, open_engine, print_json
 from earwise.commands.options import collect_options
-from earwise.commands.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 
 if TYPE_CHECKING:
     from earwise.datasets.sari.options import SariModels, SariOptions
@@ -158,7 +158,9 @@ def _print_summary(summary: dict[str, Any], chosen: SariCommand) -> None:
     if summary["template"]:
         click.echo("the teacher is a template: sentences filled in from labels, no language model wrote them")
     if "written" not in summary:
-        click.echo(f"shard {chosen.shard} done: {summary['pool']} items; no manifests until the run without --shard")
+        click.echo(
+            f"shard {chosen.shard} done: {summary['pool']} questions; no manifests until the run without --shard"
+        )
         return
     for name, count in summary["written"].items():
         click.echo(f"{chosen.out / name}: {count}")
@@ -167,7 +169,9 @@ def _print_summary(summary: dict[str, Any], chosen: SariCommand) -> None:
     else:
         click.echo("pass rates: not measured (no --policy), so nothing was dropped")
     if summary["truncated"]:
-        click.echo(f"{summary['truncated']} items have longer clips than the policy accepts; it got only the beginning")
+        click.echo(
+            f"{summary['truncated']} questions have longer clips than the policy accepts; it got only the beginning"
+        )
     for step, statuses in summary["failed"].items():
         click.echo(f"failed, {step}: " + ", ".join(f"{n} {status}" for status, n in sorted(statuses.items())))
 
@@ -175,8 +179,8 @@ def _print_summary(summary: dict[str, Any], chosen: SariCommand) -> None:
 def _print_plan(plan: dict[str, Any]) -> None:
     """Print the estimates of a dry run."""
     click.echo(
-        f"{plan['clips']} clips, {plan['items']} items; {plan['captions_to_write']} captions to write, at most "
-        f"{plan['pool_at_most']} items and {plan['attempts_at_most']} attempts"
+        f"{plan['clips']} clips, {plan['items']} existing questions; {plan['captions_to_write']} captions to write, "
+        f"at most {plan['pool_at_most']} questions and {plan['attempts_at_most']} attempts"
     )
     for step, estimate in plan["estimates"].items():
         cost = "" if estimate["cost"] is None else f", cost about {estimate['cost']:.2f}"

@@ -1,1 +1,1 @@
-"""Published data sets turned into questions."""
+"""Published data sets converted to manifests: missing audio, unsuitable questions, choices for open questions."""

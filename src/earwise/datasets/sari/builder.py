@@ -154,9 +154,10 @@ def _build_pool(inputs: SariInputs, out: Path, context: BuildContext) -> _Pool:
         failed = out / "failed.jsonl"
         write_jsonl(failed, context.report.failures)
         raise DataError(
-            f"{len(inputs.rows)} clips and {len(inputs.questions)} items gave no question; the reasons are in {failed}"
+            f"{len(inputs.rows)} clips and {len(inputs.questions)} existing questions gave no question; "
+            f"the reasons are in {failed}"
         )
-    models.notify(f"{len(examples)} items in the pool")
+    models.notify(f"{len(examples)} questions in the pool")
     examples = _measure_difficulty(examples, context)
     counts = {
         "clips": len(selected.clips), "clips_unasked": len(selected.clips) - len(requests),

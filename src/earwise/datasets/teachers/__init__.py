@@ -1,1 +1,1 @@
-"""Text written by a teacher model, logged so that nothing is paid for twice."""
+"""Requests to models that write data sets, with a log of every answer so that none is requested twice."""

@@ -1,1 +1,1 @@
-"""XS-CoT's training data: spoken instructions and their cross-lingual chains of thought."""
+"""XS-CoT's training data (arXiv:2504.20835): spoken instructions with cross-lingual chains of thought."""

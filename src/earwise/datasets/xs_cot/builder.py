@@ -160,7 +160,7 @@ def _plan(
     jobs = plan_jobs(instructions, options.languages, models.voices, models.recogniser, shard=shard)
     num_rejected = Counter(job.rejection is not None for job in jobs)[True]
     languages = ", ".join(options.languages)
-    notify(f"{len(instructions)} items in {languages}: {len(jobs)} to speak, {num_rejected} of them left out")
+    notify(f"{len(instructions)} instructions in {languages}: {len(jobs)} to speak, {num_rejected} of them left out")
     return jobs
 
 

@@ -99,7 +99,7 @@ def load_instructions(files: InstructionFiles, on_skip: OnSkip) -> list[Instruct
     if files.translations is not None:
         instructions = list(with_translations(instructions, read_translations(files.translations, count_skipped)))
     if not instructions:
-        raise DataError(f"{files.path}: holds no usable item ({num_skipped} left out)")
+        raise DataError(f"{files.path}: holds no usable instruction ({num_skipped} left out)")
     return instructions
 
 
@@ -120,7 +120,7 @@ def read_phrases(path: Path, on_skip: OnSkip) -> Iterator[Instruction]:
                 if isinstance(value, dict)
             }
             if CORE_LANGUAGE not in pairs:
-                raise DataError(f"{location}: no {CORE_LANGUAGE!r}; every item needs its English")
+                raise DataError(f"{location}: no {CORE_LANGUAGE!r}; every instruction needs its English")
             yield Instruction(example_builder.string_field(row, "id", location), pairs)
         except DataError as error:
             on_skip(str(error))

@@ -73,7 +73,7 @@ def plan_jobs(
         raise ConfigError(f"language {voiceless[0]!r} has no voice; name one with --voice {voiceless[0]}=NAME")
     repeated = [name for name, count in Counter(instruction.id for instruction in instructions).items() if count > 1]
     if repeated:
-        raise DataError(f"item id {repeated[0]!r} occurs twice; ids must differ")
+        raise DataError(f"instruction id {repeated[0]!r} occurs twice; ids must differ")
     jobs = []
     for instruction in instructions:
         if not in_shard(hashlib.sha256(instruction.id.encode()).hexdigest(), shard):
