@@ -230,8 +230,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [
         *first,
         f"{held_out['n']}{', trained on' if held_out['trained_on'] else ''}",
-        interval(found["before"]),
-        interval(found["after"]),
+        interval(held_out["before"]),
+        interval(held_out["after"]),
         f"{percent(held_out['before']['blind'])} → {percent(held_out['after']['blind'])}",
         f"{percent(held_out['before']['format'])} → {percent(held_out['after']['format'])}",
         f"{100 * gap['difference']:+.1f} ({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})",
