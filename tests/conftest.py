@@ -11,7 +11,13 @@ from jaxtyping import install_import_hook
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 install_import_hook(
-    ["earwise.forest", "earwise.algorithms.losses", "earwise.algorithms.policy_loss", "earwise.models.parts"],
+    [
+        "earwise.forest",
+        "earwise.algorithms.losses",
+        "earwise.algorithms.policy_loss",
+        "earwise.models.parts",
+        "earwise.models.embedded.ridge_init",
+    ],
     "beartype.beartype",
 )
 
