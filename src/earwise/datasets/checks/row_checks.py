@@ -1,5 +1,4 @@
-"""Statistics of the rows of a data set: leaks between splits, duplicates, contradictions, and questions to judge for
-bias.
+"""Examines the rows of a data set: counts, leaks between splits, duplicates, contradictions, questions for bias.
 
 First part of `checks/check_examples.py`. Rows are added one by one. Of each row only a few hashes, its id and its
 answer are kept, so that data sets of millions of rows fit into memory.

@@ -1,5 +1,4 @@
-"""Reads labelled collections: from files on disk to label rows, dicts with `path`, `labels`, `category`, `group`,
-`split`.
+"""Reads labelled collections into label rows: dicts with `path`, `labels`, `category`, `group` and `split`.
 
 First step of `earwise build labels`. Four formats are read: JSON lines (one clip per line; further fields are kept), a
 CSV table (columns path and label; optionally split, group and others), a folder with one subfolder of clips per class,

@@ -230,8 +230,11 @@ def _draw_compared_pairs(
     rng: random.Random,
     limit: int | None,
 ) -> tuple[list[tuple[LabelRow, LabelRow]], int]:
-    """Pairs of clips that clearly differ in a quantity, the clip with more of it first, and the number of clips without
-    a partner."""
+    """Draw pairs of clips that clearly differ in a quantity.
+
+    Returns:
+        The pairs, the clip with more of the quantity first, and the number of clips without a partner.
+    """
     pools: dict[tuple[str, str], list[LabelRow]] = {}
     for row in members:
         clip = measurements.get(row["path"])

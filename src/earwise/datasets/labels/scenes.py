@@ -224,8 +224,11 @@ _PLANNERS = {"order": _order, "count": _count, "louder": _louder, "odd_one_out":
 
 
 def _draw_couples(leads: Sequence[_Clip], members: Sequence[_Clip], rng: random.Random) -> list[tuple[_Clip, _Clip]]:
-    """Each lead clip with a clip of another class. Every class is a partner as often as a lead, so that the names of
-    the classes do not reveal the answer."""
+    """Pair each lead clip with a clip of another class.
+
+    Every class is a partner as often as a lead, so that the names of the classes do not reveal the answer. Lead clips
+    that cannot be paired are left out.
+    """
     no_further_names = [frozenset[str]()] * len(leads)
     partner_names = balanced_distractors(
         [clip.name for clip in leads], 2, rng, confusable=label_names.CONFUSABLE, also_true=no_further_names
