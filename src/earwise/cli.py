@@ -12,23 +12,9 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
-from earwise.commands import (
-    ablate,
-    ask,
-    build,
-    chat,
-    compare,
-    completion,
-    demo,
-    doctor,
-    evaluate,
-    export,
-    models,
-    recipe,
-    report,
-    serve,
-    train,
-)
+from earwise.commands import ask, build, chat, completion, demo, doctor, export, models, serve
+from earwise.commands.evaluation import compare, evaluate, report
+from earwise.commands.training import ablate, recipe, train
 from earwise.errors import EarwiseError
 from earwise.files import disk_error_message
 

@@ -10,7 +10,7 @@ import pytest
 
 from earwise import cli
 from earwise.apps.recipe_eval import headline_figures
-from earwise.commands import evaluate as evaluate_command
+from earwise.commands.evaluation import evaluate as evaluate_command
 from earwise.engine.base import Prompt
 from earwise.errors import ConfigError, DataError
 from earwise.evaluation.compare import as_text as compare_as_text

@@ -14,9 +14,9 @@ from earwise.commands.build.published import (
     out_option,
     print_manifest_summary,
 )
+from earwise.commands.build.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options
-from earwise.commands.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:

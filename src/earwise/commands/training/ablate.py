@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, note, print_json
-from earwise.commands.recipe import complete_recipe
+from earwise.commands.training.recipe import complete_recipe
 from earwise.config.resolve import require
 
 
@@ -37,7 +37,9 @@ def command(
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """Train every arm of RECIPE (the name of a recipe of the package, or a YAML file) with every seed, one after the other, and compare them item by item.
+    """Train every arm of RECIPE with every seed, one after the other, and compare them item by item.
+
+    RECIPE is the name of a recipe of the package (see `earwise recipe`), or a YAML file.
 
     \b
     earwise ablate r1-aqa --profile cpu --arms sft-lora,grpo --seeds 3 --out runs/sft-or-rl

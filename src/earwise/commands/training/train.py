@@ -8,7 +8,7 @@ import click
 
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options
-from earwise.commands.recipe import complete_recipe
+from earwise.commands.training.recipe import complete_recipe
 from earwise.config.resolve import require
 from earwise.errors import ConfigError
 
@@ -128,7 +128,7 @@ def _train(options: TrainCommandOptions) -> "TrainResult":
 
 def _plan(options: TrainCommandOptions) -> None:
     """Print what the run would train and need."""
-    from earwise.commands.plan import show_plan
+    from earwise.commands.training.plan import show_plan
     from earwise.training.check_recipe import check_training
 
     if options.resume is not None:

@@ -1,0 +1,1 @@
+"""The commands that train: `train` with its plan, `ablate`, and `recipe`."""
