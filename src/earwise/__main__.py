@@ -1,4 +1,4 @@
-"""`python -m earwise`: the front door for launchers that start a module in several processes."""
+"""`python -m earwise` runs the command line; launchers start it in several processes."""
 
 from earwise.cli import main
 
