@@ -23,7 +23,7 @@ from typing import NamedTuple
 from earwise.types import Parsed, Status
 
 SECTIONS = ("planning", "caption", "reasoning", "summary")
-"""The four sections of structured reasoning, in order (SARI, arXiv:2504.15900, section 3; the tag names are ours)."""
+"""The four sections of structured reasoning, in order (SARI, arXiv:2504.15900; the tag names are ours)."""
 
 _FLAGS = re.DOTALL | re.IGNORECASE
 _REASONING = re.compile(r"<(think|planning|caption|reasoning|summary)>(.*?)</\1>", _FLAGS)
@@ -93,11 +93,11 @@ def normalise(text: str) -> str:
     return joined.strip(_OUTER_PUNCTUATION + " ") or joined
 
 
-def r1aqa_extract(text: str) -> str:
+def extract_answer_r1aqa(text: str) -> str:
     """Extract the answer as R1-AQA's released code does: the first `<answer>` block on one line, else the whole text.
 
     Example:
-        >>> r1aqa_extract("so <answer> dog </answer>"), r1aqa_extract(" dog ")
+        >>> extract_answer_r1aqa("so <answer> dog </answer>"), extract_answer_r1aqa(" dog ")
         ('dog', 'dog')
 
     Source: R1-AQA (arXiv:2503.11197), released code xiaomi-research/r1-aqa@5d24f31 (accuracy reward and evaluation).
@@ -106,7 +106,7 @@ def r1aqa_extract(text: str) -> str:
     return (block[1] if block else text).strip()
 
 
-def sections(text: str) -> dict[str, str]:
+def parse_sections(text: str) -> dict[str, str]:
     """Contents of the structured-reasoning sections in a text, stripped.
 
     Returns:
@@ -114,7 +114,7 @@ def sections(text: str) -> dict[str, str]:
         its last content.
 
     Example:
-        >>> sections("<think><planning>p</planning><summary> s </summary></think>")
+        >>> parse_sections("<think><planning>p</planning><summary> s </summary></think>")
         {'planning': 'p', 'summary': 's'}
     """
     pattern = re.compile(rf"<({'|'.join(SECTIONS)})>(.*?)</\1>", _FLAGS)

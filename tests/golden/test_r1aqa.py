@@ -10,7 +10,7 @@ from earwise import prompts
 from earwise.algorithms import rewards
 from earwise.algorithms.losses import completion_mask
 from earwise.algorithms.policy_loss import group_advantages, grpo_loss, kl_k3
-from earwise.answers import r1aqa_extract
+from earwise.answers import extract_answer_r1aqa
 from earwise.types import Audio, Example, Text, Turn
 
 Golden = Callable[[str], dict[str, Any]]
@@ -29,7 +29,7 @@ def test_extraction(golden: Golden) -> None:
     cases = golden("benchmark-items/r1aqa_prompts_and_extraction.json")["extraction"]
     assert cases
     for case in cases:
-        assert r1aqa_extract(case["completion"]) == case["extracted"], case
+        assert extract_answer_r1aqa(case["completion"]) == case["extracted"], case
 
 
 def test_prompts_and_solutions(golden: Golden) -> None:

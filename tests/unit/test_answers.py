@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from earwise.answers import (
     answer_blocks,
     extract_answer,
+    extract_answer_r1aqa,
     mentions,
     normalise,
     option_index,
     parse,
-    r1aqa_extract,
-    sections,
+    parse_sections,
     split_reasoning,
 )
 
@@ -142,7 +142,12 @@ def test_structured_reasoning() -> None:
     text = "<think><planning>p</planning>\n<caption>a dog</caption><reasoning>r</reasoning><summary>s</summary></think>"
     parsed = parse(text + "<answer>cat</answer>", ANIMALS)
     assert (parsed.answer, parsed.status) == ("cat", "ok")
-    assert sections(parsed.reasoning or "") == {"planning": "p", "caption": "a dog", "reasoning": "r", "summary": "s"}
+    assert parse_sections(parsed.reasoning or "") == {
+        "planning": "p",
+        "caption": "a dog",
+        "reasoning": "r",
+        "summary": "s",
+    }
     bare = parse("<PLANNING>dog</PLANNING><SUMMARY>dog</SUMMARY><RESPONSE>cat</RESPONSE>", ANIMALS)
     assert (bare.answer, bare.reasoning) == ("cat", "dog\ndog")
 
@@ -161,7 +166,7 @@ def test_helper_functions() -> None:
         and option_index("bird", ANIMALS) is None
     )
     assert mentions("a Car  horn!", "car horn") and not mentions("car, or horn", "car horn") and not mentions("x", "")
-    assert r1aqa_extract("<answer>a\nb</answer>") == "<answer>a\nb</answer>"
+    assert extract_answer_r1aqa("<answer>a\nb</answer>") == "<answer>a\nb</answer>"
 
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>", "<caption>", "\\boxed{", "}"]

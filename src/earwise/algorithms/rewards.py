@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from earwise.answers import SECTIONS, answer_blocks, mentions, normalise, option_index, parse, r1aqa_extract
+from earwise.answers import SECTIONS, answer_blocks, extract_answer_r1aqa, mentions, normalise, option_index, parse
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ScoringError
 from earwise.types import Example
@@ -105,7 +105,9 @@ def accuracy_r1aqa(example: Example, completion: str) -> float:
         ScoringError: if the example has no answer.
     Source: xiaomi-research/r1-aqa, `accuracy_reward` without the math verifier.
     """
-    return float(r1aqa_extract(completion) in {r1aqa_extract(answer) for answer in _accepted_answers(example)})
+    return float(
+        extract_answer_r1aqa(completion) in {extract_answer_r1aqa(answer) for answer in _accepted_answers(example)}
+    )
 
 
 def format_answer(example: Example, completion: str) -> float:
