@@ -2,7 +2,7 @@
 
 import pytest
 
-from builders import ask, sound, tiny_qwen2_audio
+from builders import tiny_qwen2_audio, tone, user_question
 from earwise.errors import ConfigError, DataError
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.prompts import (
@@ -73,7 +73,7 @@ def test_what_is_trained_is_what_is_sampled() -> None:
     the last end-of-turn token of the conversation.
     """
     model = tiny_qwen2_audio()
-    samples = [len(sound(0.3)), len(sound(0.5))]
+    samples = [len(tone(0.3)), len(tone(0.5))]
     whole = conversation_path(model, CHAT, [0, 1], samples, generate=False)
     prompt = conversation_path(model, CHAT[:3], [0, 1], samples, generate=True)
     sampled = prompt + answer_path(model, "A cat.")
@@ -93,9 +93,9 @@ def test_what_is_trained_is_what_is_sampled() -> None:
 def test_number_of_clips_must_match_the_audio_parts() -> None:
     model = tiny_qwen2_audio()
     with pytest.raises(DataError, match="1 audio parts but 2 sounds"):
-        conversation_path(model, ask("What?"), [0, 1], [5000, 5000], generate=True)
+        conversation_path(model, user_question("What?"), [0, 1], [5000, 5000], generate=True)
     with pytest.raises(DataError, match="2 audio parts but 1 sounds"):
-        conversation_path(model, ask("What?", 2), [0], [5000], generate=True)
+        conversation_path(model, user_question("What?", 2), [0], [5000], generate=True)
 
 
 @pytest.mark.parametrize("text", ["<|AUDIO|>", "say <|AUDIO|> twice"])
