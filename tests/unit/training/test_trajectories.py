@@ -47,7 +47,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "data": {
             "mixture": [{"manifest": "rows.jsonl", "weight": 2.0}, {"manifest": "more.jsonl"}],
             "weight_by_size": True,
-            "temperature": 2.0,
+            "mixture_temperature": 2.0,
         },
     },
     "sft, unreadable clip": SFT | {"data": {"mixture": [{"manifest": "broken.jsonl"}], "on_bad_row": "skip"}},
