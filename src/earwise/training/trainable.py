@@ -44,7 +44,9 @@ def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
             parameter.data = parameter.data.float()
     lora_product.fuse_lora_layers(model.module)
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
-        raise ModelError(f"{model.name}: its parameter_prefixes match none of the parameters that the recipe trains; see `AudioLM`")
+        raise ModelError(
+            f"{model.name}: its parameter_prefixes match none of the parameters that the recipe trains; see `AudioLM`"
+        )
 
 
 def _add_lora(model: AudioLM, group: str, config: TrainableConfig) -> None:

@@ -129,7 +129,8 @@ class Trainer:
         self._checks_done = False
         self._checkpoint_state: dict[str, Any] | None = None
         """State of the stage that belongs to the current weights; None while no checkpoint of them is possible."""
-        self._began = time.monotonic()
+        self._began = 0.0
+        """Time at which training began in this process, in seconds, for `max_minutes`."""
 
     def train(self) -> int:
         """Train until `max_steps` or `max_minutes`, from the newest checkpoint if there is one.
@@ -142,6 +143,7 @@ class Trainer:
             KeyboardInterrupt: if the run was asked to stop; everything is saved.
         """
         self._restore()
+        self._began = time.monotonic()
         with StopRequest(self._notify) as stop, _before_error(self._save_before_error):
             while self._step < self._options.max_steps:
                 self._prepare_checkpoint()

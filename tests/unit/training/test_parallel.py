@@ -203,7 +203,7 @@ def test_ctrl_c_in_one_process_stops_all_and_resumes(sharded_runs: Path, runs: P
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "fsdp2-zero2.yaml for ZeRO-2"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "fsdp2-zero2 for ZeRO-2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "leave it out"),
     ],

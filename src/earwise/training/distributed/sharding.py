@@ -6,7 +6,8 @@ micro-batch uses depends on its content, whereas every micro-batch uses every de
 for a call that another does not make. For sampling and for the reference, the layers are gathered (`unsharded_layers`),
 and a process may then compute as often as it likes.
 
-Source: torch's `fully_shard`. It is chosen by `fsdp_version: 2` in the launcher's configuration (`earwise/recipes/engines`).
+Source: torch's `fully_shard`. It is chosen by `fsdp_version: 2` in the launcher's configuration
+(`earwise/recipes/engines`).
 """
 
 import os
@@ -40,7 +41,10 @@ def shard_decoder(model: AudioLM) -> list[Any]:
 
     trunk, layers = decoder_layers(model)
     if not any(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
-        raise ConfigError("fsdp2 shards the decoder, which is frozen here; launch with the configuration ddp (earwise recipe --path ddp)")
+        raise ConfigError(
+            "fsdp2 shards the decoder, which is frozen here; launch with the configuration ddp "
+            "(earwise recipe --path ddp)"
+        )
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
     sharded: list[Any] = [fully_shard(layer, reshard_after_forward=reshards_after_forward()) for layer in layers]
     # The trunk is FSDP2's root, which prefetches a layer while the one before computes; it shards nothing itself.

@@ -2,8 +2,8 @@
 
 GRPO logs completions that it samples anyway. The supervised stages (SFT, DPO, compression) sample nothing, and their
 loss does not show what the model has learnt. Every `log_completions_steps` steps, before the batches of the step are
-made, the model therefore answers the same few rows of its training data (`CompletionLogger`). `training/run.py` writes the
-answers to `rollouts.jsonl`, from where trackers and reports show them with their clips.
+made, the model therefore answers the same few rows of its training data (`CompletionLogger`). `training/run.py` writes
+the answers to `rollouts.jsonl`, from where trackers and reports show them with their clips.
 
 Logging changes nothing in the training: rows are chosen by their place, greedy decoding draws no random numbers, and
 cached encoder states are bit for bit those of another encoder pass. The engine, with its copy of the weights, is

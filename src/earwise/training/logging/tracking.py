@@ -1,7 +1,7 @@
 """Sends the logs of a stage to trackers (TensorBoard, wandb, trackio) while it runs.
 
-`metrics.jsonl` and `rollouts.jsonl` are the record of a run: `training/run.py` writes a row there first and then passes it
-on to `Tracking`. A tracker that fails is reported once, its lost steps are counted, and it is disabled if it keeps
+`metrics.jsonl` and `rollouts.jsonl` are the record of a run: `training/run.py` writes a row there first and then passes
+it on to `Tracking`. A tracker that fails is reported once, its lost steps are counted, and it is disabled if it keeps
 failing; training goes on in any case.
 
 No step is logged twice when a stage is resumed. TensorBoard discards what comes after the checkpoint; the other

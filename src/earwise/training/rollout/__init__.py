@@ -1,1 +1,4 @@
-"""Rollouts for GRPO: prompts are drawn, completions sampled and rewarded (`collect.py`), then packed (`batching.py`)."""
+"""Rollouts for GRPO.
+
+Prompts are drawn, completions sampled and rewarded (`collect.py`), then packed into micro-batches (`batching.py`).
+"""

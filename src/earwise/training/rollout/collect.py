@@ -203,7 +203,10 @@ class RolloutCollector:
             rewards = self._reward_runner.compute([drawn.examples[number] for number in share], groups)
         stats = parallel.all_gather(rollout_stats(groups, rewards))
         return SampledGroups(
-            parallel.gather_assigned(share, groups), parallel.gather_assigned(share, rewards.totals), stats, num_server_errors
+            parallel.gather_assigned(share, groups),
+            parallel.gather_assigned(share, rewards.totals),
+            stats,
+            num_server_errors,
         )
 
     def _rollouts(self, drawn: DrawnPrompts, sampled: SampledGroups) -> list[tuple[Example, Rollout]]:

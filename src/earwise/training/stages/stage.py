@@ -1,8 +1,8 @@
 """The interface between the trainer and a stage, and what a stage is given.
 
 A stage makes the micro-batches of each optimizer step and computes the loss of each micro-batch. It never touches the
-optimizer; `earwise.training.trainer.Trainer` never sees a row. All randomness of a stage is drawn from `(seed, step)`, so
-that a resumed run continues exactly.
+optimizer, and the trainer (`earwise.training.trainer`) never sees a row. All randomness of a stage is drawn from
+`(seed, step)`, so that a resumed run continues exactly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
