@@ -94,11 +94,11 @@ def index_again(path: Path) -> dict[str, Any]:
     began = time.perf_counter()
     rows = open_rows(path)
     opened = time.perf_counter() - began
-    units = rows.select({"category": "speech"}, answered=True).units()
-    mixture = Mixture([(rows.units(), 1.0), (units, 1.0)], 0)
+    speech_groups = rows.select({"category": "speech"}, require_answer=True).group_by_clips()
+    mixture = Mixture([(rows.group_by_clips(), 1.0), (speech_groups, 1.0)], 0)
     next(mixture)
     ready = time.perf_counter() - began
-    num_drawn = sum(len(unit) for unit in islice(mixture, 1000))
+    num_drawn = sum(len(group) for group in islice(mixture, 1000))
     draw_s = time.perf_counter() - began - ready
     return {"open_s": opened, "ready_s": ready, "rows": len(rows), "drawn_rows_per_s": num_drawn / draw_s}
 
