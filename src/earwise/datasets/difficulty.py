@@ -306,7 +306,7 @@ def _query(example: Example, attempts: AttemptSettings) -> AudioQuery:
 
 
 def _judged(example: Example, completions: Sequence[Completion], reward: Reward) -> dict[str, Any]:
-    """The fields of a row: how many of the completions are correct, and what the others are."""
+    """The fields of a row: counts of correct, unparsed and truncated completions, and the most frequent answers."""
     parsed = [parse(completion.text, example.choices) for completion in completions]
     answers = Counter(attempt.answer for attempt in parsed if attempt.answer is not None)
     return {

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from earwise.datasets.teachers.teacher import TeacherReply, TeacherRequest
 
 ReplyStatus = Literal["ok", "empty", "refusal", "truncated", "invalid", "language"]
-"""What is wrong with a reply: it is empty, refuses, was cut off at the token limit, does not fit the schema, or is in
-the wrong language."""
+"""Outcome of the check of a reply: it is usable, is empty, refuses the request, was cut off at the token limit, does
+not fit the schema, or is in the wrong language."""
 MAX_REPORTED_PROBLEMS = 4
 """Schema violations that a teacher is told about at once."""
 
@@ -85,7 +85,7 @@ class ReplyCheck:
     """The outcome of checking one reply."""
 
     status: ReplyStatus
-    """"ok", or what is wrong."""
+    """Outcome of the check; "ok" if the reply is usable."""
     value: Any = None
     """The validated JSON value, or the text; None unless `status` is "ok"."""
     error: str = ""
@@ -159,7 +159,7 @@ def wrong_language(text: str, expected: str) -> str | None:
 
 
 def _parse_json(text: str, request: TeacherRequest) -> tuple[Any, str]:
-    """The JSON value in a text, validated against the request's schema, and ""; or None and what is wrong."""
+    """The JSON value in a text, validated against the request's schema, and ""; or None and its problems."""
     assert request.schema is not None
     fence = _FENCE.match(text)
     try:
