@@ -21,32 +21,46 @@ from earwise.models.embedded.model import PLACEHOLDER, POOL, SUMMARY, Embedded, 
 from earwise.models.parts import attention, whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.types import Waveform
-from families.forests import at_home
+from families.forests import base_weights_of
 from families.tiny import Tiny
 
-EARS = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 16}
-EARS |= {"max_source_positions": 1500}
-WORDS = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-WORDS |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
+ENCODER_CONFIG = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "num_mel_bins": 16,
+}
+ENCODER_CONFIG |= {"max_source_positions": 1500}
+DECODER_CONFIG = {
+    "vocab_size": 272,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
 THETA = 10000.0
 
 
 def tokenizer() -> Tokenizer:
-    """One token per byte, the marks of the embedded model's own."""
-    made = byte_tokenizer()
-    made.add_special_tokens([AddedToken(PLACEHOLDER, special=True)])
-    return made
+    """One token per byte, and the special tokens of the embedded model."""
+    backend = byte_tokenizer()
+    backend.add_special_tokens([AddedToken(PLACEHOLDER, special=True)])
+    return backend
 
 
 def tiny(seed: int = 0) -> Tiny:
-    """Two layers on each side and the real connector, hears 30 s as the real one."""
+    """Two layers on each side and the real connector; clips of up to 30 s, like the shipped model."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        **WORDS, rope_parameters={"rope_type": "default", "rope_theta": THETA}, tie_word_embeddings=True
+        **DECODER_CONFIG, rope_parameters={"rope_type": "default", "rope_theta": THETA}, tie_word_embeddings=True
     )
     config._attn_implementation = attention.IMPLEMENTATION
-    encoder, decoder = whisper.build_encoder(EARS), LlamaModel(config)
-    connector = LayerMix(EARS["encoder_layers"] + 1, EARS["d_model"], config.hidden_size, SUMMARY)
+    encoder, decoder = whisper.build_encoder(ENCODER_CONFIG), LlamaModel(config)
+    connector = LayerMix(ENCODER_CONFIG["encoder_layers"] + 1, ENCODER_CONFIG["d_model"], config.hidden_size, SUMMARY)
     with torch.no_grad():
         for name, parameter in (*encoder.named_parameters(), *decoder.named_parameters()):
             if parameter.dim() > 1:
@@ -59,11 +73,11 @@ def tiny(seed: int = 0) -> Tiny:
         for name, part in (("encoder", encoder), ("decoder", decoder))
     }
 
-    def reload(changed: AudioLM, folder: Path) -> AudioLM:
-        """The base weights stand where `fetch` keeps them; only what was trained is in the folder."""
-        changed.save(folder)
-        keep_base(folder / "home", untrained)
-        with at_home(folder):
+    def reload(model: AudioLM, folder: Path) -> AudioLM:
+        """The base weights are where they would be downloaded to; the folder contains only what was trained."""
+        model.save(folder)
+        write_base_weights(folder / "home", untrained)
+        with base_weights_of(folder):
             return load(folder)
 
     return Tiny(model, lambda ids, waveforms: _reference(model, ids, waveforms), reload)
@@ -72,35 +86,35 @@ def tiny(seed: int = 0) -> Tiny:
 @torch.no_grad()
 def _reference(model: Embedded, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
     module = model.module
-    plain = LlamaForCausalLM(LlamaConfig(**module.decoder.config.to_dict() | {"attn_implementation": "eager"})).eval()
-    plain.model.load_state_dict(module.decoder.state_dict())
-    plain.tie_weights()
-    embedded = plain.model.embed_tokens(torch.tensor(ids)).clone()
+    decoder = LlamaForCausalLM(LlamaConfig(**module.decoder.config.to_dict() | {"attn_implementation": "eager"})).eval()
+    decoder.model.load_state_dict(module.decoder.state_dict())
+    decoder.tie_weights()
+    embedded = decoder.model.embed_tokens(torch.tensor(ids)).clone()
     if waveforms:
-        clips = [_connect(module.connector, _hear(module.encoder, wave)) for wave in waveforms]
+        clips = [_connect(module.connector, _encode(module.encoder, waveform)) for waveform in waveforms]
         embedded[torch.tensor(ids) == model.placeholder_id] = torch.cat(clips)
-    logits: Tensor = plain(inputs_embeds=embedded[None]).logits[0]
+    logits: Tensor = decoder(inputs_embeds=embedded[None]).logits[0]
     return logits
 
 
-def _hear(encoder: nn.Module, wave: Waveform) -> Tensor:
-    """All layers of transformers' encoder on the frames that exist (an even number), its table of positions cut to
-    them.
+def _encode(encoder: nn.Module, waveform: Waveform) -> Tensor:
+    """All layers of transformers' encoder on the frames of the clip (an even number), with the table of positions cut
+    to them.
     """
-    extractor = WhisperFeatureExtractor(feature_size=EARS["num_mel_bins"], sampling_rate=16000)
-    mel = whisper.log_mel(wave, extractor)[None]
-    alone = whisper.build_encoder(EARS | {"max_source_positions": mel.shape[2] // 2}).eval()
-    state = encoder.state_dict()
-    state["embed_positions.weight"] = state["embed_positions.weight"][: mel.shape[2] // 2]
-    alone.load_state_dict(state)
-    out = alone(mel, output_hidden_states=True)
+    extractor = WhisperFeatureExtractor(feature_size=ENCODER_CONFIG["num_mel_bins"], sampling_rate=16000)
+    mel = whisper.log_mel(waveform, extractor)[None]
+    reference = whisper.build_encoder(ENCODER_CONFIG | {"max_source_positions": mel.shape[2] // 2}).eval()
+    weights = encoder.state_dict()
+    weights["embed_positions.weight"] = weights["embed_positions.weight"][: mel.shape[2] // 2]
+    reference.load_state_dict(weights)
+    out = reference(mel, output_hidden_states=True)
     return torch.stack([layer[0] for layer in (*out.hidden_states[:-1], out.last_hidden_state)])
 
 
 def _connect(connector: LayerMix, layers: Tensor) -> Tensor:
-    """The connector's formula, read off its parameters: leads, summaries of mean and deviation, window means."""
+    """The connector's formula from its parameters: leads, summaries of mean and deviation, window means."""
     mean, deviation = layers.mean(1), layers.std(1, correction=0)
-    windows = [layers[:, at : at + POOL].mean(1) for at in range(0, layers.shape[1], POOL)]
+    windows = [layers[:, start : start + POOL].mean(1) for start in range(0, layers.shape[1], POOL)]
     level = mean.std(-1, keepdim=True, correction=0) + 1e-6
     gates = connector.gates.softmax(0)[:, None] * len(layers)
     rows = [(row / level * gates).flatten() for row in (mean, deviation, *windows)]
@@ -111,19 +125,19 @@ def _connect(connector: LayerMix, layers: Tensor) -> Tensor:
     return torch.stack([*out, *connector.leads[-1], *(connector.frames(row) for row in rows[2:])])
 
 
-def at_random(seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    """Base weights at test size, for `keep_base`."""
+def random_base_weights(seed: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Base weights at test size, for `write_base_weights`."""
     module = tiny(seed).model.module
     return {name: module.get_submodule(name).state_dict() for name in ("encoder", "decoder")}
 
 
-def keep_base(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> None:
-    """Write a home whose base weights are these."""
+def write_base_weights(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> None:
+    """Write a cache folder with these base weights."""
     folder = home / base_weights.BASE
     folder.mkdir(parents=True)
-    for name, state in parts.items():
-        save_file(state, folder / f"{name}.safetensors")
-    (folder / "encoder.json").write_text(json.dumps(EARS))
-    (folder / "decoder.json").write_text(json.dumps(WORDS | {"rope_theta": THETA}))
+    for name, tensors in parts.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "encoder.json").write_text(json.dumps(ENCODER_CONFIG))
+    (folder / "decoder.json").write_text(json.dumps(DECODER_CONFIG | {"rope_theta": THETA}))
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "complete").write_text("ok")

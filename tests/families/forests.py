@@ -1,4 +1,4 @@
-"""What the shared suite does with any family: sounds, conversations, forests of them, and runs through the contract."""
+"""Helpers of the shared suite for any family: clips, conversations, forests of them, and runs through the contract."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,48 +21,53 @@ from earwise.training.trainable import set_trainable
 from earwise.types import Audio, Role, Text, Turn, Waveform
 from families.tiny import Tiny
 
-# Tried as the text of the placeholder; a family whose placeholder has no text has none of them.
-MARKS = (
+# Possible texts of the audio placeholder; a family whose placeholder has no text has none of them.
+PLACEHOLDERS = (
     "<|AUDIO|>", "<file_sep>", "<|audio_pad|>", "<|audio|>", "<sound>", "[AUDIO]", "<audio_soft_token>", "<Speech>",
     "<|endoftext11|>", "<audio>",
 )  # fmt: skip
 
 
 @contextmanager
-def at_home(folder: Path) -> Iterator[None]:
-    """While the block lasts, base weights that lie in a checkpoint's folder (the embedded family's) are in use."""
-    before = os.environ.get("EARWISE_HOME")
+def base_weights_of(folder: Path) -> Iterator[None]:
+    """Inside the block, base weights from a checkpoint's folder (the embedded family's) are used."""
+    previous = os.environ.get("EARWISE_HOME")
     if (folder / "home").is_dir():
         os.environ["EARWISE_HOME"] = str(folder / "home")
     try:
         yield
     finally:
-        os.environ.pop("EARWISE_HOME", None) if before is None else os.environ.update(EARWISE_HOME=before)
+        if previous is None:
+            os.environ.pop("EARWISE_HOME", None)
+        else:
+            os.environ["EARWISE_HOME"] = previous
 
 
-def wave(model: AudioLM, seconds: float, hertz: float = 440.0, seed: int = 0) -> Waveform:
-    """A tone with an overtone over noise, at the rate that the model hears."""
+def make_clip(model: AudioLM, seconds: float, hertz: float = 440.0, seed: int = 0) -> Waveform:
+    """A tone with an overtone over noise, at the model's sample rate."""
     rate = model.spec.sample_rate
-    t = np.arange(num_samples(seconds, rate)) / rate
-    tone = 0.3 * np.sin(2 * np.pi * hertz * t) + 0.1 * np.sin(2 * np.pi * 2.7 * hertz * t)
-    return (tone + 0.02 * np.random.default_rng(seed).standard_normal(len(t))).astype(np.float32)
+    time = np.arange(num_samples(seconds, rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * hertz * time) + 0.1 * np.sin(2 * np.pi * 2.7 * hertz * time)
+    return (tone + 0.02 * np.random.default_rng(seed).standard_normal(len(time))).astype(np.float32)
 
 
 def lengths(tiny: Tiny) -> tuple[float, float]:
-    """Two lengths in seconds that the family hears whole; whole 20 ms, so that no encoder is between two states."""
+    """Two clip lengths in seconds that the family takes whole; multiples of 20 ms, so that no encoder state is
+    partial."""
     return round(0.25 * tiny.max_s, 2), round(0.16 * tiny.max_s, 2)
 
 
 def turn(role: Role, text: str, *clips: int) -> Turn:
-    """A turn with these sounds before its text."""
+    """A turn with these clips before its text."""
     return Turn(role, (*(Audio(f"{clip}.wav") for clip in clips), Text(text)))
 
 
 def conversation(
     model: AudioLM, turns: Sequence[Turn], waveforms: Mapping[int, Waveform], *, generate: bool = True
 ) -> TokenPath:
-    """The path of a conversation whose sounds are named by their numbers."""
-    clips = [int(part.path.split(".")[0]) for one in turns for part in one.parts if isinstance(part, Audio)]
+    """The path of a conversation whose clips are named by their numbers."""
+    parts = [part for turn in turns for part in turn.parts]
+    clips = [int(part.path.split(".")[0]) for part in parts if isinstance(part, Audio)]
     return conversation_path(model, tuple(turns), clips, [len(waveforms[clip]) for clip in clips], generate=generate)
 
 
@@ -70,14 +75,15 @@ def scores(model: AudioLM, path: TokenPath, waveforms: Mapping[int, Waveform]) -
     """Logits `(seq, vocab)` of one path through the contract."""
     forest = pack([build_tree([path])])
     clips = sorted(set(forest.audio_clips))
-    connected = dict(zip(clips, model.project_audio(model.encode_audio([waveforms[clip] for clip in clips])), strict=True))
-    embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, connected)
+    projected = model.project_audio(model.encode_audio([waveforms[clip] for clip in clips]))
+    audio_embeddings = dict(zip(clips, projected, strict=True))
+    embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, audio_embeddings)
     return model.logits(model.decode(embeddings, forest.positions, TreeAttention(forest)))
 
 
 def trees(model: AudioLM, waveforms: Mapping[int, Waveform]) -> list[list[TokenPath]]:
-    """Three trees with uneven branches: two questions with three answers that share beginnings, a lone answer, and text
-    without a sound.
+    """Three trees with uneven branches: two questions with three answers that share beginnings, a single answer, and
+    text without a clip.
     """
     first = [
         conversation(model, [turn("user", question, 0)], waveforms) + answer_path(model, answer)
@@ -96,23 +102,24 @@ FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
 
 
 def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
-    """LoRA on every linear layer of the decoder (not its head) beside a connector in full, or of the encoder alone."""
+    """LoRA on every linear layer of the decoder (not its head) and a fully trained connector, or LoRA on the encoder
+    alone."""
     layers = {
         name.rsplit(".", 1)[-1]
         for name, layer in model.module.named_modules()
         if isinstance(layer, nn.Linear) and name.startswith(model.parameter_prefixes[part][0])
     }
-    # A layer that has only a number for a name shares it with whole blocks (Gemma 3n), which LoRA cannot go into.
-    targets = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))
-    chosen = LoraConfig(r=2, lora_alpha=6.0, target_modules=targets)
+    # A layer whose name is only a number shares it with whole blocks (Gemma 3n), to which LoRA cannot be added.
+    target_modules = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))
+    lora_config = LoraConfig(r=2, lora_alpha=6.0, target_modules=target_modules)
     if part == "encoder":
-        return TrainableConfig(encoder="lora", connector="frozen", decoder="frozen", lora=chosen)
-    return TrainableConfig(connector="full", decoder="lora", lora=chosen)
+        return TrainableConfig(encoder="lora", connector="frozen", decoder="frozen", lora=lora_config)
+    return TrainableConfig(connector="full", decoder="lora", lora=lora_config)
 
 
 def ready(model: AudioLM, config: TrainableConfig, *, moved: bool = True) -> AudioLM:
-    """Prepare for training; LoRA moved away from its zero start so that it does something."""
-    torch.manual_seed(0)  # LoRA's first matrix is drawn from torch's own generator
+    """Prepare a model for training; `moved` moves LoRA away from its zero start, so that it has an effect."""
+    torch.manual_seed(0)  # LoRA's first matrix is initialised by torch's global generator
     set_trainable(model, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -123,20 +130,20 @@ def ready(model: AudioLM, config: TrainableConfig, *, moved: bool = True) -> Aud
 
 
 def one_by_one(model: AudioLM, paths: Sequence[TokenPath], waveforms: Mapping[int, Waveform]) -> list[Tensor]:
-    """Log-probabilities of each path's trained tokens, every path run by itself."""
+    """Log-probabilities of each path's trained tokens, one path at a time."""
     policy = Policy(model)
     return [policy(pack([build_tree([path])]), {}, waveforms)[0] for path in paths]
 
 
-def heard_lengths(model: AudioLM, longest_s: float) -> list[int]:
-    """Sample counts from 50 ms to `longest_s`, odd ones among them, that give at least one audio token."""
+def valid_lengths(model: AudioLM, longest_s: float) -> list[int]:
+    """Sample counts from 50 ms to `longest_s`, also odd ones, that give at least one audio token."""
     rate = model.spec.sample_rate
-    tried = [num_samples(longest_s * step / 12, rate) - step * 7 % 11 for step in range(1, 13)]
-    found = []
-    for samples in (num_samples(0.05, rate), num_samples(0.1, rate) + 1, *tried):
+    candidates = [num_samples(longest_s * step / 12, rate) - step * 7 % 11 for step in range(1, 13)]
+    valid = []
+    for samples in (num_samples(0.05, rate), num_samples(0.1, rate) + 1, *candidates):
         try:
             model.audio_tokens(samples)
         except AudioError:
             continue
-        found.append(samples)
-    return sorted(set(found))
+        valid.append(samples)
+    return sorted(set(valid))

@@ -1,9 +1,9 @@
-"""Mellow at test size. The reference is put together anew: spectra by convolution as in the released front end,
-transformers' `ClapAudioModel` and `LlamaForCausalLM` with their own attention, the connector written out.
+"""Mellow at test size. The reference is an independent composition: spectra by convolution as in the released front
+end, transformers' `ClapAudioModel` and `LlamaForCausalLM` with their own attention, the connector written out.
 """
 
 from collections.abc import Sequence
-from pathlib import Path as Folder
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from earwise.models.families.mellow import Mellow, MellowModule, load
 from earwise.models.parts import htsat
 from earwise.types import Waveform
 from families.tiny import Tiny
+from families.transformers_audio import run_starts
 
 CONFIG: dict[str, Any] = {
     "model_type": "mellow",
@@ -36,7 +37,7 @@ CONFIG: dict[str, Any] = {
 
 
 def tiny_mellow(seed: int = 0, template: str = "repaired") -> Mellow:
-    """Two layers on each side, hears 2 s; weights large enough that every token matters."""
+    """Two layers on each side, clips of up to 2 s; weights large enough that every token matters."""
     module = MellowModule(CONFIG)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -55,11 +56,11 @@ def tiny_mellow(seed: int = 0, template: str = "repaired") -> Mellow:
 
 
 def reference_logits(model: Mellow, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
-    """`(seq, vocab)` of one sequence alone, template `repaired`."""
-    state = {name.replace(".base_layer.", "."): value for name, value in model.module.state_dict().items()}
+    """`(seq, vocab)` of one sequence, template `repaired`."""
+    weights = {name.replace(".base_layer.", "."): value for name, value in model.module.state_dict().items()}
 
     def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
     clap = ClapAudioModel(htsat.config(**CONFIG["encoder"])).eval()
     clap.audio_encoder.load_state_dict(part("encoder.clap."))
@@ -67,41 +68,38 @@ def reference_logits(model: Mellow, ids: Sequence[int], waveforms: Sequence[Wave
     decoder.config._attn_implementation = "eager"
     decoder.model.load_state_dict(part("decoder."))
     embeddings = decoder.model.embed_tokens(torch.tensor(ids)).clone()
-    starts = [
-        at for at, one in enumerate(ids)
-        if one == model.placeholder_id and (at == 0 or ids[at - 1] != model.placeholder_id)
-    ]  # fmt: skip
-    for start, wave in zip(starts, waveforms, strict=True):
+    starts = run_starts(ids, model.placeholder_id)
+    for start, waveform in zip(starts, waveforms, strict=True):
         cosines, sines, mel = front_end(model.module.encoder).values()
-        sound = functional.pad(torch.from_numpy(wave), (0, 64000 - len(wave)))
-        framed = functional.pad(sound[None, None], (512, 512), mode="reflect")
+        padded = functional.pad(torch.from_numpy(waveform), (0, 64000 - len(waveform)))
+        framed = functional.pad(padded[None, None], (512, 512), mode="reflect")
         power = sum(functional.conv1d(framed, filters, stride=320).square() for filters in (cosines, sines))
         decibels = 10 * torch.log10(torch.clamp(power.transpose(1, 2) @ mel, min=1e-10))
         grid = clap(decibels[:, None]).last_hidden_state
-        moments = (len(wave) + 1999) // 2000
-        weights = part("encoder.tscam_conv.")
-        classes = functional.conv2d(grid, weights["weight"], weights["bias"], padding=(0, 1))[0, :, 0].T.sigmoid()
-        latent = grid[0, :, :, :moments].flatten(1).mean(1)
-        own = part("connector.")
-        features = torch.cat([latent[None], classes[:moments] @ own["c2l.weight"].T + own["c2l.bias"]])
-        straight = features @ own["linear1.weight"].T
-        total = straight + functional.gelu(straight) @ own["linear2.weight"].T
-        out = functional.layer_norm(total, (24,), own["layer_norm.weight"], own["layer_norm.bias"])
-        embeddings[start : start + 1 + moments] = out
+        frames = (len(waveform) + 1999) // 2000
+        scores = part("encoder.tscam_conv.")
+        classes = functional.conv2d(grid, scores["weight"], scores["bias"], padding=(0, 1))[0, :, 0].T.sigmoid()
+        latent = grid[0, :, :, :frames].flatten(1).mean(1)
+        connector = part("connector.")
+        classes = classes[:frames] @ connector["c2l.weight"].T + connector["c2l.bias"]
+        linear = torch.cat([latent[None], classes]) @ connector["linear1.weight"].T
+        total = linear + functional.gelu(linear) @ connector["linear2.weight"].T
+        normed = functional.layer_norm(total, (24,), connector["layer_norm.weight"], connector["layer_norm.bias"])
+        embeddings[start : start + 1 + frames] = normed
     logits: Tensor = decoder(inputs_embeds=embeddings[None]).logits[0]
     return logits
 
 
 def tiny(seed: int = 0) -> Tiny:
-    """For the shared suite; the template for training."""
+    """The model with the template for training."""
     model = tiny_mellow(seed)
 
     @torch.no_grad()
     def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
         return reference_logits(model, ids, waveforms)
 
-    def reload(changed: AudioLM, folder: Folder) -> AudioLM:
-        changed.save(folder)
+    def reload(model: AudioLM, folder: Path) -> AudioLM:
+        model.save(folder)
         return load(folder)
 
     return Tiny(model, reference, reload, max_s=2.0)

@@ -13,7 +13,7 @@ from earwise.forest import TokenPath
 from earwise.models.families.qwen25_omni import ARCHITECTURE
 from earwise.models.families.transformers_audio import TransformersAudioLM, from_parts
 from earwise.types import Waveform
-from families.qwen2_audio import runs
+from families.qwen2_audio import clip_of_token
 from families.tiny import Tiny
 from families.transformers_audio import save_and_load
 
@@ -82,7 +82,7 @@ def tiny(seed: int = 0) -> Tiny:
 
     @torch.no_grad()
     def reference(ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
-        path = TokenPath(tuple(ids), (False,) * len(ids), runs(ids, model.placeholder_id))
+        path = TokenPath(tuple(ids), (False,) * len(ids), clip_of_token(ids, model.placeholder_id))
         logits: Tensor = module(**hf_inputs(path, dict(enumerate(waveforms)))).logits[0]
         return logits
 

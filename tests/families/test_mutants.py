@@ -1,4 +1,4 @@
-"""The shared suite can fail: families broken on purpose, each caught by the case that is there for it."""
+"""The shared suite can fail: families that are broken on purpose, each detected by the test that is meant for it."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ from families.tiny import Tiny
 
 
 @pytest.fixture
-def sound_family() -> Tiny:
+def correct_family() -> Tiny:
     return qwen2_audio.tiny(1)
 
 
@@ -28,7 +28,7 @@ def broken(tiny: Tiny, change: Callable[[AudioLM], None]) -> Tiny:
     return dataclasses.replace(tiny, model=model)
 
 
-def sees_all_that_came_before(model: AudioLM) -> None:
+def attends_to_all_earlier_tokens(model: AudioLM) -> None:
     decode = model.decode
 
     def leaking(embeddings: Tensor, positions: Tensor, attend: AttentionFn) -> Tensor:
@@ -42,17 +42,17 @@ def sees_all_that_came_before(model: AudioLM) -> None:
     vars(model)["decode"] = leaking
 
 
-def counts_positions_through_the_pack(model: AudioLM) -> None:
+def numbers_positions_across_the_pack(model: AudioLM) -> None:
     decode = model.decode
     vars(model)["decode"] = lambda rows, positions, attend: decode(rows, torch.arange(len(positions)), attend)
 
 
-def is_deaf(model: AudioLM) -> None:
+def ignores_audio(model: AudioLM) -> None:
     project_audio = model.project_audio
-    vars(model)["project_audio"] = lambda heard: [rows * 0 for rows in project_audio(heard)]
+    vars(model)["project_audio"] = lambda encoder_states: [rows * 0 for rows in project_audio(encoder_states)]
 
 
-def hears_by_batch(model: AudioLM) -> None:
+def depends_on_the_batch_size(model: AudioLM) -> None:
     encode_audio = model.encode_audio
 
     def louder(waveforms: Sequence[Waveform]) -> list[Tensor]:
@@ -61,20 +61,20 @@ def hears_by_batch(model: AudioLM) -> None:
     vars(model)["encode_audio"] = louder
 
 
-def forgets_a_weight(model: AudioLM) -> None:
+def saves_a_rounded_weight(model: AudioLM) -> None:
     save = model.save
 
     def rounded(folder: Path) -> None:
         bias = model.module.model.multi_modal_projector.linear.bias
-        kept = bias.data.clone()
+        original = bias.data.clone()
         bias.data.mul_(1 + 1e-6)
         save(folder)
-        bias.data.copy_(kept)
+        bias.data.copy_(original)
 
     vars(model)["save"] = rounded
 
 
-def announces_a_token_more(model: AudioLM) -> None:
+def counts_one_token_too_many(model: AudioLM) -> None:
     count = model.audio_tokens
     vars(model)["audio_tokens"] = lambda samples: count(samples) + (samples > 20000)
 
@@ -82,24 +82,24 @@ def announces_a_token_more(model: AudioLM) -> None:
 @pytest.mark.parametrize(
     ("change", "case"),
     [
-        (sees_all_that_came_before, lambda tiny, _: test_contract.test_forest_equals_one_by_one(tiny, "full")),
-        (counts_positions_through_the_pack, lambda tiny, _: test_contract.test_forest_equals_one_by_one(tiny, "lora")),
-        (counts_positions_through_the_pack, lambda tiny, _: test_contract.test_generate_is_batch_invariant(tiny)),
-        (is_deaf, lambda tiny, _: test_contract.test_hears(tiny)),
-        (is_deaf, lambda tiny, _: test_contract.test_forward_equals_the_reference(tiny)),
+        (attends_to_all_earlier_tokens, lambda tiny, _: test_contract.test_forest_equals_one_by_one(tiny, "full")),
+        (numbers_positions_across_the_pack, lambda tiny, _: test_contract.test_forest_equals_one_by_one(tiny, "lora")),
+        (numbers_positions_across_the_pack, lambda tiny, _: test_contract.test_generate_is_batch_invariant(tiny)),
+        (ignores_audio, lambda tiny, _: test_contract.test_uses_audio(tiny)),
+        (ignores_audio, lambda tiny, _: test_contract.test_forward_equals_the_reference(tiny)),
         (
-            hears_by_batch,
-            lambda tiny, _: test_contract.test_every_clip_comes_out_as_if_alone_and_as_long_as_announced(tiny),
+            depends_on_the_batch_size,
+            lambda tiny, _: test_contract.test_clips_do_not_depend_on_the_batch(tiny),
         ),
         (
-            announces_a_token_more,
-            lambda tiny, _: test_contract.test_every_clip_comes_out_as_if_alone_and_as_long_as_announced(tiny),
+            counts_one_token_too_many,
+            lambda tiny, _: test_contract.test_clips_do_not_depend_on_the_batch(tiny),
         ),
-        (forgets_a_weight, test_contract.test_save_and_load_bit_for_bit),
+        (saves_a_rounded_weight, test_contract.test_save_and_load_bit_for_bit),
     ],
 )
-def test_a_broken_family_is_caught(
-    sound_family: Tiny, tmp_path: Path, change: Callable[[AudioLM], None], case: Callable[[Tiny, Path], None]
+def test_a_broken_family_is_detected(
+    correct_family: Tiny, tmp_path: Path, change: Callable[[AudioLM], None], case: Callable[[Tiny, Path], None]
 ) -> None:
     with pytest.raises(AssertionError):
-        case(broken(sound_family, change), tmp_path)
+        case(broken(correct_family, change), tmp_path)

@@ -49,7 +49,7 @@ def test_embeddings_equal_those_of_the_class(batch: tuple[int, ...]) -> None:
     expected = states.split(counts.tolist())
     ours = model.project_audio(model.encode_audio(waveforms))
     assert [model.audio_tokens(samples) for samples in batch] == counts.tolist() == [len(clip) for clip in ours]
-    assert max_abs([clip - other for clip, other in zip(ours, expected, strict=True)]) < 1e-5
+    assert max_abs([clip - expected_value for clip, expected_value in zip(ours, expected, strict=True)]) < 1e-5
 
 
 @torch.no_grad()
@@ -291,7 +291,7 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, merged: bool) -> None:
     for folder in folders:
         loaded = base.load("qwen25_omni", folder, device="cpu")
         assert isinstance(loaded, TransformersAudioLM)
-        differences = [ours - other for ours, other in zip(outputs(loaded), changed, strict=True)]
+        differences = [ours - expected_value for ours, expected_value in zip(outputs(loaded), changed, strict=True)]
         assert max_abs(differences) < 1e-4, folder
 
 

@@ -15,7 +15,7 @@ from earwise.engine.local import LocalEngine
 from earwise.engine.static_cache import HostReadDetector, StaticCache, StepShape, bucket_size
 from earwise.models.base import AudioLM
 from earwise.types import Completion
-from families.forests import lengths, turn, wave
+from families.forests import lengths, make_clip, turn
 from families.tiny import FAMILIES, Tiny
 
 HOST_READING_FAMILIES = {"gemma3n", "phi4_multimodal"}
@@ -31,7 +31,7 @@ def tiny_family(name: str) -> Tiny:
 def prompts_for(family: Tiny) -> list[Prompt]:
     """Two questions about one clip, one about another, one without audio."""
     waveforms = [
-        wave(family.model, seconds, 300.0 * (1 + index), index) for index, seconds in enumerate(lengths(family))
+        make_clip(family.model, seconds, 300.0 * (1 + index), index) for index, seconds in enumerate(lengths(family))
     ]
     questions = [
         ("What is it?", (0,)),

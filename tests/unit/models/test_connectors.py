@@ -28,7 +28,7 @@ from earwise.training import run
 from earwise.training.batches import build_micro_batches
 from earwise.training.policy import Policy, check_forest
 from earwise.types import Audio, Example, Text, Turn
-from families.embedded import at_random, keep_base
+from families.embedded import random_base_weights, write_base_weights
 
 SPECS = [
     {"kind": "linear"},
@@ -44,7 +44,7 @@ SPECS = [
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Base weights at test size, where the real ones are expected."""
-    keep_base(tmp_path / "home", at_random())
+    write_base_weights(tmp_path / "home", random_base_weights())
     monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "home"))
 
 
