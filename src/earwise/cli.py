@@ -8,6 +8,7 @@ work is kept).
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 from click.shell_completion import shell_complete
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `earwise` program; ends the process with one of the exit codes above."""
     if instruction := os.environ.get(completion.COMPLETION_VARIABLE):  # a shell asks for completions, see `completion`
         sys.exit(shell_complete(app, {}, "earwise", completion.COMPLETION_VARIABLE, instruction))
+    # A user's own `module:function` may lie in the working folder; last, so that it hides no installed package.
+    sys.path.append(str(Path.cwd()))
     sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
