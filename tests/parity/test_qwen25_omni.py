@@ -272,7 +272,7 @@ def test_lora_on_encoder_and_decoder(tmp_path: Path, merged: bool) -> None:
         return lm.project_audio(lm.encode_audio([waveform]))[0], logits
 
     changed, start = outputs(model), outputs(our_model(reference_model(4)))
-    assert all(max_abs([ours - other]) > 1e-2 for ours, other in zip(changed, start, strict=True))
+    assert all(max_abs([after - before]) > 1e-2 for after, before in zip(changed, start, strict=True))
     if merged:
         model.save(tmp_path / "merged")
         folders = [tmp_path / "merged"]
