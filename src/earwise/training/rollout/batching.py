@@ -66,7 +66,7 @@ def batch_rollouts(rollouts: Sequence[Rollout], context: StageContext, config: G
 
     Args:
         rollouts: Rollouts of all processes.
-        context: The run's part.
+        context: What the run gives to the stage.
         config: Settings of the stage.
     """
     group_size, model = config.group_size, context.model

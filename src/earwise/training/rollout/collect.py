@@ -101,7 +101,7 @@ class RolloutCollector:
     """Collects the rollouts of GRPO.
 
     Args:
-        context: The run's part.
+        context: What the run gives to the stage.
         config: Settings of the stage.
     """
 

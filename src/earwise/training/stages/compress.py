@@ -63,7 +63,7 @@ class CompressStage:
     """Compression for the trainer.
 
     Args:
-        context: The run's part; `context.data.held_out` are the rows on which token delay is measured, if any.
+        context: What the run gives to the stage; `context.data.held_out` are the rows on which token delay is measured.
         config: Settings.
     """
 
@@ -152,7 +152,7 @@ class TokenDelayMeter:
     """Measures how many tokens the model writes before its answer, by greedy answers to held-out rows.
 
     Args:
-        context: The run's part.
+        context: What the run gives to the stage.
         config: Settings of the compression stage.
     """
 

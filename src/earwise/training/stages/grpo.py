@@ -35,7 +35,7 @@ class GrpoStage:
     """GRPO for the trainer.
 
     Args:
-        context: The run's part; its model as it is now becomes the reference.
+        context: What the run gives to the stage; its model as it is now becomes the reference.
         config: Settings.
     """
 

@@ -36,7 +36,7 @@ class SftStage:
     """SFT for the trainer.
 
     Args:
-        context: The run's part.
+        context: What the run gives to the stage.
         config: Settings.
     """
 

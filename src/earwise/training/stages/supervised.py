@@ -8,7 +8,7 @@ Before some steps the model answers a few fixed rows, for a person to read (`log
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class SupervisedPipeline:
     """Makes the micro-batches of stages that train on given replies.
 
     Args:
-        context: The run's part.
+        context: What the run gives to the stage.
         config: Settings of the stage.
         decodes_in_batches: As `Stage.decodes_in_batches`.
         log_completions: Whether the model answers a few fixed rows every `log_completions_steps` steps.
@@ -125,7 +125,7 @@ class SupervisedPipeline:
         """Position in the data."""
         return {"mixture": self._mixture.state_dict()}
 
-    def load_state_dict(self, state: Any) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position in the data."""
         self._mixture.load_state_dict(state["mixture"])
 
