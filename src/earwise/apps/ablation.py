@@ -217,7 +217,9 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _evaluate(job: AblationJob, blind: Sequence[Control], encoder_caches: dict[str, "EncoderCache"], notify: Notify) -> None:
+def _evaluate(
+    job: AblationJob, blind: Sequence[Control], encoder_caches: dict[str, "EncoderCache"], notify: Notify
+) -> None:
     """Evaluate a trained job by every `eval:` entry, unless that is finished.
 
     Args:

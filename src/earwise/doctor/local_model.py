@@ -29,8 +29,8 @@ from earwise.types import Completion, Waveform
 MAX_SCORE_DIFFERENCE = 1e-3
 """Nats of a whole answer's log-likelihood; float32 rounding stays near 1e-5."""
 MAX_TOKEN_DIFFERENCE = 3e-5
-"""Difference of a sampled token's log-probability, relative to it (relative to 1 nat if it is smaller). Float32 rounding
-reaches 1.3e-5 on some processors; a fault in batching gives 1e-3 and more."""
+"""Difference of a sampled token's log-probability, relative to it (relative to 1 nat if it is smaller). Float32
+rounding reaches 1.3e-5 on some processors; a fault in batching gives 1e-3 and more."""
 HALF_PRECISION_DIFFERENCE = 0.5
 """Nats that bfloat16 rounding may change, of an answer or of a token."""
 MAX_TRIMMING_DIFFERENCE = 1e-4

@@ -201,7 +201,8 @@ def _prepare(request: AudioRequest, reader: ClipReader) -> _Prepared:
     """Decode the clips of a request and write its prompt."""
     try:
         clips = [
-            reader.read(clip) if isinstance(clip, Path) else DecodedClip(clip, "", is_silent(clip)) for clip in request.clips
+            reader.read(clip) if isinstance(clip, Path) else DecodedClip(clip, "", is_silent(clip))
+            for clip in request.clips
         ]
     except AudioError as error:
         return _Prepared(request, error=error)

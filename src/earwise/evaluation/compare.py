@@ -1,7 +1,8 @@
 """Two runs on the same items: which items each of them answers correctly, and how certain the difference is.
 
-Reads two folders that `evaluation.run` wrote. Everything is paired by item id, so that the difficulty of the items, which
-is most of the noise, cancels out. Runs on different items are refused, because their scores measure different things.
+Reads two folders that `evaluation.run` wrote. Everything is paired by item id, so that the difficulty of the items,
+which is most of the noise, cancels out. Runs on different items are refused, because their scores measure different
+things.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """The folder of an evaluation run: its settings, its finished rows, and how it is read back.
 
-Written by `evaluation.run`, read by `evaluation.compare` and `earwise.report`. `samples.jsonl` only grows. `settings.json`
-holds everything that decides the answers (not the batch size); a folder whose rows were made with other settings is
-refused, because old and new rows would mix.
+Written by `evaluation.run`, read by `evaluation.compare` and `earwise.report`. `samples.jsonl` only grows.
+`settings.json` holds everything that decides the answers (not the batch size); a folder whose rows were made with other
+settings is refused, because old and new rows would mix.
 """
 
 import hashlib
