@@ -13,11 +13,12 @@ from earwise.data import manifest
 from earwise.engine.base import Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
-from earwise.evaluate.run import EvalOptions, evaluate
+from earwise.evaluation.run import EvalOptions, evaluate
+from earwise.models.family import ModelFamily
 from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import MELLOW_COMPAT, repeat_audio_parts
-from earwise.train import run
-from earwise.train.batches import ClipLoader
+from earwise.training import run
+from earwise.training.clip_loader import ClipLoader
 from earwise.types import Audio, Example, Text, Turn
 from families import mellow
 from scripted_engine import RATE, ScriptedEngine, tone_task, write_clip
@@ -42,11 +43,11 @@ def test_clips_of_a_row_under_each_policy(rows: list[Example]) -> None:
         ClipLoader(model, long_audio="error", on_bad_row="stop").load(rows[0])
     truncating = ClipLoader(model, long_audio="truncate", on_bad_row="stop")
     assert [len(waveform) for waveform in truncating.load(rows[0]) or ()] == [8000, 32000]
-    assert truncating.long == {rows[1].audio_paths[0]}
+    assert truncating.long_clips == {rows[1].audio_paths[0]}
     chunking = ClipLoader(model, long_audio="chunk", on_bad_row="stop")
-    fitted = chunking.fit(tuple(rows[:1]))
-    assert fitted is not None
-    (row,), waveforms = fitted
+    loaded = chunking.load_rows(tuple(rows[:1]))
+    assert loaded is not None
+    (row,), waveforms = loaded.rows, loaded.waveforms
     assert [len(waveform) for waveform in waveforms] == [8000, 24000, 24000, 24000]
     assert [part.path for part in row.turns[0].parts if isinstance(part, Audio)] == ["short.wav", *["long.wav"] * 3]
     assert row.answer == rows[0].answer and row.turns[0].parts[-1] == rows[0].turns[0].parts[-1]
@@ -55,11 +56,12 @@ def test_clips_of_a_row_under_each_policy(rows: list[Example]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sft", "grpo"])
-@pytest.mark.parametrize(("policy", "words"), [("truncate", "only their beginning"), ("chunk", "piece by piece")])
+@pytest.mark.parametrize(("policy", "words"), [("truncate", "only their beginning"), ("chunk", "passed in chunks")])
 def test_training_on_long_clips_reports_the_policy(
     rows: list[Example], monkeypatch: pytest.MonkeyPatch, kind: str, policy: str, words: str
 ) -> None:
-    monkeypatch.setattr("earwise.models.base.MODELS", {"tiny": "builders:tiny_of_recipes"})
+    tiny = ModelFamily("tiny", "a tiny model", "builders:tiny_of_recipes")
+    monkeypatch.setattr("earwise.models.registry.FAMILIES", (tiny,))
     monkeypatch.setattr("builders.tiny_of_recipes", lambda _, *, device: tiny_qwen2_audio(3), raising=False)
     folder = rows[0].root
     stage = {
@@ -73,7 +75,7 @@ def test_training_on_long_clips_reports_the_policy(
     lines: list[str] = []
     recipe = {"recipe": "t", "model": {"name": "tiny"}, "stages": [stage]}
     run.start(check_recipe(recipe, "t"), folder / policy, folder, notify=lines.append)
-    assert any(line.startswith("1 clips last longer than the 2 s") and words in line for line in lines)
+    assert any(line.startswith("1 clips are longer than the audio window of tiny (2 s)") and words in line for line in lines)
 
 
 def test_evaluation_passes_chunks_in_order(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def run_server(
         seeds=random.Random(config.seed),
     ).app()  # fmt: skip
     _warm_up(engine)
+    server_socket.listen()  # before the address is announced, so that no client is refused meanwhile
     host, port = server_socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     notify(f"{config.name} ({engine.revision}) at {url}/v1; a page at {url}/")
