@@ -93,6 +93,7 @@ class EvalConfig(Strict):
     style: str = "answer"
     """Prompt style, a key of `prompts.INSTRUCTIONS`."""
     max_new_tokens: int = Field(32, gt=0)
+    """Longest answer, in tokens."""
     limit: int | None = Field(None, gt=0)
     """Number of rows, evenly spaced over the manifest; None: all."""
 
@@ -101,10 +102,15 @@ class Recipe(Strict):
     """A resolved recipe."""
 
     recipe: str
+    """Name of the recipe."""
     model: ModelConfig = ModelConfig()
+    """The model that training starts from."""
     seed: int = 0
+    """Seed of everything that is drawn: order of rows, sampling, initial weights."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """Training stages, in order; each starts from the model that the one before has written."""
     eval: tuple[EvalConfig, ...] = ()
+    """Evaluations before the first stage and after the last."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
 
@@ -186,7 +192,7 @@ def _first_problem(error: ValidationError) -> str:
         near = difflib.get_close_matches(name, _field_names(), 1)
         return (
             f"unknown key {place!r}"
-            + (f"; did you mean {near[0]!r}?" if near else "; see docs/training.md for the keys")
+            + (f"; did you mean {near[0]!r}?" if near else "; see docs/reference/recipes.md for the keys")
             + more
         )
     if problem["type"] == "value_error":  # raised by a check of ours, whose message is complete

@@ -36,6 +36,7 @@ class DataConfig(Strict):
     """The training data of a stage."""
 
     mixture: tuple[Source, ...] = Field(min_length=1)
+    """The manifests that rows are drawn from, with their shares."""
     styles: dict[str, float] = {"answer": 1.0}
     """Prompt style (a key of `prompts.INSTRUCTIONS`) -> weight; one style is drawn per question."""
     long_audio: Literal["error", "truncate", "chunk"] = "error"
@@ -67,8 +68,11 @@ class TrainableConfig(Strict):
     """How each part of the model is trained."""
 
     encoder: TrainMode = "frozen"
+    """Audio encoder."""
     connector: Literal["frozen", "full"] = "full"
+    """Layers between encoder and decoder."""
     decoder: TrainMode = "lora"
+    """Language model."""
     lora: LoraConfig = LoraConfig()
     """Used by the parts that are set to `lora`."""
 
@@ -85,12 +89,15 @@ class OptimizerConfig(Strict):
     """AdamW and its learning-rate schedule; names as in transformers' TrainingArguments."""
 
     learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate of the decoder."""
     encoder_learning_rate: float | None = Field(None, gt=0)
     """None: `learning_rate`."""
     connector_learning_rate: float | None = Field(None, gt=0)
     """None: `learning_rate`."""
     weight_decay: float = Field(0.0, ge=0)
+    """AdamW's weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the running means of gradients and squared gradients."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly to its full value."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
@@ -103,8 +110,11 @@ class BandConfig(Strict):
     """Pass counts from `low` to `high` out of `attempts`. Rows with another number of attempts are compared by rate."""
 
     low: int = Field(3, ge=0)
+    """Smallest pass count in the band."""
     high: int = Field(6, ge=0)
+    """Largest pass count in the band."""
     attempts: int = Field(8, gt=0)
+    """Number of attempts that `low` and `high` refer to."""
 
     @model_validator(mode="after")
     def _check_order(self) -> "BandConfig":
@@ -133,12 +143,17 @@ class _StageConfig(Strict):
     """Settings that all kinds of stages share."""
 
     kind: str
+    """Kind of the stage."""
     name: str | None = None
     """Name in overrides (`stages.NAME.max_steps`) and folders; None: the kind."""
     data: DataConfig
+    """Training data."""
     curriculum: CurriculumConfig = CurriculumConfig()
+    """Order of the rows."""
     trainable: TrainableConfig = TrainableConfig()
+    """Parts of the model that are trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and learning rates."""
     max_steps: int = Field(gt=0)
     """Optimizer steps."""
     max_minutes: float | None = Field(None, gt=0)
@@ -179,7 +194,9 @@ class SftConfig(_SupervisedConfig):
 
     kind: Literal["sft"]
     clips_per_step: int = Field(16, gt=0)
+    """Clips per optimizer step."""
     questions_per_clip: int = Field(4, gt=0)
+    """Largest number of questions about a clip in one step."""
     connector_init: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression from encoder states onto the decoder's
     word embeddings of the answers; `none`: use the connector as it was loaded."""
@@ -215,12 +232,17 @@ class GrpoConfig(_StageConfig):
 
     kind: Literal["grpo"]
     prompts_per_step: int = Field(8, gt=0)
+    """Prompts per rollout, each with `group_size` completions."""
     group_size: int = Field(8, gt=1)
     """Completions per prompt (TRL: num_generations)."""
     max_new_tokens: int = Field(32, gt=0)
+    """Longest completion, in tokens."""
     temperature: float = Field(1.0, gt=0)
+    """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Sample from the most probable tokens that together have this probability."""
     top_k: int = Field(0, ge=0)
+    """Sample from this number of most probable tokens; 0: all."""
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
     """Name of a reward, or `module:function` -> weight in the sum."""
     balance_thinking: bool = False
@@ -249,11 +271,17 @@ class GrpoConfig(_StageConfig):
     beta: float = Field(0.04, ge=0)
     """Weight of the KL divergence from the reference."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"] = "grpo"
+    """Form of the ratio and of the average over tokens."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
+    """One importance ratio per token, or one per completion."""
     epsilon: float = Field(0.2, gt=0)
+    """The importance ratio is clipped from below at 1 - epsilon."""
     epsilon_high: float | None = None
+    """The ratio is clipped from above at 1 + epsilon_high; None: `epsilon`. In `cispo`, the largest ratio itself."""
     delta: float | None = None
+    """Upper bound of the unclipped ratio (two-sided clipping); None: no bound."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    """Divide advantages by the standard deviation of the group's rewards, of the batch's, or not at all."""
     num_iterations: int = Field(1, gt=0)
     """Updates per rollout."""
 
@@ -287,13 +315,17 @@ class DpoConfig(_SupervisedConfig):
 
     kind: Literal["dpo"]
     clips_per_step: int = Field(8, gt=0)
+    """Clips per optimizer step."""
     questions_per_clip: int = Field(4, gt=0)
+    """Largest number of questions about a clip in one step, each with a chosen and a rejected reply."""
     negatives: Literal["rows", "options"] = "rows"
     """Rejected replies: those in the row's `rejected`, or a wrong option in the wording of the right one."""
     beta: float = Field(0.1, gt=0)
     """Weight of the margin."""
     loss_type: Literal["sigmoid", "sigmoid_norm", "robust", "ipo"] = "sigmoid"
+    """Loss, by TRL's name."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Assumed share of pairs whose replies are swapped."""
 
     @model_validator(mode="after")
     def _check_ipo_smoothing(self) -> "DpoConfig":
@@ -307,11 +339,15 @@ class CompressConfig(_SupervisedConfig):
 
     kind: Literal["compress"]
     clips_per_step: int = Field(8, gt=0)
+    """Clips per optimizer step."""
     questions_per_clip: int = Field(4, gt=0)
+    """Largest number of questions about a clip in one step."""
     unit: Literal["sentences", "tokens"] = "sentences"
     """What is removed from a chain: sentences, each leaving a stub, or tokens, leaving nothing."""
     stub_groups: int = Field(3, ge=0)
+    """Groups of words that remain of a removed sentence, with unit `sentences`; 0: none."""
     words_per_group: int = Field(1, gt=0)
+    """Words in a group of a stub."""
     ellipsis: str = "..."
     """A stub is the first `stub_groups` groups of `words_per_group` words, followed by the ellipsis."""
     order: Literal["left", "right", "random"] = "left"
