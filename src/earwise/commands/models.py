@@ -63,7 +63,7 @@ def _refuse_server(model: str) -> None:
 def _print_families(families: dict[str, dict[str, Any]]) -> None:
     from earwise.models import registry
 
-    click.echo(f"{'--model':17}{'published as':37}{'size':>7}{'hears':>9}{'tokens':>8}   memory, GB: {'answer':>6}"
+    click.echo(f"{'--model':17}{'published as':37}{'size':>7}{'clips':>9}{'tokens':>8}   memory, GB: {'answer':>6}"
                f"{'LoRA':>7}{'full':>7}")  # fmt: skip
     for name, family in families.items():
         click.echo(f"{name:17}{family['about']}")
@@ -84,7 +84,7 @@ def _print_model(row: dict[str, Any]) -> None:
     shape = row["decoder"]
     window = f", whole windows of {row['window_s']:g} s however short the clip" if row["window_s"] else ""
     click.echo(f"{row['family']}  {row['weights']}  {row['parameters']['all'] / 1e9:.2f}B parameters: {parts}")
-    click.echo(f"  hears     up to {_length(row['max_audio_s'])} at {row['sample_rate']} Hz, "
+    click.echo(f"  clips     up to {_length(row['max_audio_s'])} at {row['sample_rate']} Hz, "
                f"{row['audio_tokens_per_s']:g} tokens a second{window}")  # fmt: skip
     click.echo(f"  decoder   {shape['layers']} layers, {shape['width']} wide, {shape['heads']} heads over "
                f"{shape['kv_heads']}, vocabulary {shape['vocabulary']}")  # fmt: skip

@@ -47,7 +47,7 @@ pipeline_tag: audio-text-to-text
 # {name}
 
 An audio-language model of the family `{family}`, exported by earwise {version} from `{source}`
-(weights {revision}). It hears up to {max_s:g} s at {sample_rate} Hz, about
+(weights {revision}). It takes clips of up to {max_s:g} s at {sample_rate} Hz, about
 {tokens_per_s:g} tokens a second.
 
 | part | parameters |
@@ -202,7 +202,7 @@ def _write_adapter(model: str, folder: Path, options: ExportOptions, notify: Cal
     if family.startswith("embedded"):
         adapter = _embedded_adapter(family, weights)
         family = "embedded"
-        notify("the connector is no part of it: what hears is in trained.safetensors of --format merged")
+        notify("the connector is no part of it: it is in trained.safetensors of --format merged")
     elif weights is None:
         raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
     else:

@@ -221,7 +221,7 @@ class Mellow:
         if samples > self._window_samples:
             raise AudioError(
                 f"clip of {seconds(samples, htsat.SAMPLE_RATE):.2f} s is longer than the {self.spec.max_s:g} s that "
-                f"{self.name} hears; cut it, or choose long_audio: truncate or chunk"
+                f"{self.name} takes; cut it, or choose long_audio: truncate or chunk"
             )
         if samples < 1:
             raise AudioError(f"clip of {samples} samples; {self.name} needs at least one: record or export it again")

@@ -181,11 +181,11 @@ class Qwen2Audio:
         if frames > self._window:
             raise AudioError(
                 f"clip of {samples / mel.SAMPLE_RATE:.2f} s is longer than the {self.spec.max_s:.0f} s that "
-                f"{self.name} hears; cut it, or choose long_audio: truncate or chunk"
+                f"{self.name} takes; cut it, or choose long_audio: truncate or chunk"
             )
         if token_count(frames) < 1:
             raise AudioError(
-                f"clip of {samples} samples gives no audio token in {self.name}; it hears clips longer than 20 ms"
+                f"clip of {samples} samples gives no audio token in {self.name}; it takes clips longer than 20 ms"
             )
         return frames
 

@@ -172,7 +172,7 @@ class Salmonn:
         if samples > self._states * SAMPLE_RATE // STATES_PER_S:
             raise AudioError(
                 f"clip of {samples / SAMPLE_RATE:.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} "
-                "hears; cut it, or choose long_audio: truncate or chunk"
+                "takes; cut it, or choose long_audio: truncate or chunk"
             )
         return self._tokens
 

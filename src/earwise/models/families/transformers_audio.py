@@ -179,7 +179,7 @@ class TransformersAudioLM:
         if samples > num_samples(self.spec.max_s, rate):
             raise AudioError(
                 f"clip of {seconds(samples, rate):.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} "
-                "hears; cut it, or choose long_audio: truncate or chunk"
+                "takes; cut it, or choose long_audio: truncate or chunk"
             )
         count = self._count(samples)
         if count < 1:
@@ -187,7 +187,7 @@ class TransformersAudioLM:
             enough = next(length for length in range(step, rate * 60, step) if self._count(length) > 0)
             raise AudioError(
                 f"clip of {samples} samples gives no audio token in {self.name}; "
-                f"it hears clips longer than {(enough // step - 1) * 10} ms"
+                f"it takes clips longer than {(enough // step - 1) * 10} ms"
             )
         return count
 
