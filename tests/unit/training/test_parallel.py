@@ -149,10 +149,10 @@ def test_two_processes_train_as_one(runs: Path, request: pytest.FixtureRequest, 
     of small gradients."""
     if how == "sharded":
         request.getfixturevalue("sharded_runs")
-    one, two = metrics_rows(runs / "one" / name), metrics_rows(runs / how / name)
-    assert [row["step"] for row in two] == list(range(1, STAGES[name]["max_steps"] + 1))
+    single, several = metrics_rows(runs / "one" / name), metrics_rows(runs / how / name)
+    assert [row["step"] for row in several] == list(range(1, STAGES[name]["max_steps"] + 1))
     kind = STAGES[name]["kind"]
-    for first, second in zip(one, two, strict=True):
+    for first, second in zip(single, several, strict=True):
         assert first.get("ids") == second.get("ids")
         for key in ("loss", "reward", "flat_groups", "rounds", "clips", "pairs", "chain_tokens", "delay", "audio_s"):
             assert second.get(f"{kind}/{key}") == pytest.approx(first.get(f"{kind}/{key}"), abs=2e-6), key
@@ -238,14 +238,14 @@ def test_memory_plan_of_one_process_of_four(kind: str) -> None:
         machine = Machine("a GPU", None, is_gpu=True, processes=processes, engine=engine)
         return process_memory(model, planned, machine, dtype="bfloat16")
 
-    one, four = (memory(count, "fsdp2") for count in (1, 4))
+    of_one, of_four = (memory(count, "fsdp2") for count in (1, 4))
     shape = model.decoder_shape
     layer = shape.width * (2 * shape.heads * shape.head_dim + 2 * shape.kv_heads * shape.head_dim + 3 * shape.ffn)
     in_others = 0.75 * 2 * layer * shape.layers
     for name, times in (("weights", 1), ("gradients", 1), ("optimizer", 2)):
-        assert one.permanent[name] - four.permanent[name] == pytest.approx(times * in_others), name
-    assert four.phases.get("rollout", {}).get("gathered layers", 0.0) == pytest.approx(
+        assert of_one.permanent[name] - of_four.permanent[name] == pytest.approx(times * in_others), name
+    assert of_four.phases.get("rollout", {}).get("gathered layers", 0.0) == pytest.approx(
         in_others if kind == "grpo" else 0
     )
     replicated = memory(4, "ddp")
-    assert replicated.permanent == one.permanent
+    assert replicated.permanent == of_one.permanent

@@ -58,7 +58,8 @@ def clip(tmp_path: Path) -> Path:
     return tone(tmp_path / "tone.wav", 0.5)
 
 
-def show(tracking: Tracking, steps: Sequence[int], clip: Path | None = None) -> None:
+def log_steps(tracking: Tracking, steps: Sequence[int], clip: Path | None = None) -> None:
+    """Log some steps, with more samples of a clip than are shown, and close the trackers."""
     for step in steps:
         if clip:
             for number in range(SAMPLES_PER_STEP + 1):
@@ -67,17 +68,17 @@ def show(tracking: Tracking, steps: Sequence[int], clip: Path | None = None) -> 
     tracking.close()
 
 
-class Memory:
-    """A tracker of one's own; `TROUBLE` says at which steps it fails."""
+class RecordingTracker:
+    """A tracker of the user that records what it receives, and fails at the steps `failing_steps` (0: when opened)."""
 
     discards_later_steps = False
-    seen: ClassVar[list[tuple[int, Mapping[str, float], list[str]]]] = []
+    logged: ClassVar[list[tuple[int, Mapping[str, float], list[str]]]] = []
     opened: ClassVar[list[TrackedStage]] = []
-    trouble: ClassVar[set[int]] = set()
-    heard: ClassVar[list[int]] = []
+    failing_steps: ClassVar[set[int]] = set()
+    clip_lengths: ClassVar[list[int]] = []
 
     def __init__(self, tracked: TrackedStage) -> None:
-        if 0 in self.trouble:
+        if 0 in self.failing_steps:
             raise RuntimeError("no room")
         self.opened.append(tracked)
 
@@ -85,20 +86,21 @@ class Memory:
         return "in memory"
 
     def log(self, step: int, values: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
-        if step in self.trouble:
+        if step in self.failing_steps:
             raise ConnectionError("server\nis away")
-        self.heard.extend(len(wave) for sample in samples for wave in sample.waveforms)
-        self.seen.append((step, values, [sample.row["id"] for sample in samples]))
+        self.clip_lengths.extend(len(waveform) for sample in samples for waveform in sample.waveforms)
+        self.logged.append((step, values, [sample.row["id"] for sample in samples]))
 
     def close(self) -> None:
         """Nothing is open."""
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> type[Memory]:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[RecordingTracker]:
     monkeypatch.setitem(sys.modules, "test_trackers", sys.modules[__name__])
-    Memory.seen, Memory.opened, Memory.trouble, Memory.heard = [], [], set(), []
-    return Memory
+    RecordingTracker.logged, RecordingTracker.opened = [], []
+    RecordingTracker.failing_steps, RecordingTracker.clip_lengths = set(), []
+    return RecordingTracker
 
 
 def test_names_are_grouped_and_settings_are_flat() -> None:
@@ -110,9 +112,9 @@ def test_names_are_grouped_and_settings_are_flat() -> None:
     }  # fmt: skip
 
 
-def test_a_sample_says_what_was_asked_said_and_earned(tmp_path: Path) -> None:
-    said = {"completions": ["a\n```\nb", "", "a\n```\nb"], "rewards": [0.0, 1.0, 0.0]}
-    sample = LoggedSample(rollout(1, tmp_path / "tone.wav") | said, ())
+def test_sample_has_question_completions_and_rewards(tmp_path: Path) -> None:
+    fields = {"completions": ["a\n```\nb", "", "a\n```\nb"], "rewards": [0.0, 1.0, 0.0]}
+    sample = LoggedSample(rollout(1, tmp_path / "tone.wav") | fields, ())
     assert markdown(sample).split("\n\n") == [
         "    Which | sound?", "- **dog**\n- cat", "clip: `tone.wav`", "reward 1", "    (nothing)", "reward 0 ×2",
         "    a\n    ```\n    b",
@@ -120,59 +122,65 @@ def test_a_sample_says_what_was_asked_said_and_earned(tmp_path: Path) -> None:
     assert sample_table([sample])[0] == ["samples/1", "Which | sound?", "dog | cat", "dog", "", 1.0, 1]
 
 
-def test_samples_go_with_their_step(tmp_path: Path, clip: Path, memory: type[Memory]) -> None:
-    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+def test_samples_go_with_their_step(tmp_path: Path, clip: Path, recorder: type[RecordingTracker]) -> None:
+    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, clip, "of a step that was never finished"))
     for number in range(SAMPLES_PER_STEP + 2):
         tracking.log_sample(rollout(2, clip, f"p{number}"))
     tracking.log_step(metrics(2))
     tracking.log_step(metrics(3))
-    assert [(step, ids) for step, _, ids in memory.seen] == [(2, ["p0", "p1"]), (3, [])] and SAMPLES_PER_STEP == 2
-    assert memory.opened[0].first_step == 2 and memory.opened[0].settings == SETTINGS
+    assert [(step, ids) for step, _, ids in recorder.logged] == [(2, ["p0", "p1"]), (3, [])] and SAMPLES_PER_STEP == 2
+    assert recorder.opened[0].first_step == 2 and recorder.opened[0].settings == SETTINGS
 
 
-def test_what_cannot_be_taken_back_is_given_once(tmp_path: Path, memory: type[Memory]) -> None:
+def test_steps_that_cannot_be_discarded_are_logged_once(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
     """Stopped at step 5, resumed from a checkpoint at 2, stopped at 4, resumed from 2 again."""
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
-        show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps)
-    assert [step for step, _, _ in memory.seen] == [1, 2, 3, 4, 5, 6]
-    assert len({tracked.key for tracked in memory.opened}) == 1
+        log_steps(
+            Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps
+        )
+    assert [step for step, _, _ in recorder.logged] == [1, 2, 3, 4, 5, 6]
+    assert len({tracked.key for tracked in recorder.opened}) == 1
 
 
-def test_a_failing_tracker_is_told_of_counted_and_given_up(tmp_path: Path, memory: type[Memory]) -> None:
-    memory.trouble = {2, 5, 6, 7}
-    said: list[str] = []
-    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), range(1, 10))
-    assert [step for step, _, _ in memory.seen] == [1, 3, 4]  # not 8: given up after three failures in a row
-    assert MAX_FAILURES == 3 and len(said) == 4
-    assert said[1].startswith("tracker test_trackers:Memory failed (ConnectionError: server is away); training goes on")
-    assert said[2].endswith("is given up; metrics.jsonl has everything")
-    assert "6 steps of stage-0-grpo are not shown" in said[3]
+def test_failing_tracker_is_reported_counted_and_disabled(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
+    recorder.failing_steps = {2, 5, 6, 7}
+    messages: list[str] = []
+    log_steps(
+        Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), range(1, 10)
+    )
+    assert [step for step, _, _ in recorder.logged] == [1, 3, 4]  # not 8: it is disabled after three failures in a row
+    assert MAX_FAILURES == 3 and len(messages) == 4
+    assert messages[1].startswith(
+        "tracker test_trackers:RecordingTracker failed (ConnectionError: server is away); training goes on"
+    )
+    assert messages[2].endswith("is given up; metrics.jsonl has everything")
+    assert "6 steps of stage-0-grpo are not shown" in messages[3]
 
 
-def test_one_that_does_not_open_is_tried_once(tmp_path: Path, memory: type[Memory]) -> None:
-    memory.trouble = {0}
-    said: list[str] = []
-    show(Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, said.append), [1, 2])
-    assert ["RuntimeError: no room" in said[0], "given up" in said[0], "2 steps" in said[1]] == [True] * 3
+def test_tracker_that_cannot_be_opened_is_tried_once(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
+    recorder.failing_steps = {0}
+    messages: list[str] = []
+    log_steps(Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), [1, 2])
+    assert ["RuntimeError: no room" in messages[0], "given up" in messages[0], "2 steps" in messages[1]] == [True] * 3
 
 
-def test_a_long_clip_is_cut_and_found_from_the_run(tmp_path: Path, memory: type[Memory]) -> None:
+def test_long_clip_is_cut_and_its_path_is_relative_to_the_run(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
     tone(tmp_path / "long.wav", CLIP_SECONDS + 2)
-    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, Path("long.wav")))
     tracking.log_step(metrics(1))
-    assert memory.heard == [CLIP_SECONDS * CLIP_RATE]
+    assert recorder.clip_lengths == [CLIP_SECONDS * CLIP_RATE]
 
 
-def test_a_clip_that_is_gone_leaves_its_words(tmp_path: Path, memory: type[Memory]) -> None:
-    tracking = Tracking(["test_trackers:Memory"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+def test_sample_of_a_missing_clip_is_logged_without_audio(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
+    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, tmp_path / "gone.wav"))
     tracking.log_step(metrics(1))
-    assert memory.seen[0][2] == ["a"]
+    assert recorder.logged[0][2] == ["a"]
 
 
-def test_unknown_and_missing_trackers_are_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_and_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"tracker 'tensorbord' is none of .*did you mean 'tensorboard'"):
         check_trackers(["tensorbord"])
     monkeypatch.setattr("earwise.config.resolve.find_spec", lambda name: None)
@@ -180,32 +188,33 @@ def test_unknown_and_missing_trackers_are_refused_in_a_line(monkeypatch: pytest.
         check_trackers(["wandb"])
 
 
-def accumulated(folder: Path) -> Any:
+def read_events(folder: Path) -> Any:
+    """The events of a TensorBoard folder."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "audio": 0, "tensors": 0})
-    found.Reload()
-    return found
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "audio": 0, "tensors": 0})
+    events.Reload()
+    return events
 
 
 @pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_holds_each_step_once_with_clips_to_hear(tmp_path: Path, clip: Path) -> None:
+def test_tensorboard_has_each_step_once_with_its_clips(tmp_path: Path, clip: Path) -> None:
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
-        show(Tracking(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
-    found = accumulated(tmp_path / "tensorboard" / "stage-0-grpo")
-    rewards = found.Scalars("grpo/reward")
+        log_steps(Tracking(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
+    events = read_events(tmp_path / "tensorboard" / "stage-0-grpo")
+    rewards = events.Scalars("grpo/reward")
     assert [event.step for event in rewards] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in rewards] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert set(found.Tags()["scalars"]) == {"grpo/reward", "optimizer/lr", "speed/seconds"}
-    assert found.Tags()["audio"] == [f"samples/{number}/clip" for number in range(1, SAMPLES_PER_STEP + 1)]
-    heard = found.Audio("samples/1/clip")
-    assert [event.step for event in heard] == [1, 2, 3, 4, 5, 6]
-    assert (heard[0].sample_rate, heard[0].length_frames) == (CLIP_RATE, CLIP_RATE // 2)
-    words = found.Tensors("samples/1/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert "<answer>dog</answer>" in words and "reward 1" in words
+    assert set(events.Tags()["scalars"]) == {"grpo/reward", "optimizer/lr", "speed/seconds"}
+    assert events.Tags()["audio"] == [f"samples/{number}/clip" for number in range(1, SAMPLES_PER_STEP + 1)]
+    clips = events.Audio("samples/1/clip")
+    assert [event.step for event in clips] == [1, 2, 3, 4, 5, 6]
+    assert (clips[0].sample_rate, clips[0].length_frames) == (CLIP_RATE, CLIP_RATE // 2)
+    text = events.Tensors("samples/1/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "<answer>dog</answer>" in text and "reward 1" in text
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-    start = HParamsPluginData.FromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    start = HParamsPluginData.FromString(events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
     assert start.session_start_info.hparams["stage.optimizer.learning_rate"].number_value == 1e-3
 
 
@@ -217,39 +226,39 @@ def test_wandb_offline_writes_a_run_that_can_be_read_back(
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     check_trackers(["wandb"])
-    said: list[str] = []
+    messages: list[str] = []
     for steps in ((1, 2), (2, 3)):
-        show(Tracking(["wandb"], tmp_path, "stage-0-grpo", SETTINGS, said.append), steps, clip)
-    wandb.teardown()  # the file is whole when wandb's own process has ended
-    assert [line.split(";")[0] for line in said] == ["tracker wandb: offline"] * 2
+        log_steps(Tracking(["wandb"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), steps, clip)
+    wandb.teardown()  # the file is complete when wandb's own process has ended
+    assert [line.split(";")[0] for line in messages] == ["tracker wandb: offline"] * 2
     rows = [row for log in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")) for row in history(log)]
     assert [(row["_step"], row["grpo/reward"]) for row in rows] == [(1, 0.1), (2, 0.2), (3, 0.3)]
     tables = sorted(tmp_path.glob("wandb/offline-run-*/files/media/table/samples/*.table.json"))
     assert len(tables) == 3
-    shown = json.loads(tables[0].read_text())
-    assert shown["columns"] == ["sample", "question", "options", "right", "completion", "reward", "times"]
-    assert shown["data"][0][3:] == ["dog", "<answer>dog</answer>", 1, 1] and len(shown["data"]) == 2 * SAMPLES_PER_STEP
-    played = sorted(tmp_path.glob("wandb/offline-run-*/files/media/audio/samples/1/clip_*.wav"))
-    assert len(played) == 3
-    wave, rate = soundfile.read(played[0])
-    assert rate == CLIP_RATE and len(wave) == CLIP_RATE // 2 and 0.24 < wave.max() < 0.26
+    table = json.loads(tables[0].read_text())
+    assert table["columns"] == ["sample", "question", "options", "answer", "completion", "reward", "count"]
+    assert table["data"][0][3:] == ["dog", "<answer>dog</answer>", 1, 1] and len(table["data"]) == 2 * SAMPLES_PER_STEP
+    clips = sorted(tmp_path.glob("wandb/offline-run-*/files/media/audio/samples/1/clip_*.wav"))
+    assert len(clips) == 3
+    waveform, rate = soundfile.read(clips[0])
+    assert rate == CLIP_RATE and len(waveform) == CLIP_RATE // 2 and 0.24 < waveform.max() < 0.26
 
 
 def history(log: Path) -> list[dict[str, Any]]:
     """The rows of an offline run's transaction log: protocol buffers in LevelDB's log format behind 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
-    data, at, whole = log.read_bytes(), 7, b""
+    data, position, content = log.read_bytes(), 7, b""
     rows = []
-    while at + 7 <= len(data):
-        size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        if kind not in (1, 2, 3, 4) or 32768 - at % 32768 < 7:  # the rest of a block
-            at += 32768 - at % 32768
+    while position + 7 <= len(data):
+        size, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        if kind not in (1, 2, 3, 4) or 32768 - position % 32768 < 7:  # the rest of a block
+            position += 32768 - position % 32768
             continue
-        whole, at = whole + data[at + 7 : at + 7 + size], at + 7 + size
-        if kind in (1, 4):  # whole, or its last part
-            record = wandb_internal_pb2.Record.FromString(whole)
-            whole = b""
+        content, position = content + data[position + 7 : position + 7 + size], position + 7 + size
+        if kind in (1, 4):  # a whole record, or its last part
+            record = wandb_internal_pb2.Record.FromString(content)
+            content = b""
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
@@ -265,19 +274,21 @@ def test_trackio_keeps_a_local_database(tmp_path: Path, clip: Path, monkeypatch:
         "import sys; from pathlib import Path; import test_trackers as t\n"
         "for steps in ((1, 2), (2, 3)):\n"
         "    tracking = t.Tracking(['trackio'], Path(sys.argv[1]), 'stage-0-grpo', t.SETTINGS, print)\n"
-        "    t.show(tracking, steps, Path(sys.argv[2]))"
+        "    t.log_steps(tracking, steps, Path(sys.argv[2]))"
     )
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), str(clip)], capture_output=True, text=True, check=True
     )
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["tracker trackio"] * 2  # nothing of its own
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        "tracker trackio"
+    ] * 2  # and no lines of trackio itself
     with sqlite3.connect(tmp_path / "trackio" / "earwise.db") as database:
         rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
     assert [step for _, step, _ in rows] == [1, 2, 3] and len({name for name, _, _ in rows}) == 1
     values = json.loads(rows[2][2])
     assert values["grpo/reward"] == 0.3
     assert values["samples/table"]["_value"][0]["completion"] == "<answer>dog</answer>"
-    wave, rate = soundfile.read(tmp_path / "trackio" / "media" / values["samples/1/clip"]["file_path"])
-    assert rate == CLIP_RATE and 0.24 < wave.max() < 0.26
+    waveform, rate = soundfile.read(tmp_path / "trackio" / "media" / values["samples/1/clip"]["file_path"])
+    assert rate == CLIP_RATE and 0.24 < waveform.max() < 0.26
