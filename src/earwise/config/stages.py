@@ -133,6 +133,7 @@ class CurriculumConfig(Strict):
     """`banded` leaves out rows outside the band; `online` does so by pass rates that the policy's own groups keep up to
     date."""
     band: BandConfig = BandConfig()
+    """Pass rates to train on, for `banded` and `online`."""
     reward: str = "accuracy"
     """For `online`: a completion counts as passed if this reward is 1."""
     exploration: float = Field(0.1, gt=0, le=1)
@@ -211,6 +212,7 @@ class JudgeConfig(Strict):
         "You judge a short argument about a sound that you cannot hear. Is it coherent, does each step follow, and "
         "does it lead to the answer that is given? Ignore whether the answer is right."
     )
+    """Instruction to the judge, before question, options, reasoning and answer."""
     max_score: int = Field(5, gt=1)
     """Best score of the scale, which begins at 1; the reward is the score mapped to [0, 1]."""
 
@@ -244,7 +246,7 @@ class GrpoConfig(_StageConfig):
     top_k: int = Field(0, ge=0)
     """Sample from this number of most probable tokens; 0: all."""
     rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
-    """Name of a reward, or `module:function` -> weight in the sum."""
+    """Reward, by its name or as `module:function` -> weight in the sum."""
     balance_thinking: bool = False
     """For `adaptive_thinking` and `adaptive_consistent`: the larger the share of a step's completions that think, the
     lower the reward of thinking, and likewise for answering at once; the effect fades towards `max_steps`."""
@@ -253,7 +255,7 @@ class GrpoConfig(_StageConfig):
     rollout_server: str | None = None
     """Server that samples the completions, `http://127.0.0.1:8000/v1#NAME`; None: the policy in this process."""
     weight_sync: WeightSyncConfig | None = None
-    """None: the rollout server keeps the weights it was started with."""
+    """How newer weights are sent to the rollout server; None: it keeps those it was started with."""
     on_rollout_error: Literal["stop", "retry"] = "stop"
     """A rollout server that does not answer: end the run, or send the request again until it does."""
     rollout_retry_minutes: float = Field(30.0, gt=0)
