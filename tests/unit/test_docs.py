@@ -1,22 +1,26 @@
-"""The documentation lists what the code has: the smallest recipe, styles, rewards, defaults."""
+"""The documentation lists what the code has: the smallest recipe, styles, rewards, keys of recipes with defaults."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from earwise.algorithms.rewards import REWARDS
 from earwise.config.recipe import check_recipe
 from earwise.prompts import INSTRUCTIONS
 
-TRAINING = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+RECIPES = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
+REWARDS_PAGE = (ROOT / "docs" / "reference" / "rewards.md").read_text(encoding="utf-8")
 STAGE = {"data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 1}
 
 
 def names(section: str) -> set[str]:
     """First cells of the section's table."""
-    text = TRAINING.split(f"### {section}\n")[1].split("\n#")[0]
+    text = REWARDS_PAGE.split(f"## {section}\n")[1].split("\n#")[0]
     return set(re.findall(r"^\| `([^`]+)`", text, re.MULTILINE))
 
 
@@ -28,19 +32,41 @@ def value_of(values: Any, key: str) -> Any:
 
 
 def test_the_smallest_recipe_is_one() -> None:
-    recipe = check_recipe(yaml.safe_load(TRAINING.split("```yaml\n")[1].split("```")[0]), "docs")
+    recipe = check_recipe(yaml.safe_load(RECIPES.split("```yaml\n")[1].split("```")[0]), "docs")
     assert recipe.stages[0].kind == "grpo" and recipe.eval[0].limit == 100
 
 
 def test_every_style_and_every_reward_has_a_line() -> None:
-    assert names("Styles") == set(INSTRUCTIONS)
+    assert names("Prompt styles") == set(INSTRUCTIONS)
     assert names("Rewards") == set(REWARDS)
 
 
+def test_tables_of_recipe_keys_are_generated_from_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import recipe_reference
+
+    assert recipe_reference.render(RECIPES) == RECIPES, "run python scripts/recipe_reference.py"
+    assert set(re.findall(r"<!-- table ([\w.]+) -->", RECIPES)) == {
+        *recipe_reference.TABLES,
+        "renamed",
+        "renamed_values",
+    }
+    sys.modules.pop("recipe_reference")
+
+
 def test_defaults_are_those_of_the_schema() -> None:
-    text = TRAINING.split("### Defaults\n")[1].split("\n#")[0]
-    listed = re.findall(r"\| `(?:(\w+): )?([\w.]+)` \| `([^`]+)`", text)
-    assert len(listed) > 30
-    for kind, key, default in listed:
-        stage = check_recipe({"recipe": "r", "stages": [STAGE | {"kind": kind or "sft"}]}, "docs").stages[0]
-        assert value_of(stage.model_dump(mode="json"), key) == yaml.safe_load(default), (kind, key)
+    places = {"stage": "", "data": "data.", "trainable": "trainable.", "trainable.lora": "trainable.lora."}
+    places |= {name: f"{name}." for name in ("optimizer", "curriculum", "curriculum.band")}
+    places |= dict.fromkeys(("sft", "grpo", "dpo", "compress"), "")
+    num_compared = 0
+    for name, text in re.findall(r"<!-- table ([\w.]+) -->\n(.*?)<!-- end -->", RECIPES, re.DOTALL):
+        if name not in places:
+            continue
+        kind = name if name in ("sft", "grpo", "dpo", "compress") else "sft"
+        styles = {"styles": {"think": 1.0}} if kind == "compress" else {}
+        raw = STAGE | {"kind": kind, "data": {"mixture": [{"manifest": "a.jsonl"}]} | styles}
+        stage = check_recipe({"recipe": "r", "stages": [raw]}, "docs").stages[0].model_dump(mode="json")
+        for key, default in re.findall(r"^\| `([\w.]+)` \| [^|]+ \| `([^`]+)` \|", text, re.MULTILINE):
+            num_compared += 1
+            assert value_of(stage, places[name] + key) == yaml.safe_load(default), (name, key)
+    assert num_compared > 60
