@@ -268,9 +268,7 @@ class AudioModel:
         with_choices = [(n, item) for n, item in enumerate(items) if item.choices]
         if not with_choices:
             return [None] * len(items)
-        prompts = [
-            Prompt(prompt_turns(item.example, "answer"), item.waveforms, f"ask {n}") for n, item in with_choices
-        ]
+        prompts = [Prompt(prompt_turns(item.example, "answer"), item.waveforms, f"ask {n}") for n, item in with_choices]
         texts = [[target_text(item.example, "answer", option) for option in item.choices] for _, item in with_choices]
         try:
             logprobs = self.engine.score(prompts, texts)
