@@ -168,7 +168,7 @@ def test_ask(chat: ChatServer, capsys: pytest.CaptureFixture[str], tmp_path: Pat
     )
     answer = json.loads(out)
     assert code == 0 and answer["answer"] == "a dog" and answer["model"] == "m" and "likelihood" not in answer
-    assert "no likelihoods" in err
+    assert "does not return log-probabilities of given text" in err
 
 
 def test_evaluate_and_difficulty(chat: ChatServer, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
