@@ -1,4 +1,4 @@
-"""An HTTP server in the test's own process that speaks OpenAI's chat completions and fails in whatever way a test asks."""
+"""An HTTP server in the test's own process that speaks OpenAI's chat completions, and fails in the ways a test needs."""
 
 import base64
 import io

@@ -1,7 +1,7 @@
 """The forest against the plain one-by-one forward of transformers' own Qwen2-Audio class: log-probabilities and
 gradients, float32.
 
-Random trees of depth 1 to 3 with uneven branches and sounds in trunks and in branches, several trees in a pack, all
+Random trees of depth 1 to 3 with uneven branches and clips in trunks and in branches, several trees in a pack, all
 parameters trained or LoRA. Mutants at the end: with a wrong mask, or wrong positions, the same comparison fails by
 orders of magnitude.
 """
@@ -38,11 +38,14 @@ GRADIENT_LIMIT = 1e-4
 FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
 LORA = TrainableConfig(encoder="frozen", connector="full", decoder="lora", lora=LoraConfig(r=4, lora_alpha=8.0))
 LORA_ONLY = TrainableConfig(
-    encoder="frozen", connector="frozen", decoder="lora", lora=LoraConfig(r=2, lora_alpha=4.0, target_modules=("q_proj", "v_proj"))
+    encoder="frozen",
+    connector="frozen",
+    decoder="lora",
+    lora=LoraConfig(r=2, lora_alpha=4.0, target_modules=("q_proj", "v_proj")),
 )
 
 
-class Grower:
+class TreeGenerator:
     """Random trees over one batch of clips."""
 
     def __init__(self, model: Qwen2Audio, seed: int) -> None:
@@ -51,7 +54,7 @@ class Grower:
         self.waveforms: dict[int, Waveform] = {}
 
     def clip(self) -> TokenPath:
-        """A new sound of 60 ms to 1 s as a run of placeholders."""
+        """A new clip of 60 ms to 1 s as a run of placeholders."""
         number = len(self.waveforms)
         self.waveforms[number] = tone(self.rng.uniform(0.06, 1.0), self.rng.uniform(100, 3000), number)
         run = self.model.audio_tokens(len(self.waveforms[number]))
@@ -62,8 +65,8 @@ class Grower:
         return TokenPath(ids, (trained,) * len(ids), (-1,) * len(ids))
 
     def tree(self, depth: int) -> list[TokenPath]:
-        """Paths of a tree whose longest branches have `depth` forks; some branches end early, a few hear a second
-        sound.
+        """Paths of a tree whose longest branches have `depth` forks; some branches end early, a few have a
+        second clip.
         """
         trunk = self.text(1, 4, False) + self.clip() + self.text(1, 5, False)
         return self.branches(trunk, depth)
@@ -71,14 +74,14 @@ class Grower:
     def branches(self, trunk: TokenPath, depth: int) -> list[TokenPath]:
         paths = []
         for number in range(self.rng.randint(2, 4)):
-            more = trunk
+            path = trunk
             if depth > 1 and self.rng.random() < 0.3:
-                more += self.clip()
-            more += self.text(1, 7, trained=depth == 1 or self.rng.random() < 0.5)
+                path += self.clip()
+            path += self.text(1, 7, trained=depth == 1 or self.rng.random() < 0.5)
             if depth == 1 or (number and self.rng.random() < 0.3):
-                paths.append(more + self.text(1, 6, True))
+                paths.append(path + self.text(1, 6, True))
             else:
-                paths += self.branches(more, depth - 1)
+                paths += self.branches(path, depth - 1)
         return paths
 
 
@@ -121,20 +124,20 @@ def worst_gradient(ours: nn.Module, theirs: nn.Module) -> float:
 def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implementation: str) -> None:
     seed = 10 * depth + len(config.lora.target_modules)
     model = build(config, seed)
-    grower = Grower(model, seed)
-    trees = [grower.tree(d) for d in (depth, 1 + depth % 3, depth)]
+    generated = TreeGenerator(model, seed)
+    trees = [generated.tree(d) for d in (depth, 1 + depth % 3, depth)]
     forest = pack([build_tree(paths) for paths in trees])
     paths = [path for paths in trees for path in paths]
     assert len(forest) < sum(len(path.ids) for path in paths), "nothing is shared"
     plain = hf_copy(model, implementation)
-    ours = Policy(model)(forest, {}, grower.waveforms)
+    ours = Policy(model)(forest, {}, generated.waveforms)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
     (ours * weights).sum().backward()
-    alone = []
+    separate = []
     for row, path in enumerate(paths):
-        alone.append(hf_logprobs(plain, path, grower.waveforms))
-        assert int(forest.loss_mask[row].sum()) == len(alone[row]) == sum(path.trained)
-        (alone[row] * weights[row, : len(alone[row])]).sum().backward()
+        separate.append(hf_logprobs(plain, path, generated.waveforms))
+        assert int(forest.loss_mask[row].sum()) == len(separate[row]) == sum(path.trained)
+        (separate[row] * weights[row, : len(separate[row])]).sum().backward()
     assert max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
     assert not ours[~forest.loss_mask].any()
     assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
@@ -142,29 +145,29 @@ def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implement
 
 def test_merged_equals_unmerged_and_packs_do_not_mix() -> None:
     model = build(FULL, 7)
-    grower = Grower(model, 7)
-    trees = [grower.tree(2) for _ in range(4)]
+    generated = TreeGenerator(model, 7)
+    trees = [generated.tree(2) for _ in range(4)]
     policy = Policy(model)
-    together = policy(pack([build_tree(paths) for paths in trees]), {}, grower.waveforms)
-    apart = policy(pack([build_tree(paths, merge=False) for paths in trees]), {}, grower.waveforms)
+    together = policy(pack([build_tree(paths) for paths in trees]), {}, generated.waveforms)
+    apart = policy(pack([build_tree(paths, merge=False) for paths in trees]), {}, generated.waveforms)
     assert max_abs([together - apart]) < LOGPROB_LIMIT
     row = 0
     for paths in trees:
-        single = policy(pack([build_tree(paths)]), {}, grower.waveforms)
+        single = policy(pack([build_tree(paths)]), {}, generated.waveforms)
         assert max_abs([together[row : row + len(paths), : single.shape[1]] - single]) < LOGPROB_LIMIT
         row += len(paths)
-    packs = build_micro_batches(model, None, trees, grower.waveforms, 150)
+    packs = build_micro_batches(model, None, trees, generated.waveforms, 150)
     assert len(packs) > 1
     split = [policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms) for micro_batch in packs]
-    rows = torch.cat([torch.nn.functional.pad(some, (0, together.shape[1] - some.shape[1])) for some in split])
+    rows = torch.cat([torch.nn.functional.pad(part, (0, together.shape[1] - part.shape[1])) for part in split])
     assert max_abs([together - rows]) < LOGPROB_LIMIT
 
 
-def completions(grower: Grower) -> list[TokenPath]:
+def completions(generated: TreeGenerator) -> list[TokenPath]:
     """A group of eight: equal ones, ones that begin alike, and some that are prefixes of others."""
-    one, two = grower.text(6, 6, True), grower.text(4, 4, True)
-    cut = TokenPath(one.ids[:3], one.trained[:3], one.clips[:3])
-    return [one, two, one, cut, cut + grower.text(2, 2, True), one + grower.text(3, 3, True), two, cut]
+    long, short = generated.text(6, 6, True), generated.text(4, 4, True)
+    cut = TokenPath(long.ids[:3], long.trained[:3], long.clips[:3])
+    return [long, short, long, cut, cut + generated.text(2, 2, True), long + generated.text(3, 3, True), short, cut]
 
 
 @pytest.mark.parametrize("config", [FULL, LORA], ids=["full", "lora+connector"])
@@ -173,37 +176,37 @@ def test_grpo_on_a_trie_equals_separate_sequences(config: TrainableConfig) -> No
     their own.
     """
     model = build(config, 4)
-    grower = Grower(model, 4)
+    generated = TreeGenerator(model, 4)
     groups = []
     for _ in range(2):
-        trunk = grower.text(2, 5, False) + grower.clip() + grower.text(2, 5, False)
-        groups.append([trunk + end for end in completions(grower)])
+        trunk = generated.text(2, 5, False) + generated.clip() + generated.text(2, 5, False)
+        groups.append([trunk + end for end in completions(generated)])
     generator = torch.Generator().manual_seed(4)
     advantages = torch.randn(16, generator=generator)
     forest = pack([build_tree(group) for group in groups])
     assert len(forest) < sum(max(len(path.ids) for path in group) for group in groups) + 2 * 25
     plain = hf_copy(model)
-    ours = Policy(model)(forest, {}, grower.waveforms)
+    ours = Policy(model)(forest, {}, generated.waveforms)
     reference = ours.detach() + 0.3 * torch.randn(ours.shape, generator=generator)
     old = ours.detach() + 0.1 * torch.randn(ours.shape, generator=generator)
     mine = grpo_loss(ours, old, reference, advantages, forest.loss_mask, beta=0.04)
     mine.loss.backward()
-    rows = [hf_logprobs(plain, path, grower.waveforms) for group in groups for path in group]
+    rows = [hf_logprobs(plain, path, generated.waveforms) for group in groups for path in group]
     theirs = torch.stack([torch.nn.functional.pad(row, (0, ours.shape[1] - len(row))) for row in rows])
-    alone = grpo_loss(theirs, old, reference, advantages, forest.loss_mask, beta=0.04)
-    alone.loss.backward()
-    assert abs(float(mine.loss.detach() - alone.loss.detach())) < 1e-5
+    separate = grpo_loss(theirs, old, reference, advantages, forest.loss_mask, beta=0.04)
+    separate.loss.backward()
+    assert abs(float(mine.loss.detach() - separate.loss.detach())) < 1e-5
     assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
 
 
 def test_equal_completions_are_one_branch_whose_advantages_add() -> None:
     def gradient(advantages: Sequence[float], repeats: Sequence[int]) -> tuple[dict[str, Tensor], int]:
         model = build(LORA, 9)
-        grower = Grower(model, 9)
-        trunk = grower.text(3, 3, False) + grower.clip() + grower.text(3, 3, False)
-        ends = [grower.text(5, 5, True), grower.text(7, 7, True)]
+        generated = TreeGenerator(model, 9)
+        trunk = generated.text(3, 3, False) + generated.clip() + generated.text(3, 3, False)
+        ends = [generated.text(5, 5, True), generated.text(7, 7, True)]
         forest = pack([build_tree([trunk + ends[number] for number in repeats])])
-        logprobs = Policy(model)(forest, {}, grower.waveforms)
+        logprobs = Policy(model)(forest, {}, generated.waveforms)
         (logprobs.sum(1) * torch.tensor(advantages)).sum().backward()
         return gradients(model.module), len(forest)
 
@@ -213,34 +216,37 @@ def test_equal_completions_are_one_branch_whose_advantages_add() -> None:
     assert max(float((repeated[name] - added[name]).norm() / added[name].norm()) for name in added) < 1e-5
 
 
-def run(model: Qwen2Audio, forest: Forest, seen: Forest, positions: Tensor, waveforms: dict[int, Waveform]) -> Tensor:
-    """Log-probabilities of `forest` under the mask of `seen` and the given positions."""
-    connected = dict(
-        zip(sorted(waveforms), model.project_audio(model.encode_audio([waveforms[clip] for clip in sorted(waveforms)])), strict=True)
-    )
-    hidden = model.decode(insert_audio_embeddings(model.embed(forest.ids), forest, connected), positions, TreeAttention(seen))
+def run(
+    model: Qwen2Audio, forest: Forest, mask_forest: Forest, positions: Tensor, waveforms: dict[int, Waveform]
+) -> Tensor:
+    """Log-probabilities of `forest` under the attention mask of `mask_forest` and the given positions."""
+    clips = sorted(waveforms)
+    projected = model.project_audio(model.encode_audio([waveforms[clip] for clip in clips]))
+    embeddings = insert_audio_embeddings(model.embed(forest.ids), forest, dict(zip(clips, projected, strict=True)))
+    hidden = model.decode(embeddings, positions, TreeAttention(mask_forest))
     return branch_logprobs(target_logprobs(hidden, forest, model.logits), forest)
 
 
 @torch.no_grad()
 def test_the_comparison_sees_a_wrong_mask() -> None:
     model = tiny_qwen2_audio(2)
-    grower = Grower(model, 2)
-    paths = grower.tree(2)
+    generated = TreeGenerator(model, 2)
+    paths = generated.tree(2)
     forest = pack([build_tree(paths)])
     plain = hf_copy(model)
-    alone = [hf_logprobs(plain, path, grower.waveforms) for path in paths]
+    separate = [hf_logprobs(plain, path, generated.waveforms) for path in paths]
 
-    def error(seen: Forest, positions: Tensor) -> float:
-        ours = run(model, forest, seen, positions, grower.waveforms)
+    def error(mask_forest: Forest, positions: Tensor) -> float:
+        ours = run(model, forest, mask_forest, positions, generated.waveforms)
         return max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)])
 
-    siblings_seen = dataclasses.replace(forest, subtree_ends=torch.full_like(forest.subtree_ends, len(forest)))
+    siblings_visible = dataclasses.replace(forest, subtree_ends=torch.full_like(forest.subtree_ends, len(forest)))
     one_too_long = dataclasses.replace(forest, subtree_ends=(forest.subtree_ends + 1).clamp(max=len(forest)))
-    # A subtree's last token predicts nothing, so hiding something from it alone is no error; from the last two it is.
-    two_too_short = dataclasses.replace(forest, subtree_ends=torch.maximum(forest.subtree_ends - 2, torch.arange(len(forest)) + 1))
+    # A subtree's last token predicts nothing, so hiding something from it separate is no error; from the last two it is.
+    shortened = torch.maximum(forest.subtree_ends - 2, torch.arange(len(forest)) + 1)
+    two_too_short = dataclasses.replace(forest, subtree_ends=shortened)
     assert error(forest, forest.positions) < LOGPROB_LIMIT
-    for mutant in (siblings_seen, one_too_long, two_too_short):
+    for mutant in (siblings_visible, one_too_long, two_too_short):
         assert error(mutant, forest.positions) > 100 * LOGPROB_LIMIT
     assert error(forest, torch.arange(len(forest))) > 100 * LOGPROB_LIMIT
     assert error(forest, forest.positions.roll(1)) > 100 * LOGPROB_LIMIT
@@ -249,11 +255,10 @@ def test_the_comparison_sees_a_wrong_mask() -> None:
 @torch.no_grad()
 def test_the_comparison_sees_trees_that_mix() -> None:
     model = tiny_qwen2_audio(3)
-    grower = Grower(model, 3)
-    trees = [grower.tree(1), grower.tree(1)]
+    generated = TreeGenerator(model, 3)
+    trees = [generated.tree(1), generated.tree(1)]
     forest = pack([build_tree(paths) for paths in trees])
-    leaking = dataclasses.replace(
-        forest, subtree_ends=forest.subtree_ends.where(forest.subtree_ends != forest.tree_offsets[1], len(forest)), tree_offsets=(0, len(forest))
-    )
-    good = run(model, forest, forest, forest.positions, grower.waveforms)
-    assert max_abs([run(model, forest, leaking, forest.positions, grower.waveforms) - good]) > 100 * LOGPROB_LIMIT
+    ends = forest.subtree_ends.where(forest.subtree_ends != forest.tree_offsets[1], len(forest))
+    leaking = dataclasses.replace(forest, subtree_ends=ends, tree_offsets=(0, len(forest)))
+    good = run(model, forest, forest, forest.positions, generated.waveforms)
+    assert max_abs([run(model, forest, leaking, forest.positions, generated.waveforms) - good]) > 100 * LOGPROB_LIMIT

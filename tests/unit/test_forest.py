@@ -1,4 +1,4 @@
-"""The forest by hand: one small trie drawn out, and every refusal."""
+"""The forest by hand: one small prefix tree, and every refusal."""
 
 import pytest
 import torch
@@ -13,22 +13,24 @@ from earwise.forest import (
     target_logprobs,
 )
 
-A, B, C, D, END, SOUND = 10, 11, 12, 13, 2, 3
+A, B, C, D, END, AUDIO = 10, 11, 12, 13, 2, 3
 
 
-def path(prompt: list[int], said: list[int], clip: int = 0) -> TokenPath:
-    ids = (*prompt, *said)
-    return TokenPath(ids, (False,) * len(prompt) + (True,) * len(said), tuple(clip if i == SOUND else -1 for i in ids))
+def path(prompt: list[int], completion: list[int], clip: int = 0) -> TokenPath:
+    ids = (*prompt, *completion)
+    return TokenPath(
+        ids, (False,) * len(prompt) + (True,) * len(completion), tuple(clip if i == AUDIO else -1 for i in ids)
+    )
 
 
-# prompt A S S, completions "B C end", "B end", "B C end" again, "B C", "D"
-GROUP = [path([A, SOUND, SOUND], said) for said in ([B, C, END], [B, END], [B, C, END], [B, C], [D])]
+# prompt A AUDIO AUDIO, completions "B C end", "B end", "B C end" again, "B C", "D"
+GROUP = [path([A, AUDIO, AUDIO], completion) for completion in ([B, C, END], [B, END], [B, C, END], [B, C], [D])]
 
 
-def test_a_trie_drawn_out() -> None:
+def test_a_small_tree() -> None:
     tree = build_tree(GROUP)
     #               0  1      2      3  4  5    6    7
-    assert tree.ids == (A, SOUND, SOUND, B, C, END, END, D)
+    assert tree.ids == (A, AUDIO, AUDIO, B, C, END, END, D)
     assert tree.parents == (-1, 0, 1, 2, 3, 4, 3, 2)
     assert tree.depths == (0, 1, 2, 3, 4, 5, 4, 3)
     assert tree.subtree_ends == (8, 8, 8, 7, 6, 6, 7, 8)
@@ -43,26 +45,27 @@ def test_packed_with_another_tree() -> None:
     assert forest.subtree_ends.tolist() == [8, 8, 8, 7, 6, 6, 7, 8, 10, 10]
     assert forest.positions.tolist() == [0, 1, 2, 3, 4, 5, 4, 3, 0, 1]
     assert forest.audio_indices.tolist() == [1, 2] and forest.audio_clips == (0, 0)
-    assert forest.source_indices.tolist() == [2, 3, 4, 8]  # B and D are read where the prompt ends, both ends of B at B, ...
+    # The prompt's last token predicts B and D; B predicts C and the end token.
+    assert forest.source_indices.tolist() == [2, 3, 4, 8]
     assert forest.target_ids.tolist() == [B, C, END, END, D, B]
     assert forest.target_sources.tolist() == [0, 1, 2, 1, 0, 3]
     assert forest.branch_targets.tolist() == [[0, 1, 2], [0, 3, 0], [0, 1, 2], [0, 1, 0], [4, 0, 0], [5, 0, 0]]
     assert forest.loss_mask.sum(1).tolist() == [3, 2, 3, 2, 1, 1]
     assert forest.branch_trees.tolist() == [0, 0, 0, 0, 0, 1]
     rows = forest.attention_mask().int().tolist()
-    assert rows[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]  # the end after "B" sees the prompt, B and itself
+    assert rows[6] == [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]  # the end token after "B" attends to the prompt, B and itself
     assert rows[9] == [0] * 8 + [1, 1]
 
 
 def test_unmerged_paths_share_nothing() -> None:
     tree = build_tree(GROUP, merge=False)
-    assert len(tree) == sum(len(one.ids) for one in GROUP)
+    assert len(tree) == sum(len(path.ids) for path in GROUP)
     assert tree.parents.count(-1) == len(GROUP)
 
 
-def test_the_same_ids_under_another_sound_are_another_token() -> None:
-    tree = build_tree([path([A, SOUND], [B], clip=0), path([A, SOUND], [B], clip=1)])
-    assert tree.ids == (A, SOUND, B, SOUND, B) and tree.clips == (-1, 0, -1, 1, -1)
+def test_equal_ids_of_another_clip_are_another_token() -> None:
+    tree = build_tree([path([A, AUDIO], [B], clip=0), path([A, AUDIO], [B], clip=1)])
+    assert tree.ids == (A, AUDIO, B, AUDIO, B) and tree.clips == (-1, 0, -1, 1, -1)
 
 
 def test_rows_of_log_probabilities() -> None:
@@ -79,17 +82,17 @@ def test_nothing_trained() -> None:
     assert values.shape == (0,) and branch_logprobs(values, forest).shape == (1, 0)
 
 
-def test_audio_lands_on_its_placeholders() -> None:
-    forest = pack([build_tree([path([A, SOUND, SOUND, B], [C], clip=7)]), build_tree([path([SOUND, A], [B], clip=4)])])
+def test_audio_embeddings_replace_their_placeholders() -> None:
+    forest = pack([build_tree([path([A, AUDIO, AUDIO, B], [C], clip=7)]), build_tree([path([AUDIO, A], [B], clip=4)])])
     embeddings = torch.zeros(len(forest), 1)
     placed = insert_audio_embeddings(embeddings, forest, {7: torch.tensor([[1.0], [2.0]]), 4: torch.tensor([[3.0]])})
     assert placed.flatten().tolist() == [0, 1, 2, 0, 0, 3, 0, 0]
     assert not embeddings.any()
     with pytest.raises(ValueError, match="clip 4 of the forest has no embeddings"):
         insert_audio_embeddings(embeddings, forest, {7: torch.zeros(2, 1)})
-    for wrong in (1, 3, 0):
-        with pytest.raises(ValueError, match=f"clip 7 has {wrong} embeddings but 2 placeholders"):
-            insert_audio_embeddings(embeddings, forest, {7: torch.zeros(wrong, 1), 4: torch.zeros(1, 1)})
+    for count in (1, 3, 0):
+        with pytest.raises(ValueError, match=f"clip 7 has {count} embeddings but 2 placeholders"):
+            insert_audio_embeddings(embeddings, forest, {7: torch.zeros(count, 1), 4: torch.zeros(1, 1)})
 
 
 def test_refusals() -> None:

@@ -20,9 +20,9 @@ from earwise.data import manifest
 from earwise.data.mixture import Mixture
 from earwise.errors import ConfigError, DataError
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.train import run
+from earwise.training import run
 from earwise.types import Audio, Example, Text, Turn
-from resumed import stopped_and_whole
+from resumed import run_interrupted_and_whole
 
 
 def rated(name: str, passes: int | None, attempts: int = 8) -> Example:
@@ -207,7 +207,7 @@ def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order
         {"order": order, "reward": "test_curriculum:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}},
         max_steps=6,
     )
-    stopped, whole = stopped_and_whole(asked, rows.parent, after=4)
+    stopped, whole = run_interrupted_and_whole(asked, rows.parent, after=4)
     assert len(trained_on(whole)) == 6
     one, other = (torch.load(out / "stage-0-grpo/checkpoint-6/state.pt", weights_only=True) for out in (whole, stopped))
     assert one["extra"].get("online") == other["extra"].get("online")
