@@ -1,4 +1,4 @@
-"""An HTTP server in the test's own process that speaks OpenAI's chat completions, and fails in the ways a test needs."""
+"""An HTTP server in the test's own process that speaks OpenAI's chat completions, and fails as a test needs it."""
 
 import base64
 import io

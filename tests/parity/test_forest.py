@@ -138,7 +138,7 @@ def test_forest_equals_one_by_one(depth: int, config: TrainableConfig, implement
         separate.append(hf_logprobs(plain, path, generated.waveforms))
         assert int(forest.loss_mask[row].sum()) == len(separate[row]) == sum(path.trained)
         (separate[row] * weights[row, : len(separate[row])]).sum().backward()
-    assert max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)]) < LOGPROB_LIMIT
+    assert max_abs([ours[row, : len(logprobs)] - logprobs for row, logprobs in enumerate(separate)]) < LOGPROB_LIMIT
     assert not ours[~forest.loss_mask].any()
     assert worst_gradient(model.module, plain) < GRADIENT_LIMIT
 
@@ -238,11 +238,11 @@ def test_the_comparison_sees_a_wrong_mask() -> None:
 
     def error(mask_forest: Forest, positions: Tensor) -> float:
         ours = run(model, forest, mask_forest, positions, generated.waveforms)
-        return max_abs([ours[row, : len(one)] - one for row, one in enumerate(alone)])
+        return max_abs([ours[row, : len(logprobs)] - logprobs for row, logprobs in enumerate(separate)])
 
     siblings_visible = dataclasses.replace(forest, subtree_ends=torch.full_like(forest.subtree_ends, len(forest)))
     one_too_long = dataclasses.replace(forest, subtree_ends=(forest.subtree_ends + 1).clamp(max=len(forest)))
-    # A subtree's last token predicts nothing, so hiding something from it separate is no error; from the last two it is.
+    # A subtree's last token predicts nothing, so hiding something from it is no error; from the last two it is.
     shortened = torch.maximum(forest.subtree_ends - 2, torch.arange(len(forest)) + 1)
     two_too_short = dataclasses.replace(forest, subtree_ends=shortened)
     assert error(forest, forest.positions) < LOGPROB_LIMIT
