@@ -1,6 +1,6 @@
 """Time and memory of earwise's GRPO step by clip length, group size, answer length and number of trees.
 
-    python benchmarks/growth.py --out benchmarks/results/growth.json --plot docs/growth.png
+    python benchmarks/growth.py --out benchmarks/results/growth.json --plot docs/images/growth.png
 
 A step (`baselines/earwise_step.py`) encodes clips once, samples, and computes reference, loss, backward and optimizer.
 One size at a time is varied around a middle shape. End tokens do not end completions, so that all have exactly the
