@@ -103,9 +103,9 @@ clean:
 	rm -rf .venv .venv-newest .venv-oldest .venv-lock runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Stamps: a file in .venv says that what the lock holds is installed, so that a second run starts at once.
-.venv/ready-demo: pyproject.toml locks/train.txt | .venv/ready-torch
+.venv/ready-demo: pyproject.toml locks/base.txt | .venv/ready-torch
 	@echo 'installing earwise'
-	$(PIP) $(LOCKED) -r locks/train.txt
+	$(PIP) $(LOCKED) -r locks/base.txt
 	$(PIP) $(EDITABLE)
 	@touch $@
 

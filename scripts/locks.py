@@ -1,7 +1,8 @@
 """Locked versions of everything that is installed: renew them, resolve the newest and the oldest, tell what differs.
 
-`locks/train.txt`, `serve.txt` and `dev.txt` hold what the extras of these names install, for Python 3.11 to 3.14 on
-every platform (by environment markers), every file with its hashes. torch stands in `locks/torch-cuda.txt`, with the
+`locks/base.txt` holds what earwise itself installs, `serve.txt` and `docs.txt` that and the extra of the same name, and
+`dev.txt` that and all extras which the tests use. The locks hold for Python 3.11 to 3.14 on every platform (by
+environment markers), with the hashes of every file. torch stands in `locks/torch-cuda.txt`, with the
 CUDA libraries that only its build for GPUs needs: machines without a GPU install a CPU build of the same version.
 
     python scripts/locks.py renew --uv UV [--torch VERSION]        write locks/ anew
@@ -20,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "locks"
-EXTRAS = {"dev": ("train", "eval", "serve", "track", "data", "dev"), "train": ("train",), "serve": ("serve",)}
+EXTRAS = {"dev": ("serve", "track", "data", "dev"), "base": (), "serve": ("serve",), "docs": ("docs",)}
 """Lock -> extras it is made of; the first is the largest, and the others take its versions."""
 TORCH = "torch-cuda"
 OF_TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")

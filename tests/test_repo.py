@@ -19,7 +19,7 @@ from earwise.evaluation.task import TASKS, Task
 from earwise.models import registry
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = {"accelerate", "peft", "fastapi", "uvicorn", "jiwer", "tensorboard"}
+OPTIONAL = {"fastapi", "uvicorn", "jiwer"}
 MODULES = sorted(module.name for module in pkgutil.walk_packages(earwise.__path__, "earwise."))
 RECIPES = sorted(PACKAGED_RECIPES.glob("*.yaml"))
 

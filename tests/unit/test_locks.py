@@ -13,7 +13,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FILES = ("train", "serve", "dev", "torch-cuda")
+FILES = ("base", "serve", "docs", "dev", "torch-cuda")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_every_line_is_a_version_or_a_hash(name: str) -> None:
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-@pytest.mark.parametrize("name", ["train", "serve", "dev"])
+@pytest.mark.parametrize("name", ["base", "serve", "docs", "dev"])
 def test_a_lock_holds_what_pyproject_names_within_its_ranges(name: str, python: str, locks: ModuleType) -> None:
     extras = PROJECT["optional-dependencies"]
     named = [*PROJECT["dependencies"], *(line for extra in locks.EXTRAS[name] for line in extras[extra]), locks.BUILD]
@@ -64,7 +64,7 @@ def test_a_lock_holds_what_pyproject_names_within_its_ranges(name: str, python: 
         assert requirement.specifier.contains(version), f"{package} {version} is not {requirement}; run make lock"
 
 
-@pytest.mark.parametrize("name", ["train", "serve"])
+@pytest.mark.parametrize("name", ["base", "serve"])
 def test_smaller_locks_are_parts_of_the_largest(name: str, locks: ModuleType) -> None:
     largest = locks.locked("dev")
     assert {package: versions for package, versions in locks.locked(name).items() if versions - largest[package]} == {}
@@ -72,14 +72,14 @@ def test_smaller_locks_are_parts_of_the_largest(name: str, locks: ModuleType) ->
 
 def test_torch_and_what_only_its_gpu_build_needs_stand_apart(locks: ModuleType) -> None:
     assert all(locks.OF_TORCH.match(f"{requirement.name}==") for requirement in requirements("torch-cuda"))
-    for name in ("train", "serve", "dev"):
+    for name in ("base", "serve", "docs", "dev"):
         assert not [each.name for each in requirements(name) if locks.OF_TORCH.match(f"{each.name}==")]
 
 
 def test_all_that_installs_goes_by_the_locks() -> None:
     makefile, dockerfile = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "Dockerfile"))
     assert "LOCKED := --require-hashes --only-binary :all: --no-deps" in makefile
-    for stamp, lock in (("ready-demo", "train"), ("ready-dev", "dev"), ("ready-torch", "torch-cuda")):
+    for stamp, lock in (("ready-demo", "base"), ("ready-dev", "dev"), ("ready-torch", "torch-cuda")):
         recipe = re.search(rf"^\.venv/{stamp}:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
         assert recipe and f"$(LOCKED) -r locks/{lock}.txt" in recipe[1]
     for lock in ("torch-cuda", "serve"):

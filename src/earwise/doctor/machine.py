@@ -24,14 +24,13 @@ def python() -> Check:
 
 
 def libraries() -> list[Check]:
-    """Whether the required libraries, and those that training needs, are installed."""
+    """Whether the largest libraries that earwise needs are installed."""
     checks = []
-    for name, required in (("torch", True), ("transformers", True), ("accelerate", False), ("peft", False)):
+    for name in ("torch", "transformers", "accelerate", "peft"):
         try:
             checks.append(Check(name, "ok", version(name)))
         except PackageNotFoundError:
-            remedy = "pip install earwise" if required else "pip install 'earwise[train]', if you want to train"
-            checks.append(Check(name, "fail" if required else "warn", "not installed", remedy))
+            checks.append(Check(name, "fail", "not installed", "pip install earwise"))
     return checks
 
 

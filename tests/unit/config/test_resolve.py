@@ -18,8 +18,8 @@ def test_a_name_of_the_table_or_of_the_users_own() -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:
-    require("math", "eval", "sums")
+    require("math", "data", "sums")
     with pytest.raises(
-        ConfigError, match=r"error rates need jiwhere, which is not installed: pip install 'earwise\[eval\]'"
+        ConfigError, match=r"error rates need jiwhere, which is not installed: pip install 'earwise\[data\]'"
     ):
-        require("jiwhere", "eval", "error rates")
+        require("jiwhere", "data", "error rates")

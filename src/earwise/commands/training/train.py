@@ -41,7 +41,10 @@ class TrainCommandOptions:
 @click.option("--profile", "-p", help="Scale of the recipe: a name under its `profiles:`, for example cpu.")
 @click.option("--arm", help="Variant of the recipe: a name under its `arms:`; applied after the profile.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), help="Folder of the run. [default: runs/RECIPE[-PROFILE][-ARM]]"
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder of the run. [default: runs/RECIPE-PROFILE-ARM, without parts that are not given]",
 )
 @click.option(
     "--data", type=click.Path(path_type=Path), metavar="DIR",

