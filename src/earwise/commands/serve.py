@@ -99,7 +99,7 @@ def command(**values: Any) -> None:
     earwise ask dog.ogg "What do you hear?" --model http://127.0.0.1:8000/v1
 
     Requests that arrive together are sampled together; an answer does not depend on the other requests. See
-    docs/serving.md.
+    docs/reference/server.md.
     """
     from earwise.config.resolve import require
 
