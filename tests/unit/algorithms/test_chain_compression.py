@@ -84,7 +84,7 @@ def test_stub_by_hand() -> None:
     )
     assert make_stub("The big dog.", "en", StubFormat(stub_groups=3)) == "The big dog."
     assert make_stub("The big dog barks.", "en", StubFormat(stub_groups=0, ellipsis="")) == ""
-    with pytest.raises(ConfigError, match="k -1"):
+    with pytest.raises(ConfigError, match="stub_groups -1"):
         StubFormat(stub_groups=-1)
 
 
@@ -180,7 +180,7 @@ def test_answer_is_the_same_at_every_stage() -> None:
 
 
 def test_stepwise_by_hand() -> None:
-    plan = StepwiseSchedule(steps_per_epoch=4, per_epoch=2, start=1, pretrain_epochs=1, all_beyond=3)
+    plan = StepwiseSchedule(steps_per_epoch=4, tokens_per_epoch=2, start=1, pretrain_epochs=1, remove_all_beyond=3)
     assert [plan.scheduled(batch) for batch in range(10)] == [1, 1, 1, 1, 1, 1, 2, 2, float("inf"), float("inf")]
     assert [batch for batch in range(10) if plan.grows(batch)] == [6, 8]
     assert plan.applied(3) == 1

@@ -2,7 +2,6 @@
 a tiny random model; resumed runs go on with the same order and the same rates."""
 
 import json
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -110,7 +109,7 @@ def test_online_looks_again_at_what_is_outside_now_and_then_and_resumes_with_the
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """Named in recipes below as `test_curriculum:load`."""
+    """The model of the recipes below."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
@@ -124,9 +123,8 @@ PASSES = (1, 8, 3, 6, 0, 5, 4, 7)
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path) -> Path:
     """Eight clips of one tone each, rated."""
-    monkeypatch.setitem(sys.modules, "test_curriculum", sys.modules[__name__])
     examples = []
     for number, passes in enumerate(PASSES):
         soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(np.arange(6000) * 0.05 * (number + 1)), 16000)
@@ -146,13 +144,13 @@ def recipe(kind: str, curriculum: dict[str, Any], **more: Any) -> Recipe:
     }  # fmt: skip
     stage |= (
         {"prompts_per_step": 2, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
-         "rewards": {"test_curriculum:long_enough": 1.0}}
+         "rewards": {f"{__name__}:long_enough": 1.0}}
         if kind == "grpo"
         else {"clips_per_step": 2, "questions_per_clip": 1}
     )  # fmt: skip
     if kind == "compress":
         stage |= {"steps_per_unit": 1, "data": stage["data"] | {"styles": {"think": 1.0}}}
-    return check_recipe({"recipe": "t", "model": {"name": "test_curriculum:load"}, "stages": [stage | more]}, "test")
+    return check_recipe({"recipe": "t", "model": {"name": f"{__name__}:load"}, "stages": [stage | more]}, "test")
 
 
 def trained_on(out: Path) -> list[list[str]]:
@@ -171,26 +169,28 @@ def test_easy_to_hard_is_what_the_log_says_was_trained_on(rows: Path, kind: str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_banded_leaves_out_what_is_too_easy_or_too_hard(rows: Path, kind: str) -> None:
     run.start(recipe(kind, {"order": "banded"}), rows.parent / "run", rows.parent)
-    seen = [name for step in trained_on(rows.parent / "run") for name in step]
-    assert sorted(seen[:4]) == sorted(seen[4:]) == ["p3", "p4", "p5", "p6"]
+    trained_ids = [name for step in trained_on(rows.parent / "run") for name in step]
+    assert sorted(trained_ids[:4]) == sorted(trained_ids[4:]) == ["p3", "p4", "p5", "p6"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_temperature_reach_every_stage(rows: Path, kind: str) -> None:
     """Two easy rows by weight 8 against six others by weight 1: at T 1 they come 8 of 9 times, at T 1e9 every other."""
-    read = manifest.read(rows)
-    manifest.write(rows.parent / "easy.jsonl", [replace(one, task="easy") for one in read if one.id in ("p8", "p7")])
+    all_rows = manifest.read(rows)
+    manifest.write(
+        rows.parent / "easy.jsonl", [replace(row, task="easy") for row in all_rows if row.id in ("p8", "p7")]
+    )
     sources = [{"manifest": "easy.jsonl", "weight": 8.0}, {"manifest": "rows.jsonl"}]
-    found = []
+    easy_shares = []
     for temperature in (1.0, 1e9):
-        data = {"mixture": sources, "temperature": temperature}
+        data = {"mixture": sources, "mixture_temperature": temperature}
         data |= {"styles": {"think": 1.0}} if kind == "compress" else {}
         out = rows.parent / f"run {temperature}"
         run.start(recipe(kind, {"order": "shuffled"}, data=data, max_steps=8), out, rows.parent)
         state = torch.load(out / f"stage-0-{kind}/checkpoint-8/state.pt", weights_only=True)["extra"]["mixture"]
-        found.append(state["counts"][0] / sum(state["counts"]))
+        easy_shares.append(state["counts"][0] / sum(state["counts"]))
         assert sum(state["counts"]) == 16
-    assert found[0] > 0.7 and 0.3 < found[1] < 0.7
+    assert easy_shares[0] > 0.7 and 0.3 < easy_shares[1] < 0.7
 
 
 def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
@@ -202,25 +202,27 @@ def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
 
 @pytest.mark.parametrize("order", ["easy_to_hard", "online"])
 def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order: str) -> None:
-    asked = recipe(
+    config = recipe(
         "grpo",
-        {"order": order, "reward": "test_curriculum:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}},
+        {"order": order, "reward": f"{__name__}:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}},
         max_steps=6,
     )
-    stopped, whole = run_interrupted_and_whole(asked, rows.parent, after=4)
+    stopped, whole = run_interrupted_and_whole(config, rows.parent, after=4)
     assert len(trained_on(whole)) == 6
-    one, other = (torch.load(out / "stage-0-grpo/checkpoint-6/state.pt", weights_only=True) for out in (whole, stopped))
-    assert one["extra"].get("online") == other["extra"].get("online")
+    whole_state, stopped_state = (
+        torch.load(out / "stage-0-grpo/checkpoint-6/state.pt", weights_only=True) for out in (whole, stopped)
+    )
+    assert whole_state["extra"].get("online") == stopped_state["extra"].get("online")
     if order == "online":
-        seen = one["extra"]["online"]["seen"]
-        assert set(seen) == {name for step in trained_on(whole) for name in step}
+        counts = whole_state["extra"]["online"]["seen"]
+        assert set(counts) == {name for step in trained_on(whole) for name in step}
 
 
 def test_what_cannot_be_ordered_is_said_at_once() -> None:
     for kind in ("sft", "dpo", "compress"):
-        with pytest.raises(ConfigError, match=rf"online watches the policy's own samples, {kind} has none"):
+        with pytest.raises(ConfigError, match=rf"order online needs completions .* stage of kind {kind} samples none"):
             recipe(kind, {"order": "online"})
-    with pytest.raises(ConfigError, match="not 7 to 6 of 8"):
+    with pytest.raises(ConfigError, match="low 7, high 6, attempts 8"):
         recipe("grpo", {"order": "banded", "band": {"low": 7}})
     with pytest.raises(ConfigError, match=r"unknown key 'stages.0.curriculum.ordr'; did you mean 'order'"):
         recipe("grpo", {"ordr": "online"})

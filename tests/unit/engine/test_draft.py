@@ -53,8 +53,12 @@ def test_end_tokens_are_not_proposed_and_prompts_are_not_mixed() -> None:
 def test_random_numbers_belong_to_a_sample_and_a_position() -> None:
     first, second = UniformDraws(3, "a", 5), UniformDraws(3, "a", 5)
     late = first.numbers_at(4, [1, 3])
-    assert torch.equal(late, second.numbers_at(4, range(5))[[1, 3]]), "another order of calls, other samples beside them"
-    assert not torch.equal(first.numbers_at(4, [1, 3]), first.numbers_at(5, [1, 3])) and torch.equal(first.numbers_at(4, [1, 3]), late)
+    assert torch.equal(late, second.numbers_at(4, range(5))[[1, 3]]), (
+        "another order of calls, other samples beside them"
+    )
+    assert not torch.equal(first.numbers_at(4, [1, 3]), first.numbers_at(5, [1, 3])) and torch.equal(
+        first.numbers_at(4, [1, 3]), late
+    )
     assert not torch.equal(first.numbers_at(0, range(5)), UniformDraws(4, "a", 5).numbers_at(0, range(5)))
 
 

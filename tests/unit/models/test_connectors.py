@@ -265,9 +265,11 @@ def test_invalid_choices_are_rejected_at_once(tmp_path: Path) -> None:
         untrained({"token_ms": 30})
     with pytest.raises(ModelError, match="is not known to this version"):
         parse_connector_spec({"kind": "mix", "depth": 3})
-    other = recipe(tmp_path, {"connector": {"kind": "linear"}}, connector_init="ridge")
-    with pytest.raises(ConfigError, match="connector mix, not for embedded-blank with connector linear; use connector_init: none"):
-        run.start(other, tmp_path / "run", tmp_path)
+    linear = recipe(tmp_path, {"connector": {"kind": "linear"}}, connector_init="ridge")
+    with pytest.raises(
+        ConfigError, match="connector mix, not for embedded-blank with connector linear; use connector_init: none"
+    ):
+        run.start(linear, tmp_path / "run", tmp_path)
 
 
 def test_a_checkpoint_with_another_connector_than_its_marker_names_is_rejected(tmp_path: Path) -> None:

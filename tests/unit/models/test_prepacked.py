@@ -49,8 +49,8 @@ def test_a_row_does_not_depend_on_the_other_rows() -> None:
 
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_place() -> None:
-    """Bit for bit, where widths are multiples of 16, as in real decoders: the remainder of other widths may be summed in
-    another order, depending on the processor."""
+    """Bit for bit, where widths are multiples of 16, as in real decoders: on some processors the remainder of other
+    widths is summed in another order."""
     torch.manual_seed(0)
     module = nn.ModuleDict({"decoder": nn.Sequential(nn.Linear(24, 48), nn.Linear(48, 32, bias=False))})
     hidden = torch.randn(8, 24)

@@ -4,7 +4,6 @@ runs are exact, token delay is counted token by token."""
 import itertools
 import math
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,16 @@ THINKS = Example(
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_compress:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path) -> Path:
     """Three rows with chains, each with its own clip."""
     from dataclasses import replace
 
-    monkeypatch.setitem(sys.modules, "test_compress", sys.modules[__name__])
     for number in range(3):
         (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5, 300 * (number + 1)), 16000))
     manifest.write(tmp_path / "rows.jsonl", [replace(row, root=tmp_path) for row in (GERMAN, JAPANESE)])
@@ -80,7 +78,7 @@ def recipe(**settings: object) -> Recipe:
         "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
         "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"xs-cot": 1.0}},
     }
-    top = {"recipe": "t", "model": {"name": "test_compress:load"}, "seed": 5}
+    top = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5}
     return check_recipe(top | {"stages": [common | settings]}, "t")
 
 

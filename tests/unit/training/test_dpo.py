@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -36,15 +35,14 @@ CHOICES = ("low", "mid", "high")
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_dpo:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path) -> Path:
     """Four clips; of each a question with options, and one with whole replies to compare."""
-    monkeypatch.setitem(sys.modules, "test_dpo", sys.modules[__name__])
     examples = []
     for number in range(4):
         (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5 + 0.1 * number, 200 * (number + 1)), 16000))
@@ -79,7 +77,9 @@ STAGE = {
 
 
 def recipe(**stage: object) -> Recipe:
-    return check_recipe({"recipe": "t", "model": {"name": "test_dpo:load"}, "seed": 5, "stages": [STAGE | stage]}, "t")
+    return check_recipe(
+        {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "stages": [STAGE | stage]}, "t"
+    )
 
 
 def test_preference_pairs() -> None:

@@ -3,7 +3,6 @@ is lost, everything that is skipped is counted, and a resumed run continues coun
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,14 +60,6 @@ def interrupting(example: Example, text: str) -> float:
 rewarded_texts: list[str] = []
 
 
-@pytest.fixture(autouse=True)
-def module_for_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register this module under the name by which recipes refer to it."""
-    monkeypatch.setitem(sys.modules, "test_train_policies", sys.modules[__name__])
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
 def write_rows(folder: Path, nan_rows: tuple[int, ...] = ()) -> None:
     """Write a manifest of four clips with a question each; training on the rows `nan_rows` gives NaN."""
     examples = []
@@ -81,7 +72,7 @@ def write_rows(folder: Path, nan_rows: tuple[int, ...] = ()) -> None:
 
 SFT = {"kind": "sft", "max_steps": 8, "clips_per_step": 1}
 GRPO = {"kind": "grpo", "max_steps": 4, "prompts_per_step": 2, "group_size": 3, "max_new_tokens": 4,
-        "rewards": {"test_train_policies:length_of": 1.0}}  # fmt: skip
+        "rewards": {f"{__name__}:length_of": 1.0}}  # fmt: skip
 
 
 def recipe(stage: dict[str, Any], **settings: Any) -> Recipe:
@@ -91,7 +82,7 @@ def recipe(stage: dict[str, Any], **settings: Any) -> Recipe:
         "optimizer": {"learning_rate": 3e-3},
         "trainable": {"decoder": "full"},
     }
-    top = {"recipe": "t", "model": {"name": "test_train_policies:load"}, "seed": 5, "trackers": []}
+    top = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "trackers": []}
     return check_recipe(top | {"stages": [common | stage | settings]}, "test")
 
 
@@ -178,7 +169,7 @@ def test_too_many_consecutive_skips_end_the_run_and_a_resume_continues_counting(
 
 def test_second_ctrl_c_stops_at_once_and_loses_no_finished_step(tmp_path: Path) -> None:
     write_rows(tmp_path)
-    resolved = recipe(GRPO, rewards={"test_train_policies:interrupting": 1.0}, log_completions_steps=1)
+    resolved = recipe(GRPO, rewards={f"{__name__}:interrupting": 1.0}, log_completions_steps=1)
     rewarded_texts.clear()
     with pytest.raises(KeyboardInterrupt):
         run.start(resolved, tmp_path / "stopped", tmp_path)

@@ -4,7 +4,6 @@ dynamic sampling."""
 import asyncio
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +76,7 @@ def test_prompts_of_styles_adaptive_and_tags() -> None:
     assert hierarchical_tags(CHOICES) == "<|startofanalysis|><|unknown|><|question-answer|><|en|>"
 
 
-# Rewards of a user; recipes and runners below name them `test_reward_runner:NAME`.
+# Rewards of a user; recipes and runners below name them by name.
 
 
 def throws(_: Example, completion: str) -> float:
@@ -119,12 +118,6 @@ def throws_at_times(_: Example, completion: str) -> float:
     return letters(_, completion)
 
 
-@pytest.fixture(autouse=True)
-def module_for_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register this module under the name by which recipes refer to it."""
-    monkeypatch.setitem(sys.modules, "test_reward_runner", sys.modules[__name__])
-
-
 def completions_of(*texts: str) -> list[Completion]:
     """Completions with these texts, two tokens each."""
     return [Completion(text, (1, 2)) for text in texts]
@@ -135,7 +128,7 @@ GROUPS = [completions_of("fine", "good"), completions_of("bad", "good")]
 
 @pytest.mark.parametrize("name", ["throws", "hangs", "slow", "nothing"])
 def test_failed_reward_is_counted_and_handled_as_the_recipe_says(name: str) -> None:
-    full_name = f"test_reward_runner:{name}"
+    full_name = f"{__name__}:{name}"
 
     def reward_runner(on_error: Any) -> RewardRunner:
         return RewardRunner({full_name: 2.0, "format_answer": 1.0}, timeout_s=0.5, on_error=on_error)
@@ -156,7 +149,7 @@ def test_failed_reward_is_counted_and_handled_as_the_recipe_says(name: str) -> N
 
 
 def test_asynchronous_rewards_run_concurrently() -> None:
-    reward_runner = RewardRunner({"test_reward_runner:slow": 1.0}, timeout_s=5.0, on_error="stop")
+    reward_runner = RewardRunner({f"{__name__}:slow": 1.0}, timeout_s=5.0, on_error="stop")
     started = time.monotonic()
     rewards = reward_runner.compute([CHOICES] * 3, [completions_of(*["abc"] * 8)] * 3)
     assert rewards.totals == [[3.0] * 8] * 3
@@ -234,7 +227,7 @@ def test_reply_without_a_score_is_refused(text: str) -> None:
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_reward_runner:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
@@ -251,12 +244,12 @@ def rows(tmp_path: Path) -> Path:
 def recipe(reward: str, **settings: object) -> Recipe:
     stage = {
         "kind": "grpo", "max_steps": 3, "prompts_per_step": 3, "group_size": 4, "max_new_tokens": 4, "beta": 0.0,
-        "rewards": {f"test_reward_runner:{reward}": 1.0}, "pack_tokens": 600, "save_steps": 100,
+        "rewards": {f"{__name__}:{reward}": 1.0}, "pack_tokens": 600, "save_steps": 100,
         "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "log_completions_steps": 1,
         "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
         "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
     }  # fmt: skip
-    top = {"recipe": "t", "model": {"name": "test_reward_runner:load"}, "seed": 5}
+    top = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5}
     return check_recipe(top | {"stages": [stage | settings]}, "t")
 
 

@@ -2,7 +2,6 @@
 training is bit for bit the same as without them."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ TOKENS = 12
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_show:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
@@ -60,7 +59,6 @@ class RecordingTracker:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with five clips of half a second, each with a question, reasoning and a rejected answer."""
-    monkeypatch.setitem(sys.modules, "test_show", sys.modules[__name__])
     monkeypatch.setattr(sample_log, "MAX_NEW_TOKENS", TOKENS)
     RecordingTracker.steps = []
     examples = []
@@ -84,7 +82,12 @@ def recipe(kind: str, **settings: Any) -> Recipe:
         "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "constant"},
         "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": styles},
     }  # fmt: skip
-    top = {"recipe": "t", "model": {"name": "test_show:load"}, "seed": 5, "trackers": ["test_show:RecordingTracker"]}
+    top = {
+        "recipe": "t",
+        "model": {"name": f"{__name__}:load"},
+        "seed": 5,
+        "trackers": [f"{__name__}:RecordingTracker"],
+    }
     return check_recipe(top | {"stages": [common | settings]}, "t")
 
 

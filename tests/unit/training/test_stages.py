@@ -4,7 +4,6 @@ bit for bit."""
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +25,14 @@ from resumed import assert_same_result, final_weights, metrics_rows, run_interru
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_train:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path) -> Path:
     """Six clips of three pitches, two questions each."""
-    monkeypatch.setitem(sys.modules, "test_train", sys.modules[__name__])
     examples = []
     for number in range(6):
         hertz, name = [(200, "low"), (800, "mid"), (3000, "high")][number % 3]
@@ -66,7 +64,7 @@ def recipe(stage: dict, **top: object) -> Recipe:
         "trainable": {"encoder": "frozen", "connector": "full", "decoder": "full"},
     }
     return check_recipe(
-        {"recipe": "t", "model": {"name": "test_train:load"}, "seed": 5, "stages": [common | stage], **top}, "test"
+        {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "stages": [common | stage], **top}, "test"
     )
 
 
@@ -78,7 +76,7 @@ SFT = {
     "optimizer": {"learning_rate": 1e-2, "lr_scheduler_type": "constant"},
 }
 GRPO = {"kind": "grpo", "max_steps": 5, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 5,
-        "rewards": {"test_train:likes_e": 1.0},
+        "rewards": {f"{__name__}:likes_e": 1.0},
         "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}}  # fmt: skip
 
 
@@ -141,7 +139,7 @@ def test_flat_groups_are_left_out_only_where_that_is_exact(rows: Path) -> None:
     """Without a KL term a flat group has no gradient, but bnpo counts its tokens. The checks before training wait for
     the first step that has micro-batches."""
     messages: list[str] = []
-    flat = GRPO | {"rewards": {"test_train:never": 1.0}, "beta": 0.0, "max_steps": 2}
+    flat = GRPO | {"rewards": {f"{__name__}:never": 1.0}, "beta": 0.0, "max_steps": 2}
     run.start(recipe(flat), rows.parent / "flat", rows.parent, notify=messages.append)
     assert [row["grpo/tokens"] for row in metrics_rows(rows.parent / "flat")] == [0, 0]
     assert not any(line.startswith("checks:") for line in messages)

@@ -96,8 +96,7 @@ class RecordingTracker:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> type[RecordingTracker]:
-    monkeypatch.setitem(sys.modules, "test_trackers", sys.modules[__name__])
+def recorder() -> type[RecordingTracker]:
     RecordingTracker.logged, RecordingTracker.opened = [], []
     RecordingTracker.failing_steps, RecordingTracker.clip_lengths = set(), []
     return RecordingTracker
@@ -123,7 +122,7 @@ def test_sample_has_question_completions_and_rewards(tmp_path: Path) -> None:
 
 
 def test_samples_go_with_their_step(tmp_path: Path, clip: Path, recorder: type[RecordingTracker]) -> None:
-    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking = Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, clip, "of a step that was never finished"))
     for number in range(SAMPLES_PER_STEP + 2):
         tracking.log_sample(rollout(2, clip, f"p{number}"))
@@ -136,9 +135,7 @@ def test_samples_go_with_their_step(tmp_path: Path, clip: Path, recorder: type[R
 def test_steps_that_cannot_be_discarded_are_logged_once(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
     """Stopped at step 5, resumed from a checkpoint at 2, stopped at 4, resumed from 2 again."""
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
-        log_steps(
-            Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps
-        )
+        log_steps(Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps)
     assert [step for step, _, _ in recorder.logged] == [1, 2, 3, 4, 5, 6]
     assert len({tracked.key for tracked in recorder.opened}) == 1
 
@@ -147,12 +144,12 @@ def test_failing_tracker_is_reported_counted_and_disabled(tmp_path: Path, record
     recorder.failing_steps = {2, 5, 6, 7}
     messages: list[str] = []
     log_steps(
-        Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), range(1, 10)
+        Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), range(1, 10)
     )
     assert [step for step, _, _ in recorder.logged] == [1, 3, 4]  # not 8: it is disabled after three failures in a row
     assert MAX_FAILURES == 3 and len(messages) == 4
     assert messages[1].startswith(
-        "tracker test_trackers:RecordingTracker failed (ConnectionError: server is away); training goes on"
+        f"tracker {__name__}:RecordingTracker failed (ConnectionError: server is away); training goes on"
     )
     assert messages[2].endswith("is given up; metrics.jsonl has everything")
     assert "6 steps of stage-0-grpo are not shown" in messages[3]
@@ -161,20 +158,20 @@ def test_failing_tracker_is_reported_counted_and_disabled(tmp_path: Path, record
 def test_tracker_that_cannot_be_opened_is_tried_once(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
     recorder.failing_steps = {0}
     messages: list[str] = []
-    log_steps(Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), [1, 2])
+    log_steps(Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, messages.append), [1, 2])
     assert ["RuntimeError: no room" in messages[0], "given up" in messages[0], "2 steps" in messages[1]] == [True] * 3
 
 
 def test_long_clip_is_cut_and_its_path_is_relative_to_the_run(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
     tone(tmp_path / "long.wav", CLIP_SECONDS + 2)
-    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking = Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, Path("long.wav")))
     tracking.log_step(metrics(1))
     assert recorder.clip_lengths == [CLIP_SECONDS * CLIP_RATE]
 
 
 def test_sample_of_a_missing_clip_is_logged_without_audio(tmp_path: Path, recorder: type[RecordingTracker]) -> None:
-    tracking = Tracking(["test_trackers:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
+    tracking = Tracking([f"{__name__}:RecordingTracker"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None)
     tracking.log_sample(rollout(1, tmp_path / "gone.wav"))
     tracking.log_step(metrics(1))
     assert recorder.logged[0][2] == ["a"]

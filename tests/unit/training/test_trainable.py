@@ -1,6 +1,5 @@
 """All four kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from earwise.types import Audio, Example, Text, Turn
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below, which name it `test_groups:load`."""
+    """The model of the recipes below, which name it."""
     assert device == "cpu"
     return tiny_qwen2_audio(3)
 
@@ -30,9 +29,8 @@ def likes_e(_: Example, completion: str) -> float:
 
 
 @pytest.fixture
-def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def rows(tmp_path: Path) -> Path:
     """Four clips with chains and wrong options."""
-    monkeypatch.setitem(sys.modules, "test_groups", sys.modules[__name__])
     examples = []
     for number in range(4):
         soundfile.write(tmp_path / f"{number}.wav", 0.3 * np.sin(np.arange(9000) * 0.05 * (number + 1)), 16000)
@@ -54,7 +52,7 @@ MODES = [
 ]
 KINDS: dict[str, dict] = {
     "sft": {},
-    "grpo": {"group_size": 4, "max_new_tokens": 5, "rewards": {"test_groups:likes_e": 1.0}},
+    "grpo": {"group_size": 4, "max_new_tokens": 5, "rewards": {f"{__name__}:likes_e": 1.0}},
     "dpo": {"negatives": "options"},
     "compress": {"steps_per_unit": 1},
 }
@@ -79,7 +77,7 @@ def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind:
         "trainable": modes,
         "optimizer": optimizer,
     } | KINDS[kind]
-    raw = {"recipe": "t", "model": {"name": "test_groups:load"}, "seed": 5, "stages": [stage]}
+    raw = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "stages": [stage]}
     run.start(check_recipe(raw, "test"), rows.parent / "run", rows.parent)
     before = dict(load().module.named_parameters())
     after = dict(load_model(str(rows.parent / "run"), device="cpu").module.named_parameters())
