@@ -2,6 +2,8 @@
 
 import re
 import sys
+import textwrap
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import yaml
 
 from earwise.algorithms.rewards import REWARDS
+from earwise.config.overrides import lay_over
 from earwise.config.recipe import check_recipe
+from earwise.config.variants import compose, take_definitions
 from earwise.prompts import INSTRUCTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -70,3 +74,28 @@ def test_defaults_are_those_of_the_schema() -> None:
             num_compared += 1
             assert value_of(stage, places[name] + key) == yaml.safe_load(default), (name, key)
     assert num_compared > 60
+
+
+def test_stages_of_the_training_page_are_valid() -> None:
+    page = (ROOT / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"^    ```yaml\n(.*?)^    ```$", page, re.MULTILINE | re.DOTALL)
+    kinds = [
+        check_recipe({"recipe": "r", "stages": yaml.safe_load(textwrap.dedent(snippet))}, "docs").stages[0].kind
+        for snippet in snippets
+    ]
+    assert kinds == ["sft", "grpo", "dpo", "compress"]
+
+
+def test_example_of_arms_is_valid() -> None:
+    snippet = next(text for text in re.findall(r"```yaml\n(.*?)```", RECIPES, re.DOTALL) if "variants:" in text)
+    data = {"mixture": [{"manifest": "a.jsonl"}], "styles": {"think": 1.0}}
+    stages: list[dict[str, Any]] = [
+        {"kind": "sft", "name": "warm-up", "data": data, "max_steps": 1},
+        {"kind": "grpo", "name": "grpo", "data": data, "max_steps": 1, "max_minutes": 1},
+    ]
+    raw = {"recipe": "r", "stages": [deepcopy(stage) for stage in stages]} | yaml.safe_load(snippet)
+    definitions = take_definitions(raw, "docs")
+    lay_over(raw, compose(definitions, "profiles", "cpu-compare", "docs"), "docs")
+    lay_over(raw, compose(definitions, "arms", "rl-implicit-longer", "docs"), "docs")
+    (stage,) = check_recipe(raw, "docs").stages
+    assert (stage.max_steps, stage.max_minutes, stage.data.styles) == (4000, None, {"answer": 1.0})

@@ -146,7 +146,8 @@ class _StageConfig(Strict):
     kind: str
     """Kind of the stage."""
     name: str | None = None
-    """Name in overrides (`stages.NAME.max_steps`) and folders; None: the kind."""
+    """Name in overrides (`stages.NAME.max_steps`) and folders; None: the folder is named by the kind, and overrides use
+    the number."""
     data: DataConfig
     """Training data."""
     curriculum: CurriculumConfig = CurriculumConfig()
