@@ -30,7 +30,8 @@ def command(model: str | None, dtype: str | None, as_json: bool) -> None:
     earwise models runs/r1-aqa/final --json
 
     Memory is computed, not measured: to answer one prompt about 30 s of audio; to train LoRA (r 16 in the decoder, and
-    the connector), or connector and decoder in full, with AdamW at 1024 packed tokens. See docs/models.md.
+    the connector), or connector and decoder in full, with AdamW at 1024 packed tokens. See
+    docs/reference/models.md.
     """
     from earwise.models.memory.describe import describe_families, describe_model
     from earwise.models.memory.lookup import find_sizes

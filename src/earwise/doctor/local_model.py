@@ -1,7 +1,7 @@
 """Checks of a model in this process: does it use the audio, is it independent of the batch, is the token tree exact?
 
 Every row says what was measured and what the limit is. The limits are those of float32 rounding, measured on the
-embedded model (docs/models.md); half precision is allowed more.
+embedded model (docs/reference/models.md); half precision is allowed more.
 """
 
 from time import perf_counter

@@ -121,8 +121,8 @@ def _open_source(
     if path not in opened:
         if not path.exists():
             raise DataError(
-                f"{path}: is not there; build it (docs/data.md), give the folder of the manifests with --data, or use "
-                "a profile on bundled clips: --profile cpu"
+                f"{path}: is not there; build it (docs/how-to/build-questions.md), give the folder of the manifests "
+                "with --data, or use a profile on bundled clips: --profile cpu"
             )
         opened[path] = open_rows(path, notify=notify)
     rows = opened[path].select(source.where, require_answer=not with_preferences, require_preference=with_preferences)

@@ -2,7 +2,7 @@
 
 Used by `earwise models`, `earwise train --plan` (through `plan.py`) and `earwise doctor`. What autograd keeps per token
 was read off transformers' decoder layers and checked tensor by tensor against a training step of the embedded model
-(float32 and bfloat16, LoRA and full; `docs/models.md` has the figures). No torch.
+(float32 and bfloat16, LoRA and full; `docs/reference/models.md` has the figures). No torch.
 
 Not counted: attention masks of dense attention (one number per pair of tokens of a tree and layer, on devices without
 FlexAttention), rotary tables, and the allocator's overhead (up to two fifths more on a CPU).

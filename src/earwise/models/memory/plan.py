@@ -17,7 +17,7 @@ from earwise.models.memory.sizes import ModelSizes
 GB = 1e9
 ALLOCATOR_FACTOR = 1.4
 """Memory that the process takes per byte that is used, with the allocator's overhead; measured on a CPU, see
-`docs/models.md`."""
+`docs/reference/models.md`."""
 
 
 @dataclass(frozen=True, slots=True)
