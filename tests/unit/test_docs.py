@@ -99,3 +99,19 @@ def test_example_of_arms_is_valid() -> None:
     lay_over(raw, compose(definitions, "arms", "rl-implicit-longer", "docs"), "docs")
     (stage,) = check_recipe(raw, "docs").stages
     assert (stage.max_steps, stage.max_minutes, stage.data.styles) == (4000, None, {"answer": 1.0})
+
+
+def test_the_command_line_reference_has_every_command_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names only: how help is laid out depends on the version of click. `make docs` writes the page."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import cli_reference
+
+    from earwise.cli import app
+
+    page = cli_reference.PAGE.read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^##+ (earwise[\w -]*)\n\n```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    assert sections.keys() == dict(cli_reference.commands(app, "earwise")).keys(), "run python scripts/cli_reference.py"
+    for name, command in cli_reference.commands(app, "earwise"):
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        assert not {option for option in options if option not in sections[name]}, name
+    sys.modules.pop("cli_reference")
