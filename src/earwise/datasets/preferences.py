@@ -124,7 +124,7 @@ def prefer(
         examples: The examples that were asked.
         completions: Their completions; empty texts are ignored, and of equal texts the first one's score counts.
         options: Which completions become preferences.
-        counts: Gains the number of rows by outcome: "written", "all as good", "not asked", and, besides "written",
+        counts: Gains the number of rows by outcome: "written", "no difference", "not asked", and, besides "written",
             "true answer chosen".
     Returns:
         The examples with completions on both sides, with `chosen` and `rejected`.
@@ -145,7 +145,7 @@ def prefer(
             counts["true answer chosen"] += 1
         rejected = [text for text, score in scores.items() if score <= best - options.margin and text not in chosen]
         if not rejected:
-            counts["all as good"] += 1
+            counts["no difference"] += 1
             continue
         counts["written"] += 1
         limit = options.max_per_side

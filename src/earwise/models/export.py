@@ -202,7 +202,7 @@ def _write_adapter(model: str, folder: Path, options: ExportOptions, notify: Cal
     if family.startswith("embedded"):
         adapter = _embedded_adapter(family, weights)
         family = "embedded"
-        notify("the connector is no part of it: it is in trained.safetensors of --format merged")
+        notify("the adapter does not contain the connector; --format merged writes it (trained.safetensors)")
     elif weights is None:
         raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
     else:

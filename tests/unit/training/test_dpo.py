@@ -290,7 +290,7 @@ def test_preferences_from_evaluations_and_rollouts(questions: Path, capsys: pyte
     ]
     assert cli.run([*command, "--out", str(out), "--gold", "answer", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
-    assert output["counts"] == {"written": 3, "true answer chosen": 1, "all as good": 1, "not asked": 1}
+    assert output["counts"] == {"written": 3, "true answer chosen": 1, "no difference": 1, "not asked": 1}
     preferences = {row.id: (row.chosen, row.rejected) for row in manifest.read(out)}
     assert preferences == {
         "q0": (("<answer>low</answer>",), ("high",)),
