@@ -12,7 +12,8 @@ RUN export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 \
         || python -m pip install --require-hashes --only-binary :all: --no-deps -r locks/torch-cuda.txt; } \
     && python -m pip install --require-hashes --only-binary :all: --no-deps -r locks/serve.txt
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE REUSE.toml ./
+COPY LICENSES LICENSES
 COPY src src
 RUN python -m pip install --no-cache-dir --no-deps --no-build-isolation .
 

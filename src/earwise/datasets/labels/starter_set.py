@@ -169,8 +169,8 @@ def attribution(rows: Sequence[LabelRow]) -> str:
         f"{len(rows)} clips, {sum(row['split'] == 'train' for row in rows)} for training and "
         f"{sum(row['split'] == 'val' for row in rows)} for validation. The clips keep the licences of their sources, "
         "listed here; the licence of earwise's code does not cover them. They were cut, mixed down to mono, resampled "
-        "to 16 kHz and compressed as Ogg Vorbis. `labels.jsonl` names source and licence of every clip; `REUSE.toml` of "
-        "the repository names the author and licence of each, as the source packages state them. The questions "
+        "to 16 kHz and compressed as Ogg Vorbis. `labels.jsonl` names source and licence of every clip; `REUSE.toml` "
+        "of the repository names the author and licence of each, as the source packages state them. The questions "
         "in `train.jsonl` and `val.jsonl` were made from it by `earwise.datasets.labels.starter_set`.",
         "",
         "| source | licence | clips | train | val | seconds |",
