@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,15 @@ def test_contradictory_items_are_reported(tmp_path, change, complaint):
 def test_options_are_recognised_in_order_only():
     assert published.split_options("is b) here? a) one b) two") == ("is b) here?", ("one", "two"))
     assert published.split_options("no options (a) here") == ("no options (a) here", ())
+
+
+def test_a_relative_audio_folder_is_found(tmp_path, monkeypatch):
+    """As on the command line: `--audio-root wav`, or a data file named by a relative path in a folder."""
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "wav" / "a.wav").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    row = Example("q", (Turn("user", (Audio("a.wav"), Text("?"))),), ("x",), root=Path("wav"))
+    assert list(filter_missing_audio([row], "error", pytest.fail)) == [row]
 
 
 def test_filter_missing_audio_skips_keeps_or_raises(tmp_path):

@@ -1,6 +1,7 @@
 """Leaves out examples whose audio files do not exist, as data sets on the web lose clips over time."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 from earwise.data.sources.row_readers import OnSkip
@@ -33,7 +34,7 @@ def filter_missing_audio(examples: Iterable[Example], on_missing: OnMissing, on_
             if path not in exists:
                 if len(exists) > CACHED_PATHS:
                     exists.clear()
-                exists[path] = example.root.joinpath(path).is_file()
+                exists[path] = Path(path).is_file()
             if not exists[path]:
                 missing_path = path
         if missing_path is None:
