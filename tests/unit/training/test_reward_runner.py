@@ -24,7 +24,7 @@ from earwise.prompts import hierarchical_tags, prompt_turns, target_text
 from earwise.training import run
 from earwise.training.rollout import judge
 from earwise.training.rollout.adaptive_rewards import AdaptiveRewards, reward_factors
-from earwise.training.rollout.reward_runner import RewardRunner, rollout_stats, step_metrics
+from earwise.training.rollout.reward_runner import RewardRunner, RolloutStats, reward_keys, rollout_stats, step_metrics
 from earwise.types import Completion, Example, Text
 
 CHOICES = Example("x", user_question("Which sound?"), answer=("car horn",), choices=("dog", "car horn"))
@@ -146,6 +146,28 @@ def test_failed_reward_is_counted_and_handled_as_the_recipe_says(name: str) -> N
     assert time.monotonic() - started < 5, "calls that hang are abandoned"
     metrics = step_metrics([rollout_stats(GROUPS, skipped)])
     assert metrics["reward_errors"] == 1 and metrics["flat_groups"] == 0.5 and metrics["reward"] == reward
+
+
+def test_means_of_rewards_with_similar_names_do_not_overwrite_each_other() -> None:
+    """Two rounds of one completion and three completions; each mean is (first sum + second sum) / 4."""
+    names = ("accuracy", "accuracy_r1aqa", "format_answer", "my_r:brief", "my_r:brief_answer", "length")
+    sums = ((1.0, 0.0, 1.0, 2.0, 4.0, 0.5), (1.0, 3.0, 2.0, 2.0, 0.0, 2.5))
+    stats = [
+        RolloutStats(
+            groups=1, flat=0, completions=count, rewarded=count, reward_sum=0.0,
+            part_sums=dict(zip(names, values, strict=True)), tokens=40, truncated=0, errors=0,
+        )
+        for count, values in zip((1, 3), sums, strict=True)
+    ]  # fmt: skip
+    metrics = step_metrics(stats)
+    expected = {
+        "accuracy": 0.5, "accuracy_r1aqa": 0.75, "format": 0.75, "my_r:brief": 1.0, "my_r:brief_answer": 1.0,
+        "length_reward": 0.75, "length": 20.0,
+    }  # fmt: skip
+    assert {key: metrics[key] for key in expected} == expected
+    assert reward_keys(["accuracy_r1aqa", "format_think"]) == {
+        "accuracy_r1aqa": "accuracy", "format_think": "format_think",
+    }  # fmt: skip
 
 
 def test_asynchronous_rewards_run_concurrently() -> None:

@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, cast
@@ -99,19 +99,37 @@ def step_metrics(stats: Sequence[RolloutStats]) -> dict[str, float]:
         stats: Statistics of each round and process.
     """
     num_completions = max(1, sum(round_stats.completions for round_stats in stats))
+    keys = reward_keys(stats[0].part_sums)
     parts = {
-        name.removesuffix("_answer").removesuffix("_r1aqa"): sum(round_stats.part_sums[name] for round_stats in stats)
-        / num_completions
-        for name in stats[0].part_sums
+        key: sum(round_stats.part_sums[name] for round_stats in stats) / num_completions for name, key in keys.items()
     }
     num_rewarded = max(1, sum(round_stats.rewarded for round_stats in stats))
-    return parts | {
+    metrics = {
         "reward": sum(round_stats.reward_sum for round_stats in stats) / num_rewarded,
         "flat_groups": sum(round_stats.flat for round_stats in stats) / sum(s.groups for s in stats),
         "length": sum(round_stats.tokens for round_stats in stats) / num_completions,
         "truncated": sum(round_stats.truncated for round_stats in stats) / num_completions,
         "reward_errors": float(sum(round_stats.errors for round_stats in stats)),
     }
+    return {f"{key}_reward" if key in metrics else key: mean for key, mean in parts.items()} | metrics
+
+
+def reward_keys(names: Iterable[str]) -> dict[str, str]:
+    """The log key of each reward of a stage, no two of them equal.
+
+    A reward of our table is logged without the endings `_answer` and `_r1aqa`, unless two rewards would get the same
+    key: these keep their full names, as every user's `module:function` does.
+
+    Args:
+        names: Names of the rewards.
+
+    Example:
+        >>> reward_keys(["accuracy_r1aqa", "format_r1aqa", "format_answer"])
+        {'accuracy_r1aqa': 'accuracy', 'format_r1aqa': 'format_r1aqa', 'format_answer': 'format_answer'}
+    """
+    short = {name: name if ":" in name else name.removesuffix("_answer").removesuffix("_r1aqa") for name in names}
+    counts = Counter(short.values())
+    return {name: key if counts[key] == 1 else name for name, key in short.items()}
 
 
 class RewardRunner:
