@@ -4,6 +4,7 @@ then knows it."""
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,21 @@ def test_unknown_names_are_refused(toy_family: ModelFamily) -> None:
         base.load("toy_audo")
     with pytest.raises(KeyError, match="add a row to FAMILIES"):
         registry.get("no such family")
+
+
+def test_a_row_without_sizes_or_published_checkpoint_says_so(
+    toy_family: ModelFamily, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "FAMILIES", (*registry.FAMILIES[:-1], replace(toy_family, sizes=())))
+    assert cli.run(["models", "toy_audio"]) == 2
+    message = (
+        "family 'toy_audio' declares no sizes in models/registry.py; give a checkpoint folder: earwise models FOLDER"
+    )
+    assert message in capsys.readouterr().err
+    with pytest.raises(
+        ModelError, match="^toy_audio has no published checkpoint; name a folder with one: --model FOLDER"
+    ):
+        base.load("toy_audio", device="cpu")
 
 
 def test_every_row_is_complete() -> None:

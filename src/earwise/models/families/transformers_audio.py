@@ -328,6 +328,8 @@ def load(
     family, label = architecture.family, architecture.label
     folder = weights
     if folder is None:
+        if not family.hub:
+            raise ModelError(f"{family.name} has no published checkpoint; name a folder with one: --model FOLDER")
         folder = checkpoint.download(family.hub, f"{family.name}: no weights given", "give the folder of a checkpoint")
     content = checkpoint.read_config(folder, family.model_types, label)
     part = family.model_types[content["model_type"]]

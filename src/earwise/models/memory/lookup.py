@@ -32,6 +32,10 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
     family_row = registry.base_family(model)
     if family_row is not None and family_row.sizes:
         return family_row.name, family_row.sizes
+    if registry.find(model) is not None:
+        raise ModelError(
+            f"family {model!r} declares no sizes in models/registry.py; give a checkpoint folder: earwise models FOLDER"
+        )
     if ":" not in model:
         raise ModelError(
             f"model {model!r} is none of {', '.join(registry.names())}; or give a checkpoint folder or module:function"
