@@ -187,7 +187,7 @@ def test_a_row_without_sizes_or_published_checkpoint_says_so(
     )
     assert message in capsys.readouterr().err
     with pytest.raises(
-        ModelError, match="^toy_audio has no published checkpoint; name a folder with one: --model FOLDER"
+        ModelError, match=r"^toy_audio has no published checkpoint; name a folder with one: --model FOLDER"
     ):
         base.load("toy_audio", device="cpu")
 
