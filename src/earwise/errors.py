@@ -35,3 +35,20 @@ class ServerUnavailable(EngineError):
 
 class ScoringError(EarwiseError):
     """A scorer got input that it cannot score."""
+
+
+def location_in_module(error: BaseException, module: str) -> str:
+    """Where in a user's module an exception arose, as `FILE:LINE`, or "" if the exception did not pass through it.
+
+    Args:
+        error: The exception, with its traceback.
+        module: Dotted name of the module.
+    """
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    location, traceback = "", error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_globals.get("__name__") == module:
+            location = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+        traceback = traceback.tb_next
+    return location

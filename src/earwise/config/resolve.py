@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
-from earwise.errors import ConfigError
+from earwise.errors import ConfigError, EarwiseError, location_in_module
 
 
 def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
@@ -23,7 +24,7 @@ def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
     Returns:
         The function or class.
     Raises:
-        ConfigError: if there is no such name, module or function.
+        ConfigError: if there is no such name, module or function, or a user's module raises while it is imported.
     """
     module, colon, function = table.get(name, name).partition(":")
     if not colon:
@@ -31,11 +32,27 @@ def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
         hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as module:function"
         raise ConfigError(f"{kind} {name!r} is none of {', '.join(table)}; {hint}")
     try:
-        return vars(import_module(module))[function]
+        return vars(_import(module, is_users=name not in table))[function]
     except (ImportError, KeyError) as error:
         raise ConfigError(
             f"{kind} {name!r} cannot be loaded: no {function!r} in {module!r} ({error}); check both names, and "
             "that the module is on the Python path"
+        ) from error
+
+
+def _import(module: str, is_users: bool) -> ModuleType:
+    """Import a module; what a user's own raises at this is reported with its place, as the user's to repair."""
+    try:
+        return import_module(module)
+    except (ImportError, EarwiseError):  # these messages say what is wrong
+        raise
+    except Exception as error:
+        if not is_users:
+            raise
+        place = location_in_module(error, module) or module
+        message = " ".join(str(error).split())
+        raise ConfigError(
+            f"{place}: {type(error).__name__}: {message}; raised while the module was imported"
         ) from error
 
 

@@ -148,7 +148,8 @@ def load(
     try:
         loader = resolve_entry(registry.loaders(), name, "model")
     except ConfigError as error:
-        raise ModelError(f"{error}, or a folder with a model") from error
+        hint = "" if error.__cause__ else ", or a folder with a model"  # with a cause, the module failed, not its name
+        raise ModelError(f"{error}{hint}") from error
     options: dict[str, Any] = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
     options |= {"connector": connector, "decoder_init": decoder_init, "seed": seed}
     options = {key: value for key, value in options.items() if value is not None}

@@ -1,5 +1,8 @@
 """Names in tables, and packages that must be there before work begins."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from earwise.config.resolve import require, resolve_entry
@@ -15,6 +18,29 @@ def test_a_name_of_the_table_or_of_the_users_own() -> None:
         resolve_entry({}, "math:flor", "task")
     with pytest.raises(ConfigError, match="no 'x' in 'nowhere'"):
         resolve_entry({}, "nowhere:x", "task")
+
+
+@pytest.mark.parametrize(
+    ("last_line", "message"),
+    [
+        ("dict(1, 2)", "TypeError: dict expected at most 1 argument, got 2"),
+        ("undefined_name", "NameError: name 'undefined_name' is not defined"),
+        ("{}['absent']", "KeyError: 'absent'"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_what_a_users_module_raises_is_reported_with_its_place(
+    last_line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_module.py").write_text(f"import math\n\n{last_line}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pattern = re.escape(f"{tmp_path / 'broken_module.py'}:3: {message}")
+    with pytest.raises(ConfigError, match=f"^{pattern}.*while the module was imported$"):
+        resolve_entry({}, "broken_module:score", "task")
+    if "def" not in last_line:  # in a module of ours it is our fault
+        with pytest.raises((TypeError, NameError, KeyError, ConfigError)) as caught:
+            resolve_entry({"ours": "broken_module:score"}, "ours", "task")
+        assert "while the module was imported" not in str(caught.value)
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

@@ -4,6 +4,7 @@ dynamic sampling."""
 import asyncio
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,16 @@ def test_failed_reward_is_counted_and_handled_as_the_recipe_says(name: str) -> N
     assert time.monotonic() - started < 5, "calls that hang are abandoned"
     metrics = step_metrics([rollout_stats(GROUPS, skipped)])
     assert metrics["reward_errors"] == 1 and metrics["flat_groups"] == 0.5 and metrics["reward"] == reward
+
+
+def test_failure_of_a_users_reward_is_reported_with_its_place() -> None:
+    line = next(
+        number for number, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "the disk is gone" in text
+    )
+    reward_runner = RewardRunner({f"{__name__}:always_fails": 1.0}, timeout_s=1.0, on_error="stop")
+    place = re.escape(f"(RuntimeError: the disk is gone, at {__file__}:{line})")
+    with pytest.raises(ScoringError, match=place):
+        reward_runner.compute([CHOICES, CHOICES], GROUPS)
 
 
 def test_means_of_rewards_with_similar_names_do_not_overwrite_each_other() -> None:

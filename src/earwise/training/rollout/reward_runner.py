@@ -20,7 +20,7 @@ from typing import Any, Literal, cast
 
 from earwise.algorithms.rewards import REWARDS, load_reward
 from earwise.engine.remote.client import run_coroutine
-from earwise.errors import ScoringError
+from earwise.errors import ScoringError, location_in_module
 from earwise.training.distributed import parallel
 from earwise.types import Completion, Example
 
@@ -196,7 +196,7 @@ class RewardRunner:
             for (example, _), value in zip(items, values, strict=True):
                 if isinstance(value, Exception):
                     errors[name] += 1
-                    message = f"reward {name!r} failed on example {example.id!r} ({type(value).__name__}: {value})"
+                    message = f"reward {name!r} failed on example {example.id!r} ({_describe_error(value, name)})"
                     reason = reason or message
                     if self._on_error == "stop":
                         raise ScoringError(
@@ -240,6 +240,12 @@ def _as_value(result: object) -> RewardValue:
     if isinstance(result, int | float) and math.isfinite(result):
         return float(result)
     return ScoringError(f"returned {result!r}, not a finite number")
+
+
+def _describe_error(error: Exception, reward: str) -> str:
+    """Type and message of an exception, and for a user's `module:function` its place in the user's file."""
+    place = location_in_module(error, reward.partition(":")[0]) if ":" in reward else ""
+    return f"{type(error).__name__}: {error}" + (f", at {place}" if place else "")
 
 
 def _call_with_timeout(function: RewardFunction, example: Example, text: str, timeout_s: float | None) -> object:
