@@ -8,6 +8,7 @@ plain JSON and is all that a resumed run needs. Config ends at the door: stages 
 import difflib
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,8 @@ from earwise.files import lock_folder
 
 RECORD = "recipe.json"
 """File in a run's folder with the resolved recipe and the folder that its manifests start from."""
+STAGE_KINDS = ("sft", "grpo", "dpo", "compress")
+"""Kinds of stages, the tags of the union `StageConfig`."""
 
 
 class ConnectorConfig(Strict):
@@ -155,8 +158,18 @@ def load_recipe(
         if not equals:
             raise ConfigError(f"override {override!r} is not key=value; write for example stages.0.max_steps=10")
         settings.append(with_new_names({key: yaml.safe_load(value)}, "command line"))
+    before = deepcopy(raw)
     lay_over(raw, settings, "command line")
-    return check_recipe(raw, str(path))
+    return check_recipe(raw, "command line" if settings and _is_valid(before) else str(path))
+
+
+def _is_valid(raw: dict[str, Any]) -> bool:
+    """Whether a recipe is valid as it is, so that what is wrong after a change of it comes from the change."""
+    try:
+        Recipe.model_validate(raw)
+    except ValidationError:
+        return False
+    return True
 
 
 def check_recipe(raw: dict[str, Any], source: str) -> Recipe:
@@ -181,8 +194,12 @@ def check_recipe(raw: dict[str, Any], source: str) -> Recipe:
 
 def _first_problem(error: ValidationError) -> str:
     """The first problem that pydantic found, in one line, with the nearest name for an unknown key."""
-    problem = error.errors(include_url=False)[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    problems = error.errors(include_url=False)
+    if any(problem["loc"][:1] == ("stages",) and len(problem["loc"]) > 1 for problem in problems):
+        # pydantic drops a wrong stage, and then says also that the list is too short
+        problems = [problem for problem in problems if problem["loc"] != ("stages",)]
+    problem = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     parts = list(problem["loc"])
     if len(parts) > 2 and parts[0] == "stages":
         del parts[2]  # pydantic adds the stage's kind here, which stands nowhere in the recipe
@@ -195,6 +212,13 @@ def _first_problem(error: ValidationError) -> str:
             + (f"; did you mean {near[0]!r}?" if near else "; see docs/reference/recipes.md for the keys")
             + more
         )
+    if problem["type"] == "union_tag_invalid":
+        kind = str(problem["ctx"]["tag"])
+        near = difflib.get_close_matches(kind, STAGE_KINDS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{place}.kind {kind!r} is none of {', '.join(STAGE_KINDS)}{hint}{more}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{place}.kind is missing; set it to one of {', '.join(STAGE_KINDS)}{more}"
     if problem["type"] == "value_error":  # raised by a check of ours, whose message is complete
         return f"{place}: {problem['ctx']['error']}{more}"
     value = json.dumps(problem["input"], default=str)

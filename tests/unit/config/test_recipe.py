@@ -1,11 +1,13 @@
 """Recipes: what overrides what, what is refused and how it is message."""
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from earwise.config.recipe import check_recipe, load_recipe
-from earwise.config.stages import GrpoConfig, SftConfig
+from earwise.config.recipe import STAGE_KINDS, check_recipe, load_recipe
+from earwise.config.stages import GrpoConfig, SftConfig, StageConfig
 from earwise.errors import ConfigError
 
 RECIPE = """
@@ -89,6 +91,40 @@ def test_wrong_settings_are_named(recipe: Path, overrides: list[str], message: s
         load_recipe(recipe, overrides=overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "stages.0.max_steps=two",
+            'stages.0.max_steps: Input should be a valid integer, unable to parse string as an integer, got "two"',
+        ),
+        ("stages.0.kind=per_anser", "stages.0.kind 'per_anser' is none of sft, grpo, dpo, compress"),
+        (
+            "stages.0.kind=comprss",
+            "stages.0.kind 'comprss' is none of sft, grpo, dpo, compress; did you mean 'compress'?",
+        ),
+        ("stages.0.kind=", "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress"),
+        ("stages.0={max_steps: two, seeds: 1}", None),
+    ],
+)
+def test_problems_are_counted_and_blamed_where_they_are(recipe: Path, override: str, message: str | None) -> None:
+    """A value of the command line is blamed on it, unless the file is wrong too; only real problems are counted."""
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, overrides=[override])
+    if message is None:
+        assert str(caught.value).endswith(', got "two" (and 1 more)')
+    else:
+        assert str(caught.value) == f"command line: {message}"
+    recipe.write_text(RECIPE.replace("max_steps: 20", "max_steps: twenty"))
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(recipe))}: stages\.1\.max_steps: .*\"twenty\"$"):
+        load_recipe(recipe, overrides=["stages.0.max_steps=3"])
+
+
+def test_the_kinds_of_stages_are_those_of_the_schema() -> None:
+    tags = [get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(StageConfig)[0])]
+    assert tuple(tags) == STAGE_KINDS
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "recipe: [unclosed", "recipe: x\n\tstages: y", "just words"])
