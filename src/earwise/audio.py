@@ -25,6 +25,8 @@ from earwise.types import Waveform
 LongAudio = Literal["error", "truncate", "chunk"]
 """Policy for a clip longer than the model accepts: refuse it, use its beginning, or split it into chunks."""
 LONG_AUDIO: tuple[LongAudio, ...] = ("error", "truncate", "chunk")
+LONG_AUDIO_REMEDY = "cut it, or set long_audio (in a recipe) or --long-audio (on the command line) to truncate or chunk"
+"""End of every message about a clip that is too long."""
 Channel = Literal["mean", "first"]
 Sound = str | os.PathLike[str] | tuple[ArrayLike, int]
 """One clip: the path of an audio file, or an array of samples (see `to_waveform`) and its sample rate in Hz."""
@@ -240,8 +242,7 @@ def _decode(
         limit = None if max_s is None else num_samples(max_s, info.sample_rate)
         if limit is not None and info.samples > limit and long_audio == "error":
             raise AudioError(
-                f"{name}: lasts {info.duration_s:.2f} s, the longest allowed is {max_s:g} s; "
-                "cut it, or choose long_audio: truncate or chunk (--long-audio)"
+                f"{name}: lasts {info.duration_s:.2f} s, the longest allowed is {max_s:g} s; {LONG_AUDIO_REMEDY}"
             )
         num_read = info.samples if limit is None or long_audio != "truncate" else min(info.samples, limit)
         stream = soxr.ResampleStream(info.sample_rate, sample_rate, 1, dtype="float32")

@@ -50,7 +50,9 @@ def test_eight_channels_at_192_khz_are_averaged_or_the_first_is_taken(tmp_path):
 
 def test_long_audio(tmp_path):
     path = save(tmp_path / "a.wav", tone(3.0), subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"a\.wav: lasts 3\.00 s, the longest allowed is 2 s; .*truncate"):
+    with pytest.raises(
+        AudioError, match=r"a\.wav: lasts 3\.00 s, the longest allowed is 2 s; .*--long-audio .*truncate"
+    ):
         audio.decode(path, max_s=2.0)
     assert audio.decode(path, max_s=3.0).shape == (48000,)
     truncated = audio.decode(path, max_s=2.0, long_audio="truncate")

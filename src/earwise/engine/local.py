@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from earwise.audio import LONG_AUDIO_REMEDY
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, Leaf, PartialCompletion, StepCallback
 from earwise.engine.kv_cache import StepLayout, TreeCache
@@ -186,7 +187,7 @@ class LocalEngine:
             if len(waveform) > self.max_audio_s * self.sample_rate:
                 raise AudioError(
                     f"clip of {len(waveform) / self.sample_rate:.1f} s is longer than the {self.max_audio_s:.0f} s "
-                    f"that {self.name} hears; cut it, or choose long_audio: truncate or chunk"
+                    f"that {self.name} hears; {LONG_AUDIO_REMEDY}"
                 )
 
     @torch.inference_mode()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, WhisperFeatureExtractor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from earwise.audio import AudioSpec, num_samples, seconds
+from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.detect import MARKER
@@ -123,8 +123,7 @@ class Embedded:
         if not 0 < samples <= num_samples(self.spec.max_s, self.spec.sample_rate):
             length_s = seconds(samples, self.spec.sample_rate)
             raise AudioError(
-                f"clip lasts {length_s:.2f} s, {self.name} takes up to {self.spec.max_s:.0f} s; "
-                "cut it, or choose long_audio: truncate or chunk"
+                f"clip lasts {length_s:.2f} s, {self.name} takes up to {self.spec.max_s:.0f} s; {LONG_AUDIO_REMEDY}"
             )
         return self._connector.token_count(whisper.state_count(samples))
 

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from earwise.audio import AudioSpec, num_samples, seconds
+from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
@@ -221,7 +221,7 @@ class Mellow:
         if samples > self._window_samples:
             raise AudioError(
                 f"clip of {seconds(samples, htsat.SAMPLE_RATE):.2f} s is longer than the {self.spec.max_s:g} s that "
-                f"{self.name} takes; cut it, or choose long_audio: truncate or chunk"
+                f"{self.name} takes; {LONG_AUDIO_REMEDY}"
             )
         if samples < 1:
             raise AudioError(f"clip of {samples} samples; {self.name} needs at least one: record or export it again")

@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
-from earwise.audio import AudioSpec
+from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint, registry
 from earwise.models.base import EmptyModel
@@ -181,7 +181,7 @@ class Qwen2Audio:
         if frames > self._window:
             raise AudioError(
                 f"clip of {samples / mel.SAMPLE_RATE:.2f} s is longer than the {self.spec.max_s:.0f} s that "
-                f"{self.name} takes; cut it, or choose long_audio: truncate or chunk"
+                f"{self.name} takes; {LONG_AUDIO_REMEDY}"
             )
         if token_count(frames) < 1:
             raise AudioError(

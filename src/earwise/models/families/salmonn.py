@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
 
-from earwise.audio import AudioSpec
+from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
@@ -172,7 +172,7 @@ class Salmonn:
         if samples > self._states * SAMPLE_RATE // STATES_PER_S:
             raise AudioError(
                 f"clip of {samples / SAMPLE_RATE:.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} "
-                "takes; cut it, or choose long_audio: truncate or chunk"
+                f"takes; {LONG_AUDIO_REMEDY}"
             )
         return self._tokens
 

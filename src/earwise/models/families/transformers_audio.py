@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
-from earwise.audio import AudioSpec, num_samples, seconds
+from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
 from earwise.models.base import EmptyModel
@@ -179,7 +179,7 @@ class TransformersAudioLM:
         if samples > num_samples(self.spec.max_s, rate):
             raise AudioError(
                 f"clip of {seconds(samples, rate):.2f} s is longer than the {self.spec.max_s:.0f} s that {self.name} "
-                "takes; cut it, or choose long_audio: truncate or chunk"
+                f"takes; {LONG_AUDIO_REMEDY}"
             )
         count = self._count(samples)
         if count < 1:
