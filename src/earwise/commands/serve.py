@@ -88,7 +88,12 @@ class ServeOptions:
     help="Let requests put newer weights in place, from folders of this machine (for training with weight_sync).",
 )  # fmt: skip
 @click.option("--transcribe", is_flag=True, help="Also transcribe speech (Whisper base; fetched on the first use).")
-@click.option("--seed", default=0, show_default=True, help="Seed of the seeds of requests that give none.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="Requests without a seed get one drawn from a generator with this seed.",
+)
 def command(**values: Any) -> None:
     """Serve MODEL until Ctrl-C: OpenAI's chat completions with audio at /v1, a page at /.
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def command(
     folders: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str | None, seed: int, as_json: bool
 ) -> None:
-    """Write one self-contained page about RUNs: the first is compared with (before), the last is in question (after).
+    """Write one self-contained page about RUNs.
+
+    The first RUN is the baseline (before); the last is the run that the page is about (after).
 
     A RUN is a folder of `earwise evaluate`, or of `earwise train`: of the latter the page shows the evaluations before
     and after training, the curves, and samples from the training.
