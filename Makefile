@@ -28,7 +28,7 @@ WITHOUT ?= --without source=EmoDB
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
 	@echo 'make data-demo   one small data set of each kind from the bundled clips, with checks: runs/data-demo (minutes)'
-	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (half an hour)'
+	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (about 70 minutes)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
 	@echo 'make package     build wheel and sdist, check them, and try the wheel in an environment outside the repository'
