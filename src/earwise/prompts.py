@@ -270,7 +270,7 @@ def hierarchical_tags(example: Example) -> str:
         >>> hierarchical_tags(Example("a", (), task="caption", category="sound"))
         '<|startofanalysis|><|unknown|><|caption|><|en|>'
     """
-    is_transcript = example.task in ("transcription", "translation")
+    is_transcript = example.task in ("transcribe", "translate", "transcription", "translation")
     spoken_language = example.language if example.category == "speech" else "unknown"
     task = example.task if is_transcript or example.task == "caption" else "question-answer"
     start = "transcript" if is_transcript else "analysis"

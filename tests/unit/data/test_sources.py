@@ -8,6 +8,7 @@ import pytest
 from earwise.data import manifest, sources
 from earwise.data.sources import clothoaqa, example_builder, row_readers
 from earwise.errors import ConfigError, DataError
+from earwise.prompts import hierarchical_tags
 
 
 def read(source, path, split=None, audio_root=None):
@@ -282,17 +283,20 @@ def test_speech_data_sets(tmp_path):
     assert examples[0].answer == ("go do you hear",) and examples[0].split == "val" and len(lines) == 1
     assert clip_paths(examples[0]) == ["dev-clean/84/121123/84-121123-0000.flac"]
     assert examples[0].group == "librispeech:84"
+    assert hierarchical_tags(examples[0]) == "<|startoftranscript|><|en|><|transcribe|><|en|>"
 
     header = "client_id\tpath\tsentence\tup_votes\tlocale\n"
     path = write_file(tmp_path, "ja/train.tsv", header + 'c1\ta.mp3\t"犬だ\t2\tja\nc1\tb.mp3\t\t2\tja\n')
     examples, lines = read("common-voice", path)
     assert examples[0].language == "ja" and clip_paths(examples[0]) == ["clips/a.mp3"] and len(lines) == 1
+    assert hierarchical_tags(examples[0]) == "<|startoftranscript|><|ja|><|transcribe|><|ja|>"
 
     header = "path\tsentence\ttranslation\tclient_id\n"
     path = write_file(tmp_path, "covost_v2.de_en.dev.tsv", header + "a.mp3\tGuten Tag.\tGood day.\tc1\n")
     example = read("covost2", path)[0][0]
     assert example.answer == ("Good day.",) and "English" in example.question
     assert (example.language, example.split) == ("de", "val")
+    assert hierarchical_tags(example).startswith("<|startoftranscript|><|de|><|translate|>")
     with pytest.raises(DataError, match="does not say which languages"):
         read("covost2", write_file(tmp_path, "train.tsv", header))
 

@@ -69,11 +69,10 @@ def test_prompts_of_styles_adaptive_and_tags() -> None:
     assert target_text(reasoned, "adaptive") == "<think>It honks.</think>\n" + RIGHT
     assert target_text(reasoned, "answer") == RIGHT
     assert is_formatted(RIGHT, "adaptive") and is_formatted(with_reasoning("a"), "adaptive")
-    spoken = Example(
-        "s", user_question("Write it down."), ("Ja.",), task="transcription", category="speech", language="de"
-    )
-    (turn,) = prompt_turns(spoken, "tags")
-    assert turn.parts[-1] == Text("<|startoftranscript|><|de|><|transcription|><|de|>Write it down.")
+    for task in ("transcribe", "translate", "transcription", "translation"):  # the first two: data/sources
+        spoken = Example("s", user_question("Write it down."), ("Ja.",), task=task, category="speech", language="de")
+        (turn,) = prompt_turns(spoken, "tags")
+        assert turn.parts[-1] == Text(f"<|startoftranscript|><|de|><|{task}|><|de|>Write it down.")
     assert hierarchical_tags(CHOICES) == "<|startofanalysis|><|unknown|><|question-answer|><|en|>"
 
 
