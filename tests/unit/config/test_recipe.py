@@ -169,3 +169,12 @@ def test_an_arm_is_applied_after_the_profile_and_null_removes(recipe: Path) -> N
         load_recipe(recipe, overrides=["stages.second.max_steps=4"])
     with pytest.raises(ConfigError, match="arm 'thnk' is none of think, one"):
         load_recipe(recipe, arm="thnk")
+
+
+def test_xs_cot_does_not_train_on_its_held_out_rows() -> None:
+    recipe = load_recipe("xs-cot")
+    held_out = {(held_out.manifest, held_out.where["split"]) for held_out in recipe.eval}
+    assert held_out == {("xs-cot/manifest.jsonl", "val")}
+    for stage in recipe.stages[1:]:
+        (source,) = stage.data.mixture
+        assert (source.manifest, source.where) == ("xs-cot/manifest.jsonl", {"split": "train"})
