@@ -198,7 +198,9 @@ def check_peft_layer() -> None:
     nn.init.ones_(layer.lora_B["default"].weight)
     rows = torch.ones(1, 4)
     plain = module(rows)
-    assert lora_product.fuse_lora_layers(module) == 1 and isinstance(vars(layer)["forward"], lora_product.FusedLoraForward)
+    assert lora_product.fuse_lora_layers(module) == 1 and isinstance(
+        vars(layer)["forward"], lora_product.FusedLoraForward
+    )
     assert torch.allclose(module(rows), plain)
 
 
