@@ -66,7 +66,7 @@ define TEST_WITH
 	pip='.venv-$(1)/bin/python -m pip install --quiet --disable-pip-version-check'; \
 	echo "installing torch $$torch and $$(wc -l < .venv-$(1)/others.txt) other packages"; \
 	{ $$pip "torch==$$torch+cpu" 2>/dev/null || $$pip "torch==$$torch"; } \
-	&& $$pip --no-deps -r .venv-$(1)/others.txt && $$pip --upgrade 'setuptools>=77' && $$pip $(EDITABLE)
+	&& $$pip --no-deps -r .venv-$(1)/others.txt && $$pip --upgrade 'setuptools>=77' 'packaging>=24.2' && $$pip $(EDITABLE)
 @.venv-$(1)/bin/python -c '$(FETCH)'
 @OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS) || { \
 	echo; echo 'not the versions that the lock holds (tests in tests/upstream that fail say which package broke what):'; \
