@@ -15,6 +15,7 @@ from click.shell_completion import shell_complete
 
 from earwise.commands import ask, build, chat, completion, demo, doctor, export, models, serve
 from earwise.commands.evaluation import compare, evaluate, report
+from earwise.commands.terminal import printable
 from earwise.commands.training import ablate, recipe, train
 from earwise.errors import EarwiseError
 from earwise.files import disk_error_message
@@ -98,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int) -> int:
     """Print a message as one line to stderr; returns the exit code."""
-    click.echo(message if code == INTERRUPTED else "error: " + " ".join(message.split()), err=True)
+    click.echo(printable(message if code == INTERRUPTED else "error: " + " ".join(message.split())), err=True)
     return code
 
 

@@ -174,11 +174,23 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> int:
     return count
 
 
-def append_jsonl(path: Path, row: object) -> None:
-    """Append one row to a log and flush it to the operating system."""
+def append_jsonl(path: Path, row: object, *, private: bool = False) -> None:
+    """Append one row to a log and flush it to the operating system.
+
+    Args:
+        path: The log; it and its folder are created where they are missing.
+        row: The row.
+        private: Only the owner may read the log, also if others could read it until now.
+    """
+
+    def open_private(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags, 0o600)
+        os.fchmod(descriptor, 0o600)
+        return descriptor
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as handle:
+        with open(path, "a", encoding="utf-8", opener=open_private if private else None) as handle:
             handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise DataError(

@@ -17,6 +17,7 @@ from earwise.commands.loading import (
     temperature_option,
 )
 from earwise.commands.options import collect_options
+from earwise.commands.terminal import printable
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def command(**values: Any) -> None:
         prefix = f"{answer.start_s:.0f}-{answer.start_s + answer.duration_s:.0f} s: " if len(answers) > 1 else ""
         if answer.reasoning:
             note(f"{prefix}{answer.reasoning}")
-        click.echo(prefix + answer.answer)
+        click.echo(printable(prefix + answer.answer))
         if choices and answer.choice is None:
             note(f"{prefix}the model names none of the options, or several ({answer.status})")
 

@@ -12,6 +12,7 @@ from earwise.commands.loading import (
     seed_option,
     temperature_option,
 )
+from earwise.commands.terminal import printable
 from earwise.errors import EarwiseError
 
 HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, /quit ends"
@@ -62,7 +63,7 @@ def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperatu
                 note(f"{word}: no such command; {HELP}")
             else:
                 for part in conversation.stream(line):
-                    click.echo(part, nl=False)
+                    click.echo(printable(part), nl=False)
                 click.echo()
         except EarwiseError as error:
             note(f"error: {error}")

@@ -3,6 +3,7 @@
 import click
 
 from earwise.commands.loading import json_option, model_option, note, open_engine, print_json
+from earwise.commands.terminal import printable
 
 MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 
@@ -33,7 +34,7 @@ def command(model: str, as_json: bool) -> None:
         print_json({"ok": not num_failed, "checks": as_rows(checks)})
     else:
         for check in checks:
-            click.echo(f"{MARKS[check.verdict]}  {check.name:17} {check.detail}")
+            click.echo(f"{MARKS[check.verdict]}  {check.name:17} {printable(check.detail)}")
             if check.remedy:
                 click.echo(f"      -> {check.remedy}")
         click.echo("all well" if not num_failed else f"{num_failed} failed")

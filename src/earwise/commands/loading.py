@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from earwise.commands.terminal import printable, printable_json
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 
 def note(line: str) -> None:
     """Print a line about progress to stderr."""
-    click.echo(line, err=True)
+    click.echo(printable(line), err=True)
 
 
 def print_json(value: object) -> None:
     """Print a value as one line of JSON to stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(printable_json(json.dumps(value, ensure_ascii=False)))
 
 
 def open_model(name: str) -> "AudioLM":

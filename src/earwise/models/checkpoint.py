@@ -104,6 +104,9 @@ def read_tensors(
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{index}: not an index of weights ({one_line(error)}); download it again") from error
         unexpected |= {name for name in file_names if not name.startswith(known_prefixes)}
+        outside = [file for file in file_names.values() if not _is_file_name(file)]
+        if outside:
+            raise ModelError(f"{index}: names the file {str(outside[0])[:80]!r}, which is not in its folder; delete it")
         files = sorted({folder / file for name, file in file_names.items() if name.startswith(prefix)})
         missing = [file.name for file in files if not file.exists()]
         if missing:
@@ -122,6 +125,11 @@ def read_tensors(
     if not tensors:
         raise ModelError(f"{folder}: no tensors of {label} (names that start with {prefix!r}); download it whole")
     return files, tensors, unexpected
+
+
+def _is_file_name(value: object) -> bool:
+    """Whether a value from an index is the name of a file, without a path."""
+    return isinstance(value, str) and Path(value).name == value and value not in ("", "..")
 
 
 def read_torch_file(path: Path) -> Any:

@@ -36,9 +36,8 @@ def find_checkpoint(folder: Path) -> tuple[str, Path]:
         return families[model_type], folder
     if (folder / PEFT_CONFIG).is_file():
         base = _read(folder / PEFT_CONFIG, "base_model_name_or_path")
-        for path in (Path(base), folder / base):
-            if path.is_dir():
-                return find_checkpoint(path)[0], folder
+        if (base_folder := adapter_base(folder, base)) is not None:
+            return find_checkpoint(base_folder)[0], folder
         raise ModelError(
             f"{folder}: an adapter whose base model {base} is no folder here; put the base checkpoint's folder into "
             f"its {PEFT_CONFIG}, or name the family in a recipe (model: {{name: FAMILY, weights: {folder}}})"
@@ -47,6 +46,31 @@ def find_checkpoint(folder: Path) -> tuple[str, Path]:
         f"{folder}: holds no model ({MARKER} or config.json); name a family (see `earwise models`), a folder that "
         "`earwise train` or `earwise export` wrote, or a released checkpoint"
     )
+
+
+def adapter_base(folder: Path, base: str) -> Path | None:
+    """The folder of the base model of an adapter; None if the base is no folder here.
+
+    Args:
+        folder: The adapter's folder.
+        base: Name of its base model, which may be a path relative to the working directory or to the folder.
+    Raises:
+        ModelError: if the adapter, or an adapter that it is added to, is its own base.
+    """
+    visited = [folder.resolve()]
+    first = current = next((path for path in (Path(base), folder / base) if path.is_dir()), None)
+    while current is not None:
+        if current.resolve() in visited:
+            raise ModelError(
+                f"{folder}: an adapter whose base model {base!r} leads back to {current.resolve()}; put the base "
+                f"checkpoint's folder into its {PEFT_CONFIG}"
+            )
+        visited.append(current.resolve())
+        if (current / "config.json").is_file() or not (current / PEFT_CONFIG).is_file():
+            break
+        next_base = _read(current / PEFT_CONFIG, "base_model_name_or_path")
+        current = next((path for path in (Path(next_base), current / next_base) if path.is_dir()), None)
+    return first
 
 
 def family_of(name: str) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from earwise.errors import ModelError
 from earwise.models import checkpoint
 from earwise.models.checkpoint import PEFT_WEIGHTS
-from earwise.models.detect import PEFT_CONFIG
+from earwise.models.detect import PEFT_CONFIG, adapter_base
 from earwise.models.family import NamePairs
 from earwise.models.parts import lora
 
@@ -230,15 +230,14 @@ def find_base(adapter: PeftAdapter, folder: Path, family: str) -> Path | None:
     None if it is the one that the family loads if no weights are given.
 
     Raises:
-        ModelError: if the adapter names none, or it is neither here nor on a hub.
+        ModelError: if the adapter names none or itself, or it is neither here nor on a hub.
     """
     if not adapter.base:
         raise ModelError(
             f"{folder / PEFT_CONFIG}: names no base_model_name_or_path; put the base checkpoint's folder there"
         )
-    for path in (Path(adapter.base), folder / adapter.base):
-        if path.is_dir():
-            return path
+    if (base_folder := adapter_base(folder, adapter.base)) is not None:
+        return base_folder
     if adapter.base == family:
         return None
     return checkpoint.download(

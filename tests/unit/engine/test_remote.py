@@ -4,6 +4,7 @@ errors."""
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from chat_server import (
     run_chat_server,
 )
 from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.remote import openai_http
 from earwise.engine.remote.address import ServerAddress
 from earwise.engine.remote.client import RemoteEngine
 from earwise.engine.remote.openai_http import RequestLimits
@@ -143,7 +145,46 @@ def test_every_exchange_is_logged_without_api_key_and_audio(tmp_path: Path) -> N
     assert row["settings"]["max_tokens"] == 64 and row["model"] == "m"
 
 
+def test_the_log_is_private_and_holds_no_key_that_the_server_repeats(tmp_path: Path) -> None:
+    key, log = "sk-very-secret", tmp_path / "m.jsonl"
+    log.write_text("")
+    log.chmod(0o644)  # as an earlier version left it
+
+    def repeat_key(body: dict[str, Any], count: int) -> ServerReply:
+        if count > 1:
+            return ServerReply(status=400, raw=f"Incorrect key {key}".encode())
+        return ServerReply(f"your key is {key}")
+
+    with run_chat_server(repeat_key) as chat:
+        engine = engine_on(chat, api_key=key, log=log)
+        engine.generate(make_prompts(1), SamplingParams())
+        with pytest.raises(EngineError, match=r"Incorrect key \[API key\]"):
+            engine.generate(make_prompts(1), SamplingParams())
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert key not in log.read_text() and log.read_text().count("[API key]") == 2
+
+
 # --- errors
+
+
+@pytest.mark.parametrize("retry_after", ["86400", "inf"])
+def test_a_long_retry_after_is_cut_and_announced(monkeypatch: pytest.MonkeyPatch, retry_after: str) -> None:
+    monkeypatch.setattr(openai_http, "MAX_RETRY_AFTER_S", 0.2)
+    monkeypatch.setattr(openai_http, "LONG_PAUSE_S", 0.1)
+    lines: list[str] = []
+
+    def busy_first(body: dict[str, Any], count: int) -> ServerReply:
+        if count == 1:
+            return ServerReply(status=429, headers={"retry-after": retry_after}, raw=b"quota")
+        return ServerReply("fine")
+
+    with run_chat_server(busy_first) as chat:
+        engine = RemoteEngine(ServerAddress(chat.url, "m", limits=QUICK_RETRIES), notify=lines.append)
+        started = time.monotonic()
+        assert engine.generate(make_prompts(1), SamplingParams())[0][0].text == "fine"
+    assert 0.2 <= time.monotonic() - started < 5
+    shown = f"{float(retry_after):g}"
+    assert lines == [f"status 429: quota: the server asks for a pause of {shown} s; trying again after 0.2 s"]
 
 
 def test_temporary_failures_are_retried() -> None:
@@ -160,7 +201,7 @@ def test_temporary_failures_are_retried() -> None:
     with run_chat_server(fail_three_times) as chat:
         groups = engine_on(chat).generate(make_prompts(3), SamplingParams())
         arrivals = zip(chat.times, chat.bodies, strict=True)
-        retry_times = [time for time, body in arrivals if request_texts(body) == ["question 1"]]
+        retry_times = [moment for moment, body in arrivals if request_texts(body) == ["question 1"]]
     assert [group[0].text[:5] for group in groups] == ["0.50s"] * 3
     assert len(retry_times) == 4 and retry_times[1] - retry_times[0] >= 0.3 and chat.max_in_flight <= 4
 
@@ -204,7 +245,7 @@ def test_an_unavailable_server_gets_single_attempts_until_it_is_back() -> None:
     three_attempts = RequestLimits(concurrency=1, tries=3, backoff_s=0.001)
     with run_chat_server(reply_if_up) as chat:
         engine = engine_on(chat, limits=three_attempts)
-        with pytest.raises(EngineError, match=r"does not answer: status 502 \(4 of 4 prompts\)"):
+        with pytest.raises(EngineError, match=r"does not answer: status 502: .* \(4 of 4 prompts\)"):
             engine.generate(make_prompts(4), SamplingParams())
         assert len(chat.bodies) == 3 + 1 + 1 + 1
         is_up.set()

@@ -8,7 +8,7 @@ import pytest
 from builders import tiny_qwen2_audio
 from earwise.engine import loading
 from earwise.errors import ModelError
-from earwise.models import base, detect, registry
+from earwise.models import base, checkpoint, detect, lora_checkpoint, registry
 
 
 def write(path: Path, **values: str) -> None:
@@ -49,6 +49,31 @@ def test_what_is_no_model_is_refused(tmp_path: Path, files: dict[str, dict[str, 
         write(tmp_path / name, **values)
     with pytest.raises(ModelError, match=message):
         base.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("chain", [{"a": "."}, {"a": "../b", "b": "../a"}, {"a": "../b", "b": "../b"}])
+def test_an_adapter_that_is_its_own_base_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain: dict[str, str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    for name, base_name in chain.items():
+        write(tmp_path / name / "adapter_config.json", base_model_name_or_path=base_name)
+    with pytest.raises(ModelError, match="leads back to"):
+        detect.find_checkpoint(tmp_path / "a")
+    with pytest.raises(ModelError, match="leads back to"):
+        lora_checkpoint.find_base(lora_checkpoint.PeftAdapter({}, {}, chain["a"]), tmp_path / "a", "qwen2_audio")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "sub/model.safetensors", "", ".."])
+def test_an_index_names_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    tiny_qwen2_audio(1).save(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    (tmp_path / "m" / "other.safetensors").write_bytes(b"")
+    index = {"weight_map": {"a.weight": name}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"names the file .* which is not in its folder"):
+        checkpoint.read_tensors(tmp_path / "m", "a model")
 
 
 def test_a_missing_folder_and_an_unknown_name() -> None:

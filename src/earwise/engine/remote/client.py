@@ -14,7 +14,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,12 +68,14 @@ class RemoteEngine:
         address: Server, model, form of the audio parts, and limits.
         kind: What the server calls itself ("vllm", "sglang", ...); decides which fields beyond OpenAI's are sent.
         revision: Version of the weights, stored in result rows.
-        log: JSONL file that every exchange is appended to; None keeps no log.
+        log: JSONL file that every exchange is appended to, readable by its owner only; None keeps no log.
+        notify: Called with a line about every long pause that the server asks for.
     """
 
     def __init__(
-        self, address: ServerAddress, *, kind: str = "", revision: str = "remote", log: Path | None = None
-    ) -> None:
+        self, address: ServerAddress, *, kind: str = "", revision: str = "remote", log: Path | None = None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.address, self.kind, self.log = address, kind, log
         self.name, self.revision = address.model, revision
         self.sample_rate, self.max_audio_s = address.sample_rate, address.max_audio_s
@@ -81,7 +83,7 @@ class RemoteEngine:
         """Prompt tokens per second of audio, as the probe measured them. A response whose prompt has fewer than half
         of the expected tokens is an error: the server dropped or cut the audio."""
         self._sender = RateLimitedSender[JsonObject](
-            address.limits, lambda answer: sum(openai_http.token_usage(answer) or (0, 0))
+            address.limits, lambda answer: sum(openai_http.token_usage(answer) or (0, 0)), notify=notify
         )
         self._unavailable = False
         """True after a request that used up its attempts; until a request succeeds, each gets only one."""
@@ -335,7 +337,8 @@ class RemoteEngine:
     def _append_to_log(
         self, prompt: Prompt, body: JsonObject, reply: JsonObject | TemporaryFailure | RejectedRequest, seconds: float
     ) -> None:
-        """Append an exchange to the log. Clips are logged by their hash, API keys never."""
+        """Append an exchange to the log. Clips are logged by their hash, API keys never, also where a server repeats
+        its own."""
         if self.log is None:
             return
         row: JsonObject = {
@@ -349,8 +352,12 @@ class RemoteEngine:
         if isinstance(reply, TemporaryFailure | RejectedRequest):
             row |= {"answers": [], "error": reply.reason}
         else:
+            key = self.address.api_key
             answers = [
-                {"text": chat_format.text(choice), "finish_reason": choice.get("finish_reason")}
+                {
+                    "text": openai_http.without_key(chat_format.text(choice), key),
+                    "finish_reason": choice.get("finish_reason"),
+                }
                 for choice in reply["choices"]
             ]
             row |= {
@@ -358,7 +365,7 @@ class RemoteEngine:
                 "usage": openai_http.token_usage(reply),
                 "fingerprint": reply.get("system_fingerprint"),
             }
-        append_jsonl(self.log, row)
+        append_jsonl(self.log, row, private=True)
 
 
 def _raise_first_error(results: list[Any]) -> list[Any]:

