@@ -15,7 +15,8 @@ from earwise.algorithms.rewards import REWARDS
 from earwise.config.recipe import load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES, find_recipe
 from earwise.errors import ConfigError
-from earwise.evaluation.task import TASKS, Task
+from earwise.evaluation.task import Task
+from earwise.evaluation.task_table import TASKS
 from earwise.models import registry
 
 ROOT = Path(__file__).parents[1]

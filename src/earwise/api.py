@@ -23,7 +23,7 @@ from earwise.data.manifest import select
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import DataError
 from earwise.evaluation.run import BLIND, EvalOptions, evaluate_with_controls
-from earwise.evaluation.task import load_task
+from earwise.evaluation.task_table import load_task
 
 Notify = Callable[[str], None]
 

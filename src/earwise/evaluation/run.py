@@ -24,7 +24,8 @@ from earwise.evaluation.results import METRICS, SAMPLES, EvalSettings, Row, resu
 from earwise.evaluation.rows import sample_row
 from earwise.evaluation.scores import is_correct
 from earwise.evaluation.summary import blind_summary, summarise
-from earwise.evaluation.task import Task, load_task
+from earwise.evaluation.task import Task
+from earwise.evaluation.task_table import load_task
 from earwise.files import append_jsonl, write_json
 from earwise.types import Example
 

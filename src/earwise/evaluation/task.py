@@ -1,7 +1,7 @@
 """What a task is: examples, their scorer, the metrics over all scores, and the benchmark's own submission file.
 
 Between the data on disk and `evaluation.run`, which knows a task by this class alone. Each task is one file in
-`evaluation/tasks/` that defines a constant `TASK`; `TASKS` is the explicit table of them (lazy strings).
+`evaluation/tasks/` that defines a constant `TASK`; `task_table.TASKS` is the explicit table of them.
 
 To add a task, write `evaluation/tasks/mybench.py`:
 
@@ -16,27 +16,19 @@ To add a task, write `evaluation/tasks/mybench.py`:
         headline="exact", version="1.0", source="arXiv:0000.00000", licence="CC-BY-4.0",
     )
 
-and add `"mybench": "earwise.evaluation.tasks.mybench:TASK"` to `TASKS`. A task outside of this package needs no entry:
-`earwise evaluate --task my_module:TASK`.
+and add `"mybench": "earwise.evaluation.tasks.mybench:TASK"` to `task_table.TASKS`. A task outside of this package
+needs no entry: `earwise evaluate --task my_module:TASK`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.prompts import THINKING_STYLES
 from earwise.types import Example, Score
-
-TASKS = {
-    "manifest": "earwise.evaluation.tasks.manifest:TASK",
-    "mmau": "earwise.evaluation.tasks.mmau:TASK",
-    "mmar": "earwise.evaluation.tasks.mmar:TASK",
-    "mellow": "earwise.evaluation.tasks.mellow:TASK",
-}
 
 Load = Callable[[Path, Path | None], list[Example]]
 """`load(path, audio_root)`: the examples of the file at `path`. Relative audio paths start from `audio_root`, or from
@@ -56,7 +48,7 @@ class Task:
     """A benchmark or kind of data, with everything that evaluating it needs."""
 
     name: str
-    """Name in `TASKS` and in `metrics.json`."""
+    """Name in `task_table.TASKS` and in `metrics.json`."""
     load: Load
     score: ScoreFn
     scorer: str
@@ -91,22 +83,3 @@ class Task:
     def error_score(self, explanation: str) -> Score:
         """The score of an item without a completion: 0 everywhere, so that it counts as wrong."""
         return Score(dict.fromkeys(self.score_notes, 0.0), "error", None, explanation)
-
-
-def load_task(name: str) -> Task:
-    """The task of a name in `TASKS`, or a user's own.
-
-    Args:
-        name: Key of `TASKS`, or `module:object`. The object is a `Task`, or a function with the signature of `Load`,
-            whose examples are scored like those of a manifest.
-    Raises:
-        ConfigError: if there is no such task, module or object, or the object is neither.
-    """
-    target = resolve_entry(TASKS, name, "task")
-    if isinstance(target, Task):
-        return target
-    if not callable(target):
-        raise ConfigError(f"task {name!r} is {target!r}, neither a Task nor a function load(path, audio_root)")
-    from earwise.evaluation.tasks.manifest import TASK
-
-    return replace(TASK, name=name, load=target)

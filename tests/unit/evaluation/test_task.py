@@ -19,7 +19,8 @@ from earwise.evaluation.metrics import mellow as mellow_metric
 from earwise.evaluation.results import read_run
 from earwise.evaluation.run import EvalOptions, evaluate, evaluate_with_controls
 from earwise.evaluation.scores import blind_controls, headline, mean_scores, score_names, shared_headline
-from earwise.evaluation.task import Task, load_task
+from earwise.evaluation.task import Task
+from earwise.evaluation.task_table import load_task
 from earwise.evaluation.tasks import manifest, mellow, mmau
 from earwise.evaluation.terminal import as_text
 from earwise.files import write_json

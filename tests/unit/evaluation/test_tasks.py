@@ -8,7 +8,9 @@ import pytest
 
 from earwise.data import manifest
 from earwise.errors import ConfigError, DataError
-from earwise.evaluation.task import TASKS, Task, load_task
+from earwise.evaluation.published import choice_file, submission
+from earwise.evaluation.task import Task
+from earwise.evaluation.task_table import TASKS, load_task
 from earwise.evaluation.tasks import mmar, mmau
 from scripted_engine import write_clip
 
@@ -95,7 +97,7 @@ def test_no_clip_at_all_is_refused_and_single_missing_ones_are_named(tmp_path: P
         mmau.load(path)
     write_clip(tmp_path / "test-mini-audios" / "m1.wav", "low tone", 1)
     examples = mmau.load(path)
-    assert len(examples) == 2 and [clip.name for clip in mmau.missing_audio(examples)] == ["m2.wav"]
+    assert len(examples) == 2 and [clip.name for clip in choice_file.missing_audio(examples)] == ["m2.wav"]
 
 
 def test_version_depends_on_the_items_not_on_their_order_or_layout(tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_official_file_keeps_every_item(tmp_path: Path, name: str) -> None:
         {"id": "m2", "output": "<answer>Oven</answer>", "answer": "Oven"},
         {"id": "m0", "output": "", "answer": None},
     ]
-    assert mmau.write_official(tmp_path / name, samples, source=source) == 1
+    assert submission.write_official(tmp_path / name, samples, source=source) == 1
     text = (tmp_path / name).read_text()
     written = json.loads(text) if name.endswith("json") else [json.loads(line) for line in text.splitlines()]
     assert written == [
@@ -163,10 +165,10 @@ def test_official_file_keeps_every_item(tmp_path: Path, name: str) -> None:
         {**rows[1], "model_output": ""},
         {**rows[2], "model_output": "<answer>Oven</answer>"},
     ]
-    mmau.write_official(tmp_path / name, samples, source=source, key="model_prediction", field="answer")
+    submission.write_official(tmp_path / name, samples, source=source, key="model_prediction", field="answer")
     assert '"model_prediction": "Oven"' in (tmp_path / name).read_text()
     with pytest.raises(DataError, match="has no item 'x'"):
-        mmau.write_official(tmp_path / name, [{"id": "x", "output": "", "answer": None}], source=source)
+        submission.write_official(tmp_path / name, [{"id": "x", "output": "", "answer": None}], source=source)
 
 
 def test_manifest_task(tmp_path: Path) -> None:
@@ -186,12 +188,14 @@ def test_manifest_task(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real benchmark files are not part of the repository")
 def test_the_published_files_are_recognised() -> None:
-    rows_by_file = {path.name: mmau.read_rows(path, ("id", "question", "choices")) for path in REAL.glob("mm*.json*")}
+    rows_by_file = {
+        path.name: choice_file.read_rows(path, ("id", "question", "choices")) for path in REAL.glob("mm*.json*")
+    }
     assert {name: mmau.version(rows) for name, rows in rows_by_file.items() if name.startswith("mmau")} == {
         "mmau-test-mini.old.json": "test-mini old (1f675a9)",
         "mmau-test-mini.v05.15.25.json": "test-mini v05.15.25 (f0a4a97)",
     }
-    assert mmau.fingerprint(rows_by_file["mmar-meta.jsonl"]) in mmar.VERSIONS
+    assert choice_file.fingerprint(rows_by_file["mmar-meta.jsonl"]) in mmar.VERSIONS
     assert all(len(rows) == 1000 for rows in rows_by_file.values())
     (example,) = mmau.load(REAL / "mmau-test-mini.v05.15.25.json", REAL)[:1]
     assert example.audio_paths[0].is_file()

@@ -165,7 +165,7 @@ def command(**values: Any) -> None:
     """
     from earwise.apps.recipe_eval import evenly_spaced, progress_printer
     from earwise.evaluation.run import BLIND, evaluate_with_controls
-    from earwise.evaluation.task import load_task
+    from earwise.evaluation.task_table import load_task
     from earwise.evaluation.terminal import as_text
 
     options = collect_options(EvaluateCommand, values)

@@ -1,1 +1,4 @@
-"""The benchmarks, one file each; every file defines a `TASK`. The table and the class are in `evaluation.task`."""
+"""The benchmarks, one file each; every file defines a `TASK`.
+
+The class is in `evaluation.task`, the table in `evaluation.task_table`.
+"""

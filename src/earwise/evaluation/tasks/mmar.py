@@ -7,20 +7,32 @@ are left out of the Example.
 """
 
 from pathlib import Path
-from typing import Any
 
 from earwise.evaluation.metrics import mmau as metric
+from earwise.evaluation.published.choice_file import (
+    ChoiceFields,
+    check_audio,
+    choice_example,
+    fingerprint,
+    locate,
+    read_rows,
+)
+from earwise.evaluation.published.submission import write_submission
 from earwise.evaluation.results import EvalRun
 from earwise.evaluation.task import Task
-from earwise.evaluation.tasks import mmau
-from earwise.types import Audio, Example, Text, Turn
+from earwise.types import Example
 
 NAME = "mmar"
 VERSIONS = {"25cfd0cbafb9fc29": "meta (3bce090)"}
-"""First 16 digits of `mmau.fingerprint` -> edition, from the file at the named commit."""
+"""First 16 digits of `fingerprint` -> edition, from the file at the named commit."""
 REQUIRED_FIELDS = ("id", "audio_path", "question", "choices", "modality")
-ANSWER_FIELDS = ("thinking", "cue", "rubric")
-"""Fields that explain the answer; they are left out of the Example."""
+FIELDS = ChoiceFields(
+    audio="audio_path",
+    task="modality",
+    source="source",
+    language="language",
+    left_out=("thinking", "cue", "rubric"),
+)
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -34,36 +46,18 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not MMAR's, or none of its clips exists.
     """
-    rows = mmau.read_rows(path, REQUIRED_FIELDS)
-    digest = mmau.fingerprint(rows)
+    rows = read_rows(path, REQUIRED_FIELDS)
+    digest = fingerprint(rows)
     edition = VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")
-    examples = [_example(row, edition, mmau.locate(str(row["audio_path"]), path, audio_root)) for row in rows]
-    mmau.check_audio(examples, path)
+    clips = [locate(str(row["audio_path"]), path, audio_root) for row in rows]
+    examples = [choice_example(row, FIELDS, NAME, edition, clip) for row, clip in zip(rows, clips, strict=True)]
+    check_audio(examples, path)
     return examples
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
-    """Write MMAR's submission file, see `mmau.write_submission`."""
-    return mmau.write_submission(run, path, source, metric.MMAR)
-
-
-def _example(row: dict[str, Any], edition: str, clip: Path) -> Example:
-    """One item as an Example whose clip lies at `clip`."""
-    used_fields = (*REQUIRED_FIELDS, *ANSWER_FIELDS, "answer", "category", "language", "source")
-    other_fields = {key: value for key, value in row.items() if key not in used_fields}
-    return Example(
-        id=str(row["id"]),
-        turns=(Turn("user", (Audio(str(clip.absolute())), Text(str(row["question"])))),),
-        answer=(str(row["answer"]),) if row.get("answer") else (),
-        choices=tuple(map(str, row["choices"])),
-        task=str(row["modality"]),
-        category=str(row.get("category") or ""),
-        source=str(row.get("source") or NAME),
-        group=str(row["audio_path"]),
-        split="test",
-        language=row.get("language") or "",
-        meta={"benchmark": NAME, "version": edition, **other_fields},
-    )
+    """Write MMAR's submission file, see `write_submission`."""
+    return write_submission(run, path, source, metric.MMAR)
 
 
 TASK = Task(

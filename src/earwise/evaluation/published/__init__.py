@@ -1,0 +1,1 @@
+"""What the published files of benchmarks have in common: items in, submission files out."""

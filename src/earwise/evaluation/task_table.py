@@ -1,0 +1,32 @@
+"""The table of tasks, and how a task is loaded by its name. It stands above the tasks, which need only the class."""
+
+from dataclasses import replace
+
+from earwise.config.resolve import resolve_entry
+from earwise.errors import ConfigError
+from earwise.evaluation.task import Task
+from earwise.evaluation.tasks import manifest
+
+TASKS = {
+    "manifest": "earwise.evaluation.tasks.manifest:TASK",
+    "mmau": "earwise.evaluation.tasks.mmau:TASK",
+    "mmar": "earwise.evaluation.tasks.mmar:TASK",
+    "mellow": "earwise.evaluation.tasks.mellow:TASK",
+}
+
+
+def load_task(name: str) -> Task:
+    """The task of a name in `TASKS`, or a user's own.
+
+    Args:
+        name: Key of `TASKS`, or `module:object`. The object is a `Task`, or a function with the signature of `Load`,
+            whose examples are scored like those of a manifest.
+    Raises:
+        ConfigError: if there is no such task, module or object, or the object is neither.
+    """
+    target = resolve_entry(TASKS, name, "task")
+    if isinstance(target, Task):
+        return target
+    if not callable(target):
+        raise ConfigError(f"task {name!r} is {target!r}, neither a Task nor a function load(path, audio_root)")
+    return replace(manifest.TASK, name=name, load=target)
