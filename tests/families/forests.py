@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from earwise.audio import num_samples
 from earwise.config.stages import LoraConfig, TrainableConfig
@@ -102,16 +102,9 @@ FULL = TrainableConfig(encoder="full", connector="full", decoder="full")
 
 
 def lora(model: AudioLM, part: str = "decoder") -> TrainableConfig:
-    """LoRA on every linear layer of the decoder (not its head) and a fully trained connector, or LoRA on the encoder
+    """LoRA on the default layers of the decoder (all linear ones) and a fully trained connector, or LoRA on the encoder
     alone."""
-    layers = {
-        name.rsplit(".", 1)[-1]
-        for name, layer in model.module.named_modules()
-        if isinstance(layer, nn.Linear) and name.startswith(model.parameter_prefixes[part][0])
-    }
-    # A layer whose name is only a number shares it with whole blocks (Gemma 3n), to which LoRA cannot be added.
-    target_modules = tuple(sorted(name for name in layers - {"lm_head"} if not name.isdigit()))
-    lora_config = LoraConfig(r=2, lora_alpha=6.0, target_modules=target_modules)
+    lora_config = LoraConfig(r=2, lora_alpha=6.0)
     if part == "encoder":
         return TrainableConfig(encoder="lora", connector="frozen", decoder="frozen", lora=lora_config)
     return TrainableConfig(connector="full", decoder="lora", lora=lora_config)

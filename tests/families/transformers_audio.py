@@ -79,7 +79,7 @@ def our_model(architecture: Architecture, module: Any, tokenizer: Tokenizer, ext
     gives it."""
     copied = copy.deepcopy(module)
     copied.config._attn_implementation = "sdpa"
-    return from_parts(architecture, copied, tokenizer, extractor, name="tiny")
+    return from_parts(architecture, copied, tokenizer, extractor)
 
 
 def run_starts(ids: Sequence[int], placeholder: int) -> list[int]:

@@ -7,7 +7,7 @@ that earlier versions used.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
 class Strict(BaseModel):
@@ -57,8 +57,20 @@ class LoraConfig(Strict):
     """Rank."""
     lora_alpha: float = Field(32.0, gt=0)
     """The update is scaled by `lora_alpha / r`."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Last parts of the names of the layers that get a LoRA."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Layers that get a LoRA, within the parts that are set to `lora`: `all-linear` is every linear layer but the
+    output head; a list has last parts of module names, each of which must match; another string is a regular expression
+    for whole module names."""
+    exclude_modules: tuple[str, ...] = ()
+    """Last parts of the names of layers that are left out."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of a LoRA's inputs that are set to 0 in a training step."""
+    use_rslora: bool = False
+    """Scale the update by `lora_alpha / sqrt(r)`."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Regular expression for the end of module names -> rank of these layers, in place of `r`."""
+    alpha_pattern: dict[str, PositiveFloat] = {}
+    """The same for `lora_alpha`."""
 
 
 TrainMode = Literal["frozen", "full", "lora"]

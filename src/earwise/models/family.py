@@ -12,6 +12,9 @@ from earwise.models.memory.sizes import ModelSizes
 NamePairs = tuple[tuple[str, str], ...]
 """Beginnings of parameter names: as in the family's module here, and as in published checkpoints."""
 
+DEFAULT_LORA_EXCLUDED = ("lm_head",)
+"""`lora_excluded` of most families, and of a user's own model."""
+
 
 @dataclass(frozen=True, slots=True)
 class OfficialFormat:
@@ -45,6 +48,8 @@ class ModelFamily:
         parameter_names: How parameter names begin here and in published checkpoints. Pairs are tried in order; the
             first that fits is used, later ones are for reading other layouts. () if the names are the same.
         lora_in_checkpoint: True if a published checkpoint contains a LoRA beside its weights, which the loader merges.
+        lora_excluded: Last parts of the names of linear layers that `target_modules: all-linear` leaves out: the output
+            head, and layers whose weight the model reads past the layer's forward.
         official: The format of the family's own released code, if it has one of its own.
         variant_of: Name of the family that this is another starting point of, with the same architecture; "" if none.
     """
@@ -58,6 +63,7 @@ class ModelFamily:
     build_empty: str = ""
     parameter_names: NamePairs = ()
     lora_in_checkpoint: bool = False
+    lora_excluded: tuple[str, ...] = DEFAULT_LORA_EXCLUDED
     official: OfficialFormat | None = None
     variant_of: str = ""
 

@@ -10,7 +10,7 @@ checkpoint is read; `tests/unit/models/test_memory.py` recomputes every number f
 
 from dataclasses import replace
 
-from earwise.models.family import ModelFamily, NamePairs, OfficialFormat
+from earwise.models.family import DEFAULT_LORA_EXCLUDED, ModelFamily, NamePairs, OfficialFormat
 from earwise.models.memory.sizes import (
     ATTENTION_PROJECTIONS,
     FUSED_PROJECTIONS,
@@ -49,6 +49,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         summary="Whisper base and SmolLM2-135M, trained here; runs on a laptop",
         loader="earwise.models.embedded.model:load",
         parameter_names=_EMBEDDED_NAMES,
+        lora_excluded=("head",),
         sizes=(
             ModelSizes(
                 "in this package", 20_590_592, 4_055_495, 134_515_008, EncoderShape(6, 512, 2048, 50.0), _SMOLLM_135M,
@@ -231,6 +232,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
         model_types={"gemma3n": ""},
         hub="google/gemma-3n-E2B-it",
         build_empty="earwise.models.families.gemma3n:build_empty",
+        lora_excluded=("lm_head", "correction_coefs"),  # in training the class reads the weight of the second
         sizes=(
             ModelSizes(
                 "google/gemma-3n-E2B-it", 681_348_640, 3_345_408, 4_435_182_688, _GEMMA_ENCODER,
@@ -300,6 +302,12 @@ def parameter_names(name: str) -> NamePairs:
     """How the parameter names of a family begin, here and in published checkpoints; () if the names are the same."""
     family = base_family(name)
     return family.parameter_names if family is not None else ()
+
+
+def lora_excluded(model_name: str) -> tuple[str, ...]:
+    """What `target_modules: all-linear` leaves out in a loaded model, by its name; see `ModelFamily`."""
+    family = base_family(family_of_model(model_name))
+    return family.lora_excluded if family is not None else DEFAULT_LORA_EXCLUDED
 
 
 def family_of_model(model_name: str) -> str:

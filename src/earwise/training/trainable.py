@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from earwise.config.stages import OptimizerConfig, TrainableConfig
-from earwise.errors import ConfigError, ModelError
+from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
+from earwise.errors import ModelError
+from earwise.models import registry
 from earwise.models.base import AudioLM
 from earwise.models.parts import lora_product
+from earwise.models.parts.lora_targets import LoraPart, check_patterns, resolve_targets
 from earwise.training.policy import MicroBatch, Policy
 
 
@@ -28,17 +30,18 @@ def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
         model: The model.
         config: How each part is trained.
     Raises:
-        ConfigError: if LoRA's target modules match no layer.
+        ConfigError: if one of LoRA's target modules matches no layer.
         ModelError: if the model's `parameter_prefixes` match none of the parameters to train.
     """
     model.module.requires_grad_(False)
-    for group, mode in (("encoder", config.encoder), ("connector", config.connector), ("decoder", config.decoder)):
+    modes = {"encoder": config.encoder, "connector": config.connector, "decoder": config.decoder}
+    for part, mode in modes.items():
         if mode == "full":
             for name, parameter in model.module.named_parameters():
-                if name.startswith(model.parameter_prefixes[group]):
+                if name.startswith(model.parameter_prefixes[part]):
                     parameter.requires_grad_(True)
-        elif mode == "lora":
-            _add_lora(model, group, config)
+    if lora_parts := [part for part, mode in modes.items() if mode == "lora"]:
+        _add_lora(model, lora_parts, config.lora)
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad and (".lora_" in name or name.startswith(model.parameter_prefixes["connector"])):
             parameter.data = parameter.data.float()
@@ -49,22 +52,29 @@ def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
         )
 
 
-def _add_lora(model: AudioLM, group: str, config: TrainableConfig) -> None:
-    """Add LoRA layers to a part of the model."""
-    from peft import LoraConfig, inject_adapter_in_model
+def _add_lora(model: AudioLM, part_names: list[str], config: LoraConfig) -> None:
+    """Add LoRA layers to some parts of the model."""
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
 
-    lora = LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.lora_alpha,
-        target_modules=list(config.lora.target_modules),
-        lora_dropout=0.0,
+    excluded = registry.lora_excluded(model.name)
+    parts = [LoraPart(name, model.parameter_prefixes[name], excluded) for name in part_names]
+    names = resolve_targets(model.module, parts, config.target_modules, config.exclude_modules, model.name)
+    check_patterns(config.rank_pattern, names, "rank_pattern", model.name)
+    check_patterns(config.alpha_pattern, names, "alpha_pattern", model.name)
+    peft_config = PeftConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        target_modules=names,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        rank_pattern=config.rank_pattern,
+        alpha_pattern=config.alpha_pattern,
     )
-    try:
-        inject_adapter_in_model(lora, model.module.get_submodule(model.parameter_prefixes[group][0].removesuffix(".")))
-    except ValueError as error:
-        raise ConfigError(
-            f"lora.target_modules {list(config.lora.target_modules)} match no layer of the {group} of {model.name}"
-        ) from error
+    trained_before = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    inject_adapter_in_model(peft_config, model.module)
+    for parameter in trained_before:  # PEFT freezes whatever is no LoRA
+        parameter.requires_grad_(True)
 
 
 def trains_encoder(model: AudioLM) -> bool:

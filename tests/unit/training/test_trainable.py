@@ -1,6 +1,7 @@
 """All four kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import soundfile
 
 from builders import tiny_qwen2_audio
 from earwise.config.recipe import check_recipe
-from earwise.config.stages import OptimizerConfig, TrainableConfig
+from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.data import manifest
+from earwise.errors import ConfigError
 from earwise.models.base import load as load_model
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training import run
@@ -119,3 +121,38 @@ def test_learning_rates_of_parameter_groups() -> None:
         parameter for name, parameter in model.module.named_parameters() if not name.startswith(PARTS["connector"])
     ]
     assert all(first is second for first, second in zip(order, expected, strict=True)), "the order in checkpoints"
+
+
+def adapters(**settings: object) -> dict[str, Any]:
+    """Name -> LoRA layer of a tiny model with LoRA on its decoder."""
+    model = tiny_qwen2_audio(1)
+    lora = LoraConfig(**{"r": 4, "lora_alpha": 8} | settings)  # type: ignore[arg-type]
+    set_trainable(model, TrainableConfig(connector="frozen", lora=lora))
+    return {name: layer for name, layer in model.module.named_modules() if hasattr(layer, "lora_A")}
+
+
+def test_settings_of_lora_are_those_of_peft() -> None:
+    """Ranks and scales by hand: alpha / r, alpha / sqrt(r) with rsLoRA, and those of a pattern."""
+    layers = adapters(rank_pattern={r"layers\.0\.self_attn\.q_proj": 1}, alpha_pattern={"q_proj": 3.0})
+    first, second = (layers[f"model.language_model.layers.{number}.self_attn.q_proj"] for number in (0, 1))
+    assert (len(first.lora_A["default"].weight), first.scaling["default"]) == (1, 3.0)
+    assert (len(second.lora_A["default"].weight), second.scaling["default"]) == (4, 0.75)
+    others = [layer.scaling["default"] for name, layer in layers.items() if not name.endswith("q_proj")]
+    assert set(others) == {2.0}
+    assert {layer.scaling["default"] for layer in adapters(use_rslora=True).values()} == {4.0}
+    dropouts = {layer.lora_dropout["default"].p for layer in adapters(lora_dropout=0.25).values()}
+    assert dropouts == {0.25}
+
+
+def test_targets_by_list_and_by_expression() -> None:
+    assert {name.rsplit(".")[-1] for name in adapters(target_modules=("q_proj", "mlp.up_proj"))} == {"q_proj", "up_proj"}
+    names = adapters(target_modules=r".*layers\.1\..*(k|v)_proj")
+    assert set(names) == {f"model.language_model.layers.1.self_attn.{name}_proj" for name in "kv"}
+    without = adapters(exclude_modules=("layers.0.mlp.down_proj", "q_proj"))
+    assert "model.language_model.layers.1.mlp.down_proj" in without
+    assert not any(name.endswith(("q_proj", "layers.0.mlp.down_proj")) for name in without)
+    assert adapters(target_modules=("lm_head",)).keys() == {"lm_head"}  # a head of its own may be named
+    with pytest.raises(ConfigError, match=r"'\(' is no regular expression"):
+        adapters(target_modules="(")
+    with pytest.raises(ConfigError, match=r"'q_proj' match no layer of the decoder .* q_proj, k_proj"):
+        adapters(target_modules="q_proj")  # an expression for whole names, as in PEFT

@@ -8,6 +8,7 @@ Not counted: attention masks of dense attention (one number per pair of tokens o
 FlexAttention), rotary tables, and the allocator's overhead (up to two fifths more on a CPU).
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,7 +145,7 @@ def trained_parameters(sizes: ModelSizes, trainable: TrainableConfig, *, lora: b
         trainable: Which parts are trained, and how.
         lora: Whether LoRA's matrices count.
     """
-    rank, target_modules = trainable.lora.r, trainable.lora.target_modules
+    rank, target_modules = trainable.lora.r, _target_names(sizes.decoder_shape, trainable)
     encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
     linear_layers = decoder.linear_layers
     decoder_lora = decoder.layers * rank * sum(sum(linear_layers.get(name, (0, 0))) for name in target_modules)
@@ -154,6 +155,15 @@ def trained_parameters(sizes: ModelSizes, trainable: TrainableConfig, *, lora: b
         "connector": sizes.connector if trainable.connector == "full" else 0,
         "decoder": {"full": sizes.decoder, "lora": decoder_lora if lora else 0, "frozen": 0}[trainable.decoder],
     }
+
+
+def _target_names(shape: DecoderShape, trainable: TrainableConfig) -> tuple[str, ...]:
+    """Last parts of the names of the layers that get LoRA."""
+    targets = trainable.lora.target_modules
+    names = shape.lora_target_modules if targets == ALL_LINEAR else targets
+    if isinstance(names, str):
+        names = tuple(name for name in shape.lora_target_modules if re.search(rf"\b{name}\b|\.\*$", names))
+    return tuple(name for name in names if name not in trainable.lora.exclude_modules)
 
 
 def _activation_bytes(
@@ -173,7 +183,8 @@ def _activation_bytes(
         layer += number_bytes * (4 * shape.width + attention_width + shape.ffn)
     if trainable.decoder == "lora":
         linear_layers = shape.linear_layers
-        inputs = {name: linear_layers[name][0] for name in trainable.lora.target_modules if name in linear_layers}
+        target_modules = _target_names(shape, trainable)
+        inputs = {name: linear_layers[name][0] for name in target_modules if name in linear_layers}
         same_input = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
         # In float32 the layers with the same input keep it once.
         distinct = {same_input.get(name, name): width for name, width in inputs.items()}
