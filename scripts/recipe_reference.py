@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from earwise.config import deprecated, recipe, stages
+from earwise.config import curriculum, deprecated, recipe, servers, stages
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -40,12 +40,12 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "trainable": (stages.TrainableConfig, None),
     "trainable.lora": (stages.LoraConfig, None),
     "optimizer": (stages.OptimizerConfig, None),
-    "curriculum": (stages.CurriculumConfig, None),
-    "curriculum.band": (stages.BandConfig, None),
+    "curriculum": (curriculum.CurriculumConfig, None),
+    "curriculum.band": (curriculum.BandConfig, None),
     "sft": (stages.SftConfig, COMMON),
     "grpo": (stages.GrpoConfig, COMMON),
-    "grpo.judge": (stages.JudgeConfig, None),
-    "grpo.weight_sync": (stages.WeightSyncConfig, None),
+    "grpo.judge": (servers.JudgeConfig, None),
+    "grpo.weight_sync": (servers.WeightSyncConfig, None),
     "dpo": (stages.DpoConfig, COMMON),
     "compress": (stages.CompressConfig, COMMON),
 }

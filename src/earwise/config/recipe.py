@@ -15,27 +15,25 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from earwise.config.curriculum import BandConfig, CurriculumConfig
 from earwise.config.deprecated import warn_on_stderr, with_new_names
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
+from earwise.config.servers import JudgeConfig, WeightSyncConfig
 from earwise.config.stages import (
-    BandConfig,
     CompressConfig,
-    CurriculumConfig,
     DataConfig,
     DpoConfig,
     GrpoConfig,
-    JudgeConfig,
     LoraConfig,
     OptimizerConfig,
     RowFilter,
     SftConfig,
     Source,
     StageConfig,
-    Strict,
     TrainableConfig,
-    WeightSyncConfig,
 )
+from earwise.config.strict import Strict
 from earwise.config.variants import change_definitions, compose, take_definitions
 from earwise.errors import ConfigError
 from earwise.files import lock_folder

@@ -7,14 +7,11 @@ that earlier versions used.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-
-class Strict(BaseModel):
-    """Base of the schema: values cannot be changed, unknown keys and numbers that are not finite are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+from earwise.config.curriculum import CurriculumConfig
+from earwise.config.servers import JudgeConfig, WeightSyncConfig
+from earwise.config.strict import Strict
 
 RowFilter = dict[Literal["task", "category", "source", "split", "language"], str]
 """Field of a manifest row -> the value that the field must have."""
@@ -50,6 +47,10 @@ class DataConfig(Strict):
     """T: a manifest is drawn in proportion to weight^(1/T). Values above 1 make the shares more equal."""
 
 
+ALL_LINEAR = "all-linear"
+"""PEFT's word for all linear layers except the output head."""
+
+
 class LoraConfig(Strict):
     """Low-rank update of linear layers; names as in PEFT."""
 
@@ -57,7 +58,7 @@ class LoraConfig(Strict):
     """Rank."""
     lora_alpha: float = Field(32.0, gt=0)
     """The update is scaled by `lora_alpha / r`."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    target_modules: str | tuple[str, ...] = ALL_LINEAR
     """Layers that get a LoRA, within the parts that are set to `lora`: `all-linear` is every linear layer but the
     output head; a list has last parts of module names, each of which must match; another string is a regular expression
     for whole module names."""
@@ -116,40 +117,6 @@ class OptimizerConfig(Strict):
     """Course of the learning rate after the warm-up; `linear` and `cosine` reach 0 at `max_steps`."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradients are scaled down to this norm where theirs is larger."""
-
-
-class BandConfig(Strict):
-    """Pass counts from `low` to `high` out of `attempts`. Rows with another number of attempts are compared by rate."""
-
-    low: int = Field(3, ge=0)
-    """Smallest pass count in the band."""
-    high: int = Field(6, ge=0)
-    """Largest pass count in the band."""
-    attempts: int = Field(8, gt=0)
-    """Number of attempts that `low` and `high` refer to."""
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "BandConfig":
-        if not self.low <= self.high <= self.attempts:
-            raise ValueError(
-                f"band needs low <= high <= attempts, got low {self.low}, high {self.high}, attempts {self.attempts}"
-            )
-        return self
-
-
-class CurriculumConfig(Strict):
-    """Order in which the rows of each manifest are used. All orders but `shuffled` and `online` need rows with pass
-    rates (`earwise build difficulty`)."""
-
-    order: Literal["shuffled", "easy_to_hard", "banded", "online"] = "shuffled"
-    """`banded` leaves out rows outside the band; `online` does so by pass rates that the policy's own groups keep up to
-    date."""
-    band: BandConfig = BandConfig()
-    """Pass rates to train on, for `banded` and `online`."""
-    reward: str = "accuracy"
-    """For `online`: a completion counts as passed if this reward is 1."""
-    exploration: float = Field(0.1, gt=0, le=1)
-    """For `online`: probability of using a row that is outside the band, each time it comes up."""
 
 
 class _StageConfig(Strict):
@@ -214,32 +181,6 @@ class SftConfig(_SupervisedConfig):
     connector_init: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression from encoder states onto the decoder's
     word embeddings of the answers; `none`: use the connector as it was loaded."""
-
-
-class JudgeConfig(Strict):
-    """A language model behind a server that scores reasoning, for the reward `judge`."""
-
-    server: str
-    """Address as in `--model`: http://127.0.0.1:8000/v1#NAME."""
-    rubric: str = (
-        "You judge a short argument about a sound that you cannot hear. Is it coherent, does each step follow, and "
-        "does it lead to the answer that is given? Ignore whether the answer is right."
-    )
-    """Instruction to the judge, before question, options, reasoning and answer."""
-    max_score: int = Field(5, gt=1)
-    """Best score of the scale, which begins at 1; the reward is the score mapped to [0, 1]."""
-
-
-class WeightSyncConfig(Strict):
-    """How newer weights are sent to the rollout server."""
-
-    method: Literal["lora", "weights"] = "lora"
-    """`lora`: the LoRA alone (vLLM, SGLang, earwise serve); `weights`: all weights with the LoRA merged (SGLang,
-    earwise serve)."""
-    steps: int = Field(1, gt=0)
-    """Steps from one version to the next; the first version is sent before the first rollout."""
-    folder: str | None = None
-    """Folder for the versions, which this machine and the server both see; None: `sampler` in the stage's folder."""
 
 
 class GrpoConfig(_StageConfig):

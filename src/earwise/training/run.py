@@ -225,7 +225,7 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
         Trainer(
             model,
             stage_class(config)(context, config),
-            _trainer_options(config, model, run.profile),
+            _trainer_options(config, model, run.profile, seed),
             folder=folder,
             log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step),
             encoder_cache=context.encoder_cache,
@@ -248,7 +248,7 @@ def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
     return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"))
 
 
-def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> TrainerOptions:
+def _trainer_options(config: StageConfig, model: AudioLM, profile: bool, seed: int) -> TrainerOptions:
     return TrainerOptions(
         optimizer=config.optimizer,
         max_steps=config.max_steps,
@@ -258,6 +258,7 @@ def _trainer_options(config: StageConfig, model: AudioLM, profile: bool) -> Trai
         max_skipped_steps=config.max_skipped_steps if config.on_nonfinite_loss == "skip" else 0,
         profile=profile,
         forest_tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
+        seed=seed,
     )
 
 

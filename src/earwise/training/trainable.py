@@ -15,8 +15,8 @@ from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.models import registry
 from earwise.models.base import AudioLM
+from earwise.models.lora_targets import LoraPart, check_patterns, resolve_targets
 from earwise.models.parts import lora_product
-from earwise.models.parts.lora_targets import LoraPart, check_patterns, resolve_targets
 from earwise.training.policy import MicroBatch, Policy
 
 
@@ -73,6 +73,7 @@ def _add_lora(model: AudioLM, part_names: list[str], config: LoraConfig) -> None
     )
     trained_before = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
     inject_adapter_in_model(peft_config, model.module)
+    model.module.eval()  # new layers start in training mode, in which their dropout acts
     for parameter in trained_before:  # PEFT freezes whatever is no LoRA
         parameter.requires_grad_(True)
 

@@ -1,14 +1,16 @@
 """The training loop of all stages: micro-batches, loss, optimizer step, log, checkpoint, exact resume. On accelerate.
 
 A stage (`stages/stage.py`) makes the micro-batches of a step and computes the loss; the trainer does everything else.
-Random numbers are drawn from `(seed, step)` and never from global state, so a step is the same whether or not the run
-was interrupted before it. Whatever ends a run, the finished steps are saved first.
+Random numbers are drawn from `(seed, step)`; the global generator, from which dropout draws, is seeded with them. So
+a step is the same whether or not the run was interrupted before it. Whatever ends a run, the finished steps are saved
+first.
 
 Gradients are not synchronised by DDP but added once per step, after the last micro-batch, because processes may have
 different numbers of micro-batches, or none (`distributed/parallel.py`).
 """
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from earwise.config.stages import OptimizerConfig
@@ -49,6 +52,7 @@ class TrainerOptions:
             skipped. One more ends the run.
         profile: Whether the seconds of each phase are logged, and described at intervals.
         forest_tolerance: Limit of `check_forest`, in nats.
+        seed: Seed of the dropout of LoRA (`lora_dropout`), which is drawn anew at each step.
     """
 
     optimizer: OptimizerConfig
@@ -59,6 +63,7 @@ class TrainerOptions:
     max_skipped_steps: int = 0
     profile: bool = False
     forest_tolerance: float = 1e-4
+    seed: int = 0
 
 
 @dataclass(slots=True)
@@ -268,6 +273,8 @@ class Trainer:
     def _forward_backward(self, step: _Step) -> None:
         """Add up loss and gradients over the micro-batches of the step."""
         self._model.module.train()
+        # Dropout draws from the global generator; seeded by the step, a resumed run draws the same.
+        torch.manual_seed(random.Random(f"{self._options.seed} {self._step} {parallel.rank()}").getrandbits(63))
         sums: dict[str, float] = {}
         for micro_batch in step.micro_batches:
             with self._profiler.phase("forward"):

@@ -19,7 +19,7 @@ from earwise.errors import ModelError
 from earwise.models import base, detect, lora_checkpoint, registry
 from earwise.models.families.transformers_audio import from_parts
 from earwise.models.family import ModelFamily
-from earwise.models.memory.sizes import ATTENTION_PROJECTIONS, DecoderShape, EncoderShape, ModelSizes
+from earwise.models.memory.sizes import DecoderShape, EncoderShape, ModelSizes
 from earwise.training.trainable import set_trainable
 from families import voxtral as tiny_voxtral
 from families.transformers_audio import MELS, special_byte_tokenizer
@@ -65,7 +65,7 @@ ROW = ModelFamily(
     sizes=(
         ModelSizes(
             "toy/audio-1B", 100_000_000, 10_000_000, 900_000_000, EncoderShape(2, 24, 96, 50.0),
-            DecoderShape(2, 32, 4, 2, 8, 48, 272, ATTENTION_PROJECTIONS), 16000, 60.0, 12.5,
+            DecoderShape(2, 32, 4, 2, 8, 48, 272), 16000, 60.0, 12.5,
         ),
     ),
 )  # fmt: skip
@@ -118,7 +118,10 @@ def test_earwise_models_lists_and_describes_it(
     assert "toy_audio" in listed and "a family of this test" in listed and "toy/audio-1B" in listed
     assert cli.run(["models", "toy_audio"]) == 0
     described = capsys.readouterr().out
-    assert "1.01B parameters" in described and "LoRA      q_proj, k_proj, v_proj, o_proj" in described
+    assert (
+        "1.01B parameters" in described
+        and "LoRA      q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj" in described
+    )
     assert cli.run(["models", str(released), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     model = base.load(str(released), device="cpu")
@@ -129,7 +132,6 @@ def test_earwise_models_lists_and_describes_it(
 def test_a_recipe_is_planned_with_its_sizes(
     toy_family: ModelFamily, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """LoRA goes only into the layers that the row declares: two of them are missing from the default targets."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "recipe: toy\nmodel: {name: toy_audio}\nstages:\n"
@@ -138,9 +140,8 @@ def test_a_recipe_is_planned_with_its_sizes(
     assert cli.run(["train", str(recipe), "--plan", "--json"]) == 0
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
     assert stage["parameters"] == toy_family.sizes[0].parameters
-    query_and_output, key_and_value = 2 * (32 + 32), 2 * (32 + 16)
-    assert stage["trained"]["decoder"] == 2 * 4 * (query_and_output + key_and_value)
-    assert toy_family.lora_target_modules == ATTENTION_PROJECTIONS
+    query_and_output, key_and_value, feed_forward = 2 * (32 + 32), 2 * (32 + 16), 3 * (32 + 48)
+    assert stage["trained"]["decoder"] == 2 * 4 * (query_and_output + key_and_value + feed_forward)
 
 
 @torch.no_grad()
@@ -148,7 +149,7 @@ def test_its_lora_is_exported_under_the_published_names_and_read_again(
     released: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     model = base.load(str(released), device="cpu")
-    lora = LoraConfig(r=2, target_modules=toy_family_targets())
+    lora = LoraConfig(r=2)
     set_trainable(model, TrainableConfig(connector="frozen", lora=lora))
     for name, parameter in model.module.named_parameters():
         if "lora_B" in name:
@@ -163,11 +164,6 @@ def test_its_lora_is_exported_under_the_published_names_and_read_again(
     merged = base.load("toy_audio", tmp_path / "lora", device="cpu").module.state_dict()
     trained = base.load(str(run), device="cpu").module.state_dict()
     assert max_abs([merged[name] - trained[name] for name in trained]) < 1e-6
-
-
-def toy_family_targets() -> tuple[str, ...]:
-    """The target modules that the row declares."""
-    return registry.get("toy_audio").lora_target_modules
 
 
 def test_unknown_names_are_refused(toy_family: ModelFamily) -> None:

@@ -16,7 +16,7 @@ from builders import tiny_qwen2_audio, tone, user_question
 from chat_server import ServerReply, run_chat_server
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
-from earwise.config.stages import JudgeConfig
+from earwise.config.servers import JudgeConfig
 from earwise.data import manifest
 from earwise.errors import ConfigError, EarwiseError, EngineError, ScoringError
 from earwise.evaluation.rows import is_formatted

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from builders import tiny_qwen2_audio
-from earwise.config.recipe import check_recipe
+from earwise.config.recipe import Recipe, check_recipe
 from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.data import manifest
 from earwise.errors import ConfigError
@@ -17,6 +18,7 @@ from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training import run
 from earwise.training.trainable import parameter_groups, set_trainable
 from earwise.types import Audio, Example, Text, Turn
+from resumed import final_weights, metrics_rows, run_interrupted_and_whole
 
 
 def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
@@ -145,7 +147,10 @@ def test_settings_of_lora_are_those_of_peft() -> None:
 
 
 def test_targets_by_list_and_by_expression() -> None:
-    assert {name.rsplit(".")[-1] for name in adapters(target_modules=("q_proj", "mlp.up_proj"))} == {"q_proj", "up_proj"}
+    assert {name.rsplit(".")[-1] for name in adapters(target_modules=("q_proj", "mlp.up_proj"))} == {
+        "q_proj",
+        "up_proj",
+    }
     names = adapters(target_modules=r".*layers\.1\..*(k|v)_proj")
     assert set(names) == {f"model.language_model.layers.1.self_attn.{name}_proj" for name in "kv"}
     without = adapters(exclude_modules=("layers.0.mlp.down_proj", "q_proj"))
@@ -156,3 +161,34 @@ def test_targets_by_list_and_by_expression() -> None:
         adapters(target_modules="(")
     with pytest.raises(ConfigError, match=r"'q_proj' match no layer of the decoder .* q_proj, k_proj"):
         adapters(target_modules="q_proj")  # an expression for whole names, as in PEFT
+
+
+def dropout_recipe(seed: int = 5, **settings: object) -> Recipe:
+    """Three steps of SFT with LoRA dropout."""
+    stage = {
+        "kind": "sft",
+        "max_steps": 3,
+        "save_steps": 1,
+        "clips_per_step": 2,
+        "data": {"mixture": [{"manifest": "rows.jsonl"}]},
+        "trainable": {"connector": "frozen", "lora": {"r": 2, "lora_dropout": 0.5}},
+    }
+    raw = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": seed, "stages": [stage | settings]}
+    return check_recipe(raw, "test")
+
+
+def test_dropout_acts_and_is_drawn_again_after_a_resume(rows: Path) -> None:
+    _, whole = run_interrupted_and_whole(dropout_recipe(), rows.parent, 2)
+    without = {"trainable": {"connector": "frozen", "lora": {"r": 2}}}
+    run.start(dropout_recipe(**without), rows.parent / "without", rows.parent)
+    losses, other_losses = ([row["sft/loss"] for row in metrics_rows(out)] for out in (whole, rows.parent / "without"))
+    assert losses[0] == pytest.approx(other_losses[0], rel=1e-6), "B is zero before the first step"
+    assert abs(losses[2] - other_losses[2]) > 1e-6
+
+
+def test_recomputed_layers_draw_the_same_dropout(rows: Path) -> None:
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        run.start(dropout_recipe(gradient_checkpointing=checkpointing), rows.parent / name, rows.parent)
+    plain, checkpointed = (final_weights(rows.parent / name) for name in ("plain", "checkpointed"))
+    for name, value in plain.items():
+        torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=1e-6)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from earwise.config.stage_memory import RolloutSize, StageMemory
-from earwise.config.stages import TrainableConfig
+from earwise.config.stages import ALL_LINEAR, TrainableConfig
 from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES, DecoderShape, ModelSizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

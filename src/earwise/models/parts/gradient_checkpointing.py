@@ -27,7 +27,9 @@ def enable_gradient_checkpointing(module: nn.Module) -> int:
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError("gradient_checkpointing: no layer of this model supports recomputation; set it to false")
+    # A layer with dropout must draw the same mask again when it is recomputed.
+    has_dropout = any(isinstance(layer, nn.Dropout) and layer.p > 0 for layer in module.modules())
     for layer in layers:
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, preserve_rng_state=has_dropout)
         layer.gradient_checkpointing = True
     return len(layers)

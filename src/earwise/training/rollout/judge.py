@@ -16,7 +16,7 @@ import re
 from collections.abc import Awaitable, Callable
 
 from earwise.answers import parse
-from earwise.config.stages import JudgeConfig
+from earwise.config.servers import JudgeConfig
 from earwise.engine.remote import openai_http
 from earwise.engine.remote.address import parse_address
 from earwise.engine.remote.openai_http import JsonObject, RejectedRequest, TemporaryFailure

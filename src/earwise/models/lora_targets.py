@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from earwise.config.stages import ALL_LINEAR
 from earwise.errors import ConfigError
-
-ALL_LINEAR = "all-linear"
-"""PEFT's word for every linear layer except the output head."""
 
 Targets = str | tuple[str, ...]
 """`all-linear`, a regular expression for whole module names, or the last parts of module names."""
@@ -117,7 +115,8 @@ def _named(layers: Mapping[str, nn.Linear], targets: Targets) -> list[str]:
             return [name for name in layers if re.fullmatch(targets, name)]
         except re.error as error:
             raise ConfigError(
-                f"lora.target_modules {targets!r} is no regular expression ({error}); write all-linear, or a list of names"
+                f"lora.target_modules {targets!r} is no regular expression ({error}); write all-linear, or a list of "
+                "names"
             ) from error
     return [name for name in layers if matches_end(name, targets)]
 
