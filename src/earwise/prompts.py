@@ -277,28 +277,40 @@ def hierarchical_tags(example: Example) -> str:
     return f"<|startof{start}|><|{spoken_language}|><|{task}|><|{example.language}|>"
 
 
+def prompt_part(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """A conversation without the assistant turns at its end."""
+    end = len(turns)
+    while end and turns[end - 1].role == "assistant":
+        end -= 1
+    return turns[:end]
+
+
 def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
     """The prompt of an example: its conversation up to the answer, with the last user turn worded in a style.
+
+    Sound and text of that turn keep their order. The choices and the instruction of the style follow its last text, or
+    its last clip if no text comes after it; tags (style `tags`) come before its first text.
 
     Args:
         example: The example; assistant turns at the end of its conversation are left out.
         style: Prompt style, a key of `INSTRUCTIONS`.
     Returns:
-        The turns. The last one is the user's: its clips, then its text (no text part if there is no text).
+        The turns. The last one is the user's (without a text part if there is no text).
     Raises:
         ConfigError: if there is no such style, or the conversation has no user turn to answer.
     """
-    turns = list(example.turns)
-    while turns and turns[-1].role == "assistant":
-        turns.pop()
+    turns = prompt_part(example.turns)
     if not turns or turns[-1].role != "user":
         raise ConfigError(f"example {example.id!r} has no user turn to answer; end its messages with one")
-    user_turn = turns.pop()
-    audio = tuple(part for part in user_turn.parts if isinstance(part, Audio))
-    text = question_text(example.question, example.choices, style)
+    *parts, last = [part for part in turns[-1].parts if part != Text("")] or [Text("")]
+    question = last.text if isinstance(last, Text) else ""
+    if isinstance(last, Audio):
+        parts.append(last)
+    parts.append(Text(question_text(question, example.choices, style)))
     if style == "tags":
-        text = hierarchical_tags(example) + text
-    return (*turns, Turn("user", (*audio, Text(text)) if text else audio))
+        place, first = next((place, part) for place, part in enumerate(parts) if isinstance(part, Text))
+        parts[place] = Text(hierarchical_tags(example) + first.text)
+    return (*turns[:-1], Turn("user", tuple(part for part in parts if part != Text(""))))
 
 
 def repeat_audio_parts(turns: tuple[Turn, ...], num_chunks: Sequence[int]) -> tuple[Turn, ...]:

@@ -70,6 +70,8 @@ class Example:
     rejected: tuple[str, ...] = ()
     """Rejected replies for preference training. If `chosen` is empty these are bare answers, and get the same template
     as `answer`."""
+    text_only: bool = False
+    """Whether the row is declared to have no sound. A row without clips that does not say so is refused."""
     root: Path = Path()
     """Folder that relative audio paths start from; not stored in the row."""
     meta: Mapping[str, Any] = field(default_factory=dict)

@@ -1,105 +1,109 @@
-"""The manifest format: JSON lines, one `Example` per line, read and written without loss.
+"""Manifests: files of rows, read and written without loss.
 
-Every builder writes manifests, and training and evaluation read them. `messages` follows the OpenAI and Hugging Face
-convention: `content` is a string, or a list of parts whose `type` is text or audio. A part is recognised by its `type`,
-not by its keys, because Arrow gives every part all keys (None for those that do not apply). Unknown fields are kept in
-`Example.meta` and written back; an unknown field that looks like a misspelt known one is an error. Error messages name
-the file and the row (line number, counted from 1).
+Every builder writes manifests, and training and evaluation read them. A manifest is JSON lines; `readers/row_files.py`
+lists the other kinds of files, `example_rows.py` converts a row to an `Example`, and `formats/` knows the rows of other
+programs. Error messages name the file and the row (line number, counted from 1).
 """
 
-import difflib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from earwise.data.example_rows import from_row as from_row
+from earwise.data.example_rows import to_row as to_row
+from earwise.data.formats.convert import OWN, recognise
+from earwise.data.readers.row_files import read_rows
+from earwise.data.readers.text_lines import parse_json
 from earwise.errors import DataError
 from earwise.files import write_jsonl
-from earwise.types import Audio, Example, Part, Role, Split, Text, Turn
+from earwise.types import Audio, Example, Part, Text, Turn
 
-FIELDS = (
-    "id",
-    "messages",
-    "choices",
-    "answer",
-    "reasoning",
-    "task",
-    "category",
-    "difficulty",
-    "source",
-    "licence",
-    "group",
-    "split",
-    "language",
-    "chosen",
-    "rejected",
-)
-FIELD_SET = frozenset(FIELDS)
-PREFERENCE_FIELDS = ("chosen", "rejected")
-"""Fields that are written only for rows that have them."""
-TEXT_DEFAULTS = {
-    "task": "open",
-    "category": "",
-    "source": "",
-    "licence": "",
-    "group": "",
-    "split": "train",
-    "language": "en",
-}
-ROLES: tuple[str, ...] = get_args(Role)
-SPLITS: tuple[str, ...] = get_args(Split)
+Notify = Callable[[str], None]
 
 
-def read(path: Path | str, *, check_files: bool = True) -> list[Example]:
+def read(
+    path: Path | str, *, check_files: bool = True, require_audio: bool = True, notify: Notify = lambda _: None
+) -> list[Example]:
     """Read a whole manifest.
 
     Args:
         path: Manifest; relative audio paths start from its folder.
         check_files: Whether to require that every audio file exists.
+        require_audio: Whether to refuse rows without a clip that do not declare `text_only`.
+        notify: Receives a line about rows of other formats (see `iterate`).
     Raises:
         DataError: for an unreadable or empty manifest, and for the first invalid row (see `iterate`).
     """
-    examples = list(iterate(Path(path), check_files=check_files))
+    rows = iterate(Path(path), check_files=check_files, require_audio=require_audio, notify=notify)
+    examples = list(rows)
     if not examples:
         raise DataError(f"{path}: holds no rows; write at least one")
     return examples
 
 
-def iterate(path: Path, *, check_files: bool = False) -> Iterator[Example]:
+def iterate(
+    path: Path, *, check_files: bool = False, require_audio: bool = True, notify: Notify = lambda _: None
+) -> Iterator[Example]:
     """Read a manifest row by row; blank lines are skipped.
 
     Args:
         path: Manifest; relative audio paths start from its folder.
         check_files: Whether to require that every audio file exists.
+        require_audio: Whether to refuse rows without a clip that do not declare `text_only`.
+        notify: Receives, after the last row, a line that names the formats of other programs and their rows.
     Raises:
-        DataError: naming `file:row N`, for invalid JSON, a missing or mistyped field, a misspelt field name, an answer
-            that is none of the choices, equal choices, a repeated id, or (with `check_files`) a missing audio file.
+        DataError: naming `file:row N`, for invalid JSON, a row of no known format, a missing or mistyped field, a
+            misspelt field name, an answer that is none of the choices, equal choices, a repeated id, sound that is
+            named and not understood, a row without a clip, or (with `check_files`) a missing audio file.
     """
-    root, first_row, existing_files = path.parent, dict[str, int](), set[str]()
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                location = f"{path}:row {number}"
-                example = from_line(
-                    line, root=root, location=location, existing_files=existing_files if check_files else None
-                )
-                if example.id in first_row:
-                    raise DataError(
-                        f"{location}: id {example.id!r} is taken by row {first_row[example.id]}; ids must differ"
-                    )
-                first_row[example.id] = number
-                yield example
-    except UnicodeDecodeError as error:
+    root, locations, existing_files = path.parent, dict[str, str](), set[str]()
+    formats, copies = Counter[str](), Counter[str]()
+    for location, row in read_rows(path):
+        example = from_row(row, root=root, location=location)
+        if require_audio:
+            check_has_audio(example, location)
+        if check_files:
+            check_audio_files(example, existing_files, location)
+        if example.id in locations:
+            if row.get("id") is not None:
+                first_row = locations[example.id].removeprefix(f"{path}:")
+                raise DataError(f"{location}: id {example.id!r} is taken by {first_row}; ids must differ")
+            copies[example.id] += 1  # a row that occurs again, and whose id was made from its content
+            example = replace(example, id=f"{example.id}-{copies[example.id] + 1}")
+        locations[example.id] = location
+        formats[recognise(row) or OWN] += 1
+        yield example
+    if line := format_line(path, formats):
+        notify(line)
+
+
+def format_line(path: Path, formats: Mapping[str, int]) -> str:
+    """A line that names the formats of other programs in a manifest; empty if all rows are of earwise's own format.
+
+    Args:
+        path: The manifest.
+        formats: Name of a format -> number of rows.
+    """
+    if set(formats) <= {OWN}:
+        return ""
+    counts = ", ".join(f"{count} of {name}" for name, count in sorted(formats.items()))
+    return f"{path}: {sum(formats.values())} rows, recognised by their keys: {counts}"
+
+
+def check_has_audio(example: Example, location: str) -> None:
+    """Refuse a row that has no clip and does not declare that this is meant.
+
+    Raises:
+        DataError: with `location`.
+    """
+    if not example.text_only and not any(isinstance(part, Audio) for turn in example.turns for part in turn.parts):
         raise DataError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); a manifest is JSON lines"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+            f"{location}: no clip; add an audio part, or declare with text_only: true that the row is meant to be text "
+            "alone"
+        )
 
 
 def select(rows: Sequence[Example], conditions: Mapping[Any, str]) -> list[Example]:
@@ -126,64 +130,6 @@ def write(path: Path, examples: Iterable[Example]) -> int:
     return write_jsonl(path, _rows(path, examples))
 
 
-def to_row(example: Example) -> dict[str, Any]:
-    """JSON object of an example: the fields in the order of `FIELDS`, then the items of `meta`.
-
-    Raises:
-        DataError: if a key of `meta` is the name of a field.
-    """
-    clashing_keys = [key for key in example.meta if key in FIELDS]
-    if clashing_keys:
-        raise DataError(f"example {example.id!r}: meta holds the field {clashing_keys[0]!r}; rename it")
-    answer = example.answer[0] if len(example.answer) == 1 else list(example.answer) or None
-    row: dict[str, Any] = {"id": example.id, "messages": [_message(turn) for turn in example.turns]}
-    row |= {"choices": list(example.choices), "answer": answer}
-    row |= {name: getattr(example, name) for name in FIELDS[4:] if name not in PREFERENCE_FIELDS}
-    row |= {name: list(getattr(example, name)) for name in PREFERENCE_FIELDS if getattr(example, name)}
-    return row | dict(example.meta)
-
-
-def from_row(row: Mapping[str, Any], *, root: Path = Path(), location: str = "row") -> Example:
-    """Convert a JSON object to an Example; `from_row(to_row(example), root=example.root) == example`.
-
-    Args:
-        row: JSON object of a manifest; a field that is null counts as absent.
-        root: Folder that relative audio paths start from.
-        location: Prefix of error messages, for example "train.jsonl:row 3".
-    Raises:
-        DataError: if a field is missing or mistyped, or the answer does not fit the choices.
-    """
-    _check_names(row, location)
-    values = {key: row[key] for key in FIELDS if row.get(key) is not None}
-    for name in ("id", "messages"):
-        if name not in values:
-            raise DataError(f"{location}: field {name!r} is missing; every row needs one")
-    texts = {name: _text(values.get(name, default), name, location) for name, default in TEXT_DEFAULTS.items()}
-    if texts["split"] not in SPLITS:
-        raise DataError(
-            f"{location}: split {texts['split']!r} is none of {', '.join(SPLITS)}{_suggestion(texts['split'], SPLITS)}"
-        )
-    identifier = _text(values["id"], "id", location)
-    if not identifier:
-        raise DataError(f"{location}: id is empty; every row needs its own")
-    example = Example(
-        id=identifier,
-        turns=_turns(values["messages"], location),
-        answer=_texts(values.get("answer", []), "answer", location),
-        choices=_texts(values.get("choices", []), "choices", location, single=False),
-        reasoning=None if "reasoning" not in values else _text(values["reasoning"], "reasoning", location),
-        difficulty=None if "difficulty" not in values else _text(values["difficulty"], "difficulty", location),
-        chosen=_texts(values.get("chosen", []), "chosen", location),
-        rejected=_texts(values.get("rejected", []), "rejected", location),
-        root=root,
-        meta={key: value for key, value in row.items() if key not in FIELD_SET},
-        **texts,
-    )
-    _check_answer(example, location)
-    _check_preferences(example, location)
-    return example
-
-
 def from_line(line: str, *, root: Path, location: str, existing_files: set[str] | None = None) -> Example:
     """Parse one line of a manifest.
 
@@ -196,17 +142,19 @@ def from_line(line: str, *, root: Path, location: str, existing_files: set[str] 
     Raises:
         DataError: for invalid JSON, an invalid row (see `from_row`), or a missing audio file.
     """
-    example = from_row(_json(line, location), root=root, location=location)
+    example = from_row(row_of_line(line, location), root=root, location=location)
     if existing_files is not None:
-        _check_files(example, existing_files, location)
+        check_audio_files(example, existing_files, location)
     return example
 
 
-def _json(line: str, location: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{location}: not JSON ({error}); a manifest is one JSON object a line") from error
+def row_of_line(line: str, location: str) -> dict[str, Any]:
+    """The JSON object of a line; `location` is the prefix of error messages.
+
+    Raises:
+        DataError: if the line is not a JSON object.
+    """
+    row = parse_json(line, location)
     if not isinstance(row, dict):
         raise DataError(
             f"{location}: a JSON {type(row).__name__} where an object is expected; a manifest is one object a line"
@@ -214,116 +162,12 @@ def _json(line: str, location: str) -> dict[str, Any]:
     return row
 
 
-@lru_cache(maxsize=4096)  # the same few unknown fields usually occur in every row
-def _suggestion(name: str, valid_names: tuple[str, ...]) -> str:
-    """End of an error message that suggests the valid name closest to `name`; empty if none is close."""
-    close = difflib.get_close_matches(name.lower(), valid_names, 1, 0.8)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def check_audio_files(example: Example, existing_files: set[str], location: str) -> None:
+    """Refuse a row whose audio file is missing; `existing_files` are the paths that are known to exist.
 
-
-def _check_names(row: Mapping[str, Any], location: str) -> None:
-    """Reject unknown fields that are almost the name of a missing field: a row with `anwser` would have no answer."""
-    unknown_keys = [key for key, value in row.items() if key not in FIELD_SET and value is not None]
-    absent_fields = tuple(name for name in FIELDS if name not in row) if unknown_keys else ()
-    for key in unknown_keys:
-        if hint := _suggestion(key, absent_fields):
-            raise DataError(f"{location}: unknown field {key!r}{hint} (rename either)")
-
-
-def _text(value: Any, name: str, location: str) -> str:
-    if not isinstance(value, str):
-        raise DataError(f"{location}: {name} is {value!r:.60}, a {type(value).__name__}; write it as a string")
-    return value
-
-
-def _texts(value: Any, name: str, location: str, *, single: bool = True) -> tuple[str, ...]:
-    if single and isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list | tuple):
-        raise DataError(f"{location}: {name} is {value!r:.60}, a {type(value).__name__}; write a list of strings")
-    # a list comprehension is faster than a generator expression, and this runs for millions of rows
-    return tuple([_text(item, name, location) for item in value])
-
-
-def _turns(messages: Any, location: str) -> tuple[Turn, ...]:
-    if not isinstance(messages, list | tuple) or not messages:
-        raise DataError(f"{location}: messages is {messages!r:.60}; write a list with at least one message")
-    return tuple(_turn(message, f"{location}: message {number}") for number, message in enumerate(messages, 1))
-
-
-def _turn(message: Any, location: str) -> Turn:
-    _check_keys(message, ("role", "content"), location)
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise DataError(f"{location}: role {role!r} is none of {', '.join(ROLES)}{_suggestion(str(role), ROLES)}")
-    if isinstance(content, str):
-        return Turn(role, (Text(content),))
-    if not isinstance(content, list | tuple):
-        raise DataError(f"{location}: content is {content!r:.60}; write a string or a list of parts")
-    return Turn(role, tuple(_part(part, f"{location}, part {number}") for number, part in enumerate(content, 1)))
-
-
-def _part(part: Any, location: str) -> Part:
-    _check_keys(part, ("type", "text", "audio"), location)
-    kind = part.get("type")
-    if kind not in ("text", "audio"):
-        raise DataError(f"{location}: type {kind!r} is none of text, audio{_suggestion(str(kind), ('text', 'audio'))}")
-    value = part.get(kind)
-    if not isinstance(value, str) or (kind == "audio" and not value):
-        raise DataError(f"{location}: {kind} is {value!r:.60}; write a {'path' if kind == 'audio' else 'string'}")
-    return Text(value) if kind == "text" else Audio(value)
-
-
-def _check_keys(value: Any, valid_keys: tuple[str, ...], location: str) -> None:
-    """Reject unknown keys in messages and parts: only fields at the top level of a row can be kept in `meta`."""
-    if not isinstance(value, Mapping):
-        raise DataError(f"{location}: {value!r:.60} is no object; write one with {', '.join(valid_keys)}")
-    for key in value:
-        if key not in valid_keys and value[key] is not None:
-            raise DataError(
-                f"{location}: unknown key {key!r}; known keys are {', '.join(valid_keys)}{_suggestion(key, valid_keys)}"
-            )
-
-
-def _check_answer(example: Example, location: str) -> None:
-    choices = example.choices
-    for choice in choices:
-        if not choice.strip():
-            raise DataError(f"{location}: a choice is empty; give every choice a text")
-        if choices.count(choice) > 1:
-            raise DataError(f"{location}: choice {choice!r} occurs twice; choices must differ")
-    if len(choices) == 1:
-        raise DataError(f"{location}: only one choice, {choices[0]!r}; give at least two, or none")
-    for answer in example.answer:
-        if choices and answer not in choices:
-            listed = ", ".join(repr(choice) for choice in choices[:8])
-            raise DataError(
-                f"{location}: answer {answer!r:.60} is none of the choices {listed}{_suggestion(answer, choices)}"
-            )
-    if choices and len(example.answer) > 1:
-        raise DataError(
-            f"{location}: {len(example.answer)} answers with choices; one of them is right, or leave out the choices"
-        )
-
-
-def _check_preferences(example: Example, location: str) -> None:
-    preferred = example.chosen or example.answer
-    if example.chosen and not example.rejected:
-        raise DataError(f"{location}: chosen without rejected; a preference needs both")
-    for rejected in example.rejected:
-        if rejected in preferred:
-            raise DataError(
-                f"{location}: rejected {rejected!r:.60} is {'chosen' if example.chosen else 'the answer'} too; "
-                "take one out"
-            )
-        if example.choices and not example.chosen and rejected not in example.choices:
-            raise DataError(
-                f"{location}: rejected {rejected!r:.60} is none of the choices; "
-                "give `chosen` as well if these are whole completions"
-            )
-
-
-def _check_files(example: Example, existing_files: set[str], location: str) -> None:
+    Raises:
+        DataError: with `location`.
+    """
     for part in (part for turn in example.turns for part in turn.parts if isinstance(part, Audio)):
         if part.path not in existing_files:
             path = example.root / part.path
@@ -332,16 +176,6 @@ def _check_files(example: Example, existing_files: set[str], location: str) -> N
                     f"{location}: audio file {path} is missing; paths are relative to the manifest's folder"
                 )
             existing_files.add(part.path)
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    if len(turn.parts) == 1 and isinstance(turn.parts[0], Text):
-        return {"role": turn.role, "content": turn.parts[0].text}
-    return {"role": turn.role, "content": [_part_row(part) for part in turn.parts]}
-
-
-def _part_row(part: Part) -> dict[str, str]:
-    return {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "audio", "audio": part.path}
 
 
 def _rows(path: Path, examples: Iterable[Example]) -> Iterator[dict[str, Any]]:

@@ -37,7 +37,7 @@ def portable_rows(path: Path) -> Iterator[PortableRow]:
         DataError: for an invalid row or a missing audio file (see `manifest.iterate`).
     """
     new_paths: dict[Path, str] = {}
-    for number, example in enumerate(manifest.iterate(path, check_files=True)):
+    for number, example in enumerate(manifest.iterate(path, check_files=True, require_audio=False)):
         files = example.audio_paths
         turns = []
         for turn in example.turns:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from earwise.data import manifest
-from earwise.data.index import ManifestRows, index_path, open_index, open_rows
+from earwise.data.index import ManifestRows, open_rows
+from earwise.data.index_build import index_path, open_index
 from earwise.data.manifest_path import STARTER
 from earwise.data.mixture import Mixture
 from earwise.errors import DataError
@@ -141,7 +142,7 @@ def test_rows_are_filtered_by_answer_and_reasoning(tmp_path: Path) -> None:
 def test_errors_equal_those_without_index(tmp_path: Path, rows: list, size: int) -> None:
     path = write_lines(tmp_path / "m.jsonl", rows)
     with pytest.raises(DataError) as plain:
-        manifest.read(path)
+        manifest.read(path, require_audio=False)
     with pytest.raises(DataError) as indexed:
         open_index(path, part_bytes=size, workers=1)
     assert str(indexed.value) == str(plain.value)
@@ -150,9 +151,10 @@ def test_errors_equal_those_without_index(tmp_path: Path, rows: list, size: int)
 
 def test_errors_of_unreadable_files_equal_those_without_index(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(row(0, "")).encode() + b'\n{"id": "\xe9"}\n')
-    for path in (tmp_path / "none.jsonl", tmp_path, tmp_path / "latin.jsonl"):
+    (tmp_path / "wide.jsonl").write_bytes(json.dumps(row(0, "")).encode("utf-16"))
+    for path in (tmp_path / "none.jsonl", tmp_path, tmp_path / "latin.jsonl", tmp_path / "wide.jsonl"):
         with pytest.raises(DataError) as plain:
-            manifest.read(path)
+            manifest.read(path, require_audio=False)
         with pytest.raises(DataError) as indexed:
             open_rows(path)
         assert str(indexed.value) == str(plain.value)

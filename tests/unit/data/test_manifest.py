@@ -101,18 +101,17 @@ def row_with_content(*parts):
 INVALID_ROWS = [
     ('{"id": "b", ', r"row 2: not JSON \(.*one JSON object a line"),
     ("[1]", r"row 2: a JSON list where an object"),
-    ({"messages": ROW["messages"]}, r"row 2: field 'id' is missing"),
-    ({"id": "b"}, r"row 2: field 'messages' is missing"),
+    ({"id": "b"}, r"row 2: the keys id are of no known format; write messages, conversations, query/response"),
     ({"id": "b", "mesages": []}, r"row 2: unknown field 'mesages'; did you mean 'messages'\?"),
     ({"id": "b", "messages": ROW["messages"], "anwser": "x"}, r"unknown field 'anwser'; did you mean 'answer'\?"),
-    (row_with(id=7), r"row 2: id is 7, a int; write it as a string"),
+    (row_with(id=True), r"row 2: id is True, a bool; write it as a string"),
     (row_with(id=""), r"row 2: id is empty"),
     (ROW, r"row 2: id 'a-1' is taken by row 1"),
     (
         row_with(answer="Drilling"),
         r"row 2: answer 'Drilling' is none of the choices 'dog bark', 'drilling'; did you mean",
     ),
-    (row_with(answer=3), r"row 2: answer is 3, a int"),
+    (row_with(answer=True), r"row 2: answer is True, a bool"),
     (row_with(answer=["drilling", "dog bark"]), r"row 2: 2 answers with choices"),
     (row_with(choices=["drilling", "drilling"]), r"row 2: choice 'drilling' occurs twice"),
     (row_with(choices=["drilling"]), r"row 2: only one choice"),
@@ -126,12 +125,12 @@ INVALID_ROWS = [
     (row_with(messages=[{"role": "usr", "content": "x"}]), r"row 2: message 1: role 'usr' .*did you mean 'user'\?"),
     (row_with(messages=[{"role": "user", "content": "x", "tool": 1}]), r"message 1: unknown key 'tool'"),
     (row_with(messages=[{"role": "user", "content": None}]), r"message 1: content is None"),
-    (row_with_content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: unknown key 'input_audio'"),
+    (row_with_content({"type": "input_audio", "input_audio": {}}), r"message 1, part 1: input_audio: \{\} is no clip"),
     (
-        row_with_content({"type": "audio", "path": "a.wav"}),
-        r"part 1: unknown key 'path'; known keys are type, text, audio",
+        row_with_content({"type": "audio", "clip": "a.wav"}),
+        r"part 1: unknown key 'clip'; known keys are type, text, audio",
     ),
-    (row_with_content({"type": "audio", "audio": None}), r"part 1: audio is None; write a path"),
+    (row_with_content({"type": "audio", "audio": None}), r"'part of type audio' is a place for a clip and has no clip"),
     (row_with_content({"type": "sound", "audio": "a"}), r"part 1: type 'sound' is none of text, audio"),
     (
         row_with_content({"type": "audio", "audio": "clips/b.ogg"}),
@@ -155,8 +154,8 @@ def test_invalid_files(tmp_path):
         manifest.read(tmp_path)
     with pytest.raises(DataError, match=r"m\.jsonl: holds no rows"):
         manifest.read(write_manifest(tmp_path))
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"b\.jsonl: is not UTF-8"):
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xff")
+    with pytest.raises(DataError, match=r"b\.jsonl:row 1: is not UTF-8"):
         manifest.read(tmp_path / "b.jsonl")
 
 

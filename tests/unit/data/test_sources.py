@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from earwise.data import manifest, sources
+from earwise.data.readers import json_list
 from earwise.data.sources import clothoaqa, example_builder, row_readers
 from earwise.errors import ConfigError, DataError
 from earwise.prompts import hierarchical_tags
@@ -312,8 +313,9 @@ def test_a_file_of_another_data_set_is_an_error(tmp_path):
 
 
 def test_a_json_list_is_read_past_damaged_items(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)  # items extend over several chunks
-    monkeypatch.setattr(row_readers, "MAX_ITEM_CHARS", 64)
+    monkeypatch.setattr(row_readers, "CHUNK_CHARS", 16)
+    monkeypatch.setattr(json_list, "CHUNK_CHARS", 16)  # items extend over several chunks
+    monkeypatch.setattr(json_list, "MAX_ITEM_CHARS", 64)
     text = '[{"id": 1, "t": "a ] } , {"},\n {"id": 2, "t": "b" oops}, {"id": 3, "t": "ü"}, 7, {"id": 4, "t": "'
     path = write_file(tmp_path, "x.json", text.encode() + b'\xff"}, {"id": 5, "t": "e"}, {"id": 6')
     lines = []

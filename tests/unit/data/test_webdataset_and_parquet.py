@@ -31,7 +31,9 @@ def source_manifest(tmp_path: Path) -> Path:
     for number, paths in enumerate(row_clips):
         turns = (Turn("user", (*map(Audio, paths), Text("What is this? – 日本"))), Turn("assistant", (Text("hm"),)))
         fields = {"answer": ("a", "b"), "reasoning": "since", "meta": {"label": {"x": [1, 2.5, None]}}}
-        examples.append(Example(f"x/{number}.y", turns, root=root, split=SPLITS[number % 5], **fields))
+        examples.append(
+            Example(f"x/{number}.y", turns, root=root, split=SPLITS[number % 5], text_only=not paths, **fields)
+        )
     manifest.write(root / "rows.jsonl", examples)
     return root / "rows.jsonl"
 

@@ -5,24 +5,21 @@ reported to `on_skip` as one line naming file and row, and reading continues wit
 held in memory, so a list of a million items needs no more memory than one item.
 """
 
-import codecs
 import csv
+import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from earwise.data.readers.json_list import CHUNK_CHARS, list_items
+from earwise.data.readers.text_lines import numbered_lines, open_bytes
 from earwise.errors import DataError
 
 Row = Mapping[str, Any]
 OnSkip = Callable[[str], None]
 """Callback that receives one line about a row that cannot be used."""
-
-CHUNK_CHARS = 1 << 20
-MAX_ITEM_CHARS = 1 << 22  # a longer item of a JSON list is treated as damaged
-_SEPARATORS = re.compile(r"[\s,]*")
-_NEXT_ITEM = re.compile(r"\}\s*,\s*(?=\{)")
 
 
 def csv_rows(
@@ -117,39 +114,30 @@ def text_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a text file; a line that is not UTF-8 is decoded as Windows-1252."""
-    try:
-        with path.open("rb") as handle:
-            for number, line in enumerate(handle):
-                if number == 0:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield line.decode("utf-8")
-                except UnicodeDecodeError:
-                    yield line.decode("cp1252", errors="replace")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    return (line for _, line in numbered_lines(path, fallback="cp1252"))
 
 
 def _json_values(path: Path, on_skip: OnSkip, key: str | None) -> Iterator[tuple[str, Any]]:
     """The JSON values of a file that is a list, contains a list under `key`, or has one value per line."""
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as handle:
+        with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", errors="replace") as handle:
             head = handle.read(CHUNK_CHARS)
             list_start = re.match(r"\s*\[", head)
             if list_start is None and key is not None:
                 list_start = re.search(rf'"{re.escape(key)}"\s*:\s*\[', head)
             if list_start is not None:
-                yield from _list_items(path, handle, head[list_start.end() :], on_skip)
+                yield from list_items(path, handle, head[list_start.end() :], on_skip)
                 return
-            handle.seek(0)
-            yield from _json_lines(path, handle, on_skip)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except (OSError, EOFError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
+    yield from _json_lines(path, on_skip)
 
 
-def _json_lines(path: Path, handle: IO[str], on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
     """The values of a file with one JSON value per line."""
-    for number, line in enumerate(handle, 1):
+    for number, line in numbered_lines(path, fallback="utf-8"):
         if not line.strip():
             continue
         location = f"{path}:row {number}"
@@ -162,47 +150,3 @@ def _json_lines(path: Path, handle: IO[str], on_skip: OnSkip) -> Iterator[tuple[
             on_skip(f"{location}: not JSON ({error})")
             continue
         yield location, value
-
-
-def _list_items(path: Path, handle: IO[str], buffer: str, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
-    """The items of a JSON list, read in chunks.
-
-    After an item that is not valid JSON, reading continues at the next object that begins after a comma.
-
-    Args:
-        path: File, for error messages.
-        handle: The open file, positioned after `buffer`.
-        buffer: First part of the file, from the first character after the list's opening bracket.
-        on_skip: Callback for every damaged item.
-    """
-    decoder, position, number = json.JSONDecoder(), 0, 0
-    while True:
-        position = _SEPARATORS.match(buffer, position).end()  # type: ignore[union-attr]  # matches the empty string
-        if position == len(buffer):
-            buffer, position = handle.read(CHUNK_CHARS), 0
-            if not buffer:
-                on_skip(f"{path}:item {number + 1}: the list ends in the middle; download the file again")
-                return
-            continue
-        if buffer[position] == "]":
-            return
-        try:
-            value, end = decoder.raw_decode(buffer, position)
-        except ValueError as error:
-            next_chunk = handle.read(CHUNK_CHARS) if len(buffer) - position < MAX_ITEM_CHARS else ""
-            if next_chunk:  # the item may continue in the next chunk
-                buffer, position = buffer[position:] + next_chunk, 0
-                continue
-            number += 1
-            on_skip(f"{path}:item {number}: not JSON ({error.args[0].split(':')[0]})")
-            next_item = _NEXT_ITEM.search(buffer, position)
-            if next_item is None:
-                return
-            position = next_item.end()
-            continue
-        number += 1
-        if "\ufffd" in buffer[position:end]:
-            on_skip(f"{path}:item {number}: not UTF-8")
-        else:
-            yield f"{path}:item {number}", value
-        position = end

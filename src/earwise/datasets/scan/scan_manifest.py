@@ -15,7 +15,7 @@ from typing import Any
 
 from earwise.audio import SILENCE_PEAK
 from earwise.data import manifest
-from earwise.data.index import hash64
+from earwise.data.index_build import hash64
 from earwise.datasets.scan.clip_stats import Backend, ClipStats, scan_clips
 from earwise.errors import ConfigError, DataError
 from earwise.files import append_jsonl
