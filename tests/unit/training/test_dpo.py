@@ -261,7 +261,8 @@ def evaluation_row(identifier: str, output: str, score: float, status: str = "ok
 def questions(tmp_path: Path) -> Path:
     """Manifest of five questions without audio."""
     rows = [
-        Example(f"q{number}", user_question("pitch?", clips=0), ("low",), CHOICES, root=tmp_path) for number in range(5)
+        Example(f"q{number}", user_question("pitch?", clips=0), ("low",), CHOICES, text_only=True, root=tmp_path)
+        for number in range(5)
     ]
     manifest.write(tmp_path / "questions.jsonl", rows)
     return tmp_path / "questions.jsonl"
@@ -308,9 +309,11 @@ def test_preferences_from_evaluations_and_rollouts(questions: Path, capsys: pyte
 
 def test_manifest_stores_preferences(tmp_path: Path) -> None:
     rows = [
-        Example("a", user_question("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), root=tmp_path),
-        Example("b", user_question("?", clips=0), ("low",), CHOICES, rejected=("mid",), root=tmp_path),
-        Example("c", user_question("?", clips=0), ("low",), root=tmp_path),
+        Example(
+            "a", user_question("?", clips=0), chosen=("Yes.",), rejected=("No.", "Hm."), text_only=True, root=tmp_path
+        ),
+        Example("b", user_question("?", clips=0), ("low",), CHOICES, rejected=("mid",), text_only=True, root=tmp_path),
+        Example("c", user_question("?", clips=0), ("low",), text_only=True, root=tmp_path),
     ]
     manifest.write(tmp_path / "m.jsonl", rows)
     assert manifest.read(tmp_path / "m.jsonl") == rows
@@ -325,7 +328,7 @@ def test_manifest_stores_preferences(tmp_path: Path) -> None:
         ({"answer": "low", "rejected": "low"}, "rejected 'low' is the answer too"),
         ({"chosen": ["x"], "rejected": ["y", "x"]}, "rejected 'x' is chosen too"),
         ({"answer": "low", "choices": ["low", "mid"], "rejected": ["hihg"]}, "'hihg' is none of the choices"),
-        ({"rejected": [3]}, "rejected is 3"),
+        ({"rejected": [True]}, "rejected is True"),
         ({"answer": "low", "rejectd": ["mid"]}, "did you mean 'rejected'"),
     ],
 )
