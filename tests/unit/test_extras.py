@@ -20,8 +20,14 @@ MODULES = {
 """Package -> the module it provides, where the names differ by more than case."""
 COME_WITH = {"tokenizers": "transformers", "huggingface_hub": "transformers", "starlette": "fastapi"}
 """Modules that are imported and come with another package, which fixes their version."""
-WITHOUT_IMPORT = {"tensorboard": "torch.utils.tensorboard", "python_multipart": "UploadFile"}
-"""Module that nobody here imports -> a word of the source that shows its use: torch and fastapi import these."""
+WITHOUT_IMPORT = {
+    "tensorboard": "torch.utils.tensorboard",
+    "python_multipart": "UploadFile",
+    "mecab_python3": "ja-mecab",
+    "ipadic": "ja-mecab",
+}
+"""Module that nobody here imports -> a word of the source that shows its use: torch, fastapi and sacrebleu import
+these."""
 TOOLS = {
     "pytest_xdist", "pytest_timeout", "ruff", "mypy", "import_linter", "beartype", "types_pyyaml",
     "material", "mkdocstrings",
