@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from earwise.answers import parse
-from earwise.audio import LongAudio, Sound, encode_wav, probe, to_waveform
+from earwise.audio import Channel, LongAudio, Sound, clip_duration, encode_wav, to_waveform
 from earwise.chat import Chat
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.clip_reader import ClipReader
@@ -26,7 +26,7 @@ from earwise.engine.loading import open_engine
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
 from earwise.errors import AudioError, ConfigError, EngineError
 from earwise.prompts import prompt_turns, target_text
-from earwise.types import Audio, Example, Part, Status, Text, Turn, Waveform
+from earwise.types import Audio, AudioClip, Example, Part, Status, Text, Turn, Waveform
 
 if TYPE_CHECKING:  # importing torch waits until `load` has begun to read the weights
     from earwise.engine.local import LocalEngine
@@ -97,10 +97,17 @@ class AudioModel:
     Args:
         engine: The engine that runs the model.
         notify: Called with lines about progress and about audio that is not used in full.
+        channel: What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the
+            `first`.
     """
 
-    def __init__(self, engine: "LocalEngine | RemoteEngine", notify: Callable[[str], None] = ignore_progress) -> None:
-        self.engine = engine
+    def __init__(
+        self,
+        engine: "LocalEngine | RemoteEngine",
+        notify: Callable[[str], None] = ignore_progress,
+        channel: Channel = "mean",
+    ) -> None:
+        self.engine, self.channel = engine, channel
         self.name, self.revision = engine.name, engine.revision
         self._notify = notify
         self._lock = threading.Lock()  # an engine runs one batch at a time, whichever thread asks
@@ -224,22 +231,22 @@ class AudioModel:
 
     def _read(self, sounds: Sound | Sequence[Sound], long_audio: LongAudio, allow_silent: bool) -> tuple[Waveform, ...]:
         """The waveforms of clips at the engine's sample rate, one per clip, or one per chunk."""
-        reader = ClipReader(self.engine, long_audio)
+        reader = ClipReader.for_engine(self.engine, long_audio, self.channel)
         waveforms: list[Waveform] = []
         for clip in _as_list(sounds):
             if isinstance(clip, tuple):
                 samples, sample_rate = clip
-                waveforms.append(to_waveform(samples, sample_rate, self.engine.sample_rate))
+                waveforms.append(to_waveform(samples, sample_rate, self.engine.sample_rate, channel=self.channel))
                 continue
-            path = Path(clip)
-            decoded = reader.read(path)
+            clip = clip if isinstance(clip, AudioClip) else AudioClip(Path(clip).expanduser())
+            decoded = reader.read(clip)
             if decoded.is_silent and not allow_silent:
                 raise AudioError(
-                    f"{path}: is silent (nothing above -80 dBFS); record it again, or allow it (--allow-silent)"
+                    f"{clip}: is silent (nothing above -80 dBFS); record it again, or allow it (--allow-silent)"
                 )
-            if long_audio == "truncate" and reader.is_long(path):
+            if long_audio == "truncate" and decoded.is_long:
                 self._notify(
-                    f"{path}: only the first {self.engine.max_audio_s:g} of {probe(path).duration_s:.1f} s are used"
+                    f"{clip}: only the first {self.engine.max_audio_s:g} of {clip_duration(clip):.1f} s are used"
                 )
             waveforms += reader.split(decoded.waveform)
         return tuple(waveforms)
@@ -284,9 +291,8 @@ class AudioModel:
 def _as_list(sounds: Sound | Sequence[Sound]) -> list[Sound]:
     """One clip or several as a list. A pair of samples and sample rate is one clip, any other tuple several."""
     is_pair = isinstance(sounds, tuple) and len(sounds) == 2 and isinstance(sounds[1], Real)
-    return (
-        [cast(Sound, sounds)] if is_pair or isinstance(sounds, str | PathLike) else list(cast(Sequence[Sound], sounds))
-    )
+    is_single = is_pair or isinstance(sounds, str | PathLike | AudioClip)
+    return [cast(Sound, sounds)] if is_single else list(cast(Sequence[Sound], sounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,15 +356,21 @@ def _normalised(options: Sequence[str], logprobs: Sequence[float]) -> dict[str, 
     return dict(sorted(pairs, key=lambda pair: -pair[1]))
 
 
-def load(name: str | PathLike[str] = "embedded", notify: Callable[[str], None] = ignore_progress) -> AudioModel:
+def load(
+    name: str | PathLike[str] = "embedded",
+    notify: Callable[[str], None] = ignore_progress,
+    channel: Channel = "mean",
+) -> AudioModel:
     """Load a model, or connect to a server that runs one.
 
     Args:
         name: A family (`earwise models` lists them), a folder with a trained or released model, `module:function`, or
             the address of a server: `http://host:port/v1#NAME`.
         notify: Called with lines about progress, for example `print`.
+        channel: What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the
+            `first`.
     Raises:
         ModelError: if there is no such model, or its weights cannot be loaded.
         EngineError: if the server does not answer, or does not use the audio it is sent.
     """
-    return AudioModel(open_engine(str(name), notify), notify)
+    return AudioModel(open_engine(str(name), notify), notify, channel)

@@ -27,9 +27,36 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Audio in a turn of a conversation: the path of the file, absolute or relative to the manifest's folder."""
+    """Audio in a turn of a conversation: a file, or a segment of it."""
 
     path: str
+    """Path of the file, absolute or relative to the manifest's folder."""
+    start: float | None = None
+    """Where the segment begins in the file, in seconds; None for the beginning of the file."""
+    end: float | None = None
+    """Where the segment ends in the file, in seconds; None for the end of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class AudioClip:
+    """What is decoded for an audio part: a file, or a segment of it."""
+
+    path: Path
+    """The file, with the folder of its manifest."""
+    start: float = 0.0
+    """Where the segment begins in the file, in seconds."""
+    end: float | None = None
+    """Where the segment ends in the file, in seconds; None for the end of the file."""
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether this is only a part of the file."""
+        return self.start > 0 or self.end is not None
+
+    def __str__(self) -> str:
+        """The path, with the seconds of a segment: `talk.wav [12.5-17 s]`."""
+        end = "end" if self.end is None else f"{self.end:g} s"
+        return f"{self.path} [{self.start:g}-{end}]" if self.is_segment else str(self.path)
 
 
 Part = Text | Audio
@@ -78,9 +105,19 @@ class Example:
     """Fields of the row that have no attribute here."""
 
     @property
+    def audio_parts(self) -> tuple[Audio, ...]:
+        """All audio parts, in the order of the conversation."""
+        return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Audio))
+
+    @property
     def audio_paths(self) -> tuple[Path, ...]:
-        """Paths of all audio parts, in the order of the conversation."""
-        return tuple(self.root / part.path for turn in self.turns for part in turn.parts if isinstance(part, Audio))
+        """The files of all audio parts, in the order of the conversation."""
+        return tuple(self.root / part.path for part in self.audio_parts)
+
+    @property
+    def clips(self) -> tuple[AudioClip, ...]:
+        """The files of all audio parts with their segments, in the order of the conversation."""
+        return tuple(AudioClip(self.root / part.path, part.start or 0.0, part.end) for part in self.audio_parts)
 
     @property
     def question(self) -> str:

@@ -43,7 +43,7 @@ def test_clips_of_a_row_under_each_policy(rows: list[Example]) -> None:
         ClipLoader(model, long_audio="error", on_bad_row="stop").load(rows[0])
     truncating = ClipLoader(model, long_audio="truncate", on_bad_row="stop")
     assert [len(waveform) for waveform in truncating.load(rows[0]) or ()] == [8000, 32000]
-    assert truncating.long_clips == {rows[1].audio_paths[0]}
+    assert truncating.long_clips == {rows[1].clips[0]}
     chunking = ClipLoader(model, long_audio="chunk", on_bad_row="stop")
     loaded = chunking.load_rows(tuple(rows[:1]))
     assert loaded is not None

@@ -137,7 +137,7 @@ def _ask_default_model(entry: EvalConfig, base: Path) -> None:
     examples = manifest.select(manifest.read(manifest_path(entry.manifest, base)), entry.where)
     for example in _examples_of_each_category(examples):
         started = perf_counter()
-        answer = model.ask(example.audio_paths, example.question, sampling_params=sampling_params)
+        answer = model.ask(example.clips, example.question, sampling_params=sampling_params)
         seconds = perf_counter() - started
         click.echo(f"{', '.join(path.name for path in example.audio_paths)}: {example.question}")
         click.echo(f"    {answer.text.strip()}   (truth: {example.answer[0]}; {seconds:.2f} s)")

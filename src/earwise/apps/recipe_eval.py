@@ -52,7 +52,7 @@ def evaluate_entry(
     """
     rows = manifest.select(manifest.read(manifest_path(config.manifest, base)), config.where)
     sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
-    options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed)
+    options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed, channel=config.channel)
     return evaluate_with_controls(
         engine, evenly_spaced(rows, config.limit), out, options, blind=blind, on_progress=progress_printer(notify)
     )

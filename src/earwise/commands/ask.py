@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.loading import (
+    channel_option,
     json_option,
     max_new_tokens_option,
     model_option,
@@ -38,6 +39,7 @@ class AskOptions:
     temperature: float
     seed: int
     long_audio: str
+    channel: str
     allow_silent: bool
 
 
@@ -60,6 +62,7 @@ class AskOptions:
     "--long-audio", default="error", show_default=True, type=click.Choice(["error", "truncate", "chunk"]),
     help="For a file longer than the model accepts: refuse it, use its beginning, or ask about each chunk of it.",
 )  # fmt: skip
+@channel_option
 @click.option("--allow-silent", is_flag=True, help="Accept files without any sound.")
 def command(**values: Any) -> None:
     """Ask QUESTION about one FILE or several (in the order given).
@@ -86,7 +89,7 @@ def command(**values: Any) -> None:
     started = perf_counter()
     for path in options.files:
         probe(path)  # refuses a bad file before a model is loaded
-    model = load(options.model, note)
+    model = load(options.model, note, "first" if options.channel == "first" else "mean")
     loaded = perf_counter()
     answers = _ask(model, options, choices)
     if options.as_json:

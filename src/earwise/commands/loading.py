@@ -32,6 +32,11 @@ model_option = click.option(
     metavar="MODEL",
     help="A family (see `earwise models`), a folder with a trained model, module:function, or a server: URL#NAME.",
 )
+# The values of audio.CHANNELS, repeated here because that module imports numpy. A test compares the two.
+channel_option = click.option(
+    "--channel", default="mean", show_default=True, type=click.Choice(["mean", "first"]),
+    help="What several channels become: their mean (the loudest where they cancel each other), or the first.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.loading import model_option, note, open_engine
+from earwise.commands.loading import channel_option, model_option, note, open_engine
 from earwise.commands.options import collect_options
 from earwise.errors import ConfigError
 
@@ -34,6 +34,7 @@ class ServeOptions:
     max_waiting: int
     batch: int
     timeout: float
+    channel: str
     allow_files: Path | None
     allow_host: tuple[str, ...]
     allow_weight_updates: bool
@@ -73,6 +74,7 @@ class ServeOptions:
               help="Completions sampled at once, over all requests.")  # fmt: skip
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="Longest time for a request from arrival to end, in seconds.")  # fmt: skip
+@channel_option
 @click.option(
     "--allow-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
     help="Let requests refer to files below DIR as file:// addresses.",
@@ -140,6 +142,7 @@ def _server_config(options: ServeOptions) -> "ServerConfig":
         max_prompt_tokens=options.max_prompt_tokens,
         max_audio_s=options.max_audio_s,
         max_body_bytes=body_bytes,
+        channel="first" if options.channel == "first" else "mean",
         timeout_s=options.timeout,
     )
     return ServerConfig(

@@ -95,6 +95,8 @@ class EvalConfig(Strict):
     """Prompt style, a key of `prompts.INSTRUCTIONS`."""
     max_new_tokens: int = Field(32, gt=0)
     """Longest answer, in tokens."""
+    channel: Literal["mean", "first"] = "mean"
+    """Clips of several channels: their mean (the loudest channel where they cancel each other), or the first."""
     limit: int | None = Field(None, gt=0)
     """Number of rows, evenly spaced over the manifest; None: all."""
 

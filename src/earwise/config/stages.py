@@ -38,6 +38,9 @@ class DataConfig(Strict):
     """Prompt style (a key of `prompts.INSTRUCTIONS`) -> weight; one style is drawn per question."""
     long_audio: Literal["error", "truncate", "chunk"] = "error"
     """Clips longer than the model's audio window: stop, use the beginning only, or pass consecutive chunks."""
+    channel: Literal["mean", "first"] = "mean"
+    """Clips of several channels: their mean (the loudest channel where they cancel each other), or the first channel,
+    as in R1-AQA's released code."""
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row whose audio cannot be read: stop the run, or leave the row out and report it."""
     weight_by_size: bool = False

@@ -8,6 +8,7 @@ one is an error, and so is a row that names sound in a way that is not understoo
 """
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -192,16 +193,31 @@ def _turn(message: Any, location: str, save_clip: SaveClip) -> Turn:
 
 
 def _part(part: Any, location: str, save_clip: SaveClip) -> Part:
-    _check_keys(part, ("type", "text", "audio"), location)
+    _check_keys(part, ("type", "text", "audio", "start", "end"), location)
     kind = part.get("type")
     if kind not in ("text", "audio"):
         raise DataError(f"{location}: type {kind!r} is none of text, audio{_suggestion(str(kind), ('text', 'audio'))}")
     value = part.get(kind)
     if kind == "audio" and value and isinstance(value, str | bytes):
-        return Audio(_clip_path(value, location, save_clip))
+        return Audio(_clip_path(value, location, save_clip), *_segment(part, location))
     if not isinstance(value, str) or kind == "audio":
         raise DataError(f"{location}: {kind} is {value!r:.60}; write a {'path' if kind == 'audio' else 'string'}")
+    if segment_key := next((key for key in ("start", "end") if part.get(key) is not None), None):
+        raise DataError(f"{location}: {segment_key} in a text part; only an audio part is cut to a segment")
     return Text(value)
+
+
+def _segment(part: Mapping[str, Any], location: str) -> tuple[float | None, float | None]:
+    """`start` and `end` of an audio part, in seconds."""
+    for key in ("start", "end"):
+        value = part.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (is_number and 0 <= value < math.inf):
+            raise DataError(f"{location}: {key} is {value!r:.60}; write the seconds from the beginning of the file")
+    start, end = part.get("start"), part.get("end")
+    if end is not None and end <= (start or 0):
+        raise DataError(f"{location}: end {end:g} s is not after start {start or 0:g} s; correct either")
+    return start, end
 
 
 def _clip_path(value: str | bytes, location: str, save_clip: SaveClip) -> str:
@@ -303,5 +319,8 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": turn.role, "content": [_part_row(part) for part in turn.parts]}
 
 
-def _part_row(part: Part) -> dict[str, str]:
-    return {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "audio", "audio": part.path}
+def _part_row(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    segment = {"start": part.start, "end": part.end}
+    return {"type": "audio", "audio": part.path} | {key: time for key, time in segment.items() if time is not None}

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from earwise.data.readers.text_lines import not_utf8, refuse_utf16
 from earwise.errors import DataError
 from earwise.files import atomic_write, cache_dir
 from earwise.prompts import prompt_part
-from earwise.types import Audio, Example
+from earwise.types import Audio, AudioClip, Example
 
 WHERE_FIELDS = ("task", "category", "source", "split", "language")
 PART_BYTES = 8 << 20  # about 12,000 rows; a larger manifest is read by several processes and its index is cached
@@ -144,13 +144,13 @@ def hash64(text: str) -> int:
 
 
 def clips_hash(example: Example) -> int:
-    """64-bit hash of the audio paths of a row, in the order in which the row names them."""
-    return _paths_hash(tuple(part.path for turn in example.turns for part in turn.parts if isinstance(part, Audio)))
+    """64-bit hash of the audio files of a row and their segments, in the order in which the row names them."""
+    return _parts_hash(example.audio_parts)
 
 
 @lru_cache(maxsize=1024)  # questions about one clip are usually next to each other in a manifest
-def _paths_hash(paths: tuple[str, ...]) -> int:
-    return hash64("\0".join(str(PurePath(path)) for path in paths))
+def _parts_hash(parts: tuple[Audio, ...]) -> int:
+    return hash64("\0".join(str(AudioClip(Path(part.path), part.start or 0.0, part.end)) for part in parts))
 
 
 # Building the index ---------------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def _relative_to(example: Example, root: Path) -> Example:
     def relative(part: Part) -> Part:
         if isinstance(part, Text) or Path(part.path).is_absolute():
             return part
-        return Audio(Path(os.path.relpath(example.root / part.path, root)).as_posix())
+        return replace(part, path=Path(os.path.relpath(example.root / part.path, root)).as_posix())
 
     return replace(
         example, root=root, turns=tuple(Turn(turn.role, tuple(map(relative, turn.parts))) for turn in example.turns)

@@ -52,7 +52,7 @@ def portable_rows(path: Path) -> Iterator[PortableRow]:
 
 def audio_parts(example: Example) -> list[Audio]:
     """The audio parts of all turns, in order."""
-    return [part for turn in example.turns for part in turn.parts if isinstance(part, Audio)]
+    return list(example.audio_parts)
 
 
 def read_row(data: bytes, root: Path, location: str) -> Example:
@@ -94,7 +94,7 @@ def _inside_folder(part: Audio, root: Path, new_paths: dict[Path, str]) -> Audio
     file = root / part.path
     if file not in new_paths:
         new_paths[file] = f"clips/{audio_sha256(file)[:32]}{file.suffix.lower()}"
-    return Audio(new_paths[file])
+    return replace(part, path=new_paths[file])
 
 
 def _stays_inside(path: str) -> bool:

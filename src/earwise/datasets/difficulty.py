@@ -7,6 +7,7 @@ keeps the pass count, the number of attempts, the policy, its revision and the s
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,14 @@ from typing import Any
 
 from earwise.algorithms.rewards import Reward, load_reward
 from earwise.answers import parse
-from earwise.audio import LongAudio
+from earwise.audio import Channel, LongAudio
 from earwise.data import manifest
 from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, run_audio_queries
 from earwise.datasets.teachers.keyed_log import UNSHARDED, LogRow, Shard, in_shard
 from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError, DataError
 from earwise.prompts import prompt_turns
-from earwise.types import Audio, Completion, Example
+from earwise.types import Completion, Example
 
 BANDS = ("unsolved", "hard", "medium", "easy", "solved")
 """Names of the pass-rate bands, from no correct attempt to all correct; see `band`."""
@@ -76,6 +77,8 @@ class DifficultyOptions:
     """What to do with clips longer than the engine accepts, see `QueryOptions`."""
     log_folder: Path | None = None
     """Folder of the log; None takes one beside the manifest."""
+    channel: Channel = "mean"
+    """What the channels of a clip become: their `mean`, or the `first`."""
 
 
 def band(pass_count: int, attempts: int) -> str:
@@ -104,8 +107,7 @@ def measure_pass_rates(
     folder: Path,
     attempts: AttemptSettings | None = None,
     *,
-    batch: int = 16,
-    long_audio: LongAudio = "error",
+    options: QueryOptions | None = None,
     shard: Shard = UNSHARDED,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LogRow]:
@@ -116,8 +118,8 @@ def measure_pass_rates(
         examples: Examples with answers.
         folder: Folder of the log.
         attempts: Number of attempts, wording, reward and sampling; None takes the defaults.
-        batch: Examples handed to the engine at a time; changes nothing but speed.
-        long_audio: What to do with clips longer than the engine accepts, see `QueryOptions`.
+        options: Batch size and the handling of clips; the number of completions is that of `attempts`. None takes the
+            defaults.
         shard: The part of the examples that this process attempts; it names the log's file that is written.
         on_progress: Called after every batch with the number of finished examples and the number of all.
     Returns:
@@ -139,14 +141,14 @@ def measure_pass_rates(
     def read(query: AudioQuery, completions: list[Completion]) -> dict[str, Any]:
         return _judged(examples_by_id[query.id], completions, reward)
 
-    order = sorted(range(len(examples)), key=lambda index: (examples[index].audio_paths, index))
+    order = sorted(range(len(examples)), key=lambda index: (_clip_order(examples[index]), index))
     rows = run_audio_queries(
         engine,
         [_query(examples[index], attempts) for index in order],
         folder,
         read=read,
         sampling_params=attempts.sampling_params,
-        options=QueryOptions(n=attempts.count, batch=batch, long_audio=long_audio),
+        options=replace(options or QueryOptions(), n=attempts.count),
         shard=shard,
         on_progress=on_progress,
     )
@@ -235,8 +237,7 @@ def build_difficulty(
         rated,
         options.log_folder or out.with_name(f"{out.stem}.attempts"),
         options.attempts,
-        batch=options.batch,
-        long_audio=options.long_audio,
+        options=QueryOptions(batch=options.batch, long_audio=options.long_audio, channel=options.channel),
         shard=shard,
         on_progress=_notes_about_attempts(options.batch, notify),
     )
@@ -261,8 +262,13 @@ def count_bands(examples: Iterable[Example]) -> dict[str, int]:
 
 def _shard_key(example: Example) -> str:
     """Hash that decides the shard of an example: that of its first clip, or of its id if it has no clip."""
-    clips = [part.path for turn in example.turns for part in turn.parts if isinstance(part, Audio)]
+    clips = [part.path for part in example.audio_parts]
     return hashlib.sha256((clips or [example.id])[0].encode()).hexdigest()
+
+
+def _clip_order(example: Example) -> list[tuple[Path, float, float]]:
+    """Sorting key that brings questions about the same clips together."""
+    return [(clip.path, clip.start, math.inf if clip.end is None else clip.end) for clip in example.clips]
 
 
 def _notes_about_attempts(batch: int, notify: Callable[[str], None]) -> Callable[[int, int], None]:
@@ -302,7 +308,7 @@ def _summarize(
 def _query(example: Example, attempts: AttemptSettings) -> AudioQuery:
     """The question of an example. The names in `settings` are hashed into the log's keys and must not change."""
     settings = {"reward": attempts.reward, "answer": list(example.answer), "choices": list(example.choices)}
-    return AudioQuery(example.id, prompt_turns(example, attempts.style), example.audio_paths, settings)
+    return AudioQuery(example.id, prompt_turns(example, attempts.style), example.clips, settings)
 
 
 def _judged(example: Example, completions: Sequence[Completion], reward: Reward) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Read the clips that requests are about: each file is decoded and hashed once, and the last few stay in memory.
+"""Read the clips that rows and requests are about: each is decoded once, and the last few stay in memory.
 
-Below `engine.request_pipeline`, which asks for clips from several threads: when two threads want one file at the same
-time, the first decodes it and the other waits for the result. Hashes and lengths are remembered for every file, so that
-a reader shared between runs over the same clips (an evaluation and its blind controls) looks at a file's header and
-bytes once.
+The one way from a file to the waveforms that a model receives, in training, evaluation and `earwise ask`. Requests ask
+for clips from several threads: when two threads want one clip at the same time, the first decodes it and the other
+waits for the result. Hashes and lengths are remembered for every clip, so that a reader shared between runs over the
+same clips (an evaluation and its blind controls) looks at a file's length and bytes once.
 """
 
 import math
@@ -11,13 +11,22 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import Lock
 
-from earwise.audio import LongAudio, audio_sha256, chunks, decode, is_silent, probe
+from earwise.audio import (
+    Channel,
+    DecodeOptions,
+    LongAudio,
+    chunks,
+    clip_duration,
+    clip_sha256,
+    decode_clip,
+    is_silent,
+    num_samples,
+)
 from earwise.engine.base import Engine
 from earwise.errors import AudioError
-from earwise.types import Waveform
+from earwise.types import AudioClip, Waveform
 
 CACHED_CLIPS = 32
 """Decoded clips kept in memory, because neighbouring requests often concern one clip; 2 MB each at 30 s and 16 kHz."""
@@ -25,75 +34,86 @@ CACHED_CLIPS = 32
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """One decoded file."""
+    """One decoded clip."""
 
     waveform: Waveform
-    """Mono float32 at the engine's sample rate; the whole file, or its beginning under `truncate`."""
-    sha256: str
-    """SHA-256 of the file's bytes, hexadecimal."""
+    """Mono float32 at the reader's sample rate; the whole clip, or its beginning under `truncate`."""
     is_silent: bool
     """Whether no sample is louder than -80 dBFS."""
+    is_long: bool
+    """Whether the clip lasts longer than the model accepts."""
 
 
 class ClipReader:
-    """Decodes files for one engine and caches the result.
+    """Decodes clips for one model and caches the result.
 
     Args:
-        engine: The engine that will receive the waveforms; it sets the sample rate and the longest clip.
-        long_audio: What to do with a clip longer than the engine accepts: `error` refuses it, `truncate` keeps its
-            beginning, `chunk` keeps all of it for `split`.
+        sample_rate: Sample rate of the model's audio input, in Hz.
+        max_s: Longest clip that the model accepts, in seconds; infinite if there is no limit.
+        long_audio: What to do with a longer clip: `error` refuses it, `truncate` keeps its beginning, `chunk` keeps all
+            of it for `split`.
+        channel: What several channels become, see `audio.DecodeOptions`.
     """
 
-    def __init__(self, engine: Engine, long_audio: LongAudio = "error") -> None:
-        self.long_audio = long_audio
-        self.sample_rate = engine.sample_rate
-        self.max_s = engine.max_audio_s if math.isfinite(engine.max_audio_s) else None
-        """Longest clip that the engine accepts, in seconds; None if there is no limit."""
+    def __init__(
+        self, sample_rate: int, max_s: float, *, long_audio: LongAudio = "error", channel: Channel = "mean"
+    ) -> None:
+        self.long_audio, self.channel = long_audio, channel
+        self.sample_rate = sample_rate
+        self.max_s = max_s if math.isfinite(max_s) else None
+        """Longest clip that the model accepts, in seconds; None if there is no limit."""
+        self._options = DecodeOptions(sample_rate, long_audio, self.max_s, channel)
         self._lock = Lock()
-        self._recent: OrderedDict[Path, Future[DecodedClip]] = OrderedDict()
-        self.sha256 = cache(audio_sha256)
-        """SHA-256 of a file's bytes, hexadecimal, computed once per path."""
+        self._recent: OrderedDict[AudioClip, Future[DecodedClip]] = OrderedDict()
+        self.sha256 = cache(clip_sha256)
+        """SHA-256 of a file's bytes (and of the seconds of a segment), hexadecimal, computed once per clip."""
         self.is_long = cache(self._is_long)
-        """Whether a file lasts longer than the engine accepts, read from its header once per path. A file that cannot
-        be read is not long; decoding it raises the error."""
+        """Whether a clip lasts longer than the model accepts, looked up once per clip. A file that cannot be read is
+        not long; decoding it raises the error."""
 
-    def read(self, path: Path) -> DecodedClip:
-        """Decode a file, or return the cached result.
+    @classmethod
+    def for_engine(cls, engine: Engine, long_audio: LongAudio = "error", channel: Channel = "mean") -> "ClipReader":
+        """A reader for an engine, which sets the sample rate and the longest clip."""
+        return cls(engine.sample_rate, engine.max_audio_s, long_audio=long_audio, channel=channel)
+
+    def read(self, clip: AudioClip) -> DecodedClip:
+        """Decode a clip, or return the cached result.
 
         Raises:
-            AudioError: if the file cannot be read, or is too long and `long_audio` is `error`.
+            AudioError: if the file cannot be read, or the clip is too long and `long_audio` is `error`.
         """
         with self._lock:
-            future = self._recent.get(path)
+            future = self._recent.get(clip)
             is_new = future is None
             if future is None:
-                future = self._recent[path] = Future()
+                future = self._recent[clip] = Future()
                 if len(self._recent) > CACHED_CLIPS:
                     self._recent.popitem(last=False)
             else:
-                self._recent.move_to_end(path)
+                self._recent.move_to_end(clip)
         if is_new:
             try:
-                future.set_result(self._decode(path))
+                future.set_result(self._decode(clip))
             except BaseException as error:
                 future.set_exception(error)
                 with self._lock:  # a failure is not cached: the file may be repaired and asked for again
-                    if self._recent.get(path) is future:
-                        del self._recent[path]
+                    if self._recent.get(clip) is future:
+                        del self._recent[clip]
         return future.result()
 
     def split(self, waveform: Waveform) -> list[Waveform]:
-        """The waveforms that the engine receives for one clip: several consecutive ones under `chunk`, else one."""
+        """The waveforms that the model receives for one clip: several consecutive ones under `chunk`, else one."""
         if self.long_audio != "chunk" or self.max_s is None:
             return [waveform]
         return chunks(waveform, self.sample_rate, self.max_s)
 
-    def _decode(self, path: Path) -> DecodedClip:
-        waveform = decode(path, self.sample_rate, long_audio=self.long_audio, max_s=self.max_s)
-        return DecodedClip(waveform, self.sha256(path), is_silent(waveform))
+    def _decode(self, clip: AudioClip) -> DecodedClip:
+        sound = decode_clip(clip, self._options)
+        exceeds_window = self.max_s is not None and len(sound.waveform) > num_samples(self.max_s, self.sample_rate)
+        return DecodedClip(sound.waveform, is_silent(sound.waveform), sound.is_truncated or exceeds_window)
 
-    def _is_long(self, path: Path) -> bool:
+    def _is_long(self, clip: AudioClip) -> bool:
         try:
-            return self.max_s is not None and probe(path).duration_s > self.max_s
+            return self.max_s is not None and clip_duration(clip) > self.max_s
         except AudioError:
             return False

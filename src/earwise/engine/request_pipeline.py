@@ -16,14 +16,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from earwise.audio import is_silent
 from earwise.engine.base import Engine, Prompt, SamplingParams
 from earwise.engine.clip_reader import ClipReader, DecodedClip
 from earwise.errors import AudioError, DataError, EarwiseError, EngineError
 from earwise.prompts import repeat_audio_parts
-from earwise.types import Completion, Turn, Waveform
+from earwise.types import AudioClip, Completion, Turn, Waveform
 
 DECODE_THREADS = 3
 """Threads that decode; a clip takes milliseconds, a batch of answers takes seconds."""
@@ -39,8 +38,8 @@ class AudioRequest:
     """Name of the prompt; the engine's random draws depend on `(seed, key)`."""
     turns: tuple[Turn, ...]
     """The conversation, ending with the user."""
-    clips: tuple[Path | Waveform, ...]
-    """The sound of each audio part, in order: a file, or a waveform at the engine's sample rate."""
+    clips: tuple[AudioClip | Waveform, ...]
+    """The sound of each audio part, in order: a file or segment, or a waveform at the engine's sample rate."""
     alter: Callable[[int, Waveform], Waveform] | None = None
     """Changes a decoded clip (its number in `clips`, its waveform) before the engine receives it; the blind controls of
     an evaluation put silence or noise in its place. None: no change."""
@@ -112,7 +111,7 @@ def run_requests(
         EngineError, AudioError, DataError: if the engine fails on every prompt, including one that it has answered
             before; the results of the earlier batches have been handed over.
     """
-    reader = clip_reader or ClipReader(engine)
+    reader = clip_reader or ClipReader.for_engine(engine)
     answered_before: Prompt | None = None
     prepared = _prepare_ahead(requests, reader, ahead=2 * batch)
     try:
@@ -201,9 +200,10 @@ def _prepare(request: AudioRequest, reader: ClipReader) -> _Prepared:
     """Decode the clips of a request and write its prompt."""
     try:
         clips = [
-            reader.read(clip) if isinstance(clip, Path) else DecodedClip(clip, "", is_silent(clip))
+            reader.read(clip) if isinstance(clip, AudioClip) else DecodedClip(clip, is_silent(clip), False)
             for clip in request.clips
         ]
+        sha256 = tuple(reader.sha256(clip) if isinstance(clip, AudioClip) else "" for clip in request.clips)
     except AudioError as error:
         return _Prepared(request, error=error)
     waveforms = [clip.waveform for clip in clips]
@@ -212,7 +212,7 @@ def _prepare(request: AudioRequest, reader: ClipReader) -> _Prepared:
     chunked = [reader.split(waveform) for waveform in waveforms]
     audio = RequestAudio(
         chunk_samples=tuple(tuple(map(len, clip_chunks)) for clip_chunks in chunked),
-        sha256=tuple(clip.sha256 for clip in clips),
+        sha256=sha256,
         is_silent=bool(clips) and all(clip.is_silent for clip in clips),
     )
     turns = repeat_audio_parts(request.turns, [len(clip_chunks) for clip_chunks in chunked])

@@ -67,7 +67,7 @@ def partners(examples: Sequence[Example], seed: int) -> list[int]:
     """
     with_audio = [index for index, example in enumerate(examples) if example.audio_paths]
     answers = [frozenset(text.strip().lower() for text in example.answer) for example in examples]
-    clips = [frozenset(example.audio_paths) for example in examples]
+    clips = [frozenset(example.clips) for example in examples]
 
     def fits(item: int, lender: int) -> bool:
         return not (clips[item] & clips[lender] or answers[item] & answers[lender])

@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from earwise.engine.request_pipeline import AudioRequest
 from earwise.errors import DataError
@@ -15,7 +14,7 @@ from earwise.evaluation import controls
 from earwise.evaluation.controls import Control
 from earwise.evaluation.options import EvalOptions
 from earwise.prompts import prompt_turns
-from earwise.types import Example, Text, Waveform
+from earwise.types import AudioClip, Example, Text, Waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,9 @@ class EvalItem:
         return "\n".join(part.text for part in self.request.turns[-1].parts if isinstance(part, Text))
 
     @property
-    def clips(self) -> list[Path]:
-        """The files that the model receives."""
-        return [clip for clip in self.request.clips if isinstance(clip, Path)]
+    def clips(self) -> list[AudioClip]:
+        """The files that the model receives, with their segments."""
+        return [clip for clip in self.request.clips if isinstance(clip, AudioClip)]
 
 
 def validate_examples(examples: Sequence[Example]) -> None:
@@ -92,8 +91,8 @@ def build_items(examples: Sequence[Example], options: EvalOptions, control: Cont
     lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
     items = []
     for example, lender in zip(examples, lenders, strict=True):
-        lent_clips = examples[lender].audio_paths
-        clips = tuple(lent_clips[number % len(lent_clips)] for number in range(len(example.audio_paths)))
+        lent_clips = examples[lender].clips
+        clips = tuple(lent_clips[number % len(lent_clips)] for number in range(len(example.clips)))
         alter = partial(_blinded, control, seed, example.id) if control in ("silence", "noise") else None
         for permutation in range(options.permutations if example.choices else 1):
             shown_example = permuted(example, seed, permutation) if options.shuffle_options else example

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from earwise.audio import LongAudio
+from earwise.audio import Channel, LongAudio
 from earwise.engine.base import SamplingParams
 from earwise.errors import ConfigError
 
@@ -27,6 +27,8 @@ class EvalOptions:
     long_audio: LongAudio = "error"
     """What to do with a clip longer than the engine accepts: `error` (the row is an error, counted as wrong),
     `truncate` (counted as such) or `chunk` (several clips one after the other, for engines that take several)."""
+    channel: Channel = "mean"
+    """What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the `first`."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.permutations < 1:

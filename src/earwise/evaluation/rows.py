@@ -8,6 +8,7 @@ from pathlib import Path
 
 from earwise.algorithms import rewards
 from earwise.answers import parse
+from earwise.data.clip_fields import segments_field
 from earwise.engine.request_pipeline import RequestAudio, RequestResult
 from earwise.evaluation.items import EvalItem
 from earwise.evaluation.results import Row
@@ -78,9 +79,9 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "formatted": is_formatted(text, style),
         "finish_reason": completion.finish_reason if completion else None,
         "reasoning_tokens": completion.reasoning_tokens if completion else None,
-        "audio": [relative_path(path, out) for path in item.clips],
+        "audio": [relative_path(clip.path, out) for clip in item.clips],
         "audio_sha256": " ".join(audio.sha256),
         "silent": audio.is_silent,
         "truncated": truncated and result.audio is not None,
         "pieces": audio.num_chunks,
-    }
+    } | segments_field(item.clips)

@@ -86,7 +86,7 @@ def evaluate(
     settings = _settings(engine, examples, options, task, control)
     rows = resume(out, settings)
     remaining = _remaining(items, rows)
-    reader = clip_reader or ClipReader(engine, options.long_audio)
+    reader = clip_reader or ClipReader.for_engine(engine, options.long_audio, options.channel)
     make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)
     pending = iter(remaining)
 
@@ -143,7 +143,7 @@ def evaluate_with_controls(
         EarwiseError: see `evaluate`.
     """
     options, task = options or EvalOptions(), task or load_task("manifest")
-    reader = ClipReader(engine, options.long_audio)
+    reader = ClipReader.for_engine(engine, options.long_audio, options.channel)
     metrics = evaluate(engine, examples, out, options, task=task, clip_reader=reader, on_progress=on_progress)
     metrics["blind"] = {}
     for control in blind:
@@ -180,6 +180,7 @@ def _settings(
         "decoding": options.sampling_params.as_dict(), "seed": options.seed, "control": control, "scorer": task.scorer,
         "shuffle_options": options.shuffle_options, "permutations": options.permutations,
         "long_audio": options.long_audio, "items": settings_hash(items),
+        **({} if options.channel == "mean" else {"channel": options.channel}),
     }  # fmt: skip
 
 

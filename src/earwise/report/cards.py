@@ -8,13 +8,14 @@ import base64
 import random
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from earwise.audio import decode, encode_ogg
+from earwise.data.clip_fields import clips_of_row
 from earwise.errors import AudioError
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import is_correct
 from earwise.report.tables import ColouredRun
+from earwise.types import AudioClip
 
 CARDS = 24
 AUDIO_BUDGET = 6_000_000
@@ -67,36 +68,36 @@ def draw_items(runs: Sequence[EvalRun], name: str, seed: int, limit: int = CARDS
     return drawn[:limit]
 
 
-def data_url(path: Path) -> str:
-    """A clip as a `data:` URL; large files are mixed down to mono, cut to `MAX_CLIP_S` and encoded again.
+def data_url(clip: AudioClip) -> str:
+    """A clip as a `data:` URL; large files and segments are mixed down to mono, cut to `MAX_CLIP_S` and encoded again.
 
     Raises:
         AudioError: if the file cannot be read.
     """
-    mime = MIME_TYPES.get(path.suffix.lower())
-    if mime is not None and path.is_file() and path.stat().st_size <= EMBED_AS_IS:
+    mime, path = MIME_TYPES.get(clip.path.suffix.lower()), clip.path
+    if mime is not None and not clip.is_segment and path.is_file() and path.stat().st_size <= EMBED_AS_IS:
         data = path.read_bytes()
     else:
-        waveform = decode(path, PLAYER_RATE, long_audio="truncate", max_s=MAX_CLIP_S)
+        waveform = decode(clip, PLAYER_RATE, long_audio="truncate", max_s=MAX_CLIP_S)
         mime, data = "audio/ogg", encode_ogg(waveform, PLAYER_RATE)
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def players(clips: Sequence[Path], budget: int) -> tuple[str, int]:
+def players(clips: Sequence[AudioClip], budget: int) -> tuple[str, int]:
     """A player for each clip.
 
     Args:
-        clips: The files.
+        clips: The files, or segments of them.
         budget: Number of bytes that the clips may take; a clip that does not fit, or cannot be read, is named instead.
     Returns:
         The players (HTML), and the number of bytes that they take.
     """
     elements, bytes_used = [], 0
-    for path in clips:
+    for clip in clips:
         try:
-            url = data_url(path)
+            url = data_url(clip)
         except AudioError:
-            elements.append(f'<p class="noclip">{escape(path.name)} cannot be read here</p>')
+            elements.append(f'<p class="noclip">{escape(clip.path.name)} cannot be read here</p>')
             continue
         if bytes_used + len(url) > budget:
             elements.append('<p class="noclip">clip left out to keep the page small</p>')
@@ -120,7 +121,7 @@ def cards(runs: Sequence[ColouredRun], name: str, seed: int, budget: int = AUDIO
     articles, drawn = [], draw_items(plain_runs, name, seed)
     for item, result in drawn:
         row = last_run.first[item]
-        audio, bytes_used = players([last_run.path / clip for clip in row["audio"]], budget)
+        audio, bytes_used = players(clips_of_row(row, last_run.path), budget)
         budget -= bytes_used
         runs_with_item = [(run, colour) for run, colour in runs if item in run.first]
         articles.append(_card(row, name, result, audio, runs_with_item))

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from earwise.data.clip_fields import clips_of_row
 from earwise.errors import DataError
 from earwise.evaluation.results import METRICS, EvalRun, read_run
 from earwise.files import read_log
@@ -172,7 +173,7 @@ def rollout_cards(log: TrainingLog, budget: int) -> str:
     selected = [rows[number * (len(rows) - 1) // max(1, count - 1)] for number in range(count)]
     articles = []
     for row in selected:
-        audio, bytes_used = players([folder / clip for clip in row["audio"]], budget)
+        audio, bytes_used = players(clips_of_row(row, folder), budget)
         budget -= bytes_used
         articles.append(_card(row, audio, show_stage=len(log.stages) > 1))
     note = (

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
+from earwise.audio import Channel
 from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
@@ -59,6 +60,7 @@ class ServerLimits:
         max_audio_s: Longest audio of a request, all clips together, in seconds. Each clip is also limited by what the
             model accepts.
         max_body_bytes: Largest body.
+        channel: What the channels of a clip become: their `mean`, or the `first`.
         timeout_s: Longest time from a request's arrival to its end, in seconds.
     """
 
@@ -69,6 +71,7 @@ class ServerLimits:
     max_prompt_tokens: int = 8192
     max_audio_s: float = 300.0
     max_body_bytes: int = 32 * 2**20
+    channel: Channel = "mean"
     timeout_s: float = 300.0
 
 
@@ -276,7 +279,12 @@ class Api:
         """
         engine = self._engine
         waveforms = decode_inputs(
-            audio_files, chat_request.audio, engine.sample_rate, engine.max_audio_s, self._limits.max_audio_s
+            audio_files,
+            chat_request.audio,
+            engine.sample_rate,
+            engine.max_audio_s,
+            self._limits.max_audio_s,
+            self._limits.channel,
         )
         lengths = [len(waveform) for waveform in waveforms]
         path = conversation_path(engine.model, chat_request.turns, range(len(waveforms)), lengths, generate=True)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from earwise.audio import decode_bytes
+from earwise.audio import Channel, decode_bytes
 from earwise.serve.chat_request import AudioSource
 from earwise.serve.errors import ApiError
 from earwise.types import Waveform
 
 FETCH_TIMEOUT_S = 20.0
+SEND_SHORTER = "send a shorter clip, or parts of it in several requests"
+"""What a client can do about a clip that is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,12 @@ async def fetch_audio(source: AudioSource, access: AudioAccess) -> bytes:
 
 
 def decode_inputs(
-    files: Sequence[bytes], sources: Sequence[AudioSource], sample_rate: int, max_clip_s: float, max_total_s: float
+    files: Sequence[bytes],
+    sources: Sequence[AudioSource],
+    sample_rate: int,
+    max_clip_s: float,
+    max_total_s: float,
+    channel: Channel = "mean",
 ) -> list[Waveform]:
     """Decode the audio files of a request; each file's header is checked before it is decoded.
 
@@ -69,13 +76,18 @@ def decode_inputs(
         sample_rate: Sample rate of the waveforms, in Hz.
         max_clip_s: Longest clip, in seconds.
         max_total_s: Longest audio of the request, all clips together, in seconds.
+        channel: What the channels of a clip become: their `mean`, or the `first`.
     Raises:
         AudioError: if a file is not audio, is damaged, or is too long.
         ApiError: if the clips are too long together.
     """
     waveforms: list[Waveform] = []
     for data, source in zip(files, sources, strict=True):
-        waveforms.append(decode_bytes(data, source.place, sample_rate, max_s=max_clip_s))
+        waveforms.append(
+            decode_bytes(
+                data, source.place, sample_rate, max_s=max_clip_s, channel=channel, long_audio_remedy=SEND_SHORTER
+            )
+        )
         total_s = sum(len(waveform) for waveform in waveforms) / sample_rate
         if total_s > max_total_s:
             raise ApiError(

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from earwise.audio import decode_bytes
 from earwise.datasets.xs_cot.speech_recognition import SAMPLE_RATE
 from earwise.models.parts.whisper_asr import WINDOW_S
+from earwise.serve.audio_inputs import SEND_SHORTER
 from earwise.serve.errors import ApiError
 from earwise.types import Waveform
 
@@ -64,5 +65,5 @@ async def parse_form(request: Request, max_bytes: int) -> TranscriptionRequest:
         raise ApiError(
             f"response_format {response_format[:40]!r} is none of {', '.join(FORMATS)}", param="response_format"
         )
-    waveform = decode_bytes(data, name, SAMPLE_RATE, max_s=WINDOW_S)
+    waveform = decode_bytes(data, name, SAMPLE_RATE, max_s=WINDOW_S, long_audio_remedy=SEND_SHORTER)
     return TranscriptionRequest(waveform, fields.get("language") or "en", response_format)

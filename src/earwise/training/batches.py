@@ -22,7 +22,7 @@ from earwise.training.clip_loader import ClipLoader
 from earwise.training.distributed import parallel
 from earwise.training.policy import MicroBatch
 from earwise.training.profiler import Profiler
-from earwise.types import Example, Waveform
+from earwise.types import AudioClip, Example, Waveform
 
 T = TypeVar("T")
 ClipGroup = tuple[Example, ...]
@@ -63,9 +63,9 @@ def group_by_clips(examples: Sequence[Example]) -> Sequence[ClipGroup]:
     """Group rows that ask about the same clips, in the order of their first row."""
     if isinstance(examples, ManifestRows):
         return examples.group_by_clips()
-    groups: dict[tuple[str, ...], list[Example]] = {}
+    groups: dict[tuple[AudioClip, ...], list[Example]] = {}
     for example in examples:
-        groups.setdefault(tuple(map(str, example.audio_paths)), []).append(example)
+        groups.setdefault(example.clips, []).append(example)
     return [tuple(group) for group in groups.values()]
 
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from earwise.algorithms.curriculum import Band, pass_rate, within_band
-from earwise.audio import probe
+from earwise.audio import clip_duration
 from earwise.config.recipe import EvalConfig, Recipe
 from earwise.config.stages import Source, StageConfig
 from earwise.data import manifest
@@ -21,7 +21,7 @@ from earwise.prompts import question_text
 from earwise.training.logging.tracking import check_trackers
 from earwise.training.stages.stage import StageData
 from earwise.training.stages.table import stage_class
-from earwise.types import Example
+from earwise.types import AudioClip, Example
 
 Notify = Callable[[str], None]
 
@@ -168,7 +168,7 @@ def _check_audio(path: Path, rows: Sequence[Example], notify: Notify) -> None:
         )
     for number in range(0, len(rows), interval):
         row = rows[number]
-        for clip in row.audio_paths:
+        for clip in row.clips:
             try:
                 _probe_once(clip)
             except AudioError as error:
@@ -176,6 +176,7 @@ def _check_audio(path: Path, rows: Sequence[Example], notify: Notify) -> None:
 
 
 @cache
-def _probe_once(clip: Path) -> None:
-    """Read the header of an audio file, unless this process has already read it without error."""
-    probe(clip)
+def _probe_once(clip: AudioClip) -> None:
+    """Read the header of an audio file, unless this process has already read it without error; check that a segment
+    lies in it."""
+    clip_duration(clip)

@@ -1,17 +1,17 @@
 """Decoding the clips of training rows for one model: length limits, and rows whose audio cannot be read.
 
-Used by all stages before a row is tokenised. Audio files are decoded by `earwise.audio`; this module adds what a recipe
-says about clips that are too long (`data.long_audio`) and about files that cannot be read (`data.on_bad_row`).
+Used by all stages before a row is tokenised. Clips are decoded by `engine.clip_reader`, as in evaluation; this module
+adds what a recipe says about files that cannot be read (`data.on_bad_row`).
 """
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from earwise.audio import LongAudio, chunks, decode, num_samples, probe
+from earwise.audio import Channel, LongAudio
+from earwise.engine.clip_reader import ClipReader
 from earwise.errors import AudioError
 from earwise.models.base import AudioLM
 from earwise.prompts import repeat_audio_parts
-from earwise.types import Example, Waveform
+from earwise.types import AudioClip, Example, Waveform
 
 MAX_UNREADABLE_ROWS = 1000
 """Number of consecutive rows without readable audio that ends a run with `on_bad_row: skip`, which would otherwise
@@ -38,16 +38,16 @@ class ClipLoader:
         model: The model, which sets the sample rate and the longest clip.
         long_audio: Treatment of clips longer than the model's audio window: `error`, `truncate` or `chunk`.
         on_bad_row: Treatment of rows whose audio cannot be read: `stop` raises an error, `skip` counts and reports.
+        channel: What the channels of a clip become: their `mean`, or the `first`.
     """
 
-    def __init__(self, model: AudioLM, *, long_audio: LongAudio, on_bad_row: str) -> None:
-        self._spec = model.spec
-        self._long_audio = long_audio
+    def __init__(self, model: AudioLM, *, long_audio: LongAudio, on_bad_row: str, channel: Channel = "mean") -> None:
+        self._reader = ClipReader(model.spec.sample_rate, model.spec.max_s, long_audio=long_audio, channel=channel)
         self._skip_unreadable = on_bad_row == "skip"
         self._consecutive_unreadable = 0
-        self.skipped: dict[Path, str] = {}
+        self.skipped: dict[AudioClip, str] = {}
         """Files that could not be read -> the reason."""
-        self.long_clips: set[Path] = set()
+        self.long_clips: set[AudioClip] = set()
         """Clips longer than the model's audio window, which were truncated or cut into chunks."""
 
     def load_rows(self, rows: tuple[Example, ...]) -> LoadedRows | None:
@@ -74,26 +74,23 @@ class ClipLoader:
     def _decode_clips(self, example: Example) -> list[list[Waveform]] | None:
         """The chunks of each clip of a row; a clip is a single chunk unless `long_audio` is `chunk`."""
         chunks_of_clips = []
-        rate, max_s = self._spec.sample_rate, self._spec.max_s
-        for path in example.audio_paths:
+        for clip in example.clips:
             try:
-                waveform = decode(path, rate, long_audio=self._long_audio, max_s=max_s)
-                fills_window = len(waveform) >= num_samples(max_s, rate)
-                # A truncated clip is exactly as long as the window; only the file's header tells its full length.
-                if fills_window and path not in self.long_clips and probe(path).duration_s > max_s:
-                    self.long_clips.add(path)
-                chunks_of_clips.append(chunks(waveform, rate, max_s) if self._long_audio == "chunk" else [waveform])
+                decoded = self._reader.read(clip)
             except AudioError as error:
                 if not self._skip_unreadable:
                     raise AudioError(f"example {example.id!r}: {error}") from error
-                self._count_unreadable(path, example, error)
+                self._count_unreadable(clip, example, error)
                 return None
+            if decoded.is_long:
+                self.long_clips.add(clip)
+            chunks_of_clips.append(self._reader.split(decoded.waveform))
         self._consecutive_unreadable = 0
         return chunks_of_clips
 
-    def _count_unreadable(self, path: Path, example: Example, error: AudioError) -> None:
+    def _count_unreadable(self, clip: AudioClip, example: Example, error: AudioError) -> None:
         """Remember a file that could not be read, and end the run when too many follow one another."""
-        self.skipped[path] = str(error)
+        self.skipped[clip] = str(error)
         self._consecutive_unreadable += 1
         if self._consecutive_unreadable >= MAX_UNREADABLE_ROWS:
             raise AudioError(

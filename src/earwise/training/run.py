@@ -214,7 +214,12 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
             model=model,
             data=data,
             encoder_cache=_encoder_cache(model, profiler),
-            clip_loader=ClipLoader(model, long_audio=config.data.long_audio, on_bad_row=config.data.on_bad_row),
+            clip_loader=ClipLoader(
+                model,
+                long_audio=config.data.long_audio,
+                on_bad_row=config.data.on_bad_row,
+                channel=config.data.channel,
+            ),
             seed=seed,
             folder=folder,
             resumed=bool(list_checkpoints(folder)),

@@ -12,6 +12,7 @@ import soundfile
 
 from earwise.data import manifest
 from earwise.datasets.difficulty import BANDS, AttemptSettings, band, count_bands, measure_pass_rates, with_pass_rates
+from earwise.datasets.teachers.audio_queries import QueryOptions
 from earwise.datasets.teachers.keyed_log import KeyedLog
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, EngineError
@@ -72,7 +73,7 @@ def test_bands_cover_every_count() -> None:
 
 def test_passes_are_counted_by_the_reward(items: list[Example], tmp_path: Path) -> None:
     engine = PassCountEngine(PASS_COUNTS)
-    rows = measure_pass_rates(engine, items, tmp_path / "log", batch=3)
+    rows = measure_pass_rates(engine, items, tmp_path / "log", options=QueryOptions(batch=3))
     assert [row["pass_count"] for row in rows] == [PASS_COUNTS[item.answer[0]] for item in items]
     assert all(row["attempts"] == 16 and row["id"] == item.id for row, item in zip(rows, items, strict=True))
     assert rows[1]["cut"] == 5 and rows[1]["unparsed"] == 0 and rows[1]["answers"]["middle tone"] == 5 + 5
@@ -147,9 +148,9 @@ def test_long_clips_are_refused_cut_or_chunked_and_counted(items: list[Example],
     assert [(row["status"], row["long_clips"]) for row in rows] == [("error", 1), ("ok", 0)]
     assert "lasts 0.50 s" in rows[0]["error"]
     # Another handling of the long clip is another query; the short clip is not asked about again.
-    rows = measure_pass_rates(engine, items[:2], log, long_audio="truncate")
+    rows = measure_pass_rates(engine, items[:2], log, options=QueryOptions(long_audio="truncate"))
     assert engine.received == [[(2000, "low tone")]] and rows[0]["status"] == "ok" and rows[0]["long_clips"] == 1
-    measure_pass_rates(engine, items[:2], log, long_audio="chunk")
+    measure_pass_rates(engine, items[:2], log, options=QueryOptions(long_audio="chunk"))
     assert engine.received == [[(2000, "low tone"), (2000, "hiss")]]
     assert engine.parts == [[Audio, Audio, Text]]
     with KeyedLog(log, read_only=True) as kept_rows:
@@ -159,7 +160,9 @@ def test_long_clips_are_refused_cut_or_chunked_and_counted(items: list[Example],
 def test_an_engine_that_fails_on_one_prompt_goes_on_and_one_that_is_down_stops(
     items: list[Example], tmp_path: Path
 ) -> None:
-    rows = measure_pass_rates(PassCountEngine(PASS_COUNTS, fails="hiss"), items, tmp_path / "log", batch=3)
+    rows = measure_pass_rates(
+        PassCountEngine(PASS_COUNTS, fails="hiss"), items, tmp_path / "log", options=QueryOptions(batch=3)
+    )
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "error"] * 2
     stopped = PassCountEngine(PASS_COUNTS)
     stopped.is_up = False

@@ -7,11 +7,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import check_built, check_option
-from earwise.commands.loading import STYLES, find_manifest, json_option, model_option, note, open_engine, print_json
+from earwise.commands.loading import (
+    STYLES,
+    channel_option,
+    find_manifest,
+    json_option,
+    model_option,
+    note,
+    open_engine,
+    print_json,
+)
 from earwise.commands.options import collect_options
 
 if TYPE_CHECKING:
-    from earwise.audio import LongAudio
+    from earwise.audio import Channel, LongAudio
     from earwise.datasets.difficulty import DifficultyOptions
 
 FILE = click.Path(path_type=Path)
@@ -33,6 +42,7 @@ class DifficultyCommand:
     drop_unsolved: bool
     drop_solved: bool
     long_audio: "LongAudio"
+    channel: "Channel"
     batch: int
     log_folder: Path | None
     shard: str | None
@@ -47,7 +57,7 @@ class DifficultyCommand:
         attempts = AttemptSettings(
             self.attempts, self.style, self.reward, self.temperature, self.max_new_tokens, self.seed
         )
-        return DifficultyOptions(attempts, tuple(dropped), self.batch, self.long_audio, self.log_folder)
+        return DifficultyOptions(attempts, tuple(dropped), self.batch, self.long_audio, self.log_folder, self.channel)
 
 
 @click.command("difficulty", short_help="How often does a model get each question right?")
@@ -76,6 +86,7 @@ class DifficultyCommand:
     help="For clips longer than the model accepts: an error, only the beginning, or several clips in a row.",
 )
 @click.option("--batch", default=16, show_default=True, type=click.IntRange(1), help="Rows attempted at a time.")
+@channel_option
 @click.option("--log", "log_folder", type=FILE, help="Folder of the attempts; beside the manifest by default.")
 @click.option("--shard", metavar="I/N", help="Rate only this part of the clips and write no manifest; see above.")
 @check_option

@@ -8,6 +8,7 @@ import click
 
 from earwise.commands.loading import (
     STYLES,
+    channel_option,
     field_values,
     find_manifest,
     json_option,
@@ -20,7 +21,7 @@ from earwise.commands.options import collect_options
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from earwise.audio import LongAudio
+    from earwise.audio import Channel, LongAudio
     from earwise.evaluation.run import EvalOptions
     from earwise.evaluation.task import Task
     from earwise.types import Example
@@ -50,6 +51,7 @@ class EvaluateCommand:
     permutations: int
     batch: int
     long_audio: "LongAudio"
+    channel: "Channel"
     allow_errors: bool
     as_json: bool
 
@@ -70,7 +72,7 @@ class EvaluateCommand:
         )
         return EvalOptions(
             style=self.style, sampling_params=sampling_params, seed=self.seed, batch=self.batch,
-            permutations=self.permutations, long_audio=self.long_audio,
+            permutations=self.permutations, long_audio=self.long_audio, channel=self.channel,
         )  # fmt: skip
 
 
@@ -146,6 +148,7 @@ class EvaluateCommand:
     type=click.Choice(["error", "truncate", "chunk"]),
     help="For clips longer than the model accepts: count an error, use the beginning, or pass several clips in a row.",
 )
+@channel_option
 @click.option(
     "--allow-errors",
     is_flag=True,

@@ -86,7 +86,7 @@ class RowStatistics:
 
     def _compare_texts(self, example: Example) -> None:
         """Find rows that ask the same question about the same clips, with the same answer or with another."""
-        clips = "\x1f".join(map(str, example.audio_paths))
+        clips = "\x1f".join(map(str, example.clips))
         if not example.choices and example.answer and len(example.answer[0].split()) >= LONG_TEXT_WORDS:
             first_split = self._long_answers.setdefault(_key(_normalise(example.answer[0])), example.split)
             self.texts_across_splits += first_split != example.split

@@ -37,6 +37,7 @@ from earwise.datasets.sari.pool import (
     write_questions,
 )
 from earwise.datasets.teachers import request_runner
+from earwise.datasets.teachers.audio_queries import QueryOptions
 from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard
 from earwise.datasets.teachers.teacher import TemplateReply
 from earwise.errors import DataError
@@ -180,8 +181,7 @@ def _measure_difficulty(pool: list[Example], context: BuildContext) -> list[Exam
         pool,
         context.work / "difficulty",
         attempts,
-        batch=models.batch,
-        long_audio="truncate",
+        options=QueryOptions(batch=models.batch, long_audio="truncate"),
         shard=context.shard,
         on_progress=every_tenth(models.notify, "attempts"),
     )

@@ -17,7 +17,7 @@ from earwise.datasets.teachers.audio_queries import AudioQuery, QueryOptions, ru
 from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard
 from earwise.datasets.teachers.teacher import TeacherRequest
 from earwise.engine.base import Engine, SamplingParams
-from earwise.types import Audio, Completion, Text, Turn
+from earwise.types import Audio, AudioClip, Completion, Text, Turn
 
 KIND = "caption"
 PROVIDED = "given"
@@ -107,7 +107,7 @@ def write_captions(
         return {"value": text} if text else {"status": "empty", "error": "empty"}
 
     queries = [
-        AudioQuery(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (path,), {})
+        AudioQuery(path.as_posix(), (Turn("user", (Audio(path.as_posix()), Text(PROMPT))),), (AudioClip(path),), {})
         for path in paths
     ]
     rows = run_audio_queries(

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earwise.audio import LongAudio
+from earwise.audio import Channel, LongAudio
 from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key
 from earwise.engine.base import Engine, SamplingParams
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
 from earwise.errors import AudioError
-from earwise.types import Completion, Text, Turn
+from earwise.types import AudioClip, Completion, Text, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class AudioQuery:
     """Name of the row; not part of its key, so that renamed items keep their answers."""
     turns: tuple[Turn, ...]
     """The conversation, ending with the user."""
-    clips: tuple[Path, ...]
-    """The file of each audio part, in order."""
+    clips: tuple[AudioClip, ...]
+    """The file, or segment of a file, of each audio part, in order."""
     settings: Mapping[str, Any]
     """Everything else that decides the row, beside engine, sampling parameters, text and sound."""
 
@@ -46,6 +46,8 @@ class QueryOptions:
     long_audio: LongAudio = "error"
     """What to do with a clip longer than the engine accepts: `error` writes an error row, `truncate` asks about the
     beginning, `chunk` asks about consecutive pieces, one audio part each, for engines that take several."""
+    channel: Channel = "mean"
+    """What the channels of a clip become: their `mean`, or the `first`."""
 
 
 ReadCompletions = Callable[[AudioQuery, list[Completion]], dict[str, Any]]
@@ -82,7 +84,7 @@ def run_audio_queries(
         DataError: if the log cannot be written.
     """
     options = options or QueryOptions()
-    reader = ClipReader(engine, options.long_audio)
+    reader = ClipReader.for_engine(engine, options.long_audio, options.channel)
     keys = [_query_key(engine, query, sampling_params, options.n, reader) for query in queries]
     with KeyedLog(folder, shard) as log:
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in log}
@@ -112,18 +114,19 @@ def _query_key(engine: Engine, query: AudioQuery, sampling_params: SamplingParam
     """Hash of everything that decides a row. The layout of the hashed value must not change: old logs are read by
     it."""
     text = [[turn.role, *(part.text for part in turn.parts if isinstance(part, Text))] for turn in query.turns]
-    clips = [_clip_key(path, reader) for path in query.clips]
+    clips = [_clip_key(clip, reader) for clip in query.clips]
     parts = [engine.name, engine.revision, sampling_params.as_dict(), n, dict(query.settings), text, clips]
     return content_key(parts)
 
 
-def _clip_key(path: Path, reader: ClipReader) -> str:
+def _clip_key(clip: AudioClip, reader: ClipReader) -> str:
     """Name of a clip's content, and of its handling where the engine cannot receive all of it."""
     try:
-        sha256 = reader.sha256(path)
+        sha256 = reader.sha256(clip)
     except AudioError:
-        return f"unreadable:{path}"
-    return sha256 + (f" {reader.long_audio} at {reader.max_s} s" if reader.is_long(path) else "")
+        return f"unreadable:{clip}"
+    channel = "" if reader.channel == "mean" else f" {reader.channel} channel"
+    return sha256 + channel + (f" {reader.long_audio} at {reader.max_s} s" if reader.is_long(clip) else "")
 
 
 def _row(engine: Engine, query: AudioQuery, result: RequestResult, read: ReadCompletions, reader: ClipReader) -> LogRow:

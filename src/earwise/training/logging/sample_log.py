@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
+from earwise.data.clip_fields import segments_field
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.prompts import prompt_turns
@@ -63,6 +64,7 @@ def sample_row(
         "step": step,
         "id": example.id,
         "audio": [str(path) for path in example.audio_paths],
+        **segments_field(example.clips),
         "question": example.question,
         "choices": list(example.choices),
         "answer": list(example.answer or example.chosen),

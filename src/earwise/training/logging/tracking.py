@@ -18,6 +18,7 @@ from typing import Any
 
 from earwise.audio import decode
 from earwise.config.resolve import require, resolve_entry
+from earwise.data.clip_fields import clips_of_row
 from earwise.errors import AudioError, ConfigError
 from earwise.files import write_json
 from earwise.training.logging.trackers import (
@@ -113,9 +114,9 @@ class Tracking:
     def _waveforms(self, row: LogRow) -> list[Waveform]:
         """The beginning of each of a sample's clips that can be read."""
         waveforms = []
-        for clip in row["audio"]:
+        for clip in clips_of_row(row, self._run):
             try:
-                waveforms.append(decode(self._run / clip, CLIP_RATE, long_audio="truncate", max_s=CLIP_SECONDS))
+                waveforms.append(decode(clip, CLIP_RATE, long_audio="truncate", max_s=CLIP_SECONDS))
             except AudioError:  # training reports unreadable clips; here the clip is only left out of the display
                 continue
         return waveforms

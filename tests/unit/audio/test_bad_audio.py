@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from earwise import audio
+from earwise.audio import readers
 from earwise.errors import AudioError
 
 
@@ -144,7 +145,7 @@ def test_one_hour_is_refused_without_being_decoded(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("was decoded")
 
-    monkeypatch.setattr(audio, "_blocks", never)
+    monkeypatch.setattr(readers.SoundfileReader, "blocks", never)
     with pytest.raises(AudioError, match=r"lasts 3600\.00 s, the longest allowed is 30 s"):
         audio.decode(path, max_s=30)
 

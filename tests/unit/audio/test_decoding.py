@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from earwise import audio
+from earwise.audio import readers
 from earwise.errors import AudioError, ConfigError
 
 
@@ -35,7 +36,7 @@ def test_resampled_tone_is_the_tone(tmp_path, rate):
 def test_reading_in_blocks_changes_nothing(tmp_path, monkeypatch):
     path = save(tmp_path / "a.wav", np.stack([tone(1, 44100), tone(1, 44100, 880)], 1), 44100, subtype="FLOAT")
     expected = audio.decode(path)
-    monkeypatch.setattr(audio, "BLOCK_SAMPLES", 1000)
+    monkeypatch.setattr(readers, "BLOCK_SAMPLES", 1000)
     np.testing.assert_allclose(audio.decode(path), expected, atol=1e-6)
 
 
