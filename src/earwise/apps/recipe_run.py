@@ -17,7 +17,7 @@ from earwise.engine.loading import fetch_base_weights
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
 from earwise.files import lock_folder
-from earwise.models import detect
+from earwise.models import detect, hub
 from earwise.training import run
 from earwise.training.check_recipe import check_training
 from earwise.training.distributed import parallel
@@ -83,7 +83,7 @@ def train_recipe(
         DataError, AudioError: if a manifest or its audio is wrong.
         KeyboardInterrupt: if the run was interrupted; the message says how to continue it.
     """
-    recipe = recipe.tracked_in(options.track)
+    recipe = run.pin_model(recipe.tracked_in(options.track))
     checked = check_training(recipe, base, notify)
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
@@ -177,6 +177,8 @@ def _evaluate(
     names = (recipe.model.weights, recipe.model.name) if final is None else (str(final),)
     if folder := next((Path(name) for name in names if name and Path(name).is_dir()), None):
         engine.name = detect.display_name(engine.name, folder)
+    elif hub_name := next((name for name in names if name and hub.is_hub_name(name)), None):
+        engine.name = hub_name
     figures = []
     for number, entry in enumerate(recipe.eval):
         notify(f"measuring {entry.manifest} {when} training")

@@ -30,7 +30,8 @@ model_option = click.option(
     default="embedded",
     show_default=True,
     metavar="MODEL",
-    help="A family (see `earwise models`), a folder with a trained model, module:function, or a server: URL#NAME.",
+    help="A family (see `earwise models`), a folder with a trained model, ORGANISATION/MODEL@REVISION on a hub, "
+    "module:function, or a server: URL#NAME.",
 )
 # The values of audio.CHANNELS, repeated here because that module imports numpy. A test compares the two.
 channel_option = click.option(

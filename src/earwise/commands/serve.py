@@ -132,7 +132,7 @@ def _server_config(options: ServeOptions) -> "ServerConfig":
     from earwise.serve.run_server import ServerConfig
 
     folder = Path(options.model)
-    family = detect.find_checkpoint(folder)[0] if folder.is_dir() else options.model
+    family = detect.family_of(options.model)
     body_bytes = round(options.max_body_mb * MB)
     limits = ServerLimits(
         api_key=options.api_key,

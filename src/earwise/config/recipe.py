@@ -60,9 +60,11 @@ class ModelConfig(Strict):
     """The model that a recipe starts from."""
 
     name: str = "embedded"
-    """Family (a key of `models.base.MODELS`), folder of a model, or `module:function`."""
+    """Family (see `earwise models`), folder of a model, `ORGANISATION/MODEL@REVISION` on a hub, or
+    `module:function`."""
     weights: str | None = None
-    """Folder of the checkpoint; None: the family's default."""
+    """Folder of the checkpoint or adapter, or `ORGANISATION/MODEL@REVISION` on a hub, whose commit is recorded; None:
+    the family's default."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the weights; None: the family's default. Weights that are trained beside frozen bfloat16 weights stay
     float32."""

@@ -1,7 +1,8 @@
 """Opens a model by name: in this process as a `LocalEngine`, or behind a server as a `RemoteEngine`.
 
 Called by `earwise.load` and by every command that takes `--model`. A name is a family of `models/registry.py`, a folder
-with a trained or released model, `module:function`, or a server's address (`http://host:port/v1#NAME`).
+with a trained or released model, a model of a hub (`ORGANISATION/MODEL@REVISION`), `module:function`, or a server's
+address (`http://host:port/v1#NAME`).
 """
 
 import gc
@@ -27,7 +28,7 @@ def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | Re
         name: Name of the model, see above.
         notify: Called with lines about progress (weights that are being fetched, the log of a server's replies).
     Returns:
-        The engine; its `name` tells two checkpoints of one family apart.
+        The engine; its `name` tells two checkpoints of one family apart, and names the commit of a hub's model.
     Raises:
         ModelError: if there is no such model, or its weights cannot be loaded.
         EngineError: if the server does not answer, or does not use the audio it is sent.
@@ -52,11 +53,14 @@ def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | Re
         from earwise.engine.local import LocalEngine
         from earwise.models import detect
 
-        engine = LocalEngine(load_model(name, notify))
+        published = detect.fetch_published(name)
+        engine = LocalEngine(load_model(str(published.folder) if published else name, notify))
         gc.freeze()
     finally:
         gc.enable()
-    if Path(name).is_dir():
+    if published is not None:
+        engine.name = published.name
+    elif Path(name).is_dir():
         engine.name = detect.display_name(engine.name, detect.find_checkpoint(Path(name))[1])
     return engine
 
@@ -101,5 +105,4 @@ def uses_base_weights(name: str) -> bool:
     """Whether a model is built on the base weights that `fetch_base_weights` fetches."""
     from earwise.models import detect
 
-    family = detect.find_checkpoint(Path(name))[0] if Path(name).is_dir() else name
-    return family.split("-")[0] == "embedded"
+    return detect.family_of(name).split("-")[0] == "embedded"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from earwise.audio import AudioSpec
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ModelError
-from earwise.models import registry
+from earwise.models import hub, registry
 from earwise.models.detect import PEFT_CONFIG, find_checkpoint
 from earwise.models.parts.attention import AttentionFn
 from earwise.models.tokenizer import TextTokenizer
@@ -123,10 +123,10 @@ def load(
     sets.
 
     Args:
-        name: Name of a family, `module:function`, or a folder with a checkpoint or a training run (see
-            `detect.find_checkpoint`).
-        weights: Checkpoint folder, or a folder with a PEFT adapter, which is merged into its base model; None takes the
-            family's default.
+        name: Name of a family, `module:function`, a model of a hub (see `hub.py`), or a folder with a checkpoint or a
+            training run (see `detect.find_checkpoint`).
+        weights: Checkpoint folder, or a folder with a PEFT adapter, which is merged into its base model, or the name of
+            either on a hub; None takes the family's default.
         device: Device to put the model on; None is `best_device()`.
         dtype: Dtype of the weights, a key of `DTYPES`; None is the family's default (float32, or as stored).
         trim: See `AudioLM.trims_padding`; None is the family's or the checkpoint's own.
@@ -139,10 +139,17 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if isinstance(weights, str) and not Path(weights).is_dir() and hub.is_hub_name(weights):
+        weights = hub.fetch(weights).folder
+    if weights is None and hub.is_hub_name(name):
+        name = str(hub.fetch(name).folder)
     if weights is None and Path(name).is_dir():
         name, weights = find_checkpoint(Path(name))
     elif "/" in name and ":" not in name:
-        raise ModelError(f"{name}: no such folder; check the path, or name a family (see `earwise models`)")
+        raise ModelError(
+            f"{name}: no such folder; check the path, or name a family (see `earwise models`) or a model of a hub, "
+            "ORGANISATION/MODEL"
+        )
     if weights is not None and _is_peft_adapter(name, Path(weights)):
         return _load_peft_adapter(name, Path(weights), device, dtype, trim)
     try:

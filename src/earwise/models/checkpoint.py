@@ -269,26 +269,6 @@ def add_older_config_keys(folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def download(name: str, problem: str, remedy: str) -> Path:
-    """The folder of a checkpoint from a model hub, downloaded once.
-
-    Args:
-        name: Name of the repository, followed by `@REVISION` where it is not the newest.
-        problem: Beginning of the error message: what is missing here.
-        remedy: End of the error message.
-    Raises:
-        ModelError: if no hub can be reached, or it has no such checkpoint.
-    """
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.partition("@")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{problem}, and {name} cannot be fetched from a model hub; {remedy}") from error
-
-
 def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The state dict under the names it has without LoRA, with LoRA merged in (float32 sum, rounded once).
 

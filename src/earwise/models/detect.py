@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from earwise.errors import ModelError
-from earwise.models import registry
+from earwise.models import hub, registry
 
 MARKER = "earwise.json"
 """File that every checkpoint of ours contains; it names the family."""
@@ -38,6 +38,8 @@ def find_checkpoint(folder: Path) -> tuple[str, Path]:
         base = _read(folder / PEFT_CONFIG, "base_model_name_or_path")
         if (base_folder := adapter_base(folder, base)) is not None:
             return find_checkpoint(base_folder)[0], folder
+        if hub.is_hub_name(base):
+            return family_of(_with_revision(folder, base)), folder
         raise ModelError(
             f"{folder}: an adapter whose base model {base} is no folder here; put the base checkpoint's folder into "
             f"its {PEFT_CONFIG}, or name the family in a recipe (model: {{name: FAMILY, weights: {folder}}})"
@@ -74,12 +76,30 @@ def adapter_base(folder: Path, base: str) -> Path | None:
 
 
 def family_of(name: str) -> str:
-    """The family of a model as `--model` names it: that of the checkpoint for a folder, else the name itself.
+    """The family of a model as `--model` names it: that of the checkpoint for a folder or a model of a hub, of which
+    only the config is fetched, and only if it is none of the published ones; else the name itself.
 
     Raises:
-        ModelError: if the folder contains no model.
+        ModelError: if the folder contains no model, or the hub's model cannot be fetched.
     """
-    return find_checkpoint(Path(name))[0] if Path(name).is_dir() else name
+    if Path(name).is_dir():
+        return find_checkpoint(Path(name))[0]
+    if not hub.is_hub_name(name):
+        return name
+    published = registry.family_of_published(hub.split_name(name)[0])
+    return published or find_checkpoint(hub.fetch(name, files=hub.CONFIG_FILES).folder)[0]
+
+
+def fetch_published(name: str) -> hub.HubModel | None:
+    """Fetch the checkpoint of a model that is named as on a hub, or of a family whose own is on one; None for others.
+
+    Raises:
+        ModelError: if it is neither in the cache nor can it be fetched.
+    """
+    family = registry.find(name)
+    if family is not None and family.hub:
+        return hub.fetch(family.hub)
+    return hub.fetch(name) if hub.is_hub_name(name) and not Path(name).is_dir() else None
 
 
 def display_name(family: str, folder: Path) -> str:
@@ -93,6 +113,12 @@ def display_name(family: str, folder: Path) -> str:
     parts = folder.absolute().parts
     parts = parts[:-1] if parts[-1] == "final" else parts
     return f"{family} ({'/'.join(parts[1:][-2:])})"
+
+
+def _with_revision(folder: Path, base: str) -> str:
+    """The hub name of an adapter's base model with the revision that its config gives."""
+    content = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))
+    return hub.with_revision(base, content.get("revision"))
 
 
 def _read(path: Path, key: str) -> str:

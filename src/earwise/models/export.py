@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, DataError, ModelError
 from earwise.files import write_json
-from earwise.models import base, checkpoint, lora_checkpoint, registry
+from earwise.models import base, checkpoint, hub, lora_checkpoint, registry
 from earwise.models.base import AudioLM
-from earwise.models.detect import MARKER, family_of, find_checkpoint
+from earwise.models.detect import MARKER, family_of, fetch_published, find_checkpoint
 from earwise.models.embedded import base_weights, preload
 from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.models.parts.lora import first_ranks
@@ -112,7 +112,8 @@ def export(
     """Write a model to a folder that `--model FOLDER` takes, and that other programs read without earwise.
 
     Args:
-        model: Name of a family, a folder with a checkpoint or a training run, or `module:function`.
+        model: Name of a family or of a model on a hub, a folder with a checkpoint or a training run, or
+            `module:function`.
         out: Folder to write; it may exist, but must be empty.
         options: Format and its details.
         notify: Called with lines about progress.
@@ -123,6 +124,9 @@ def export(
         ModelError: if there is no such model, or it cannot be exported in this format.
         DataError: if the folder cannot be written.
     """
+    # A family named for its LoRA alone is refused below, without fetching anything.
+    published = None if options.format == "peft" and registry.find(model) else fetch_published(model)
+    model = str(published.folder) if published is not None else model
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"{out}: already exists; choose another --out or delete it")
     part = out.with_name(f".{out.name}.part")
@@ -160,7 +164,7 @@ def _write_merged(model: str, folder: Path, dtype: str | None, notify: Callable[
         _write_embedded_whole(loaded, folder, dtype or "float32", base_folder)
     elif (folder / "config.json").exists():
         checkpoint.add_older_config_keys(folder)
-    card = _model_card(loaded, Path(model).name, folder, dtype or "float32")
+    card = _model_card(loaded, hub.cached_name(Path(model)) or Path(model).name, folder, dtype or "float32")
     (folder / "README.md").write_text(card, encoding="utf-8")
     return {"model": loaded.name, "revision": loaded.revision}
 

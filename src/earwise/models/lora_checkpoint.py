@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from earwise.errors import ModelError
-from earwise.models import checkpoint
+from earwise.models import checkpoint, hub
 from earwise.models.checkpoint import PEFT_WEIGHTS
 from earwise.models.detect import PEFT_CONFIG, adapter_base
 from earwise.models.family import NamePairs
@@ -42,7 +42,7 @@ class PeftAdapter:
     Attributes:
         matrices: LoRA as `parts/lora.py` names it, `STEM.lora_A` and `STEM.lora_B`, with the scale inside B.
         full_parameters: Parameters that were trained in full beside it (a connector), by name.
-        base: Checkpoint that they are added to: a folder, or a name on a model hub.
+        base: Checkpoint that they are added to: a folder, or a name on a model hub (`ORGANISATION/MODEL@REVISION`).
     """
 
     matrices: Mapping[str, Tensor]
@@ -116,10 +116,12 @@ def write(folder: Path, adapter: PeftAdapter) -> None:
         raise ModelError(f"{folder}: no LoRA to write: the model was trained in full; export it with --format merged")
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
     other_ranks = {stem: value for stem, value in ranks.items() if value != rank}
+    base, revision = hub.split_name(adapter.base) if hub.has_form(adapter.base) else (adapter.base, None)
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": adapter.base,
+        "base_model_name_or_path": base,
+        "revision": revision,
         "r": rank,
         "lora_alpha": rank,
         "rank_pattern": other_ranks,
@@ -182,7 +184,8 @@ def read(folder: Path) -> PeftAdapter:
             matrices[f"{stem}.lora_B"] = value.float() * _scale(config, stem, value.shape[1])
         else:
             raise ModelError(f"{path}: {key} is not LoRA of a linear layer; merge it with PEFT first")
-    return PeftAdapter(matrices, full_parameters, str(config.get("base_model_name_or_path") or ""))
+    base = hub.with_revision(str(config.get("base_model_name_or_path") or ""), config.get("revision"))
+    return PeftAdapter(matrices, full_parameters, base)
 
 
 @torch.no_grad()
@@ -240,10 +243,15 @@ def find_base(adapter: PeftAdapter, folder: Path, family: str) -> Path | None:
         return base_folder
     if adapter.base == family:
         return None
-    return checkpoint.download(
-        adapter.base, f"{folder}: its base model {adapter.base} is no folder here",
-        f"put the base checkpoint's folder into {PEFT_CONFIG}",
-    )  # fmt: skip
+    if not hub.has_form(adapter.base):
+        raise ModelError(
+            f"{folder}: its base model {adapter.base} is no folder here; put the base checkpoint's folder into "
+            f"{PEFT_CONFIG}"
+        )
+    try:
+        return hub.fetch(adapter.base).folder
+    except ModelError as error:
+        raise ModelError(f"{folder}: its base model {error}") from error
 
 
 def _module_name(name: str, names: NamePairs, weights: Mapping[str, Tensor]) -> str:

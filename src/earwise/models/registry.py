@@ -304,6 +304,11 @@ def parameter_names(name: str) -> NamePairs:
     return family.parameter_names if family is not None else ()
 
 
+def family_of_published(repository: str) -> str:
+    """The family of a published checkpoint by its name on a hub; "" if it is none of those that are declared."""
+    return next((family.name for family in FAMILIES for sizes in family.sizes if sizes.weights == repository), "")
+
+
 def lora_excluded(model_name: str) -> tuple[str, ...]:
     """What `target_modules: all-linear` leaves out in a loaded model, by its name; see `ModelFamily`."""
     family = base_family(family_of_model(model_name))

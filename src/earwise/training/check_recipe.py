@@ -27,6 +27,8 @@ Notify = Callable[[str], None]
 
 PROBE_ALL_ROWS = 10_000
 """Largest number of rows of a source whose audio files are all looked at; that of more would take minutes."""
+DEMO_DATA = Path("runs/data-demo")
+"""Folder of the manifests that `earwise.apps.data_demo` makes, as the recipes' small profiles name it."""
 PROBED_ROWS = 2_000
 """Number of rows, evenly spread, whose audio files are looked at in a larger source."""
 
@@ -120,10 +122,7 @@ def _open_source(
     path = manifest_path(source.manifest, base)
     if path not in opened:
         if not path.exists():
-            raise DataError(
-                f"{path}: is not there; build it (docs/how-to/build-questions.md), give the folder of the manifests "
-                "with --data, or use a profile on bundled clips: --profile cpu"
-            )
+            raise DataError(f"{path}: is not there; {_missing_manifest_remedy(path)}")
         opened[path] = open_rows(path, notify=notify)
     rows = opened[path].select(source.where, require_answer=not with_preferences, require_preference=with_preferences)
     if not rows:
@@ -133,6 +132,16 @@ def _open_source(
             f"{path}: none of {len(opened[path])} rows{condition} has {missing}; build some: earwise build {command}"
         )
     return rows
+
+
+def _missing_manifest_remedy(path: Path) -> str:
+    """What to do about a manifest that is not there: those of the small profiles are made by one command."""
+    if str(DEMO_DATA) in str(path):
+        return f"make it in minutes: `python -m earwise.apps.data_demo --out {DEMO_DATA}` (in a clone `make data-demo`)"
+    return (
+        "build it (docs/how-to/build-questions.md), give the folder of the manifests with --data, or use another "
+        "profile of the recipe (`earwise recipe NAME` prints them)"
+    )
 
 
 def _apply_curriculum(config: StageConfig, rows: ManifestRows) -> ManifestRows:

@@ -12,10 +12,11 @@ from builders import tiny_qwen2_audio
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.data import manifest
-from earwise.errors import ConfigError
+from earwise.errors import ConfigError, DataError
 from earwise.models.base import load as load_model
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training import run
+from earwise.training.check_recipe import check_training
 from earwise.training.trainable import parameter_groups, set_trainable
 from earwise.types import Audio, Example, Text, Turn
 from resumed import final_weights, metrics_rows, run_interrupted_and_whole
@@ -192,3 +193,12 @@ def test_recomputed_layers_draw_the_same_dropout(rows: Path) -> None:
     plain, checkpointed = (final_weights(rows.parent / name) for name in ("plain", "checkpointed"))
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_missing_manifest_is_advised_upon(tmp_path: Path) -> None:
+    """What the small profiles need is made by one command; the advice never is the profile that is in use already."""
+    for name, remedy in (("runs/data-demo/sari/rl.jsonl", "python -m earwise.apps.data_demo"), ("x.jsonl", "--data")):
+        stage = {"kind": "sft", "data": {"mixture": [{"manifest": name}]}, "max_steps": 1}
+        with pytest.raises(DataError, match=f"{name}: is not there; .*{remedy}") as error:
+            check_training(check_recipe({"recipe": "t", "stages": [stage], "trackers": []}, "test"), tmp_path)
+        assert "--profile cpu" not in str(error.value)

@@ -26,7 +26,7 @@ from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, W
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
 from earwise.errors import AudioError, ModelError
-from earwise.models import checkpoint, registry
+from earwise.models import checkpoint, hub, registry
 from earwise.models.base import EmptyModel
 from earwise.models.detect import MARKER
 from earwise.models.parts import attention, mel
@@ -255,7 +255,7 @@ def load(
     """
     folder = weights
     if folder is None:
-        folder = checkpoint.download(FAMILY.hub, f"{FAMILY.name}: no weights given", "give the folder of a checkpoint")
+        folder = hub.fetch(FAMILY.hub).folder
     checkpoint.read_config(folder, FAMILY.model_types, LABEL)
     files = checkpoint.safetensors_files(folder)
     try:

@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
-from earwise.models import checkpoint
+from earwise.models import checkpoint, hub
 from earwise.models.base import EmptyModel
 from earwise.models.family import ModelFamily
 from earwise.models.parts import attention
@@ -330,7 +330,7 @@ def load(
     if folder is None:
         if not family.hub:
             raise ModelError(f"{family.name} has no published checkpoint; name a folder with one: --model FOLDER")
-        folder = checkpoint.download(family.hub, f"{family.name}: no weights given", "give the folder of a checkpoint")
+        folder = hub.fetch(family.hub).folder
     content = checkpoint.read_config(folder, family.model_types, label)
     part = family.model_types[content["model_type"]]
     try:

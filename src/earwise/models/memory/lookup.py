@@ -4,11 +4,12 @@ Declared sizes need no torch; a folder or a user's own model imports it.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from earwise.errors import ModelError
-from earwise.models import registry
+from earwise.models import hub, registry
 from earwise.models.memory.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
     """The family of a model, and the sizes of its published checkpoints or of the one that `model` names.
 
     Args:
-        model: Name of a family, a checkpoint's folder, or `module:function`.
+        model: Name of a family, a checkpoint's folder, a model of a hub (only its config is fetched, and only if it is
+            none of those that are declared), or `module:function`.
         load: Loads a `module:function`, which can only be measured when it is loaded.
     Raises:
         ModelError: if there is no such model, or its sizes cannot be found.
@@ -29,6 +31,15 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
 
         family, sizes = measure_folder(Path(model))
         return family, (sizes,)
+    if hub.is_hub_name(model):
+        repository = hub.split_name(model)[0]
+        published = registry.family_of_published(repository)
+        if published:
+            return published, tuple(sizes for sizes in registry.sizes(published) if sizes.weights == repository)
+        from earwise.models.memory.measured_sizes import measure_folder
+
+        family, sizes = measure_folder(hub.fetch(model, files=hub.CONFIG_FILES).folder)
+        return family, (replace(sizes, weights=model),)
     family_row = registry.base_family(model)
     if family_row is not None and family_row.sizes:
         return family_row.name, family_row.sizes
@@ -59,7 +70,7 @@ def starting_sizes(
     Raises:
         ModelError: if the model is unknown.
     """
-    if weights is not None and Path(weights).is_dir():
+    if weights is not None and (Path(weights).is_dir() or hub.is_hub_name(weights)):
         return find_sizes(weights, load)[1][0]
     sizes = registry.default_sizes(name) or find_sizes(name, load)[1][0]
     if connector is None:
