@@ -8,6 +8,8 @@ the incomplete last line is cut off.
 import errno
 import json
 import os
+import platform
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,40 @@ def cache_dir() -> Path:
     return Path(os.environ.get("EARWISE_HOME") or platformdirs.user_cache_dir("earwise"))
 
 
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path` that no other process, thread or machine uses.
+
+    It ends in `.part` and holds the machine and the process, so that `remove_abandoned` can tell what a killed process
+    has left.
+    """
+    return path.with_name(f".{path.name[:100]}.{platform.node()[:40]}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files and folders in `folder` whose process, on this machine, has ended."""
+    if os.name != "posix":  # elsewhere a process cannot be looked up without harm
+        return
+    with suppress(OSError):
+        for path in folder.glob(".*.part"):
+            machine, _, process = path.name.removesuffix(".part").rpartition(".")[0].rpartition(".")
+            if machine.endswith(f".{platform.node()[:40]}") and process.isdecimal() and not _is_running(int(process)):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`, and rename it to `path` if the block ends without an error.
@@ -39,7 +75,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     Raises:
         DataError: if the disk is full or read-only, or a folder of the path is a file; the message names the path.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as handle:
@@ -65,15 +101,16 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `folder`, and rename it to `folder` if the block ends without an error.
 
     Args:
-        folder: Folder to create; it must not exist. A temporary folder that a killed process left is deleted first.
+        folder: Folder to create; it must not exist. Temporary files and folders beside it that killed processes left
+            are deleted first.
     Yields:
         The temporary folder. Its files are flushed to the disk before the rename; it is deleted if the block raises.
     Raises:
         DataError: if the disk is full or read-only; the message names the folder.
     """
-    part = folder.with_name(f".{folder.name}.part")
+    part = temporary_path(folder)
     try:
-        shutil.rmtree(part, ignore_errors=True)
+        remove_abandoned(folder.parent)
         part.mkdir(parents=True)
         yield part
         for path in part.rglob("*"):
@@ -82,6 +119,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         part.rename(folder)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise DataError(f"{folder}: already exists, another process wrote it; choose another folder") from error
         if (message := disk_error_message(error, folder)) is None:
             raise
         raise DataError(message) from error

@@ -1,11 +1,13 @@
 """A file is complete or absent, and an error names in one line what prevented the write."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from earwise import files
 from earwise.cli import run as cli
 from earwise.errors import ConfigError, DataError
 from earwise.files import atomic_write, lock_folder, write_json, write_jsonl
@@ -52,3 +54,31 @@ def test_one_process_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert list(run.iterdir()) == []
     assert cli(["train", "--resume", str(run)]) == 2
     assert "the command that it was begun with" in capsys.readouterr().err
+
+
+def test_temporary_names_are_unique_and_those_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    target = tmp_path / "export"
+    assert len({files.temporary_path(target) for _ in range(100)}) == 100
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    own, dead = files.temporary_path(target), files.temporary_path(target)
+    dead = dead.with_name(dead.name.replace(f".{os.getpid()}.", f".{int(ended.stdout)}."))
+    elsewhere = tmp_path / ".export.another-machine.1.0123abcd.part"
+    for folder in (own, dead, elsewhere):
+        folder.mkdir()
+    with files.atomic_folder(target) as unfinished:
+        (unfinished / "a").write_text("x")
+    assert sorted(tmp_path.iterdir()) == sorted([own, elsewhere, target])
+
+
+def test_two_exports_to_one_name_do_not_share_a_temporary_folder(tmp_path: Path) -> None:
+    with files.atomic_folder(tmp_path / "a") as first, files.atomic_folder(tmp_path / "b") as second:
+        (first / "x").write_text("1")
+        (second / "x").write_text("2")
+        with pytest.raises(DataError), files.atomic_folder(tmp_path / "a") as third:
+            (third / "y").write_text("3")
+            (tmp_path / "a").mkdir()
+            (tmp_path / "a" / "z").write_text("another writer was faster")
+        assert (first / "x").read_text() == "1"
+        (tmp_path / "a" / "z").unlink()
+        (tmp_path / "a").rmdir()
+    assert (tmp_path / "a" / "x").read_text() == "1" and (tmp_path / "b" / "x").read_text() == "2"

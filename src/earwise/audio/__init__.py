@@ -18,6 +18,7 @@ from earwise.audio.decoding import (
 )
 from earwise.audio.mixing import CHANNELS, Channel
 from earwise.audio.options import LONG_AUDIO, LONG_AUDIO_REMEDY, AudioSpec, DecodeOptions, LongAudio
+from earwise.audio.suffixes import AUDIO_SUFFIXES, UNKNOWN_SUFFIX
 from earwise.audio.waveforms import (
     SILENCE_PEAK,
     chunks,
@@ -31,10 +32,12 @@ from earwise.audio.waveforms import (
 )
 
 __all__ = [
+    "AUDIO_SUFFIXES",
     "CHANNELS",
     "LONG_AUDIO",
     "LONG_AUDIO_REMEDY",
     "SILENCE_PEAK",
+    "UNKNOWN_SUFFIX",
     "AudioInfo",
     "AudioSpec",
     "Channel",

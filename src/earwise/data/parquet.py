@@ -6,6 +6,7 @@ its row number in `row` (each split has files of its own). Up to `GROUP_BYTES` o
 """
 
 import heapq
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from earwise.data import manifest
 from earwise.data.portable_rows import PortableRow, audio_parts, portable_rows, read_row, write_audio
 from earwise.errors import ConfigError, DataError
+from earwise.files import atomic_folder
 from earwise.types import Example
 
 SHARD_BYTES = 500 << 20
@@ -29,7 +31,7 @@ def to_parquet(path: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> list
 
     Args:
         path: Manifest; it is read twice.
-        out: Folder; the files are written to `out/data`.
+        out: Folder; the files are written to `out/data`, which appears when all of them are complete.
         shard_bytes: A file ends with the row that reaches this many bytes of audio.
     Returns:
         `name`, `rows` and `bytes` (of audio) of each file.
@@ -45,18 +47,20 @@ def to_parquet(path: Path, out: Path, *, shard_bytes: int = SHARD_BYTES) -> list
     folder = out / "data"
     parts: dict[str, list[dict[str, Any]]] = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writers = {split: _SplitWriter(folder / f".{name}", schema, shard_bytes) for split, name in SPLIT_NAMES.items()}
-        for row in portable_rows(path):
-            writers[row.example.split].add(row)
-        for split, writer in writers.items():
-            parts[split] = writer.close()
-        shards = []
-        for split, name in SPLIT_NAMES.items():
-            for number, part in enumerate(parts[split]):
-                final = f"{name}-{number:05d}-of-{len(parts[split]):05d}.parquet"
-                part["path"].rename(folder / final)
-                shards.append({"name": f"data/{final}", "rows": part["rows"], "bytes": part["bytes"]})
+        with atomic_folder(folder) as unfinished:
+            writers = {
+                split: _SplitWriter(unfinished / f".{name}", schema, shard_bytes) for split, name in SPLIT_NAMES.items()
+            }
+            for row in portable_rows(path):
+                writers[row.example.split].add(row)
+            for split, writer in writers.items():
+                parts[split] = writer.close()
+            shards = []
+            for split, name in SPLIT_NAMES.items():
+                for number, part in enumerate(parts[split]):
+                    final = f"{name}-{number:05d}-of-{len(parts[split]):05d}.parquet"
+                    part["path"].rename(unfinished / final)
+                    shards.append({"name": f"data/{final}", "rows": part["rows"], "bytes": part["bytes"]})
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be written ({error.strerror or error}); free some space or choose another folder"
@@ -199,7 +203,7 @@ def _unpack_row(row: dict[str, Any], root: Path, location: str) -> Example:
         audio = row.get(column)
         if not audio or audio["bytes"] is None:
             raise DataError(f"{location}: {column} holds no bytes; pack it again")
-        write_audio(root, part.path, audio["bytes"], location)
+        write_audio(root, part.path, io.BytesIO(audio["bytes"]), location)
     return example
 
 

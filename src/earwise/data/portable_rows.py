@@ -2,14 +2,16 @@
 
 Used by `data/webdataset.py` and `data/parquet.py`. One row is held in memory at a time, so memory does not grow with
 the size of the manifest. An audio file keeps the relative path that its row gives it, and is unpacked under that path;
-a file outside the manifest's folder is renamed to its hash under `clips/`.
+a file outside the manifest's folder, or with a name that is no audio file's, is renamed to its hash under `clips/`.
 """
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
+from typing import BinaryIO
 
-from earwise.audio import audio_sha256
+from earwise.audio import AUDIO_SUFFIXES, UNKNOWN_SUFFIX, audio_sha256
 from earwise.data import manifest
 from earwise.errors import DataError
 from earwise.files import atomic_write
@@ -63,7 +65,27 @@ def read_row(data: bytes, root: Path, location: str) -> Example:
         raise DataError(f"{location}: is not UTF-8 text ({error.reason}); pack it again") from error
 
 
-def write_audio(root: Path, name: str, data: bytes, location: str) -> None:
+def check_name(root: Path, name: str, location: str) -> None:
+    """Refuse the path of an audio file that may not be unpacked.
+
+    Only names of audio files are written, and only below `root`: an archive could otherwise leave programs where others
+    run them (`.git/hooks/post-checkout`, `conftest.py`).
+
+    Args:
+        root: Folder that is unpacked into.
+        name: Path of the file, relative to `root`.
+        location: Prefix of error messages.
+    Raises:
+        DataError: if the path leads out of `root`, also by a link that is there, or is not that of an audio file.
+    """
+    if not _stays_inside(name) or not (root / name).resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{location}: path {name!r} leads out of the folder; do not unpack this")
+    path = PurePath(name)
+    if not _is_audio_name(path) or any(part.startswith(".") for part in path.parts):
+        raise DataError(f"{location}: path {name!r} is not that of an audio file; do not unpack this")
+
+
+def write_audio(root: Path, name: str, content: BinaryIO, location: str) -> None:
     """Write an unpacked audio file.
 
     A file that already holds the same bytes is left alone, so that an interrupted unpacking can be continued.
@@ -71,30 +93,46 @@ def write_audio(root: Path, name: str, data: bytes, location: str) -> None:
     Args:
         root: Folder that is unpacked into.
         name: Path of the file, relative to `root`.
-        data: Content of the file.
+        content: Content of the file, open at its beginning.
         location: Prefix of error messages.
     Raises:
-        DataError: if the path leads out of `root`, or the file exists with other content.
+        DataError: as `check_name`, and if the file exists with other content.
     """
-    if not _stays_inside(name):
-        raise DataError(f"{location}: path {name!r} leads out of the folder; do not unpack this")
+    check_name(root, name, location)
     path = root / name
     if path.exists():
-        if path.read_bytes() != data:
+        if not _has_content(path, content):
             raise DataError(f"{location}: {path} is already there with other bytes; choose another folder")
         return
     with atomic_write(path, "wb") as handle:
-        handle.write(data)
+        shutil.copyfileobj(content, handle, 1 << 20)
+
+
+def _has_content(path: Path, content: BinaryIO) -> bool:
+    """Whether a file holds what another does."""
+    with path.open("rb") as handle:
+        while True:
+            block = handle.read(1 << 20)
+            if block != content.read(1 << 20):
+                return False
+            if not block:
+                return True
 
 
 def _inside_folder(part: Audio, root: Path, new_paths: dict[Path, str]) -> Audio:
     """The audio part with a path that stays inside any folder; `new_paths` caches the renamed files."""
-    if _stays_inside(part.path):
+    path = PurePath(part.path)
+    if _stays_inside(part.path) and _is_audio_name(path) and not any(name.startswith(".") for name in path.parts):
         return part
     file = root / part.path
     if file not in new_paths:
-        new_paths[file] = f"clips/{audio_sha256(file)[:32]}{file.suffix.lower()}"
+        suffix = file.suffix.lower() if _is_audio_name(file) else UNKNOWN_SUFFIX
+        new_paths[file] = f"clips/{audio_sha256(file)[:32]}{suffix}"
     return replace(part, path=new_paths[file])
+
+
+def _is_audio_name(path: PurePath) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES or path.suffix == UNKNOWN_SUFFIX
 
 
 def _stays_inside(path: str) -> bool:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, DataError, ModelError
-from earwise.files import write_json
+from earwise.files import remove_abandoned, temporary_path, write_json
 from earwise.models import base, checkpoint, hub, lora_checkpoint, registry
 from earwise.models.base import AudioLM
 from earwise.models.detect import MARKER, family_of, fetch_published, find_checkpoint
@@ -129,8 +129,8 @@ def export(
     model = str(published.folder) if published is not None else model
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise ConfigError(f"{out}: already exists; choose another --out or delete it")
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = temporary_path(out)
+    remove_abandoned(out.parent)
     try:
         if options.format == "peft":
             facts = _write_adapter(model, part, options, notify)

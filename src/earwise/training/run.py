@@ -5,6 +5,7 @@ is trained -> make the stage (`stages/`) -> train (`trainer.py`) -> write the mo
 whose `final` exists is skipped, so `resume` continues in the stage that was stopped, from its newest checkpoint.
 """
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,10 +205,12 @@ def _run_stages_locked(run: _Run) -> Path:
 
 
 def _delete_unfinished_files(out: Path) -> None:
-    """Delete files that were being written when a process was killed."""
+    """Delete files and folders that were being written when a process was killed; the run's folder is locked."""
     for unfinished in (*out.glob(".*.part"), *out.glob("stage-*/.*.part")):
-        if unfinished.is_file():
-            unfinished.unlink()
+        if unfinished.is_dir() and not unfinished.is_symlink():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
 
 
 def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weights: Path | None) -> None:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -169,3 +172,106 @@ def test_the_datasets_library_reads_splits_and_an_audio_column(source_manifest: 
     example = manifest.read(source_manifest)[0]
     assert plain[0]["audio"] == {"bytes": example.audio_paths[0].read_bytes(), "path": example.turns[0].parts[0].path}
     assert plain[0]["answer"] == ["a", "b"]
+
+
+def pack_foreign(folder: Path, members: list[tuple[str, bytes]], kind: bytes = tarfile.REGTYPE) -> None:
+    """Write a tar shard that another program made."""
+    folder.mkdir()
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.type, info.linkname = len(data), kind if name.endswith(".wav") else tarfile.REGTYPE, "/etc"
+            tar.addfile(info, io.BytesIO(data))
+
+
+def row_of(path: str) -> bytes:
+    content = [{"type": "audio", "audio": path}, {"type": "text", "text": "What is it?"}]
+    return json.dumps({"id": "a", "messages": [{"role": "user", "content": content}]}).encode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".git/hooks/post-checkout", "conftest.py", "a/.ssh/key.wav", "setup.cfg", "noending", ".hidden.wav", "a.pth"],
+)
+def test_only_audio_files_are_unpacked(tmp_path: Path, path: str) -> None:
+    suffix = Path(path).suffix or ".audio"
+    pack_foreign(tmp_path / "packed", [("0.json", row_of(path)), (f"0{suffix}", b"evil")])
+    with pytest.raises(DataError, match="not that of an audio file; do not unpack"):
+        from_webdataset(tmp_path / "packed", tmp_path / "back" / "rows.jsonl")
+    assert not list((tmp_path / "back").rglob("*")) if (tmp_path / "back").exists() else True
+
+
+def test_a_link_in_the_folder_does_not_lead_out(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "clips").symlink_to(tmp_path / "elsewhere")
+    pack_foreign(tmp_path / "packed", [("0.json", row_of("clips/a.wav")), ("0.wav", b"evil")])
+    with pytest.raises(DataError, match="leads out"):
+        from_webdataset(tmp_path / "packed", tmp_path / "back" / "rows.jsonl")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_shard_are_errors(tmp_path: Path, kind: bytes) -> None:
+    pack_foreign(tmp_path / "packed", [("0.json", row_of("a.wav")), ("0.wav", b"")], kind)
+    with pytest.raises(DataError, match="is no file"):
+        from_webdataset(tmp_path / "packed", tmp_path / "back" / "rows.jsonl")
+
+
+def test_large_files_and_rows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("earwise.data.webdataset.SPOOLED_BYTES", 100)
+    pack_foreign(tmp_path / "packed", [("0.json", row_of("a.wav")), ("0.wav", b"x" * 5000)])
+    assert from_webdataset(tmp_path / "packed", tmp_path / "back" / "rows.jsonl") == 1
+    assert (tmp_path / "back" / "a.wav").read_bytes() == b"x" * 5000
+    monkeypatch.setattr("earwise.data.webdataset.MAX_ROW_BYTES", 100)
+    with pytest.raises(DataError, match="which is no row"):
+        from_webdataset(tmp_path / "packed", tmp_path / "other" / "rows.jsonl")
+
+
+def test_a_shard_cut_between_two_members_is_told(source_manifest: Path, tmp_path: Path) -> None:
+    to_webdataset(source_manifest, tmp_path / "packed")
+    shard = tmp_path / "packed" / "000000.tar"
+    (tmp_path / "packed" / "shards.json").unlink()
+    with tarfile.open(shard) as tar:
+        third = tar.getmember("000000002.json")
+    shard.write_bytes(shard.read_bytes()[: third.offset])
+    with pytest.raises(DataError, match="end mark is missing"):
+        from_webdataset(tmp_path / "packed", tmp_path / "back" / "rows.jsonl")
+
+
+@pytest.mark.parametrize("command", ["shards", "parquet"])
+def test_what_a_killed_packing_left_is_not_unpacked(source_manifest: Path, tmp_path: Path, command: str) -> None:
+    """The process is killed after the first shard is complete, as by a power cut."""
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from earwise.data import parquet, portable_rows, webdataset\n"
+        "rows = portable_rows.portable_rows\n"
+        "def killed(path):\n"
+        "    for row in rows(path):\n"
+        "        if row.number == 6 and (Path(sys.argv[2]).exists()):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield row\n"
+        f"webdataset.portable_rows = killed\n"
+        f"parquet.portable_rows = killed if {command == 'parquet'} else rows\n"
+        f"pack = {'parquet.to_parquet' if command == 'parquet' else 'webdataset.to_webdataset'}\n"
+        "Path(sys.argv[2]).mkdir()\n"
+        "pack(Path(sys.argv[1]), Path(sys.argv[2]), shard_bytes=30_000)\n"
+    )
+    packed = tmp_path / "packed"
+    ended = subprocess.run([sys.executable, "-c", script, str(source_manifest), str(packed)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    if command == "shards":
+        assert list(packed.glob("*.tar"))
+    assert run(["build", command, str(packed), "--out", str(tmp_path / "back" / "rows.jsonl")]) == 2
+    assert not (tmp_path / "back" / "rows.jsonl").exists()
+
+
+def test_a_clip_without_an_audio_ending_is_packed_under_another_name(source_manifest: Path, tmp_path: Path) -> None:
+    clip = source_manifest.parent / "NOEXT"
+    clip.write_bytes(next(CLIPS.glob("*.ogg")).read_bytes())
+    (source_manifest.parent / "m.jsonl").write_bytes(row_of("NOEXT") + b"\n")
+    to_webdataset(source_manifest.parent / "m.jsonl", tmp_path / "packed")
+    from_webdataset(tmp_path / "packed", tmp_path / "back" / "m.jsonl")
+    (example,) = manifest.read(tmp_path / "back" / "m.jsonl")
+    assert example.audio_paths[0].suffix == ".audio" and example.audio_paths[0].read_bytes() == clip.read_bytes()

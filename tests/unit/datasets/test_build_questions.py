@@ -5,12 +5,13 @@ from dataclasses import asdict
 
 import pytest
 
-from earwise import cli
+from earwise import audio, cli
 from earwise.data import manifest
 from earwise.data.manifest_path import STARTER
 from earwise.datasets.checks import check_manifests
 from earwise.datasets.labels.build_questions import QuestionOptions, build_questions
 from earwise.errors import AudioError, ConfigError
+from sound_files import write_with_ffmpeg
 
 
 @pytest.fixture
@@ -69,3 +70,23 @@ def test_built_manifests_are_checked_and_large_ones_without_their_audio(collecti
     monkeypatch.setattr(check_manifests, "MANY_ROWS", 3)
     report = check_manifests.check_built_manifests([collection / "q.jsonl"], workers=1, notify=messages.append)
     assert report["sounds"] == {} and any("checked without their audio" in line for line in messages)
+
+
+def test_class_folders_of_any_format_and_what_is_not_used_is_told(tmp_path, capsys):
+    """Files as a Mac copies them: hidden companions of every clip, and a text file in a class folder."""
+    clips = sorted((STARTER / "clips").glob("*.ogg"))
+    for number, clip in enumerate(clips[:12]):
+        folder = tmp_path / "sounds" / ("dog", "rain")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        samples = audio.decode(clip)
+        if number % 3:
+            (folder / f"{number}.ogg").write_bytes(clip.read_bytes())
+        else:
+            write_with_ffmpeg(folder / f"{number}.m4a", samples, 16000, codec="aac")
+        (folder / f"._{number}.ogg").write_bytes(b"\0\5\26\7")
+    (tmp_path / "sounds" / "dog" / "notes.txt").write_text("barks")
+    (tmp_path / "sounds" / ".DS_Store").write_bytes(b"\0")
+    assert cli.run(["build", "labels", str(tmp_path / "sounds"), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    rows = manifest.read(tmp_path / "rows.jsonl")
+    assert {path.suffix for row in rows for path in row.audio_paths} == {".m4a", ".ogg"}
+    assert "1 files in" in (err := capsys.readouterr().err) and "1 with .txt; the first is dog/notes.txt" in err

@@ -96,8 +96,11 @@ def build_questions(
     if options.fields is not None:
         _check_names(options.fields, FIELDS, "field")
     rows, root = collection.load(path)
+    unused = collection.unused_files(path, rows)
     rows = _without(rows, options.without, notify)
     notify(f"{len(rows)} labelled clips in {path}")
+    if unused:
+        notify(unused)
     for line in collection.misspelled_fields(rows):
         notify(line)
     if options.licence:

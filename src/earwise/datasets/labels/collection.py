@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from earwise.audio import AUDIO_SUFFIXES
 from earwise.datasets.labels import layouts
 from earwise.errors import DataError
 
@@ -23,7 +24,6 @@ FIELDS = (
     "text", "speaker", "caption", "family",
 )  # fmt: skip
 """Fields that the builders use; other fields of a row are kept."""
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"})
 LIST_NAMES = ("manifest.jsonl", "labels.jsonl")
 VAL_SHARE = 0.2
 
@@ -94,11 +94,39 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _read_folders(path: Path) -> list[dict[str, Any]]:
     """Rows of a folder whose subfolders are named by the labels of the clips in them."""
-    clips = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.parent != path)
+    clips = [file for file in _files(path) if file.suffix.lower() in AUDIO_SUFFIXES and file.parent != path]
     if not clips:
         raise DataError(f"{path}: holds neither {LIST_NAMES[0]} nor class folders with audio; name a collection")
     relative_paths = [clip.relative_to(path) for clip in clips]
     return [{"path": clip.as_posix(), "label": clip.parts[0]} for clip in relative_paths]
+
+
+def _files(path: Path) -> list[Path]:
+    """The files below a folder, sorted. Hidden ones are left out: macOS writes `._x.wav` beside `x.wav`, which is no
+    sound."""
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if not any(part.startswith(".") for part in file.relative_to(path).parts) and file.is_file()
+    )
+
+
+def unused_files(path: Path, rows: Iterable[LabelRow]) -> str | None:
+    """A line about the files of a folder of class folders that are no row; None for another collection, or if all are.
+
+    Args:
+        path: The collection.
+        rows: Its rows.
+    """
+    used = {row["path"]: (row.get("labels") or [row.get("label")])[0] for row in rows}
+    if not path.is_dir() or any(Path(name).parts[0] != label for name, label in used.items()):
+        return None
+    unused = [file.relative_to(path) for file in _files(path) if file.relative_to(path).as_posix() not in used]
+    if not unused:
+        return None
+    endings = Counter(file.suffix.lower() or "no ending" for file in unused)
+    counts = ", ".join(f"{count} with {ending}" for ending, count in endings.most_common(5))
+    return f"{len(unused)} files in {path} are not used ({counts}; the first is {unused[0]})"
 
 
 def _read_text(path: Path) -> str:

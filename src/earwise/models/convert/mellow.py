@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from earwise.errors import EarwiseError, ModelError
+from earwise.files import remove_abandoned, temporary_path
 from earwise.models import checkpoint
 from earwise.models.families.mellow import (
     END_TOKEN,
@@ -243,8 +244,8 @@ def convert(
     if fresh_seed is not None:
         reset_for_training(module, tokenizer_folder, fresh_seed)
     model = Mellow(module, config, tokenizer, template=template)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = temporary_path(out)
+    remove_abandoned(out.parent)
     try:
         model.save(part)
         if out.is_dir():

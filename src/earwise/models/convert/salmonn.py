@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from earwise.errors import EarwiseError, ModelError
+from earwise.files import remove_abandoned, temporary_path
 from earwise.models import checkpoint
 from earwise.models.families.salmonn import (
     PLACEHOLDER,
@@ -136,8 +137,8 @@ def _write_atomically(
     merged_lora: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
     """Write the folder beside `out` and rename it when it is complete."""
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = temporary_path(out)
+    remove_abandoned(out.parent)
     try:
         write_folder(part, config, weights, tokenizer, merged_lora)
         if out.exists():
