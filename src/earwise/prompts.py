@@ -11,12 +11,13 @@ No torch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from earwise.errors import ConfigError, DataError
 from earwise.types import Audio, Example, Role, Text, Turn
 
 AUDIO_PLACEHOLDER = "<|AUDIO|>"
-"""Qwen's marker of a clip inside a text. It must not occur in the text of a turn, where it would count as a clip."""
+"""Qwen's marker of a clip inside a text. Typed in the text of a turn it is text and stands for no clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class ChatTemplate:
         """Start and end of a turn of this role."""
         return self.role_markers.get(role, (self.turn_start.format(role=role), self.turn_end))
 
+    def texts(self) -> tuple[str, ...]:
+        """All texts that this template writes around turns and clips."""
+        markers = [text for role in get_args(Role) for text in self.turn_markers(role)]
+        return (self.conversation_start, *markers, self.turn_separator, self.audio_start, self.audio_end)
+
 
 # The chat template released with Qwen/Qwen2-Audio-7B-Instruct: ChatML, "Audio k:" before each clip, with k counted over
 # the whole conversation.
@@ -103,15 +109,30 @@ EMBEDDED = ChatTemplate("embedded", "<|im_start|>{role}\n", "<|im_end|>", "", "\
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """A piece of a rendered conversation: a text, or the place of one clip."""
+class Piece:
+    """A text of one origin inside a span."""
 
     text: str
-    """The text; empty for a clip."""
+    from_template: bool = False
+    """Whether the chat template wrote it. Only there a control token such as `<|im_end|>` has its meaning; the same
+    characters in a text of a row or a request are text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A part of a rendered conversation that is tokenised as a whole: a text, or the place of one clip."""
+
+    pieces: tuple[Piece, ...] = ()
+    """The text by origin; empty for a clip."""
     trained: bool = False
     """Whether the loss counts this span: the assistant's text and the end of its turn."""
     audio: bool = False
     """Whether this is the place of a clip."""
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(piece.text for piece in self.pieces)
 
 
 def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -> tuple[Span, ...]:
@@ -123,9 +144,8 @@ def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -
         generate: Whether to end with the start of an assistant turn, for a prompt to be completed. False for a
             conversation that ends with the assistant's text.
     Returns:
-        The spans in order; consecutive text spans are joined unless they differ in `trained`.
-    Raises:
-        DataError: if a text contains the audio placeholder, which would be counted as a clip.
+        The spans in order; consecutive text spans are joined unless they differ in `trained`, and consecutive pieces
+        of a span unless they differ in their origin.
     """
     if template.system is not None and (not turns or turns[0].role != "system"):
         turns = (Turn("system", (Text(template.system),)), *turns)
@@ -133,36 +153,44 @@ def render(turns: tuple[Turn, ...], template: ChatTemplate, *, generate: bool) -
         turns = (Turn("user", (*turns[0].parts, Text("\n\n"), *turns[1].parts)), *turns[2:])
     spans: list[Span] = []
 
-    def append_text(text: str, trained: bool = False) -> None:
+    def append(piece: Piece, trained: bool = False) -> None:
+        if not piece.text:
+            return
         if spans and not spans[-1].audio and spans[-1].trained == trained:
-            spans[-1] = replace(spans[-1], text=spans[-1].text + text)
-        elif text:
-            spans.append(Span(text, trained))
+            spans[-1] = replace(spans[-1], pieces=_joined(spans[-1].pieces, piece))
+        else:
+            spans.append(Span((piece,), trained))
 
-    append_text(template.conversation_start)
+    def append_template(text: str, trained: bool = False) -> None:
+        append(Piece(text, from_template=True), trained)
+
+    append_template(template.conversation_start)
     clips = 0
     for turn in turns:
         start, end = template.turn_markers(turn.role)
-        append_text(start)
+        append_template(start)
         trained = turn.role == "assistant"
         for part in turn.parts:
             if isinstance(part, Audio):
                 clips += 1
-                append_text(template.audio_start.format(k=clips))
-                spans.append(Span("", audio=True))
-                append_text(template.audio_end)
+                append_template(template.audio_start.format(k=clips))
+                spans.append(Span(audio=True))
+                append_template(template.audio_end)
             else:
-                if AUDIO_PLACEHOLDER in part.text:
-                    raise DataError(
-                        f"text holds the audio placeholder {AUDIO_PLACEHOLDER!r}: {part.text[:60]!r}; "
-                        "remove it and give the clip as an audio part"
-                    )
-                append_text(part.text, trained)
-        append_text(end, trained)
-        append_text(template.turn_separator)
+                append(Piece(part.text), trained)
+        append_template(end, trained)
+        append_template(template.turn_separator)
     if generate:
-        append_text(template.turn_markers("assistant")[0])
+        append_template(template.turn_markers("assistant")[0])
     return tuple(spans)
+
+
+def _joined(pieces: tuple[Piece, ...], piece: Piece) -> tuple[Piece, ...]:
+    """The pieces with one more, which is joined to the last if both have one origin."""
+    last = pieces[-1]
+    if last.from_template != piece.from_template:
+        return (*pieces, piece)
+    return (*pieces[:-1], Piece(last.text + piece.text, piece.from_template))
 
 
 CHOICES_PROMPT = " Please choose the answer from the following options: {choices}."
@@ -298,10 +326,16 @@ def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
         The turns. The last one is the user's (without a text part if there is no text).
     Raises:
         ConfigError: if there is no such style, or the conversation has no user turn to answer.
+        DataError: if the question names a clip by the audio placeholder, and the example has none.
     """
     turns = prompt_part(example.turns)
     if not turns or turns[-1].role != "user":
         raise ConfigError(f"example {example.id!r} has no user turn to answer; end its messages with one")
+    if AUDIO_PLACEHOLDER in example.question and not any(isinstance(p, Audio) for turn in turns for p in turn.parts):
+        raise DataError(
+            f"example {example.id!r}: its text holds the audio placeholder {AUDIO_PLACEHOLDER!r}, but it has no sound; "
+            "give the clip as an audio part"
+        )
     *parts, last = [part for part in turns[-1].parts if part != Text("")] or [Text("")]
     question = last.text if isinstance(last, Text) else ""
     if isinstance(last, Audio):

@@ -150,7 +150,7 @@ def test_prompts_logits_and_loss(golden: Golden, model: Salmonn) -> None:
             turns = (Turn("user", (Audio("x.wav"), Text(question))), Turn("assistant", (Text(case["text"][row]),)))
             before, audio_span, after, target = render(turns, SALMONN, generate=False)
             assert audio_span.audio and f"{before.text}<SpeechHere>{after.text}" == f"<s>{prompt}"
-            ids = [model.tokenizer.encode(span.text) for span in (before, after, target)]
+            ids = [model.tokenizer.encode_pieces(span.pieces) for span in (before, after, target)]
             assert ids == [[1, *case["prompt_ids_before"][row]], case["prompt_ids_after"][row], case["text_ids"][row]]
             audio_ids = [model.placeholder_id] * len(connected[row])
             all_ids = (*ids[0], *audio_ids, *ids[1], *ids[2])

@@ -9,6 +9,7 @@ from earwise.prompts import (
     EMBEDDED,
     QWEN2_AUDIO,
     QWEN2_AUDIO_BASE,
+    Piece,
     Span,
     prompt_turns,
     question_text,
@@ -25,13 +26,18 @@ CHAT = (
 )
 
 
+def control(text: str) -> Piece:
+    """Text that the chat template writes."""
+    return Piece(text, from_template=True)
+
+
 def test_embedded_spans() -> None:
     assert render(CHAT[:2], EMBEDDED, generate=False) == (
-        Span("<|im_start|>user\n"),
-        Span("", audio=True),
-        Span("\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"),
-        Span("A dog.<|im_end|>", trained=True),
-        Span("\n"),
+        Span((control("<|im_start|>user\n"),)),
+        Span(audio=True),
+        Span((control("\n"), Piece("What is it?"), control("<|im_end|>\n<|im_start|>assistant\n"))),
+        Span((Piece("A dog."), control("<|im_end|>")), trained=True),
+        Span((control("\n"),)),
     )
 
 
@@ -60,7 +66,7 @@ def test_qwen2_audio_before_instruction_tuning_gets_clip_and_bare_task() -> None
     ]
     answer = Turn("assistant", (Text("<|en|>Hello."),))
     whole = render((task, answer), QWEN2_AUDIO_BASE, generate=False)
-    assert whole == (*prompt, Span("<|en|>Hello.<|endoftext|>", trained=True))
+    assert whole == (*prompt, Span((Piece("<|en|>Hello."), control("<|endoftext|>")), trained=True))
 
 
 def test_voice_chat_is_a_turn_of_audio_alone() -> None:
@@ -79,7 +85,7 @@ def test_what_is_trained_is_what_is_sampled() -> None:
     sampled = prompt + answer_path(model, "A cat.")
     assert whole.ids == (*sampled.ids, *model.tokenizer.encode("\n")) and whole.clips == (*sampled.clips, -1)
     trained_ids = [i for i, trained in zip(whole.ids, whole.trained, strict=True) if trained]
-    assert model.tokenizer.encode("A dog.<|im_end|>A cat.<|im_end|>") == trained_ids
+    assert model.tokenizer.encode_template("A dog.<|im_end|>A cat.<|im_end|>") == trained_ids
     # In a prompt nothing is trained, not even earlier answers: only sampled tokens count.
     assert not any(prompt.trained)
     assert [i for i, trained in zip(sampled.ids, sampled.trained, strict=True) if trained] == [
@@ -98,10 +104,14 @@ def test_number_of_clips_must_match_the_audio_parts() -> None:
         conversation_path(model, user_question("What?", 2), [0], [5000], generate=True)
 
 
-@pytest.mark.parametrize("text", ["<|AUDIO|>", "say <|AUDIO|> twice"])
-def test_audio_placeholder_in_text_raises(text: str) -> None:
-    with pytest.raises(DataError, match="holds the audio placeholder"):
-        render((Turn("user", (Text(text),)),), QWEN2_AUDIO, generate=True)
+def test_a_row_that_names_a_clip_in_its_text_alone_is_refused() -> None:
+    """Otherwise the model would be asked about a sound that it does not get."""
+    text = Text("Audio 1: <|AUDIO|> What is it?")
+    with pytest.raises(DataError, match="'e1': its text holds the audio placeholder .* but it has no sound"):
+        prompt_turns(example(turns=(Turn("user", (text,)),)), "plain")
+    assert prompt_turns(example(turns=(Turn("user", (Audio("a.wav"), text)),), choices=()), "plain") == (
+        Turn("user", (Audio("a.wav"), text)),
+    )
 
 
 @pytest.mark.parametrize(

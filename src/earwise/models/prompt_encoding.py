@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from earwise.errors import DataError
 from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
-from earwise.prompts import ChatTemplate, FixedLayout, Span, render
+from earwise.prompts import ChatTemplate, FixedLayout, Piece, Span, render
 from earwise.types import Turn
 
 
@@ -23,10 +23,11 @@ def conversation_path(
         generate: True for a prompt (it ends with the start of an assistant turn, and nothing is trained), False for a
             whole conversation whose assistant turns are trained.
     Returns:
-        The path. Text spans are tokenised one by one, so that training sees the same tokens as sampling.
+        The path. Text spans are tokenised one by one, so that training sees the same tokens as sampling. Control
+        tokens are obeyed only where the template writes them.
     Raises:
-        DataError: if the numbers of audio parts and clips differ, the text itself contains the placeholder, or the
-            conversation does not fit a template of fixed length.
+        DataError: if the numbers of audio parts and clips differ, the text cannot be written without the placeholder's
+            token, or the conversation does not fit a template of fixed length.
     """
     spans = render(turns, model.template, generate=generate)
     audio_parts = sum(span.audio for span in spans)
@@ -38,7 +39,8 @@ def conversation_path(
     layout = model.template.fixed_layout
     if layout is not None:
         missing = _missing_clips(spans, model.template, layout, model.name)
-        spans = (Span("", audio=True), Span(model.template.audio_end)) * missing + spans
+        separator = Span((Piece(model.template.audio_end, from_template=True),))
+        spans = (Span(audio=True), separator) * missing + spans
         clips, samples = [clips[0]] * missing + [*clips], [samples[0]] * missing + [*samples]
     ids: list[int] = []
     trained: list[bool] = []
@@ -52,12 +54,12 @@ def conversation_path(
             trained += [False] * count
             audio_index += 1
             continue
-        tokens = model.tokenizer.encode(span.text)
+        tokens = model.tokenizer.encode_pieces(span.pieces)
         if model.placeholder_id in tokens:
-            raise DataError(f"text holds the model's audio placeholder token: {span.text[:60]!r}; remove it")
+            raise DataError(f"text holds characters that {model.name} cannot read: {span.text[:60]!r}; remove them")
         if layout is not None and audio_index == layout.clips and not span.trained:
             tokens = tokens[: layout.text_tokens]
-            tokens += model.tokenizer.encode(layout.pad_token) * (layout.text_tokens - len(tokens))
+            tokens += model.tokenizer.encode_template(layout.pad_token) * (layout.text_tokens - len(tokens))
         ids += tokens
         clip_of_token += [-1] * len(tokens)
         trained += [span.trained and not generate] * len(tokens)

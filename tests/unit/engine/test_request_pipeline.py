@@ -15,7 +15,8 @@ from earwise.engine.clip_reader import ClipReader
 from earwise.engine.local import LocalEngine
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, generate_each, run_requests
 from earwise.errors import AudioError, EarwiseError, EngineError
-from earwise.models.tokenizer import TextTokenizer
+from earwise.models.text_encoding import SpanEncoder
+from earwise.prompts import Piece
 from earwise.types import Audio, AudioClip, Completion, Text, Turn
 from scripted_engine import RATE, ScriptedEngine, pitch_name, write_clip
 
@@ -162,13 +163,13 @@ def test_a_prompt_is_tokenised_once_for_all_its_completions(
     clips: list[AudioClip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, texts = tiny_qwen2_audio(), []
-    encode = TextTokenizer.encode
+    encode = SpanEncoder.encode
 
-    def counting_encode(self: TextTokenizer, text: str) -> list[int]:
-        texts.append(text)
-        return encode(self, text)
+    def counting_encode(self: SpanEncoder, pieces: Sequence[Piece]) -> list[int]:
+        texts.append("".join(piece.text for piece in pieces))
+        return encode(self, pieces)
 
-    monkeypatch.setattr(TextTokenizer, "encode", counting_encode)
+    monkeypatch.setattr(SpanEncoder, "encode", counting_encode)
     questions = [f"Which sound is number {number}?" for number in range(4)]
     requests = [
         AudioRequest(question, (Turn("user", (Audio("clip"), Text(question))),), (clips[0],)) for question in questions

@@ -206,7 +206,8 @@ def test_every_row_is_complete() -> None:
 def test_special_tokens_of_a_tokenizer() -> None:
     """The tiny tokenizers of the tests have one token per byte, so texts come back as they were."""
     tokenizer = tiny_voxtral.tiny().model.tokenizer
-    assert tokenizer.decode(tokenizer.encode("[INST]hé[/INST]")) == "hé"
+    assert tokenizer.decode(tokenizer.encode_template("[INST]hé[/INST]")) == "hé"
+    assert tokenizer.decode(tokenizer.encode("[INST]hé[/INST]")) == "[INST]hé[/INST]"
     backend = special_byte_tokenizer(tiny_voxtral.SPECIAL, {})
     assert tokenizer.placeholder_id == backend.token_to_id("[AUDIO]")
     assert tokenizer.eos_ids == (backend.token_to_id("</s>"),)

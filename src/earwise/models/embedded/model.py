@@ -106,7 +106,7 @@ class Embedded:
         token_ids = check_special_tokens(tokenizer, (PLACEHOLDER, *end_tokens), name, "fetch the base weights again")
         self.placeholder_id = token_ids[PLACEHOLDER]
         self.eos_ids = tuple(token_ids[token] for token in end_tokens)
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids)
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, self.template)
         self._extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins, sampling_rate=16000)
 
     @property

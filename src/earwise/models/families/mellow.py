@@ -156,7 +156,9 @@ class Mellow:
         if self._compat:  # the released tokenizer uses `!` as its padding token and splits the text there
             encoding_backend = Tokenizer.from_str(tokenizer.to_str())
             encoding_backend.add_special_tokens([FILL_TOKEN])
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, encoding_backend=encoding_backend)
+        self.tokenizer = TextTokenizer(
+            tokenizer, self.placeholder_id, self.eos_ids, self.template, encoding_backend=encoding_backend
+        )
 
     def audio_tokens(self, samples: int) -> int:
         """One for the whole clip, then one per started 1/32 of the window (`compat`: always 4 x 32).

@@ -98,7 +98,9 @@ class Qwen2Audio:
         self.template = template
         self.parameter_prefixes = PARAMETER_PREFIXES
         self.placeholder_id: int = module.config.audio_token_index
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, known_ids(tokenizer, END_TOKENS[template.name]))
+        self.tokenizer = TextTokenizer(
+            tokenizer, self.placeholder_id, known_ids(tokenizer, END_TOKENS[template.name]), template
+        )
         self.eos_ids = self.tokenizer.eos_ids
         self._tower = module.model.audio_tower
         self._window = window_frames(module.config)

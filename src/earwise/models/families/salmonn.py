@@ -156,7 +156,7 @@ class Salmonn:
         )
         self.placeholder_id: int = token_ids[PLACEHOLDER]
         self.eos_ids: tuple[int, ...] = (token_ids[END_TOKEN],)
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, opening=BEGIN_TOKEN)
+        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, self.template, opening=BEGIN_TOKEN)
         self._extractor = WhisperFeatureExtractor(
             feature_size=module.config.whisper["num_mel_bins"], sampling_rate=SAMPLE_RATE, chunk_length=window_s
         )

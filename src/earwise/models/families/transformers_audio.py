@@ -160,7 +160,9 @@ class TransformersAudioLM:
         self.spec = architecture.audio_spec(module.config, extractor)
         self.template = architecture.template
         self.placeholder_id = architecture.placeholder_id(module.config)
-        self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, known_ids(tokenizer, architecture.end_tokens))
+        self.tokenizer = TextTokenizer(
+            tokenizer, self.placeholder_id, known_ids(tokenizer, architecture.end_tokens), architecture.template
+        )
         self.eos_ids = self.tokenizer.eos_ids
         self.parameter_prefixes = architecture.parameter_prefixes
         self.trims_padding = architecture.trims_padding
