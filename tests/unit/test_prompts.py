@@ -107,7 +107,7 @@ def test_number_of_clips_must_match_the_audio_parts() -> None:
 def test_a_row_that_names_a_clip_in_its_text_alone_is_refused() -> None:
     """Otherwise the model would be asked about a sound that it does not get."""
     text = Text("Audio 1: <|AUDIO|> What is it?")
-    with pytest.raises(DataError, match="'e1': its text holds the audio placeholder .* but it has no sound"):
+    with pytest.raises(DataError, match=r"'e1': its text holds the audio placeholder .* but it has no sound"):
         prompt_turns(example(turns=(Turn("user", (text,)),)), "plain")
     assert prompt_turns(example(turns=(Turn("user", (Audio("a.wav"), text)),), choices=()), "plain") == (
         Turn("user", (Audio("a.wav"), text)),
