@@ -15,7 +15,7 @@ from earwise.engine.clip_reader import ClipReader
 from earwise.engine.local import LocalEngine
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, generate_each, run_requests
 from earwise.errors import AudioError, EarwiseError, EngineError
-from earwise.models.text_encoding import SpanEncoder
+from earwise.models.tokenizer import SpanEncoder
 from earwise.prompts import Piece
 from earwise.types import Audio, AudioClip, Completion, Text, Turn
 from scripted_engine import RATE, ScriptedEngine, pitch_name, write_clip

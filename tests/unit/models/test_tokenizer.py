@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from earwise.errors import DataError
-from earwise.models.text_encoding import SpanEncoder
-from earwise.models.tokenizer import TextTokenizer
+from earwise.models.tokenizer import SpanEncoder, TextTokenizer
 from earwise.prompts import ChatTemplate, Piece
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|AUDIO|>", "<s>", "</s>")
