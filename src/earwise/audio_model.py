@@ -233,7 +233,10 @@ class AudioModel:
         """The waveforms of clips at the engine's sample rate, one per clip, or one per chunk."""
         reader = ClipReader.for_engine(self.engine, long_audio, self.channel)
         waveforms: list[Waveform] = []
-        for clip in _as_list(sounds):
+        clips = _as_list(sounds)
+        if not clips:
+            raise ConfigError("the list of sounds is empty, so nothing would be heard; give at least one")
+        for clip in clips:
             if isinstance(clip, tuple):
                 samples, sample_rate = clip
                 waveforms.append(to_waveform(samples, sample_rate, self.engine.sample_rate, channel=self.channel))

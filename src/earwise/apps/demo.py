@@ -134,7 +134,9 @@ def _ask_default_model(entry: EvalConfig, base: Path) -> None:
     answer."""
     model = AudioModel(LocalEngine(load("embedded")), _note)
     sampling_params = SamplingParams(max_new_tokens=entry.max_new_tokens)
-    examples = manifest.select(manifest.read(manifest_path(entry.manifest, base)), entry.where)
+    examples = manifest.select(
+        manifest.read(manifest_path(entry.manifest, base), require_audio=not entry.allow_text_only), entry.where
+    )
     for example in _examples_of_each_category(examples):
         started = perf_counter()
         answer = model.ask(example.clips, example.question, sampling_params=sampling_params)

@@ -50,7 +50,9 @@ def evaluate_entry(
     Raises:
         EarwiseError: see `evaluation.run.evaluate`.
     """
-    rows = manifest.select(manifest.read(manifest_path(config.manifest, base)), config.where)
+    rows = manifest.select(
+        manifest.read(manifest_path(config.manifest, base), require_audio=not config.allow_text_only), config.where
+    )
     sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
     options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed, channel=config.channel)
     return evaluate_with_controls(

@@ -93,6 +93,8 @@ class EvalConfig(Strict):
     """Path of the manifest, relative to the recipe's folder, or `starter:val`."""
     where: RowFilter = Field(default_factory=dict)
     """Use only rows whose fields have these values."""
+    allow_text_only: bool = False
+    """As in `data.mixture`: use rows without a clip as they are."""
     style: str = "answer"
     """Prompt style, a key of `prompts.INSTRUCTIONS`."""
     max_new_tokens: int = Field(32, gt=0)

@@ -27,6 +27,8 @@ class Source(Strict):
     """Relative share of this manifest in the mixture; see `DataConfig.weight_by_size`."""
     where: RowFilter = {}
     """Use only rows whose fields have these values."""
+    allow_text_only: bool = False
+    """Use rows without a clip as they are. False refuses them, unless the row itself says `text_only: true`."""
 
 
 class DataConfig(Strict):
@@ -42,7 +44,7 @@ class DataConfig(Strict):
     """Clips of several channels: their mean (the loudest channel where they cancel each other), or the first channel,
     as in R1-AQA's released code."""
     on_bad_row: Literal["stop", "skip"] = "stop"
-    """A row whose audio cannot be read: stop the run, or leave the row out and report it."""
+    """A row whose audio file is missing or cannot be read: stop the run, or leave the row out and report it."""
     weight_by_size: bool = False
     """Multiply the weight of a manifest by its number of items (clips in stages that ask several questions per clip,
     rows otherwise)."""
@@ -181,6 +183,8 @@ class SftConfig(_SupervisedConfig):
     """Clips per optimizer step."""
     questions_per_clip: int = Field(4, gt=0)
     """Largest number of questions about a clip in one step."""
+    assistant_turns: Literal["last", "all"] = "last"
+    """Assistant turns of a conversation that the loss counts: the reply that is the answer, or all of them."""
     connector_init: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression from encoder states onto the decoder's
     word embeddings of the answers; `none`: use the connector as it was loaded."""

@@ -12,9 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.data.index_build import (
-    WHERE_FIELDS as WHERE_FIELDS,
-)
-from earwise.data.index_build import (
+    NO_CLIPS_HASH,
     Index,
     Notify,
     clips_hash,
@@ -22,6 +20,9 @@ from earwise.data.index_build import (
     line_at,
     open_index,
     row_number,
+)
+from earwise.data.index_build import (
+    WHERE_FIELDS as WHERE_FIELDS,
 )
 from earwise.data.manifest import from_line
 from earwise.errors import DataError
@@ -89,6 +90,11 @@ class ManifestRows(Sequence[Example]):
     def without_sound(self) -> "ManifestRows":
         """The rows that have no clip and do not declare that this is meant."""
         return ManifestRows(self._index, self._row_numbers[self._index.is_deaf[self._row_numbers]])
+
+    def with_sound(self) -> "ManifestRows":
+        """The rows that have a clip."""
+        has_clip = self._index.clip_hashes[self._row_numbers] != np.uint64(NO_CLIPS_HASH)
+        return ManifestRows(self._index, self._row_numbers[has_clip])
 
     def with_history(self) -> "ManifestRows":
         """The rows in which the assistant speaks before the reply that is the answer."""

@@ -93,6 +93,11 @@ def format_line(path: Path, formats: Mapping[str, int]) -> str:
     return f"{path}: {sum(formats.values())} rows, recognised by their keys: {counts}"
 
 
+def count_formats(path: Path) -> Counter[str]:
+    """Name of a row format -> number of rows of a manifest."""
+    return Counter(recognise(row) or OWN for _, row in read_rows(path))
+
+
 def check_has_audio(example: Example, location: str) -> None:
     """Refuse a row that has no clip and does not declare that this is meant.
 

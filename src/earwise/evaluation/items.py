@@ -14,7 +14,7 @@ from earwise.evaluation import controls
 from earwise.evaluation.controls import Control
 from earwise.evaluation.options import EvalOptions
 from earwise.prompts import prompt_turns
-from earwise.types import AudioClip, Example, Text, Waveform
+from earwise.types import Audio, AudioClip, Example, Text, Waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def validate_examples(examples: Sequence[Example]) -> None:
     """Refuse examples that cannot be evaluated.
 
     Raises:
-        DataError: if there are none, or two have one id.
+        DataError: if there are none, two have one id, or one has no clip and does not declare this.
     """
     if not examples:
         raise DataError("nothing to evaluate: the task has no examples; check the split or the file")
@@ -54,6 +54,11 @@ def validate_examples(examples: Sequence[Example]) -> None:
                 f"id {example.id!r} stands twice; ids name the rows of samples.jsonl, so each must be unique"
             )
         ids.add(example.id)
+        if not example.text_only and not any(isinstance(part, Audio) for turn in example.turns for part in turn.parts):
+            raise DataError(
+                f"item {example.id!r} has no clip, so nothing would be heard; add it, or declare text alone with "
+                "text_only: true"
+            )
 
 
 def permuted(example: Example, seed: int, permutation: int = 0) -> Example:

@@ -24,6 +24,8 @@ from earwise.training.stages.table import stage_class
 from earwise.types import AudioClip, Example
 
 Notify = Callable[[str], None]
+OpenedManifests = dict[tuple[Path, bool], ManifestRows]
+"""Manifest, and whether its audio files were looked for -> its rows."""
 
 PROBE_ALL_ROWS = 10_000
 """Largest number of rows of a source whose audio files are all looked at; that of more would take minutes."""
@@ -71,14 +73,14 @@ def check_training(recipe: Recipe, base: Path, notify: Notify = lambda line: Non
         AudioError: for audio that cannot be read, unless the recipe skips such rows; names manifest, row and file.
     """
     check_trackers(recipe.trackers)
-    opened: dict[Path, ManifestRows] = {}
+    opened: OpenedManifests = {}
     stages = tuple(check_stage(config, base, opened, notify) for config in recipe.stages)
     for entry in recipe.eval:
         _check_evaluation(entry, base, notify)
     return CheckedRecipe(stages)
 
 
-def check_stage(config: StageConfig, base: Path, opened: dict[Path, ManifestRows], notify: Notify) -> CheckedStage:
+def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify: Notify) -> CheckedStage:
     """Open and check the rows of one stage.
 
     Args:
@@ -95,11 +97,17 @@ def check_stage(config: StageConfig, base: Path, opened: dict[Path, ManifestRows
     mixture = []
     row_counts: dict[str, int] = {}
     with_preferences = stage.trains_on_preferences(config)
+    check_files = config.data.on_bad_row == "stop"
     for source in config.data.mixture:
-        rows = _open_source(source, base, opened, notify, with_preferences=with_preferences)
+        rows = _open_source(source, base, opened, notify, with_preferences=with_preferences, check_files=check_files)
         name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
         stage.check(config, rows, name)
-        if config.data.on_bad_row == "stop":
+        if config.kind == "sft" and config.assistant_turns == "last" and (conversations := rows.with_history()):
+            notify(
+                f"{name}: {len(conversations)} rows have earlier assistant turns, which are read and not trained; "
+                "assistant_turns: all trains them too"
+            )
+        if check_files:
             _check_audio(manifest_path(source.manifest, base), rows, notify)
         rows = _apply_curriculum(config, rows)
         mixture.append((rows, source.weight))
@@ -107,29 +115,52 @@ def check_stage(config: StageConfig, base: Path, opened: dict[Path, ManifestRows
     held_out_source = stage.held_out_source(config)
     held_out: Sequence[Example] = ()
     if held_out_source is not None:
-        held_out = _open_source(held_out_source, base, opened, notify, with_preferences=False)
+        held_out = _open_source(held_out_source, base, opened, notify, with_preferences=False, check_files=check_files)
+    _check_sound(config, mixture)
     return CheckedStage(StageData(mixture, held_out), row_counts)
 
 
 def _open_source(
-    source: Source, base: Path, opened: dict[Path, ManifestRows], notify: Notify, *, with_preferences: bool
+    source: Source,
+    base: Path,
+    opened: OpenedManifests,
+    notify: Notify,
+    *,
+    with_preferences: bool,
+    check_files: bool,
 ) -> ManifestRows:
     """The rows of a source that have an answer, or a preference; a manifest that several sources name is opened once.
 
+    Args:
+        source: The source.
+        base: Folder that a relative manifest starts from.
+        opened: Manifests that are already open; extended by this call.
+        notify: Receives progress, and the number of rows that are left out.
+        with_preferences: Whether rows need a preference instead of an answer.
+        check_files: Whether every audio file must exist.
     Raises:
-        DataError: if the manifest is missing, or has no such row.
+        DataError: if the manifest is missing, has no such row, or has a row without a clip that is not declared.
     """
     path = manifest_path(source.manifest, base)
-    if path not in opened:
+    if (path, check_files) not in opened:
         if not path.exists():
             raise DataError(f"{path}: is not there; {_missing_manifest_remedy(path)}")
-        opened[path] = open_rows(path, notify=notify)
-    rows = opened[path].select(source.where, require_answer=not with_preferences, require_preference=with_preferences)
+        opened[path, check_files] = open_rows(path, check_files=check_files, notify=notify)
+    selected = opened[path, check_files].select(source.where)
+    rows = selected.select({}, require_answer=not with_preferences, require_preference=with_preferences)
+    missing, command = ("`rejected`", "preferences") if with_preferences else ("an answer to train on", "labels")
     if not rows:
         condition = f" with {dict(source.where)}" if source.where else ""
-        missing, command = ("`rejected`", "preferences") if with_preferences else ("an answer to train on", "labels")
         raise DataError(
-            f"{path}: none of {len(opened[path])} rows{condition} has {missing}; build some: earwise build {command}"
+            f"{path}: none of {len(opened[path, check_files])} rows{condition} has {missing}; build some: "
+            f"earwise build {command}"
+        )
+    if len(rows) < len(selected):
+        notify(f"{path}: {len(selected) - len(rows)} of {len(selected)} rows are left out, they have no {missing}")
+    if not source.allow_text_only and (deaf_rows := rows.without_sound()):
+        raise DataError(
+            f"{path}:row {deaf_rows.line_number(0)}: no clip ({len(deaf_rows)} such rows); add the audio part, or "
+            "declare text alone: text_only: true in the row, or allow_text_only: true in data.mixture"
         )
     return rows
 
@@ -142,6 +173,20 @@ def _missing_manifest_remedy(path: Path) -> str:
         "build it (docs/how-to/build-questions.md), give the folder of the manifests with --data, or use another "
         "profile of the recipe (`earwise recipe NAME` prints them)"
     )
+
+
+def _check_sound(config: StageConfig, mixture: Sequence[tuple[ManifestRows, float]]) -> None:
+    """Refuse a stage without any clip: nothing of what it trains would be heard.
+
+    Raises:
+        DataError: with the number of rows.
+    """
+    if not any(rows.with_sound() for rows, _ in mixture):
+        count = sum(len(rows) for rows, _ in mixture)
+        raise DataError(
+            f"stage {config.name or config.kind}: none of its {count} rows has a clip; add a manifest with sound to "
+            "data.mixture"
+        )
 
 
 def _apply_curriculum(config: StageConfig, rows: ManifestRows) -> ManifestRows:
@@ -158,7 +203,7 @@ def _check_evaluation(entry: EvalConfig, base: Path, notify: Notify) -> None:
     """Check the rows of an entry under `eval:`."""
     question_text("", (), entry.style)
     path = manifest_path(entry.manifest, base)
-    rows = manifest.select(manifest.read(path), entry.where)
+    rows = manifest.select(manifest.read(path, require_audio=not entry.allow_text_only, notify=notify), entry.where)
     _check_audio(path, rows, notify)
     if not rows:
         raise DataError(f"eval: {entry.manifest} has no row with {dict(entry.where)}; correct `where`")

@@ -124,17 +124,16 @@ def check_hearing(policy: Policy, micro_batch: MicroBatch[Any], silent_states: M
 
     Args:
         policy: The model.
-        micro_batch: Any micro-batch of the training data.
+        micro_batch: A micro-batch of the training data that has a clip.
         silent_states: Clip number -> encoder output of a silent clip of equal length; empty while the encoder is
             trained.
     Returns:
-        Mean of (log-probability with audio - log-probability under silence) over the trained tokens, in nats; 0 if
-        the micro-batch has no audio.
+        Mean of (log-probability with audio - log-probability under silence) over the trained tokens, in nats.
     Raises:
-        ModelError: if nothing at all changes: then the audio does not reach the loss.
+        ModelError: if the micro-batch has no audio, or nothing at all changes: then the audio does not reach the loss.
     """
     if not micro_batch.forest.audio_clips:
-        return 0.0
+        raise ModelError("the check under silence got rows without a clip; it needs a row with one")
     with_audio = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
     silence = {clip: waveform * 0 for clip, waveform in micro_batch.waveforms.items()}
     without_audio = policy(micro_batch.forest, silent_states, silence)

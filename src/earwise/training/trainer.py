@@ -12,7 +12,7 @@ different numbers of micro-batches, or none (`distributed/parallel.py`).
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,9 @@ from earwise.training.stages.stage import Notify, Stage
 
 SKIPPED_STEPS = "bad_steps"
 """Key in a checkpoint: consecutive steps, up to it, without a finite loss."""
+
+MAX_STEPS_WITHOUT_CLIP = 10
+"""Number of first steps without any clip that ends a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,7 @@ class Trainer:
         self._saved_step = 0
         self._skipped_in_a_row = 0
         self._checks_done = False
+        self._steps_without_clip = 0
         self._checkpoint_state: dict[str, Any] | None = None
         """State of the stage that belongs to the current weights; None while no checkpoint of them is possible."""
         self._began = 0.0
@@ -236,21 +240,29 @@ class Trainer:
             batches = self._stage.batches(self._step)
             data_ready = time.monotonic()
             metrics = dict(batches.metrics)
+            hearing = None
             # A first step whose groups are all flat has no micro-batches; then the next step is checked.
             if batches.micro_batches and not self._checks_done:
                 with self._profiler.phase("checks"):
-                    metrics["hearing"] = self._check_model(batches.micro_batches[0])
+                    hearing = self._check_model(batches.micro_batches)
+            if hearing is not None:
+                metrics["hearing"] = hearing
         passes = parallel.all_gather(len(batches.micro_batches))
-        self._checks_done = self._checks_done or any(passes)
+        if not self._checks_done:
+            self._checks_done = parallel.any_process(hearing is not None)
+            self._refuse_steps_without_clip(any(passes))
         return _Step(batches.micro_batches, passes, StepRecord(started, data_ready, metrics, batches.example_ids))
 
-    def _check_model(self, micro_batch: MicroBatch[Any]) -> float:
+    def _check_model(self, micro_batches: Sequence[MicroBatch[Any]]) -> float | None:
         """Check that the forest is exact on this model and that the audio reaches the loss.
 
         Returns:
-            The result of `check_hearing`.
+            The result of `check_hearing`; None if no micro-batch has a clip, so that a later step must be checked.
         """
+        micro_batch = next((batch for batch in micro_batches if batch.forest.audio_clips), micro_batches[0])
         difference = check_forest(self._policy, micro_batch, tolerance=self._options.forest_tolerance)
+        if not micro_batch.forest.audio_clips:
+            return None
         silent_states = {}
         if micro_batch.encoder_states:
             clips = sorted(set(micro_batch.forest.audio_clips))
@@ -262,6 +274,21 @@ class Trainer:
             f"silence changes the log-probability by {-hearing:+.3f} nats per token"
         )
         return hearing
+
+    def _refuse_steps_without_clip(self, has_passes: bool) -> None:
+        """End a run that trains and trains without ever having a clip that could be compared with silence.
+
+        Args:
+            has_passes: Whether the step has micro-batches in any process.
+        """
+        if self._checks_done or not has_passes:
+            return
+        self._steps_without_clip += 1
+        if self._steps_without_clip >= min(MAX_STEPS_WITHOUT_CLIP, self._options.max_steps):
+            raise ModelError(
+                f"{self._stage.kind}: no row of the first {self._steps_without_clip} steps has a clip, so it cannot be "
+                "checked that the audio reaches the loss; raise the weight of the manifests with sound"
+            )
 
     def _set_learning_rate(self, step: _Step) -> None:
         """Set the learning rates of the step by the schedule."""

@@ -332,7 +332,7 @@ def test_two_clips_text_only_and_free_answers(tmp_path: Path) -> None:
             tuple(PITCHES),
         ),
         Example("one", (Turn("user", (Audio(str(first)), Text("Which?"))),), ("low tone",), tuple(PITCHES)),
-        Example("none", (Turn("user", (Text("Say hiss."),)),), ("hiss", "a hiss")),
+        Example("none", (Turn("user", (Text("Say hiss."),)),), ("hiss", "a hiss"), text_only=True),
         Example("unlabelled", (Turn("user", (Audio(str(second)), Text("What?"))),)),
     ]
     engine = ScriptedEngine(lambda prompt: f"<answer>{'hiss' if len(prompt.waveforms) != 1 else 'low tone'}</answer>")

@@ -107,7 +107,7 @@ def command(**values: Any) -> None:
 
     chosen = collect_options(DifficultyCommand, values)
     options, shard = chosen.difficulty_options(), parse_shard(chosen.shard)
-    examples = manifest.read(find_manifest(chosen.name), check_files=False)
+    examples = manifest.read(find_manifest(chosen.name), check_files=False, notify=note)
     select_rated(examples, shard)  # raises if nothing can be rated, before a model is loaded
     summary = build_difficulty(open_engine(chosen.model), examples, chosen.out, options, shard=shard, notify=note)
     if chosen.as_json:

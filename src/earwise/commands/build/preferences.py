@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.loading import STYLES, find_manifest, json_option, print_json
+from earwise.commands.loading import STYLES, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def command(**values: Any) -> None:
 
     chosen = collect_options(PreferencesCommand, values)
     options = PreferenceOptions(chosen.score, chosen.margin, chosen.each, chosen.gold)
-    examples = manifest.read(find_manifest(chosen.rows), check_files=False)
+    examples = manifest.read(find_manifest(chosen.rows), check_files=False, notify=note)
     summary = build_preferences(examples, chosen.runs, chosen.out, options)
     if chosen.as_json:
         print_json(summary)

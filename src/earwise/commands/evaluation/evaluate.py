@@ -167,13 +167,17 @@ def command(**values: Any) -> None:
     For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
     """
     from earwise.apps.recipe_eval import evenly_spaced, progress_printer
+    from earwise.data.manifest import count_formats, format_line
     from earwise.evaluation.run import BLIND, evaluate_with_controls
     from earwise.evaluation.task_table import load_task
+    from earwise.evaluation.tasks.manifest import TASK as MANIFEST
     from earwise.evaluation.terminal import as_text
 
     options = collect_options(EvaluateCommand, values)
     task, conditions = load_task(options.task), _conditions(options.split, options.conditions)
     examples = _selected(task.load(options.path, options.audio_root), conditions, options.path)
+    if task.load is MANIFEST.load and (line := format_line(options.path, count_formats(options.path))):
+        note(line)
     engine = open_engine(options.model)
     try:
         metrics = evaluate_with_controls(

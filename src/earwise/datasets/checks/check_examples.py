@@ -20,6 +20,7 @@ from earwise.types import Example
 
 MAX_LISTED = 200  # findings of each kind that are listed; the others are counted
 FINDINGS = {
+    "deaf": ("no clip", "; add it, or declare text alone with text_only: true"),
     "leaks": ("leak", "; keep a group in one split"),
     "copies": ("copy", "; keep the copies in one split"),
     "near_copies": ("near copy", "; keep the copies in one split"),
@@ -57,9 +58,10 @@ def check_examples(
     Returns:
         Plain JSON values: `n`, `splits`, `tasks`, `bias` (baseline -> n, accuracy, chance, low, high), `bias_by_split`
         (also `blind_from_train`: the blind baseline learned from the training split), `answers` (the most frequent),
-        `leaks`, `copies`, `near_copies`, `benchmark`, `conflicts`, `duplicates`, `rephrased`, `silent`, `broken`,
-        `texts_across_splits`, `licences` (licence -> number of clips), `sounds` (statistics of the audio), `unlisted`
-        (numbers of findings that are not listed), `problems`.
+        `deaf` (rows without a clip that do not declare it), `text_only` (number of rows that do), `leaks`, `copies`,
+        `near_copies`, `benchmark`, `conflicts`, `duplicates`, `rephrased`, `silent`, `broken`, `texts_across_splits`,
+        `licences` (licence -> number of clips), `sounds` (statistics of the audio), `unlisted` (numbers of findings
+        that are not listed), `problems`.
     Raises:
         DataError: if `strict` and there is a problem; the message states the first and the number of problems.
     """
@@ -75,6 +77,8 @@ def check_examples(
         "tasks": dict(rows.tasks.most_common()),
         **_bias(rows.bias_questions(), seed),
         "answers": rows.answers.most_common(10),
+        "deaf": rows.deaf,
+        "text_only": rows.num_text_only,
         "leaks": rows.leaks(),
         "conflicts": rows.conflicts,
         "duplicates": rows.duplicates,

@@ -82,7 +82,7 @@ def check_manifests(
     benchmarks = [_read_benchmark(path, options.workers) for path in options.benchmarks]
     workers = _choose_workers(paths, options.workers)
     report = check_examples(
-        _rows(paths, check_files=options.read_audio),
+        _rows(paths, check_files=options.read_audio, notify=notify),
         read_audio=options.read_audio,
         seed=options.seed,
         benchmark_clips=[clip for fingerprints, _ in benchmarks for clip in fingerprints],
@@ -135,11 +135,14 @@ def check_built_manifests(
     return report
 
 
-def _rows(paths: Sequence[Path], check_files: bool = False) -> Iterator[Example]:
-    """The rows of all manifests, one manifest after the other; an empty manifest raises DataError."""
+def _rows(paths: Sequence[Path], check_files: bool = False, notify: Notify = lambda _: None) -> Iterator[Example]:
+    """The rows of all manifests, one manifest after the other; an empty manifest raises DataError.
+
+    Rows without a clip are let through, since the report lists them.
+    """
     for path in paths:
         count = 0
-        for example in manifest.iterate(path, check_files=check_files):
+        for example in manifest.iterate(path, check_files=check_files, require_audio=False, notify=notify):
             count += 1
             yield example
         if not count:
@@ -159,7 +162,7 @@ def _read_benchmark(path: Path, workers: int | None) -> tuple[list[Fingerprint],
     hashes = contamination.read(path)
     if not _is_manifest(path):
         return [], hashes
-    clips = (clip for example in manifest.iterate(path) for clip in example.audio_paths)
+    clips = (clip for example in manifest.iterate(path, require_audio=False) for clip in example.audio_paths)
     return fingerprint_clips(clips, workers), hashes
 
 

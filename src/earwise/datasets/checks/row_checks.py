@@ -35,6 +35,10 @@ class RowStatistics:
     """Audio file -> split and licence of the first row that names it."""
     conflicts: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
+    deaf: list[str] = field(default_factory=list)
+    """Rows that have no clip and do not declare that this is meant."""
+    num_text_only: int = 0
+    """Number of rows that declare to be text alone."""
     rephrased: list[str] = field(default_factory=list)
     """Rows that repeat a question and its answer with other case, punctuation or articles."""
     texts_across_splits: int = 0
@@ -64,6 +68,9 @@ class RowStatistics:
         if example.choices and example.answer:
             _push_bounded(self._bias_heaps[split], (-int.from_bytes(_key(example.id)), -number, example))
         paths = example.audio_paths
+        self.num_text_only += example.text_only
+        if not paths and not example.text_only:
+            self.deaf.append(f"row {number + 1} ({example.id}) has none")
         for name in [*_split_units(example), *(f"file {path}" for path in paths)]:
             splits = self._unit_splits.setdefault(_key(name), {split})
             if split not in splits:

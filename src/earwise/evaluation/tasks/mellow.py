@@ -49,9 +49,12 @@ def reworded(example: Example) -> Example:
     has_letters = bool(example.choices) and not {choice.lower() for choice in example.choices} <= set(YES_NO)
     lettered = {choice: f"{chr(ord('a') + place)}) {choice.lower()}" for place, choice in enumerate(example.choices)}
     names = lettered if has_letters else {}
-    question = " ".join([example.question.lower(), *names.values()])
-    parts = tuple(part for part in example.turns[-1].parts if isinstance(part, Audio))
-    turns = (*example.turns[:-1], Turn(example.turns[-1].role, (*parts, Text(question))))
+    *parts, last = example.turns[-1].parts or (Text(""),)
+    if isinstance(last, Audio):
+        parts.append(last)
+    question = " ".join([last.text if isinstance(last, Text) else "", *names.values()])
+    worded = tuple(Text(part.text.lower()) if isinstance(part, Text) else part for part in (*parts, Text(question)))
+    turns = (*example.turns[:-1], Turn(example.turns[-1].role, worded))
     return replace(
         example, turns=turns, choices=(), answer=tuple(names.get(gold, gold.lower()) for gold in example.answer)
     )

@@ -16,7 +16,7 @@ from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import DataError
 from earwise.forest import TokenPath
-from earwise.models.prompt_encoding import conversation_path
+from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import THINKING_STYLES, prompt_turns
 from earwise.training.batches import (
     DrawnGroup,
@@ -32,7 +32,7 @@ from earwise.training.logging.sample_log import CompletionLogger
 from earwise.training.policy import MicroBatch
 from earwise.training.stages.stage import StageContext
 from earwise.training.trainable import trains_encoder
-from earwise.types import Example
+from earwise.types import Audio, Example, Text, Turn
 
 RepliesHook = Callable[[Example, str, random.Random], Sequence[TokenPath]]
 """Row, prompt style and random generator -> token paths of the replies to train on, one branch each."""
@@ -118,8 +118,30 @@ class SupervisedPipeline:
         """Prompt and reply of each branch of a row; the prompt is tokenised once."""
         style = rng.choices(self._styles, self._style_weights)[0]
         turns = prompt_turns(row, style)
+        paths = []
+        if isinstance(self._config, SftConfig) and self._config.assistant_turns == "all":
+            paths = self._history_branches(turns, group)
         prompt = conversation_path(self._context.model, turns, group.clips, group.num_samples, generate=True)
-        return [prompt + reply for reply in replies(row, style, rng)]
+        return paths + [prompt + reply for reply in replies(row, style, rng)]
+
+    def _history_branches(self, turns: tuple[Turn, ...], group: DrawnGroup) -> list[TokenPath]:
+        """One branch for each reply of the assistant before the last user turn: what comes before it, and the reply.
+
+        All are beginnings of one conversation, so in the tree they share its tokens, and the loss is that of the whole
+        conversation with all assistant turns trained.
+        """
+        paths = []
+        for place, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            before = turns[:place]
+            num_clips = sum(isinstance(part, Audio) for earlier in before for part in earlier.parts)
+            reply = "".join(part.text for part in turn.parts if isinstance(part, Text))
+            prompt = conversation_path(
+                self._context.model, before, group.clips[:num_clips], group.num_samples[:num_clips], generate=True
+            )
+            paths.append(prompt + answer_path(self._context.model, reply))
+        return paths
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""
