@@ -251,7 +251,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         with path.open("r+b") as handle:
             handle.truncate(len(complete))
     rows = []
-    for number, line in enumerate(complete.splitlines(), 1):
+    for number, line in enumerate(complete.split(b"\n")[:-1], 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

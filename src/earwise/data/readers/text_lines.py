@@ -133,7 +133,7 @@ def _checked_header(cells: list[str], path: Path, required: Sequence[str]) -> li
     columns = [cell.strip() for cell in cells]
     for name in required:
         if name not in columns:
-            raise DataError(f"{path}: no column {name!r} in its header {', '.join(columns)[:80]}")
+            raise DataError(f"{path}: column {name!r} is missing, found {', '.join(columns)[:80]}")
     for name in columns:
         if columns.count(name) > 1:
             raise DataError(f"{path}: column {name!r} stands twice in its header; rename one")
@@ -168,5 +168,9 @@ def not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
 
 def refuse_utf16(path: Path, line: bytes) -> None:
     """Refuse a file in UTF-16 or UTF-32, which spreadsheets and Windows shells write."""
-    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in line[:64]:
+    head = line[:64]
+    is_utf16 = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head.count(b"\0") > len(head) // 3
+    if is_utf16:
         raise DataError(f"{path}: is UTF-16 text; save it as UTF-8")
+    if b"\0" in head:
+        raise DataError(f"{path}: is no text file; give a file of rows, such as JSON lines")

@@ -10,7 +10,6 @@ melodies on one synthesiser share landmarks, but their waveforms do not correlat
 can be written to a file, so that a benchmark can be kept out of training data without having its audio.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.audio import num_samples
+from earwise.data.readers.text_lines import json_lines
 from earwise.errors import DataError
 from earwise.files import write_jsonl
 from earwise.types import Waveform
@@ -255,9 +255,8 @@ def write(path: Path, fingerprints: Iterable[Fingerprint]) -> int:
 def is_fingerprint_file(path: Path) -> bool:
     """True if the first line of a file is a fingerprint (and not the row of a manifest)."""
     try:
-        with path.open(encoding="utf-8") as lines:
-            first = json.loads(lines.readline() or "null")
-    except (OSError, ValueError):
+        _, first = next(json_lines(path), (0, None))
+    except DataError:
         return False
     return isinstance(first, dict) and {"sha256", "keys", "frames"} <= first.keys()
 
@@ -269,15 +268,13 @@ def read(path: Path) -> list[Fingerprint]:
         DataError: for a line that is no fingerprint, or a fingerprint of another version.
     """
     fingerprints = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                version = row["version"]
-                landmarks = Sketch(np.array(row["keys"], np.uint32), np.array(row["frames"], np.uint16))
-                fingerprints.append(Fingerprint(str(row["path"]), str(row["sha256"]), landmarks))
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
-                raise DataError(f"{path}:row {number}: is no fingerprint ({error}); write the file again") from error
-            if version != VERSION:
-                raise DataError(f"{path}:row {number}: is of version {version}, this is {VERSION}; write it again")
+    for number, row in json_lines(path):
+        try:
+            version = row["version"]
+            landmarks = Sketch(np.array(row["keys"], np.uint32), np.array(row["frames"], np.uint16))
+            fingerprints.append(Fingerprint(str(row["path"]), str(row["sha256"]), landmarks))
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise DataError(f"{path}:row {number}: is no fingerprint ({error}); write the file again") from error
+        if version != VERSION:
+            raise DataError(f"{path}:row {number}: is of version {version}, this is {VERSION}; write it again")
     return fingerprints

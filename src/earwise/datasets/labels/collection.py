@@ -5,16 +5,15 @@ CSV table (columns path and label; optionally split, group and others), a folder
 and public collections as they are published (`labels/layouts.py`).
 """
 
-import csv
 import difflib
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from earwise.audio import AUDIO_SUFFIXES
+from earwise.data.readers.text_lines import csv_rows, json_lines
 from earwise.datasets.labels import layouts
 from earwise.errors import DataError
 
@@ -71,25 +70,17 @@ def misspelled_fields(rows: Iterable[LabelRow]) -> list[str]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Rows of a list in JSON lines."""
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:row {number}: not JSON ({error}); write one clip a line") from error
+    for number, row in json_lines(path):
         if not isinstance(row, dict):
-            raise DataError(f"{path}:row {number}: {line[:40]!r} is no object; write one with path and labels")
+            raise DataError(f"{path}:row {number}: {str(row)[:40]!r} is no object; write one with path and labels")
         rows.append(row)
     return rows
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV table; empty cells are left out."""
-    table = csv.DictReader(_read_text(path).splitlines())
-    if missing := {"path", "label"} - set(table.fieldnames or ()):
-        raise DataError(f"{path}: column {min(missing)!r} is missing, found {table.fieldnames}; give path and label")
-    return [{key: value for key, value in row.items() if key is not None and value} for row in table]
+    rows = csv_rows(path, required=("path", "label"))
+    return [{key: value for key, value in row.items() if value} for _, row in rows]
 
 
 def _read_folders(path: Path) -> list[dict[str, Any]]:
@@ -127,17 +118,6 @@ def unused_files(path: Path, rows: Iterable[LabelRow]) -> str | None:
     endings = Counter(file.suffix.lower() or "no ending" for file in unused)
     counts = ", ".join(f"{count} with {ending}" for ending, count in endings.most_common(5))
     return f"{len(unused)} files in {path} are not used ({counts}; the first is {unused[0]})"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
 def _complete(rows: Iterable[dict[str, Any]], path: Path) -> list[LabelRow]:

@@ -6,13 +6,13 @@ cross splits, follows the documentation of each collection: the Freesound record
 published in folds, the last fold is `val`. Sources: the README files and CSV headers of the collections.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earwise.data.readers.text_lines import csv_rows, read_text
 from earwise.errors import DataError
 
 Rows = Iterable[dict[str, Any]]
@@ -177,19 +177,10 @@ def _wav_files(folder: Path) -> Iterator[Path]:
 
 def _table(path: Path, required: Sequence[str]) -> Iterator[Mapping[str, str]]:
     """Rows of a CSV table that must have the columns `required`, none of them empty."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines)
-            if missing := set(required) - set(table.fieldnames or ()):
-                raise DataError(
-                    f"{path}: column {min(missing)!r} is missing, found {table.fieldnames}; fetch the published file"
-                )
-            for number, row in enumerate(table, 2):
-                if any(not row.get(name) for name in required):
-                    raise DataError(f"{path}:line {number}: a field of {', '.join(required)} is empty; fetch it again")
-                yield {key: value for key, value in row.items() if key is not None and isinstance(value, str)}
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch the published file") from error
+    for number, row in csv_rows(path, delimiter=",", required=required):
+        if any(not row[name] for name in required):
+            raise DataError(f"{path}:row {number}: a field of {', '.join(required)} is empty; fetch it again")
+        yield row
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -197,7 +188,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}); fetch the published file") from error
     return value if isinstance(value, dict) else {}

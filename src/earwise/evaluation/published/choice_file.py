@@ -5,6 +5,7 @@ other names differ (`ChoiceFields`). Several editions are published under one na
 content of its items (`fingerprint`).
 """
 
+import ast
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earwise.data.readers import row_files
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
 
@@ -43,6 +45,17 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(items).encode()).hexdigest()[:16]
 
 
+def _choice_list(choices: Any) -> Any:
+    """The option texts of a row whose list was written as text (`"['a', 'b']"`), as exports of tables do; any other
+    value is returned unchanged."""
+    if not isinstance(choices, str) or not choices.lstrip().startswith("["):
+        return choices
+    try:
+        return ast.literal_eval(choices.strip())
+    except (ValueError, SyntaxError):
+        return choices
+
+
 def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of a benchmark file, a JSON list or one object per line.
 
@@ -52,15 +65,7 @@ def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
     Raises:
         DataError: if the file is not JSON or empty, a row lacks a field, or two rows have one id; it names the row.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); give the benchmark's JSON file") from error
-    try:
-        is_list = text.lstrip().startswith("[")
-        rows = json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); download it again") from error
+    rows = [dict(row) for _, row in row_files.read_rows(path)]
     if not rows:
         raise DataError(f"{path}: holds no items; download it again")
     ids: set[str] = set()
@@ -70,6 +75,7 @@ def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
             raise DataError(
                 f"{path}: item {number} has no {', '.join(missing)}; is this the file of another benchmark?"
             )
+        row["choices"] = _choice_list(row["choices"])
         if not isinstance(row["choices"], list):
             raise DataError(f"{path}: item {number}: choices is {row['choices']!r}, not a list of option texts")
         if row["id"] in ids:
