@@ -153,7 +153,7 @@ def _parts_hash(parts: tuple[Audio, ...]) -> int:
     return hash64("\0".join(str(AudioClip(Path(part.path), part.start or 0.0, part.end)) for part in parts))
 
 
-NO_CLIPS_HASH = _paths_hash(())
+NO_CLIPS_HASH = _parts_hash(())
 """`clips_hash` of a row without clips."""
 
 # Building the index ---------------------------------------------------------------------------------------------------
