@@ -1,7 +1,10 @@
-"""Resolves the manifest names that recipes and commands accept: paths, `starter:train` and `starter:val`."""
+"""Resolves the names that recipes and commands accept for a manifest: paths, `starter:train`, `starter:val`, and data
+sets in other programs' forms, which are converted once into the cache."""
 
 from pathlib import Path
 
+from earwise.data.interchange.detection import find_dataset
+from earwise.data.interchange.importing import cached_manifest
 from earwise.errors import ConfigError
 
 STARTER = Path(__file__).parents[1] / "assets" / "starter"
@@ -11,14 +14,18 @@ def manifest_path(name: str, base: Path) -> Path:
     """File of a manifest.
 
     Args:
-        name: `starter:train` or `starter:val` for the bundled starter set, or a path.
+        name: `starter:train` or `starter:val` for the bundled starter set, a path, or a data set (a table, a folder of
+            `datasets`, Parquet, tar shards, NeMo, lhotse, Kaldi, `hf://datasets/ORG/NAME`), with options after `?` (see
+            `interchange.detection.find_dataset`).
         base: Folder that a relative path starts from.
     Raises:
         ConfigError: for any other name that begins with `starter:`.
+        DataError: if a data set cannot be converted.
     """
     if name.startswith("starter:"):
         path = STARTER / f"{name.removeprefix('starter:')}.jsonl"
         if not path.exists():
             raise ConfigError(f"manifest {name!r}: the bundled ones are starter:train and starter:val")
         return path
-    return base / name
+    location = find_dataset(name, base)
+    return base / Path(name).expanduser() if location is None else cached_manifest(location)

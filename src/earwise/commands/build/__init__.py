@@ -4,6 +4,7 @@ import click
 
 from earwise.commands.build import (
     check,
+    convert,
     difficulty,
     labels,
     pack,
@@ -23,6 +24,7 @@ def group() -> None:
 
 group.add_command(labels.command)
 group.add_command(check.command)
+group.add_command(convert.command)
 group.add_command(published.source)
 group.add_command(xs_cot.xs_cot)
 group.add_command(published.avqa)

@@ -1,0 +1,121 @@
+"""`earwise build convert`: data sets of other programs into a manifest, and a manifest into their forms."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from earwise.commands.build.check import check_built, optional_check_option
+from earwise.commands.loading import field_values, find_manifest, json_option, note, print_json
+from earwise.commands.options import collect_options
+from earwise.errors import ConfigError
+
+FILE = click.Path(path_type=Path)
+MANIFEST = "manifest"
+# The keys of data.interchange.exporting.WRITERS, repeated here because that module imports large packages. A test
+# compares the two.
+FORMS = (MANIFEST, "parquet", "datasets", "webdataset", "csv", "tsv", "nemo", "lhotse", "kaldi")
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertCommand:
+    """Options of `earwise build convert`; see the help texts below."""
+
+    source: str
+    form: str
+    out: Path
+    columns: tuple[str, ...]
+    prompt: str | None
+    split: str | None
+    config: str | None
+    skip_bad: bool
+    run_checks: bool
+    as_json: bool
+
+
+@click.command("convert", short_help="Data sets of other programs to a manifest, and back.")
+@click.argument("source", metavar="IN")
+@click.option("--to", "form", type=click.Choice(FORMS), default=MANIFEST, show_default=True, help="Form to write.")
+@click.option("--out", "-o", required=True, type=FILE, help="File to write; a folder for forms of several files.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="FIELD=COLUMN",
+    help="Column of IN that holds a field (id, audio, question, choices, answer ...), where its name does not say so. "
+    "May be given several times.",
+)
+@click.option("--prompt", metavar="TEXT", help="Question of rows that have none.")
+@click.option("--split", help="Only this split of IN.  [default: all]")
+@click.option("--config", help="Configuration (subset) of a data set on a hub.")
+@click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and list them in OUT.skipped.txt.")
+@optional_check_option
+@json_option
+def command(**values: Any) -> None:
+    """Convert IN to a manifest with its clips, or to the form that --to names.
+
+    IN is a manifest, rows of conversations (JSON lines), a CSV or TSV table, Parquet files, a folder that `datasets`
+    saved, hf://datasets/ORG/NAME[@REVISION], tar shards (WebDataset), or a manifest of NeMo, lhotse or Kaldi.
+
+    \b
+    earwise build convert questions.csv --column question=Frage --out questions.jsonl
+    earwise build convert "hf://datasets/org/name@main" --split test --out test.jsonl
+    earwise build convert questions.jsonl --to lhotse --out lhotse/
+    """
+    chosen = collect_options(ConvertCommand, values)
+    if chosen.out.exists():
+        raise ConfigError(f"{chosen.out}: already exists; choose another --out or delete it")
+    count, skipped = _convert(chosen)
+    if chosen.as_json:
+        print_json({"out": str(chosen.out), "form": chosen.form, "rows": count, "skipped": skipped})
+    else:
+        left_out = f"; {skipped} left out, see {chosen.out}.skipped.txt" if skipped else ""
+        click.echo(f"{chosen.out}: {count} rows{left_out}")
+    if chosen.run_checks and chosen.form == MANIFEST:
+        check_built([chosen.out])
+
+
+def _convert(chosen: ConvertCommand) -> tuple[int, int]:
+    """Convert; returns the numbers of rows that were written and left out."""
+    from earwise.data.interchange.detection import check_columns, find_dataset
+    from earwise.data.interchange.exporting import WRITERS
+    from earwise.data.interchange.importing import ImportOptions, cached_manifest, import_dataset
+    from earwise.data.sources.skip_log import SkipLog
+
+    columns = dict(field_values(chosen.columns, "--column"))
+    check_columns(columns)
+    location = find_dataset(chosen.source, Path())
+    if location is None:
+        _refuse_unused(chosen)
+        path = find_manifest(chosen.source)
+        return (
+            _copy_manifest(path, chosen.out) if chosen.form == MANIFEST else WRITERS[chosen.form](path, chosen.out)
+        ), 0
+    location = replace(
+        location,
+        columns={**location.columns, **columns},
+        prompt=chosen.prompt or location.prompt,
+        split=chosen.split or location.split,
+        config=chosen.config or location.config,
+    )
+    if chosen.form != MANIFEST:
+        return WRITERS[chosen.form](cached_manifest(location), chosen.out), 0
+    if not chosen.skip_bad:
+        return import_dataset(location, chosen.out), 0
+    with SkipLog(chosen.out, note) as skip_log:
+        return import_dataset(location, chosen.out, ImportOptions(on_skip=skip_log)), skip_log.count
+
+
+def _copy_manifest(path: Path, out: Path) -> int:
+    """Write a manifest, or rows of conversations, as a manifest at another place."""
+    from earwise.data import manifest
+
+    return manifest.write(out, manifest.iterate(path, check_files=True))
+
+
+def _refuse_unused(chosen: ConvertCommand) -> None:
+    """Refuse options that only apply to tables and data sets."""
+    for name, value in (("--column", chosen.columns), ("--prompt", chosen.prompt), ("--config", chosen.config)):
+        if value:
+            raise ConfigError(f"{name} is for tables and data sets; {chosen.source} is a manifest, or is not there")

@@ -1,0 +1,152 @@
+"""Converts a data set of another program to a manifest, once: into a file of the user's, or into the cache.
+
+`import_dataset` writes OUT and, for clips that were stored inside the data set, `clips/` beside it. `cached_manifest`
+does the same below `EARWISE_HOME` and finds the result again while the files of the data set stay as they are, which is
+how a data set can be named wherever a manifest is taken.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from earwise.data import manifest
+from earwise.data.interchange.clip_store import ClipStore
+from earwise.data.interchange.detection import reader
+from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
+from earwise.data.interchange.huggingface import hub_files
+from earwise.data.interchange.native_rows import native_row
+from earwise.data.interchange.packed_rows import packed_row
+from earwise.data.interchange.parquet_tables import parquet_files
+from earwise.data.interchange.tar_samples import tar_files
+from earwise.errors import DataError
+from earwise.files import atomic_folder, cache_dir, relative_path, write_json
+from earwise.types import Example
+
+CLIPS_FOLDER = "clips"
+MANIFEST_NAME = "manifest.jsonl"
+VERSION = 1  # incremented whenever the content of a cached conversion changes
+OnSkip = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """How the rows of a data set become rows of a manifest."""
+
+    absolute_paths: bool = False
+    """Whether the manifest names files outside its folder by absolute paths."""
+    on_skip: OnSkip | None = None
+    """Called with one line about every row that cannot be used; None stops at the first."""
+
+
+def import_dataset(location: DatasetLocation, out: Path, options: ImportOptions | None = None) -> int:
+    """Write the manifest of a data set.
+
+    Args:
+        location: The data set.
+        out: Manifest to write; clips that were stored inside the data set go to `clips/` beside it.
+        options: How paths are written and what becomes of rows that cannot be used.
+    Returns:
+        Number of rows.
+    Raises:
+        DataError: for the first row that cannot be used (unless they are skipped), or if no row is left.
+        ConfigError: if a library that the form needs is not installed.
+    """
+    options = options or ImportOptions()
+    store = ClipStore(out.parent / CLIPS_FOLDER)
+    rows = reader(location.kind)(location, store)
+    count = manifest.write(out, _not_empty(_examples(rows, location, out, options), location))
+    return count
+
+
+def cached_manifest(location: DatasetLocation) -> Path:
+    """The manifest of a data set in the cache; written now if it is not there.
+
+    Raises:
+        DataError: see `import_dataset`.
+    """
+    folder = cache_dir() / "converted" / _cache_name(location)
+    path = folder / MANIFEST_NAME
+    if path.is_file():
+        return path
+    with _exclusive(folder):
+        if not path.is_file():
+            with atomic_folder(folder) as part:
+                import_dataset(location, part / MANIFEST_NAME, ImportOptions(absolute_paths=True))
+                write_json(part / "dataset.json", asdict(location) | {"path": str(location.path)})
+    return path
+
+
+def _examples(
+    rows: Iterator[ForeignRow], location: DatasetLocation, out: Path, options: ImportOptions
+) -> Iterator[Example]:
+    """The Examples of the rows; a row that cannot be used is skipped or raised."""
+    existing = set[Path]()
+    prefix = location.path.name.partition(".")[0] or "row"
+
+    def path_text(path: Path) -> str:
+        if path not in existing:
+            if not path.is_file():
+                raise DataError(f"audio file {path} is missing; paths start from the data set's own folder")
+            existing.add(path)
+        if options.absolute_paths and not path.is_relative_to(out.parent):
+            return str(path.absolute())
+        return Path(relative_path(path, out.parent)).as_posix()
+
+    for number, row in enumerate(rows, 1):
+        try:
+            yield _example(row, f"{prefix}-{number}", location, out.parent, path_text)
+        except DataError as error:
+            message = str(error) if str(error).startswith(row.location) else f"{row.location}: {error}"
+            if options.on_skip is None:
+                raise DataError(message) from error
+            options.on_skip(message)
+
+
+def _example(
+    row: ForeignRow, identifier: str, location: DatasetLocation, root: Path, path_text: Callable[[Path], str]
+) -> Example:
+    """The Example of one row."""
+    native = packed_row(row, path_text) or native_row(
+        row, identifier, columns=location.columns, prompt=location.prompt, path_text=path_text
+    )
+    return manifest.from_row(native, root=root, location=row.location)
+
+
+def _not_empty(examples: Iterator[Example], location: DatasetLocation) -> Iterator[Example]:
+    """Pass the examples on; raise if there are none, so that no manifest is written."""
+    first = next(examples, None)
+    if first is None:
+        raise DataError(f"{location.path}: no row can be used; is it the right file, and the right split?")
+    yield first
+    yield from examples
+
+
+def _cache_name(location: DatasetLocation) -> str:
+    """Folder of a conversion: the data set's name, and a hash of its options and its files' sizes and times."""
+    files = hub_files(location) if location.kind == "hub" else _files(location.path)
+    stamps = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    key = [VERSION, asdict(location) | {"path": str(location.path)}, stamps]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return f"{location.path.name.partition('.')[0]}-{digest}"
+
+
+def _files(path: Path) -> list[Path]:
+    """The files whose change makes a cached conversion stale."""
+    if path.is_file():
+        return [path]
+    files = parquet_files(path) or tar_files(path)
+    return files or sorted(file for file in path.rglob("*") if file.is_file())
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process convert at a time; the others wait, and then find the result."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(os.fspath(folder) + ".lock"):
+        yield
