@@ -97,6 +97,29 @@ def test_leaks():
     assert "file x.wav is in train and val" in first_problem(same)
 
 
+def pair(number, first, second, **fields):
+    """A question about two clips."""
+    turns = (Turn("user", (Audio(first), Audio(second), Text("How do they differ?"))),)
+    return replace(make_example(number, **fields), turns=turns, choices=(), answer=("by much",))
+
+
+def test_leaks_through_the_second_clip_of_a_pair():
+    """A row names the group of its first clip; that of the second is known from `clip_groups`, or from other rows."""
+    stated = [
+        replace(pair(1, "a.wav", "b.wav", group="g1"), meta={"clip_groups": ["g1", "g2"]}),
+        make_example(2, "b", audio="c.wav", group="g2", split="val"),
+    ]
+    assert first_problem(stated) == "leak: group 'g2' is in train and val; keep a group in one split"
+    joined = [
+        pair(1, "a.wav", "b.wav", group="g1"),
+        make_example(2, audio="b.wav", group="g2"),
+        make_example(3, "b", audio="c.wav", group="g2", split="val"),
+    ]
+    assert "leak: group 'g2' is in train and val" in first_problem(joined)
+    joined[2] = make_example(3, "b", audio="c.wav", group="g3", split="val")
+    assert "leak" not in first_problem(joined)
+
+
 def test_conflicts_and_duplicates():
     clash = [make_example(1, audio="x.wav"), make_example(2, "b", ("d", "c", "b", "a"), audio="x.wav", group="g1")]
     assert "q1 says 'a', q2 says 'b' to one question" in first_problem(clash)

@@ -70,3 +70,17 @@ def test_manifests_of_yes_no_questions_are_read():
     assert set(hashes.questions) == {
         value for row in examples if (value := contamination.question_hash(row.question, row.choices))
     }
+
+
+def test_a_benchmark_video_is_found_as_the_second_clip_of_a_pair(tmp_path):
+    (tmp_path / "mmar.json").write_text(
+        json.dumps([{"id": "m1", "audio_path": "qx8hrhBZJ98_00-01-32_00-02-02.wav", "question": "Where?"}])
+    )
+    benchmark = contamination.read(tmp_path / "mmar.json")
+    pair = make_example(
+        1, group="youtube:AAAAAAAAAAA", meta={"clip_groups": ["youtube:AAAAAAAAAAA", "youtube:qx8hrhBZJ98"]}
+    )
+    report = check_examples([pair], read_audio=False, benchmark_hashes=benchmark)
+    assert report["benchmark"] == ["q1 is about the video of mmar.json m1"]
+    manifest.write(tmp_path / "pair.jsonl", [pair])
+    assert set(contamination.read(tmp_path / "pair.jsonl").videos.values()) == {"pair.jsonl q1"}

@@ -19,7 +19,7 @@ from earwise.datasets.sari import chains, multiple_choice
 from earwise.datasets.sari.builder import TEMPLATE_REPLIES, build_sari, plan_sari
 from earwise.datasets.sari.captions import row_caption
 from earwise.datasets.sari.chains import Structured, Unstructured, chain_request, render_chain, template_chain
-from earwise.datasets.sari.inputs import SariInputs
+from earwise.datasets.sari.inputs import SariInputs, load_inputs
 from earwise.datasets.sari.options import SariModels, SariOptions
 from earwise.datasets.teachers.teacher import RemoteTeacher, TemplateTeacher
 from earwise.engine.base import Prompt, SamplingParams
@@ -201,6 +201,49 @@ def test_a_language_model_writes_questions_and_chains_and_its_failures_are_repla
     assert {row["choices"].index(row["answer"]) for row in rows_of[SFT[0]] + rows_of["rl.jsonl"]} != {0}
     complaint = next(body for body in chat.bodies if len(body["messages"]) > 3)["messages"][-1]["content"]
     assert "could not be used" in complaint
+
+
+def source_row(number: int, clip: str, field: str, answer: str, **fields: Any) -> Example:
+    """A row as the readers of `build source` write it."""
+    turns = (Turn("user", (Audio(clip), Text("What is it?"))),)
+    fields = {"task": "open", "meta": {"field": field}, "group": clip, "licence": "CC0"} | fields
+    return Example(f"{clip}-{field}-{number}", turns, (answer,), **fields)
+
+
+def test_clips_come_from_manifests_and_from_several_collections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("first", "second", "labelled"):
+        (tmp_path / folder).mkdir()
+    rows = tones(tmp_path / "labelled", 8)
+    (tmp_path / "labelled" / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number in range(8):
+        write_clip(tmp_path / "first" / f"{number}.wav", list(PITCHES)[number % 4], number)
+        write_clip(tmp_path / "second" / f"{number}.wav", list(PITCHES)[number % 4], number)
+    emotions = [
+        source_row(number, f"{number}.wav", "emotion", "joy", category="speech", choices=("joy", "anger"))
+        for number in range(8)
+    ]
+    captioned = [
+        source_row(number, f"{number}.wav", "sound", f"A tone of kind {number}.", task="caption") for number in range(8)
+    ]
+    manifest.write(tmp_path / "first" / "meld.jsonl", emotions)
+    manifest.write(tmp_path / "second" / "captions.jsonl", captioned)
+    names = [str(tmp_path / name) for name in ("labelled", "first/meld.jsonl", "second/captions.jsonl")]
+    inputs = load_inputs(names)
+    assert len(inputs.rows) == 24
+    by_path = {row["path"]: row for row in inputs.rows}
+    assert by_path[f"{tmp_path}/first/3.wav"]["emotion"] == "joy"
+    assert by_path[f"{tmp_path}/second/3.wav"]["caption"] == "A tone of kind 3."
+    assert by_path[f"{tmp_path}/labelled/3.wav"]["labels"] == [list(PITCHES)[3]]
+    line = ["build", "sari", *names, "--sft", "2", "--rl", "50", "--out", str(tmp_path / "out"), "--no-check"]
+    assert run([*line, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["captions_by"] == {"given": 8, "template": 16}
+    rows_built = manifest.read(tmp_path / "out" / "rl.jsonl")
+    assert {row.meta["caption_by"] for row in rows_built} == {"template"}, (
+        "only labels make questions without a teacher"
+    )
+    assert {path.parent.name for row in rows_built for path in row.audio_paths} == {"labelled"}
 
 
 def test_unusable_questions_are_counted(tmp_path: Path) -> None:

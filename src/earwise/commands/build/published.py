@@ -71,8 +71,9 @@ def source(**values: Any) -> None:
     """Convert PATH, a file of the data set NAME as its authors publish it, to a manifest.
 
     NAME is one of audiocaps, clotho, clothoaqa, entailment, adiff, reasonaqa, avqa, musicbench, meld, audioset,
-    wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice, covost2, multilingual-alpaca-speech, or your
-    own module:function. Rows that cannot be used are listed in OUT.skipped.txt.
+    wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice, covost2, multilingual-alpaca-speech, own
+    (paths and captions of your clips), or your own module:function. Rows that cannot be used are listed in
+    OUT.skipped.txt.
 
     \b
     earwise build source clothoaqa clotho_aqa_train.csv --votes majority --out clothoaqa.jsonl

@@ -78,10 +78,11 @@ class ReasonAQACommandOptions:
 def command(**values: Any) -> None:
     """Build ReasonAQA from published files, and compare the counts of its parts with the paper's table.
 
-    SOURCE is audiocaps, clotho or wavcaps (captions, which --kinds applies to), or clothoaqa, entailment, adiff or
-    reasonaqa (used as they are). Splits are derived from the file names. The same command continues an interrupted run
-    and sends no request twice. On several machines: run the command with --shard 1/8 ... 8/8, copy all logs into one
-    folder, and run it there once without --shard.
+    SOURCE is audiocaps, clotho, wavcaps or own (captions, which --kinds applies to), or clothoaqa, entailment, adiff or
+    reasonaqa (used as they are). own is a file of yours with paths and captions, as CSV or JSON lines. Splits are
+    derived from the file names. The same command continues an interrupted run and sends no request twice. On several
+    machines: run the command with --shard 1/8 ... 8/8, copy all logs into one folder, and run it there once without
+    --shard.
 
     \b
     earwise build reasonaqa clotho=clotho_captions_development.csv clothoaqa=clotho_aqa_train.csv --out train.jsonl

@@ -22,7 +22,7 @@ FILE = click.Path(path_type=Path)
 class SariCommand:
     """The options of `earwise build sari`."""
 
-    collection: str | None
+    collections: tuple[str, ...]
     out: Path
     items: tuple[str, ...]
     captioner: str | None
@@ -75,7 +75,7 @@ class SariCommand:
 
 
 @click.command("sari", short_help="Captions into questions, pass rates and chains.")
-@click.argument("collection", required=False, metavar="[COLLECTION]")
+@click.argument("collections", nargs=-1, metavar="[COLLECTION]...")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder of the corpus.")
 @click.option("--items", multiple=True, metavar="MANIFEST", help="Multiple-choice questions that exist already (AVQA).")
 @click.option("--captioner", metavar="MODEL", help="Audio model that describes clips without a caption.")
@@ -118,11 +118,12 @@ class SariCommand:
 @check_option
 @json_option
 def command(**values: Any) -> None:
-    """Write SARI's corpus about the clips of COLLECTION (as for `build labels`; `starter` is the bundled one).
+    """Write SARI's corpus about the clips of each COLLECTION.
 
-    Rows with a field `caption` keep it. OUT gets sft-structured.jsonl, sft-unstructured.jsonl and rl.jsonl, the
-    dropped questions (unsolved.jsonl) and what failed (failed.jsonl). A stopped build, started again, continues where
-    it stopped.
+    A COLLECTION is one as for `build labels` (`starter` is the bundled one), or a manifest that `build source` or
+    `build labels` wrote, of which the clips are taken. Rows with a field `caption` keep it. OUT gets
+    sft-structured.jsonl, sft-unstructured.jsonl and rl.jsonl, the dropped questions (unsolved.jsonl) and what failed
+    (failed.jsonl). A stopped build, started again, continues where it stopped.
 
     \b
     earwise build sari starter --policy embedded --sft 50 --rl 300 --out sari-demo
@@ -135,7 +136,7 @@ def command(**values: Any) -> None:
 
     chosen = collect_options(SariCommand, values)
     options, shard = chosen.sari_options(), parse_shard(chosen.shard)
-    inputs = load_inputs(chosen.collection, [find_manifest(name) for name in chosen.items])
+    inputs = load_inputs(chosen.collections, [find_manifest(name) for name in chosen.items])
     teacher = open_teacher(chosen.teacher, TEMPLATE_REPLIES)
     if chosen.dry_run:
         plan = plan_sari(inputs, chosen.out, chosen.models(teacher), options)

@@ -35,6 +35,7 @@ SOURCES = {
     "common-voice": "earwise.data.sources.common_voice:load",
     "covost2": "earwise.data.sources.covost2:load",
     "multilingual-alpaca-speech": "earwise.data.sources.multilingual_alpaca_speech:load",
+    "own": "earwise.data.sources.own_captions:load",
 }
 
 Loader = Callable[[Path, Path, str, OnSkip], Iterator[Example]]

@@ -47,7 +47,8 @@ def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[
         answer = text_field(row, "answer", location)
         identifier = f"{subset.lower()}-{split}-{tier}-{short_hash(*clips, *captions, answer)}"
         info = SourceInfo(subset, LICENCE, audio_root, split)
-        yield difference_example(info, identifier, clips, captions, answer, tier, subset)
+        groups = [group_of(clip) for clip in clips]
+        yield difference_example(info, identifier, clips, captions, answer, tier, subset, groups)
 
     yield from convert_rows(csv_rows(path, COLUMNS, on_skip), convert, on_skip)
 
@@ -63,7 +64,14 @@ def group_of(clip: str) -> str:
 
 
 def difference_example(
-    info: SourceInfo, identifier: str, clips: list[str], captions: list[str], answer: str, tier: int, subset: str
+    info: SourceInfo,
+    identifier: str,
+    clips: list[str],
+    captions: list[str],
+    answer: str,
+    tier: int,
+    subset: str,
+    groups: list[str],
 ) -> Example:
     """Example that asks how the first clip differs from the second.
 
@@ -75,6 +83,7 @@ def difference_example(
         answer: Explanation of the difference.
         tier: Level of detail: 1 few words, 2 one sentence, 3 in detail.
         subset: Part of ReasonAQA, CLD or ACD.
+        groups: Groups of the two clips; neither may cross splits.
     """
     return build_example(
         info,
@@ -84,6 +93,12 @@ def difference_example(
         [answer],
         task="difference",
         category="sound",
-        group=group_of(clips[0]),
-        meta={"subset": subset, "tier": tier, "caption1": captions[0], "caption2": captions[1]},
+        group=groups[0],
+        meta={
+            "subset": subset,
+            "tier": tier,
+            "caption1": captions[0],
+            "caption2": captions[1],
+            "clip_groups": sorted(set(groups)),
+        },
     )

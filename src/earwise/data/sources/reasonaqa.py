@@ -103,6 +103,8 @@ def _example(row: Row, location: str, identifier: str, split: str, audio_root: P
     meta |= {key: row[key] for key in ("caption1", "caption2") if row[key]}
     if symbol in adiff.TIERS:
         meta["tier"] = adiff.TIERS[symbol]
+    if len(clips) > 1:
+        meta["clip_groups"] = sorted({adiff.group_of(clip) for clip in clips})
     return build_example(
         SourceInfo("ReasonAQA", LICENCE, audio_root, split),
         identifier,

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from earwise.data import manifest
 from earwise.data.sources.example_builder import string_field, text_field
 from earwise.data.sources.row_readers import json_rows
+from earwise.datasets.checks.row_checks import clip_groups
 from earwise.errors import DataError
 from earwise.files import write_jsonl
 from earwise.types import Example
@@ -41,8 +42,9 @@ class BenchmarkHashes:
         """One line about what an example has in common with a benchmark; None if it has nothing in common."""
         if name := self.questions.get(question_hash(example.question, example.choices) or ""):
             return f"{example.id} has the question and options of {name}"
-        if example.group.startswith(VIDEO_GROUP) and (name := self.videos.get(_hash(example.group))):
-            return f"{example.id} is about the video of {name}"
+        for group in clip_groups(example):
+            if group.startswith(VIDEO_GROUP) and (name := self.videos.get(_hash(group))):
+                return f"{example.id} is about the video of {name}"
         return None
 
 
@@ -97,7 +99,8 @@ def _read_hashes(path: Path) -> Iterator[tuple[str, str, str]]:
     for location, row in json_rows(path, (), skipped.append):
         if "messages" in row:
             example = manifest.from_row(row, root=path.parent, location=location)
-            yield from _item_hashes(f"{path.name} {example.id}", example.question, example.choices, example.group)
+            groups = clip_groups(example)
+            yield from _item_hashes(f"{path.name} {example.id}", example.question, example.choices, groups)
         elif "asked" in row:
             kind, value, name = (string_field(row, key, location) for key in ("asked", "hash", "name"))
             yield kind, value, name
@@ -106,19 +109,22 @@ def _read_hashes(path: Path) -> Iterator[tuple[str, str, str]]:
             choice_texts = [str(choice) for choice in choices] if isinstance(choices, list) else []
             clip = PurePosixPath(str(row.get("audio_path") or row.get("audio_id") or "")).stem
             video = _VIDEO_FILE.match(clip)
-            group = f"{VIDEO_GROUP}{video[1]}" if video else ""
+            groups = [f"{VIDEO_GROUP}{video[1]}"] if video else []
             question = text_field(row, "question", location)
-            yield from _item_hashes(f"{path.name} {row.get('id')}", question, choice_texts, group)
+            yield from _item_hashes(f"{path.name} {row.get('id')}", question, choice_texts, groups)
     if skipped:
         raise DataError(f"{skipped[0]} ({len(skipped)} such rows); is this the published file?")
 
 
-def _item_hashes(name: str, question: str, choices: Sequence[str], group: str) -> Iterator[tuple[str, str, str]]:
-    """Kind, hash and name of the question and the video of one item."""
+def _item_hashes(
+    name: str, question: str, choices: Sequence[str], groups: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """Kind, hash and name of the question and the videos of one item."""
     if value := question_hash(question, choices):
         yield "question", value, name
-    if group.startswith(VIDEO_GROUP):
-        yield "video", _hash(group), name
+    for group in groups:
+        if group.startswith(VIDEO_GROUP):
+            yield "video", _hash(group), name
 
 
 def _hash(text: str) -> str:

@@ -45,6 +45,8 @@ class RowStatistics:
     """Number of long free answers that also occur in another split."""
     _bias_heaps: dict[str, list[tuple[int, int, Example]]] = field(default_factory=lambda: defaultdict(list))
     """Split -> heap of (-hash, -row number, example)."""
+    _group_of_file: dict[Key, str] = field(default_factory=dict)
+    """Audio file -> its group, from rows about this file alone; a row about several clips names only one group."""
     _unit_splits: dict[Key, set[str]] = field(default_factory=dict)
     """Group, speaker or file -> splits that it occurs in."""
     _leaks: dict[str, set[str]] = field(default_factory=dict)
@@ -76,13 +78,24 @@ class RowStatistics:
             if split not in splits:
                 splits.add(split)
                 self._leaks[name] = splits
+        if len(paths) == 1 and example.group:
+            self._group_of_file.setdefault(_key(f"file {paths[0]}"), example.group)
         for path in paths:
             self.clips.setdefault(path, (split, example.licence))
         self._compare_texts(example)
 
     def leaks(self) -> list[str]:
-        """One line for every group, speaker or file that occurs in several splits."""
-        return [f"{name} is in {' and '.join(sorted(splits))}" for name, splits in sorted(self._leaks.items())]
+        """One line for every group, speaker or file that occurs in several splits.
+
+        The group of a clip that is the second one of a row is taken from the rows about that clip alone.
+        """
+        leaks = dict(self._leaks)
+        group_splits: dict[str, set[str]] = {}
+        for file_key, group in self._group_of_file.items():
+            splits = group_splits.setdefault(group, set(self._unit_splits.get(_key(f"group {group!r}"), ())))
+            splits |= self._unit_splits[file_key]
+        leaks |= {f"group {group!r}": splits for group, splits in group_splits.items() if len(splits) > 1}
+        return [f"{name} is in {' and '.join(sorted(splits))}" for name, splits in sorted(leaks.items())]
 
     def bias_questions(self) -> dict[str, list[Example]]:
         """Split -> multiple-choice questions in which bias is looked for, in row order."""
@@ -114,9 +127,13 @@ class RowStatistics:
 
 def _split_units(example: Example) -> list[str]:
     """Names of what must not cross splits: the groups of all clips, and the speakers if the row states them."""
-    groups = {example.group, *_names(example.meta.get("clip_groups"))} - {""}
     speakers = {*_names(example.meta.get("speaker")), *_names(example.meta.get("speakers"))} - {""}
-    return [f"group {group!r}" for group in sorted(groups)] + [f"speaker {name!r}" for name in sorted(speakers)]
+    return [f"group {group!r}" for group in clip_groups(example)] + [f"speaker {name!r}" for name in sorted(speakers)]
+
+
+def clip_groups(example: Example) -> list[str]:
+    """Groups of all clips of a row, as far as the row states them: `group`, and for several clips `clip_groups`."""
+    return sorted({example.group, *_names(example.meta.get("clip_groups"))} - {""})
 
 
 def _names(value: Any) -> list[str]:

@@ -1,12 +1,13 @@
 """Builds ReasonAQA, Mellow's training data, from published caption files and question files.
 
 caption files -> captioned clips (`clips.py`) -> tasks for a teacher (`task_list.py`) -> its logged answers -> examples
-(`tasks.py`), beside question files that are taken as they are -> positions of right options balanced (`balance.py`) ->
-manifest, compared with the paper's table (`counts.py`)
+(`tasks.py`), with the positions of right options balanced (`balance.py`), beside question files that are taken as they
+are -> manifest, compared with the paper's table (`counts.py`)
 
 Source: Mellow (arXiv:2503.08540) and the data set table of its repository. Deviations:
 1. Pairs of clips are drawn by seed (the paper's rule is not known).
-2. The position of the right option is balanced by seed.
+2. The position of the right option is balanced by seed in the questions that the teacher writes. Options of published
+   questions keep their order.
 3. Captions stay as they are; the released loader lowers them and begins with "The audio 1 is".
 4. Hypotheses have three options, since the published fourth one, "I cannot determine", is never right: knowing that
    is enough to be better than chance without audio.
@@ -35,7 +36,7 @@ from earwise.engine.remote.openai_http import RequestLimits
 from earwise.errors import ConfigError, DataError
 from earwise.types import Example
 
-CAPTION_SOURCES = ("audiocaps", "clotho", "wavcaps")
+CAPTION_SOURCES = ("audiocaps", "clotho", "wavcaps", "own")
 """Sources whose files hold captions; files of any other source hold questions, which are taken as they are."""
 
 
@@ -147,7 +148,7 @@ def build_reasonaqa(
         raise ConfigError(f"--shard {number}/{count}: nothing of this is asked of a teacher; leave --shard out")
 
     def rows() -> Iterator[Example]:
-        for example in balance_positions(_examples(files, items, run, options, skipped), options.seed):
+        for example in _examples(files, items, run, options, skipped):
             result.count(example)
             yield example
         if not result.tasks:
@@ -247,10 +248,11 @@ def _examples(
     if "caption" in options.kinds:
         yield from caption_examples(items)
     if options.teacher_kinds and items:
-        yield from collect_examples(
+        written = collect_examples(
             _tasks(items, run.teacher, options),
             lambda requests: request_runner.read_answers(requests, run.teacher, run.folder),
             on_skip,
         )
+        yield from balance_positions(written, options.seed)
     question_files = [(source, path) for source, path in files if source not in CAPTION_SOURCES]
     yield from _read_files(question_files, options, on_skip)

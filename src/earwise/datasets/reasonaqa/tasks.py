@@ -150,11 +150,14 @@ def difference_task(first: CaptionedClip, second: CaptionedClip) -> TeacherTask:
     """
     subset = {"Clotho": "CLD", "AudioCaps": "ACD"}.get(first.family, f"{first.family} difference")
     clips, captions = [first.clip, second.clip], [first.captions[0], second.captions[0]]
+    groups = [first.group, second.group]
     key = f"{first.id}-{example_builder.short_hash(second.id)}"
 
     def make_examples(value: Mapping[str, Any]) -> list[Example]:
         return [
-            difference_example(first.info, f"{key}-difference-{tier}", clips, captions, value[name], tier, subset)
+            difference_example(
+                first.info, f"{key}-difference-{tier}", clips, captions, value[name], tier, subset, groups
+            )
             for tier, name in enumerate(("few_words", "sentence", "detail"), 1)
         ]
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from earwise.data import manifest
 from earwise.data.manifest_path import STARTER
+from earwise.data.sources.row_readers import json_rows
 from earwise.datasets.labels import collection as collections
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.sari.captions import caption_facts
+from earwise.datasets.sari.manifest_clips import read_clips
 from earwise.datasets.sari.options import SariOptions
 from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard, in_shard
 from earwise.errors import ConfigError
@@ -61,21 +63,38 @@ class SelectedInputs:
     """Number of existing questions that cannot be used, by reason."""
 
 
-def load_inputs(collection: str | Path | None, manifests: Sequence[Path] = ()) -> SariInputs:
-    """Read the clips of a collection and the questions of manifests.
+def load_inputs(collection_names: Sequence[str | Path], manifests: Sequence[Path] = ()) -> SariInputs:
+    """Read the clips of collections and the questions of manifests.
 
     Args:
-        collection: Path of a collection (see `collection.load`), or "starter" for the bundled one; None for no clips.
+        collection_names: Paths of collections (see `collection.load`) or of manifests, whose clips are taken, or
+            "starter" for the bundled collection. A clip that several name keeps the row of the first.
         manifests: Manifests with existing questions; their audio files need not be there yet.
     Raises:
         ConfigError: if there is neither a collection nor a manifest.
         DataError: if one of them cannot be read.
     """
-    if collection is None and not manifests:
+    if not collection_names and not manifests:
         raise ConfigError("nothing to build from; name a collection of clips, or --items with questions")
-    path = STARTER if collection == "starter" else collection
-    rows, root = ([], Path()) if path is None else collections.load(Path(path))
-    return SariInputs(rows, root, [row for name in manifests for row in manifest.read(name, check_files=False)])
+    loaded = [_load_collection(STARTER if name == "starter" else Path(name)) for name in collection_names]
+    questions = [row for name in manifests for row in manifest.read(name, check_files=False)]
+    if len(loaded) == 1:
+        return SariInputs(*loaded[0], questions)
+    rows: dict[Path, LabelRow] = {}
+    for collection, root in loaded:
+        for row in collection:
+            path = root / row["path"]
+            rows.setdefault(path.absolute(), {**row, "path": path.as_posix()})
+    return SariInputs(list(rows.values()), Path(), questions)
+
+
+def _load_collection(path: Path) -> tuple[list[LabelRow], Path]:
+    """The rows of a collection, or of a manifest's clips, and the folder that their paths start from."""
+    if path.is_file() and path.suffix.lower() != ".csv":
+        _, first_row = next(iter(json_rows(path, (), lambda line: None)), ("", {}))
+        if "messages" in first_row:
+            return read_clips(path), Path()
+    return collections.load(path)
 
 
 def select_inputs(inputs: SariInputs, options: SariOptions, shard: Shard) -> SelectedInputs:
