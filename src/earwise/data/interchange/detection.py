@@ -14,6 +14,7 @@ from earwise.config.resolve import resolve_entry
 from earwise.data.interchange.foreign_row import DatasetLocation, Reader
 from earwise.data.interchange.lhotse import find_file
 from earwise.data.interchange.native_rows import COLUMN_NAMES
+from earwise.data.interchange.packed_rows import CONVERSATION_KEYS
 from earwise.data.interchange.parquet_tables import parquet_files
 from earwise.data.interchange.tar_samples import tar_files
 from earwise.errors import ConfigError
@@ -104,7 +105,7 @@ def _json_kind(path: Path) -> str | None:
             row = json.loads(handle.readline(_HEAD_BYTES).decode("utf-8-sig"))
     except (OSError, EOFError, ValueError):
         return None
-    if not isinstance(row, dict) or "messages" in row:
+    if not isinstance(row, dict) or CONVERSATION_KEYS & row.keys():
         return None
     if "audio_filepath" in row:
         return "nemo"

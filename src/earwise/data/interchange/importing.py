@@ -19,7 +19,7 @@ from earwise.data.interchange.detection import reader
 from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
 from earwise.data.interchange.huggingface import hub_files
 from earwise.data.interchange.native_rows import native_row
-from earwise.data.interchange.packed_rows import packed_row
+from earwise.data.interchange.packed_rows import conversation_row, is_clip_value, packed_row
 from earwise.data.interchange.parquet_tables import parquet_files
 from earwise.data.interchange.tar_samples import tar_files
 from earwise.errors import DataError
@@ -110,10 +110,15 @@ def _example(
     row: ForeignRow, identifier: str, location: DatasetLocation, root: Path, path_text: Callable[[Path], str]
 ) -> Example:
     """The Example of one row."""
-    native = packed_row(row, path_text) or native_row(
-        row, identifier, columns=location.columns, prompt=location.prompt, path_text=path_text
-    )
-    return manifest.from_row(native, root=root, location=row.location)
+    conversation = packed_row(row, path_text) or conversation_row(row, path_text)
+    if conversation is not None:
+        has_stored_clips = any(is_clip_value(value) for value in row.values.values())
+        # paths that the row itself names start from the data set's folder
+        return manifest.from_row(conversation, root=root if has_stored_clips else row.root, location=row.location)
+    native = native_row(row, identifier, columns=location.columns, prompt=location.prompt, path_text=path_text)
+    example = manifest.from_row(native, root=root, location=row.location)
+    manifest.check_has_audio(example, row.location)
+    return example
 
 
 def _not_empty(examples: Iterator[Example], location: DatasetLocation) -> Iterator[Example]:

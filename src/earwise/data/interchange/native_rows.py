@@ -47,8 +47,6 @@ SPLITS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 TEXT_FIELDS = ("reasoning", "task", "category", "difficulty", "source", "licence", "group", "language")
-CONVERSATION_KEYS = ("messages", "conversations", "conversation", "query")
-"""Columns that make a row a conversation; such rows are read by the readers of chat-like rows."""
 _OPTION_COLUMN = re.compile(r"(?:option|choice|answer|opt)?_?([a-j]|[1-9])")
 
 PathText = Callable[[Path], str]

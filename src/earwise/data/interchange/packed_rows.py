@@ -13,6 +13,10 @@ from earwise.data.interchange.foreign_row import Clip, ForeignRow
 from earwise.errors import DataError
 
 EXAMPLE_COLUMN = "example"
+CONVERSATION_KEYS = frozenset({"messages", "conversations", "query"})
+"""Columns that make a row a conversation (see `data/formats`)."""
+CLIPS_COLUMN = "audios"
+"""Column under which the readers of conversations find the clips of a row."""
 PathText = Callable[[Path], str]
 
 
@@ -39,6 +43,21 @@ def packed_row(row: ForeignRow, path_text: PathText) -> dict[str, Any] | None:
     return native | {"messages": messages}
 
 
+def conversation_row(row: ForeignRow, path_text: PathText) -> dict[str, Any] | None:
+    """A row in the form of a conversation (`data/formats`), with the paths of its stored clips; None for any other row.
+
+    Args:
+        row: The foreign row.
+        path_text: Writes the path of a clip.
+    """
+    values = {name: value for name, value in row.values.items() if value is not None}
+    if not CONVERSATION_KEYS & values.keys():
+        return None
+    plain = {name: value for name, value in values.items() if not is_clip_value(value)}
+    clips = _clips(values)
+    return plain | ({CLIPS_COLUMN: [path_text(clip.path) for clip in clips]} if clips else {})
+
+
 def _carried_row(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest row in the column `example`, or the columns themselves if they are one."""
     example = values.get(EXAMPLE_COLUMN)
@@ -54,19 +73,20 @@ def _carried_row(values: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if not any(_audio_parts(message) for message in messages):
         return None
-    return {name: value for name, value in values.items() if not _holds_clips(value)}
+    return {name: value for name, value in values.items() if not is_clip_value(value)}
 
 
 def _clips(values: Mapping[str, Any]) -> list[Clip]:
     """The stored clips of a row, in the order of its columns."""
     clips: list[Clip] = []
     for value in values.values():
-        if _holds_clips(value):
+        if is_clip_value(value):
             clips += [value] if isinstance(value, Clip) else value
     return clips
 
 
-def _holds_clips(value: Any) -> bool:
+def is_clip_value(value: Any) -> bool:
+    """Whether a column's value is a clip or a list of clips."""
     return isinstance(value, Clip) or (isinstance(value, list) and bool(value) and isinstance(value[0], Clip))
 
 

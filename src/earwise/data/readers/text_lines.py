@@ -8,6 +8,7 @@ quoted CSV cell belongs to the cell, and a file in UTF-16 is refused in one line
 import codecs
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import IO, Any, cast
 from earwise.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
 csv.field_size_limit(1 << 24)
 
 
@@ -91,19 +92,25 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV table with a header, each with the number of the line on which it ends.
 
+    Spreadsheets' habits are understood: UTF-16 with a byte order mark, a first line `sep=;`, and empty cells after the
+    last column.
+
     Args:
         path: The table.
-        delimiter: Character between the cells; None takes the one that the header has most often of comma, semicolon
-            and tab.
+        delimiter: Character between the cells; None takes the one of `DELIMITERS` that the header has most often
+            outside quotes.
         required: Columns that the table must have.
         fallback: As in `numbered_lines`.
     Raises:
         DataError: if the file cannot be read, a column is missing or stands twice, or a row has another number of cells
             than the header.
     """
-    lines = _without_numbers(numbered_lines(path, fallback=fallback))
+    lines = _table_lines(path, fallback)
     header_line = next((line for line in lines if line.strip()), "")
-    separator = delimiter or max(DELIMITERS, key=header_line.count)
+    num_lines_before = 0
+    if header_line.lower().startswith("sep=") and len(header_line.strip("\r\n")) == 5:
+        delimiter, header_line, num_lines_before = header_line[4], next(lines, ""), 1
+    separator = delimiter or max(DELIMITERS, key="".join(header_line.split('"')[::2]).count)
     reader = csv.reader(_chain(header_line, lines), delimiter=separator, strict=True)
     columns: list[str] | None = None
     while True:
@@ -112,18 +119,21 @@ def csv_rows(
         except StopIteration:
             break
         except csv.Error as error:
-            raise DataError(f"{path}:row {reader.line_num}: not CSV ({error}); quote cells that hold quotes") from error
+            number = reader.line_num + num_lines_before
+            raise DataError(f"{path}:row {number}: not CSV ({error}); quote cells that hold quotes") from error
         if not any(cell.strip() for cell in cells):
             continue
+        number = reader.line_num + num_lines_before
         if columns is None:
-            columns = _checked_header(cells, path, required)
+            columns = _checked_header(_without_trailing(cells, 0), path, required)
             continue
+        cells = _without_trailing(cells, len(columns))
         if len(cells) != len(columns):
             raise DataError(
-                f"{path}:row {reader.line_num}: {len(cells)} cells where the header has {len(columns)}; quote cells "
-                f"that hold {separator!r}"
+                f"{path}:row {number}: {len(cells)} cells where the header has {len(columns)}; quote cells that hold "
+                f"{separator!r}"
             )
-        yield reader.line_num, dict(zip(columns, cells, strict=True))
+        yield number, dict(zip(columns, cells, strict=True))
     if columns is None:
         raise DataError(f"{path}: is empty; write a header and at least one row")
 
@@ -138,6 +148,29 @@ def _checked_header(cells: list[str], path: Path, required: Sequence[str]) -> li
         if columns.count(name) > 1:
             raise DataError(f"{path}: column {name!r} stands twice in its header; rename one")
     return columns
+
+
+def _without_trailing(cells: list[str], num_columns: int) -> list[str]:
+    """The cells without empty ones at the end, as far as there are more than `num_columns`."""
+    while len(cells) > num_columns and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _table_lines(path: Path, fallback: str | None) -> Iterator[str]:
+    """The lines of a table; UTF-16 is accepted if the file says so by a byte order mark."""
+    try:
+        with open_bytes(path) as handle:
+            head = handle.read(2)
+        if head in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            with open_bytes(path) as handle, io.TextIOWrapper(handle, encoding="utf-16", newline="") as text:
+                yield from text
+            return
+    except (OSError, EOFError, zlib.error, UnicodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from error
+    yield from _without_numbers(numbered_lines(path, fallback=fallback))
 
 
 def _without_numbers(lines: Iterator[tuple[int, str]]) -> Iterator[str]:
