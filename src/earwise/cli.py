@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 from click.shell_completion import shell_complete
 
+from earwise import progress
 from earwise.commands import ask, build, chat, completion, demo, doctor, export, models, serve
 from earwise.commands.evaluation import compare, evaluate, report
 from earwise.commands.terminal import printable
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line. Every exception becomes one line on stderr and an exit code."""
+    progress.show()
     try:
         # not app.main, which would drop the message of an interrupt
         with app.make_context("earwise", list(arguments)) as context:

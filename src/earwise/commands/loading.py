@@ -61,7 +61,9 @@ seed_option = click.option("--seed", default=0, show_default=True, help="Seed of
 
 def note(line: str) -> None:
     """Print a line about progress to stderr."""
-    click.echo(printable(line), err=True)
+    from earwise.progress import write_line
+
+    write_line(printable(line))
 
 
 def print_json(value: object) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from earwise import progress
 from earwise.data.formats.convert import OWN, recognise
 from earwise.data.manifest import (
     check_audio_files,
@@ -200,12 +201,11 @@ def _build(source: _LineFile, starts: range, workers: int | None, notify: Notify
     """Read the parts of a manifest that begin at `starts` and join them to one index."""
     path = source.path
     parts: list[_Part] = []
-    for part in ordered_map(partial(_read_part, source, starts.step), starts, workers=workers, chunk=1):
+    results = ordered_map(partial(_read_part, source, starts.step), starts, workers=workers, chunk=1)
+    for part in progress.track(results, f"parts of {path.name} read", len(starts)):
         if part.invalid_offset is not None:
             _raise_row_error(source, part.invalid_offset)
         parts.append(part)
-        if len(starts) > 1 and len(parts) % 8 == 0:
-            notify(f"reading {path.name} for the first time: {len(parts) / len(starts):.0%}")
     columns = [np.concatenate(column, axis=-1) for column in zip(*(part.columns for part in parts), strict=True)]
     if not columns or not len(columns[0]):
         raise DataError(f"{path}: holds no rows; write at least one")

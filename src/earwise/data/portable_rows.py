@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
+from earwise import progress
 from earwise.audio import AUDIO_SUFFIXES, UNKNOWN_SUFFIX, audio_sha256
 from earwise.data import manifest
 from earwise.errors import DataError
@@ -39,7 +40,8 @@ def portable_rows(path: Path) -> Iterator[PortableRow]:
         DataError: for an invalid row or a missing audio file (see `manifest.iterate`).
     """
     new_paths: dict[Path, str] = {}
-    for number, example in enumerate(manifest.iterate(path, check_files=True, require_audio=False)):
+    examples = manifest.iterate(path, check_files=True, require_audio=False)
+    for number, example in enumerate(progress.track(examples, "rows packed")):
         files = example.audio_paths
         turns = []
         for turn in example.turns:

@@ -27,8 +27,6 @@ from earwise.types import Completion, Example
 
 BANDS = ("unsolved", "hard", "medium", "easy", "solved")
 """Names of the pass-rate bands, from no correct attempt to all correct; see `band`."""
-BATCHES_PER_NOTE = 20
-"""Batches between two lines about progress."""
 LOGGED_ANSWERS = 8
 """Number of different answers whose counts a row of the log keeps."""
 
@@ -109,7 +107,6 @@ def measure_pass_rates(
     *,
     options: QueryOptions | None = None,
     shard: Shard = UNSHARDED,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LogRow]:
     """Let a policy attempt every example; attempts that the log holds already are not repeated.
 
@@ -121,7 +118,6 @@ def measure_pass_rates(
         options: Batch size and the handling of clips; the number of completions is that of `attempts`. None takes the
             defaults.
         shard: The part of the examples that this process attempts; it names the log's file that is written.
-        on_progress: Called after every batch with the number of finished examples and the number of all.
     Returns:
         A row for each example, in order: `status` "ok" or "error", and if ok `pass_count`, `attempts`, `unparsed` and
         `cut` (attempts without a readable answer, and attempts ended by the token limit), and the counts of the most
@@ -148,9 +144,8 @@ def measure_pass_rates(
         folder,
         read=read,
         sampling_params=attempts.sampling_params,
-        options=replace(options or QueryOptions(), n=attempts.count),
+        options=replace(options or QueryOptions(), n=attempts.count, description="questions attempted"),
         shard=shard,
-        on_progress=on_progress,
     )
     rows_by_index = dict(zip(order, rows, strict=True))
     return [rows_by_index[index] for index in range(len(examples))]
@@ -239,7 +234,6 @@ def build_difficulty(
         options.attempts,
         options=QueryOptions(batch=options.batch, long_audio=options.long_audio, channel=options.channel),
         shard=shard,
-        on_progress=_notes_about_attempts(options.batch, notify),
     )
     rated = list(with_pass_rates(rated, rows, options.attempts))
     remaining = [example for example in rated if example.difficulty not in options.drop]
@@ -269,16 +263,6 @@ def _shard_key(example: Example) -> str:
 def _clip_order(example: Example) -> list[tuple[Path, float, float]]:
     """Sorting key that brings questions about the same clips together."""
     return [(clip.path, clip.start, math.inf if clip.end is None else clip.end) for clip in example.clips]
-
-
-def _notes_about_attempts(batch: int, notify: Callable[[str], None]) -> Callable[[int, int], None]:
-    """A progress callback that reports every `BATCHES_PER_NOTE` batches, and the end."""
-
-    def on_progress(num_done: int, total: int) -> None:
-        if num_done == total or num_done % (BATCHES_PER_NOTE * batch) < batch:
-            notify(f"attempted {num_done} of {total}")
-
-    return on_progress
 
 
 def _summarize(

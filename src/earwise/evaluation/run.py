@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from earwise import progress
 from earwise.engine.base import Engine
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import RequestResult, run_requests
@@ -90,25 +91,29 @@ def evaluate(
     make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)
     pending = iter(remaining)
 
-    def report_progress() -> None:
-        if on_progress is not None:
-            on_progress(_progress(rows, len(items), control, task.headline_of(options.style)))
+    with progress.task(control or "items with sound", len(items), done=len(items) - len(remaining)) as shown:
 
-    def write_batch(results: list[RequestResult]) -> None:
-        for result in results:
-            rows.append(make_row(next(pending), result))
-            append_jsonl(out / SAMPLES, rows[-1])
+        def report_progress() -> None:
+            state = _progress(rows, len(items), control, task.headline_of(options.style))
+            shown.advance(state.done - shown.done, f"{state.correct} right")
+            if on_progress is not None:
+                on_progress(state)
+
+        def write_batch(results: list[RequestResult]) -> None:
+            for result in results:
+                rows.append(make_row(next(pending), result))
+                append_jsonl(out / SAMPLES, rows[-1])
+            report_progress()
+
         report_progress()
-
-    report_progress()
-    run_requests(
-        engine,
-        [item.request for item in remaining],
-        options.sampling_params,
-        on_batch=write_batch,
-        batch=options.batch,
-        clip_reader=reader,
-    )
+        run_requests(
+            engine,
+            [item.request for item in remaining],
+            options.sampling_params,
+            on_batch=write_batch,
+            batch=options.batch,
+            clip_reader=reader,
+        )
     metrics = summarise(rows, settings, task)
     write_json(out / METRICS, metrics)
     return metrics

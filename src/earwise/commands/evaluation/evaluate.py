@@ -166,7 +166,7 @@ def command(**values: Any) -> None:
 
     For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
     """
-    from earwise.apps.recipe_eval import evenly_spaced, progress_printer
+    from earwise.apps.recipe_eval import evenly_spaced
     from earwise.data.manifest import count_formats, format_line
     from earwise.evaluation.run import BLIND, evaluate_with_controls
     from earwise.evaluation.task_table import load_task
@@ -187,7 +187,6 @@ def command(**values: Any) -> None:
             options.eval_options(),
             task=task,
             blind=BLIND if options.controls else (),
-            on_progress=progress_printer(note),
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from earwise import progress
 from earwise.data import manifest
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.detection import reader
@@ -58,8 +59,8 @@ def import_dataset(location: DatasetLocation, out: Path, options: ImportOptions 
     options = options or ImportOptions()
     store = ClipStore(out.parent / CLIPS_FOLDER)
     rows = reader(location.kind)(location, store)
-    count = manifest.write(out, _not_empty(_examples(rows, location, out, options), location))
-    return count
+    examples = _not_empty(_examples(rows, location, out, options), location)
+    return manifest.write(out, progress.track(examples, "rows read"))
 
 
 def cached_manifest(location: DatasetLocation) -> Path:

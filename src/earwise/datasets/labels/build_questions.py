@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from earwise.audio import probe
+from earwise import progress
 from earwise.data import manifest
 from earwise.datasets.labels import acoustics, clip_questions, collection, pair_questions, question_templates, scenes
 from earwise.datasets.labels.acoustics import ClipAcoustics
@@ -25,7 +26,6 @@ from earwise.types import Example
 
 TASKS = (*clip_questions.TASKS, *pair_questions.TASKS, *scenes.TASKS)
 FIELDS = tuple(dict.fromkeys((*clip_questions.FIELDS, *question_templates.SAME, *acoustics.FIELDS)))
-NOTIFY_EVERY = 2000  # clips
 
 Notify = Callable[[str], None]
 
@@ -194,7 +194,7 @@ def _find_unreadable(rows: Sequence[LabelRow], root: Path, path: Path, skip: boo
         notify: Callback for clips that are left out, and progress.
     """
     unreadable: set[str] = set()
-    for number, row in enumerate(rows, 1):
+    for row in progress.track(rows, "clips probed", len(rows)):
         try:
             probe(root / row["path"])
         except AudioError as error:
@@ -202,8 +202,6 @@ def _find_unreadable(rows: Sequence[LabelRow], root: Path, path: Path, skip: boo
                 raise AudioError(f"{path}: {error}, or use --skip-bad") from error
             unreadable.add(row["path"])
             notify(f"left out: {error}")
-        if number % NOTIFY_EVERY == 0:
-            notify(f"read the headers of {number} of {len(rows)} clips")
     return unreadable
 
 
@@ -215,15 +213,13 @@ def _measure(
     notify(f"measuring {len(clip_paths)} clips")
     measurements = {}
     stats = scan_clips([root / clip for clip in clip_paths], options.workers, analysis=acoustics.measure)
-    for number, (clip_path, clip) in enumerate(zip(clip_paths, stats, strict=True), 1):
+    for clip_path, clip in zip(clip_paths, stats, strict=True):
         if not clip.error:
             measurements[clip_path] = clip.analysis
         elif options.skip_unreadable:
             notify(f"left out: {clip.error}")
         else:
             raise AudioError(f"{path}: {clip.error}, or use --skip-bad")
-        if number % NOTIFY_EVERY == 0:
-            notify(f"measured {number} of {len(clip_paths)} clips")
     return measurements
 
 

@@ -4,11 +4,12 @@ The name of a file is a hash of its plan, so that a second run renders only the 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 
 import numpy as np
 
+from earwise import progress
 from earwise.audio import decode, num_samples
 from earwise.datasets.labels import acoustics
 from earwise.datasets.labels.pair_questions import join_values
@@ -70,7 +71,7 @@ def write_scenes(
             cache[path] = waveform[start:end]
         return cache[path].copy()
 
-    for scene in scenes:
+    for scene in progress.track(scenes, "scenes composed", len(scenes) if isinstance(scenes, Sized) else None):
         target = folder / f"{scene.name}.flac"
         if not target.is_file():
             try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from earwise import progress
 from earwise.data import manifest, sources
 from earwise.data.sources import clothoaqa
 from earwise.data.sources.clothoaqa import Votes
@@ -89,7 +90,8 @@ def convert_source(
         rows: Iterable[Example] = filter_missing_audio(examples, options.on_missing, skip_log)
         if options.n_choices:
             rows, converted.num_unbalanced = add_choices(rows, options.n_choices, options.seed)
-        converted.num_rows = manifest.write(out, _count_rows(rows, converted, skip_log, out))
+        counted = _count_rows(rows, converted, skip_log, out)
+        converted.num_rows = manifest.write(out, progress.track(counted, "rows converted"))
         converted.num_skipped = skip_log.count
     return converted
 

@@ -1,7 +1,7 @@
 """Counts and failures of the steps of a build, for `summary.json` and `failed.jsonl`."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from earwise.datasets.teachers.keyed_log import LogRow
@@ -38,26 +38,6 @@ class BuildReport:
         for failure in self.failures:
             counts.setdefault(failure["step"], Counter())[failure["status"]] += 1
         return {step: dict(statuses) for step, statuses in counts.items()}
-
-
-def every_tenth(notify: Callable[[str], None], step: str) -> Callable[[int, int], None]:
-    """A progress callback that reports every tenth of the way.
-
-    Args:
-        notify: Called with each line of progress.
-        step: Name of the step, which begins each line.
-    Returns:
-        Function of the number finished and the number of all.
-    """
-    tenths = 0
-
-    def on_progress(num_done: int, total: int) -> None:
-        nonlocal tenths
-        if total and 10 * num_done // total > tenths:
-            tenths = 10 * num_done // total
-            notify(f"{step}: {num_done} of {total}")
-
-    return on_progress
 
 
 def _add_counts(counts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

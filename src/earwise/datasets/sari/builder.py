@@ -24,7 +24,7 @@ from typing import Any
 from earwise.data import manifest
 from earwise.datasets.difficulty import count_bands, measure_pass_rates, with_pass_rates
 from earwise.datasets.sari import captions, chains, multiple_choice
-from earwise.datasets.sari.build_report import BuildReport, every_tenth
+from earwise.datasets.sari.build_report import BuildReport
 from earwise.datasets.sari.captions import Caption
 from earwise.datasets.sari.inputs import SariInputs, select_inputs
 from earwise.datasets.sari.options import SariModels, SariOptions
@@ -183,7 +183,6 @@ def _measure_difficulty(pool: list[Example], context: BuildContext) -> list[Exam
         attempts,
         options=QueryOptions(batch=models.batch, long_audio="truncate"),
         shard=context.shard,
-        on_progress=every_tenth(models.notify, "attempts"),
     )
     for example, row in zip(pool, rows, strict=True):
         if row["status"] != "ok":

@@ -5,7 +5,7 @@ captions keep them. Captions from labels are ours, for trials without a model. E
 author.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,6 @@ def write_captions(
     *,
     batch: int = 16,
     shard: Shard = UNSHARDED,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[tuple[Caption | None, str]]:
     """Let an audio model describe clips, greedily. Captions that the log holds already are not written again.
 
@@ -97,7 +96,6 @@ def write_captions(
         folder: Folder of the log.
         batch: Clips handed to the engine at a time; changes nothing but speed.
         shard: Shard of this process, which names the log's file that is written.
-        on_progress: Called after every batch with the number of finished clips and the number of all.
     Returns:
         For each clip its caption and "", or None and the reason: "empty", or the error of the file.
     """
@@ -116,9 +114,8 @@ def write_captions(
         folder,
         read=read,
         sampling_params=SamplingParams(max_new_tokens=MAX_NEW_TOKENS),
-        options=QueryOptions(batch=batch, long_audio="truncate"),
+        options=QueryOptions(batch=batch, long_audio="truncate", description="captions"),
         shard=shard,
-        on_progress=on_progress,
     )
     return [
         (Caption(row["value"], engine.name), "") if row["status"] == "ok" else (None, str(row["error"])) for row in rows

@@ -14,7 +14,7 @@ from typing import Any
 from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.sari import captions, multiple_choice
-from earwise.datasets.sari.build_report import BuildReport, every_tenth
+from earwise.datasets.sari.build_report import BuildReport
 from earwise.datasets.sari.captions import Caption
 from earwise.datasets.sari.inputs import Clip, SelectedInputs
 from earwise.datasets.sari.options import SariModels, SariOptions
@@ -52,7 +52,6 @@ class BuildContext:
             Folder of the log.
         """
         folder = self.work / f"{step}s"
-        on_progress = every_tenth(self.models.notify, folder.name)
         summary = request_runner.ask_teacher(
             requests,
             self.models.teacher,
@@ -60,7 +59,7 @@ class BuildContext:
             limits=self.models.limits,
             log_shard=shard,
             retry_failed=self.models.retry_failed,
-            on_progress=lambda counts: on_progress(counts.already + counts.asked, len(requests)),
+            description=folder.name,
         )
         self.models.notify(f"{folder.name}: {summary.describe()}")
         self.report.add_run(step, summary)
@@ -107,7 +106,6 @@ def _captions_by_model(clips: Sequence[Clip], context: BuildContext) -> dict[Pat
         context.work / "captions",
         batch=context.models.batch,
         shard=context.shard,
-        on_progress=every_tenth(context.models.notify, "captions"),
     )
     captions_by_file: dict[Path, Caption] = {}
     for file, (caption, error) in zip(files, answers, strict=True):

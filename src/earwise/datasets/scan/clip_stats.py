@@ -7,7 +7,7 @@ continues.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from earwise import progress
 from earwise.audio import audio_sha256, decode, num_samples, probe, seconds
 from earwise.data.process_pool import ordered_map
 from earwise.errors import AudioError, ConfigError
@@ -79,6 +80,7 @@ def scan_clips(
     *,
     analysis: Analysis | None = None,
     backend: Backend = "processes",
+    total: int | None = None,
 ) -> Iterator[ClipStats]:
     """Measure files, in the order of `paths`.
 
@@ -88,6 +90,7 @@ def scan_clips(
         analysis: Function that is called with each waveform, in the process that decoded it. It must be defined at the
             top level of a module (or be a `partial` of such a function), and its result must be small and picklable.
         backend: `processes` of this machine, or a `ray` cluster (needs the extra `ray`).
+        total: Number of files, for the time left; not needed if `paths` has a length.
     Raises:
         ConfigError: if `backend` or `workers` has an invalid value.
     """
@@ -98,8 +101,10 @@ def scan_clips(
     if backend == "ray":
         from earwise.datasets.scan.ray_pool import ray_map
 
-        return ray_map(measure, names, workers=workers)
-    return ordered_map(measure, names, workers=workers, on_crash=_decoder_crash)
+        results: Iterator[ClipStats] = ray_map(measure, names, workers=workers)
+    else:
+        results = ordered_map(measure, names, workers=workers, on_crash=_decoder_crash)
+    return progress.track(results, "audio files decoded", len(paths) if isinstance(paths, Sized) else total)
 
 
 def clip_stats(path: str, *, analysis: Analysis | None = None) -> ClipStats:

@@ -21,7 +21,6 @@ from earwise.errors import ConfigError, DataError
 from earwise.files import append_jsonl
 
 QUANTILES = (0.05, 0.5, 0.95)
-NOTIFY_EVERY = 2000  # files
 ROUNDING_S = 0.01  # a clip whose measured part is shorter by more than this was measured only in part
 
 
@@ -99,7 +98,7 @@ def scan_manifest(
     Args:
         path: Manifest.
         options: Log, output manifest and processes; None for the defaults.
-        notify: Callback that receives a line for every unreadable file, and progress messages.
+        notify: Callback that receives a line for every unreadable file.
     Returns:
         The summary (see `ScanTotals.summary`; also `decoded`, the number of files decoded by this call, `clips_per_s`,
         and with `options.keep` `kept`, the number of rows written), and the paths of the unreadable files.
@@ -117,14 +116,14 @@ def scan_manifest(
             scanned.add(hash64(clip.path))
             totals.add(clip)
     from_log, start = totals.clips, monotonic()
-    for clip in scan_clips(_unscanned_files(path, scanned), options.workers, backend=options.backend):
+    # counted first, for the time left: reading a manifest takes little time beside decoding its files
+    total = sum(1 for _ in _unscanned_files(path, set(scanned)))
+    for clip in scan_clips(_unscanned_files(path, scanned), options.workers, backend=options.backend, total=total):
         totals.add(clip)
         if options.log is not None:
             append_jsonl(options.log, clip.as_dict())
         if clip.error:
             notify(clip.error)
-        if (decoded := totals.clips - from_log) % NOTIFY_EVERY == 0:
-            notify(f"{decoded} audio files decoded, {decoded / (monotonic() - start):.0f} per second")
     decoded = totals.clips - from_log
     speed = {"decoded": decoded, "clips_per_s": round(decoded / max(monotonic() - start, 1e-9), 2)}
     summary, unreadable = totals.summary() | speed, frozenset(totals.unreadable)

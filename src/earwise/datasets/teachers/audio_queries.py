@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earwise import progress
 from earwise.audio import Channel, LongAudio
 from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key
 from earwise.engine.base import Engine, SamplingParams
@@ -48,6 +49,8 @@ class QueryOptions:
     beginning, `chunk` asks about consecutive pieces, one audio part each, for engines that take several."""
     channel: Channel = "mean"
     """What the channels of a clip become: their `mean`, or the `first`."""
+    description: str = "questions"
+    """What the queries are, where their progress is shown."""
 
 
 ReadCompletions = Callable[[AudioQuery, list[Completion]], dict[str, Any]]
@@ -63,7 +66,6 @@ def run_audio_queries(
     sampling_params: SamplingParams,
     options: QueryOptions | None = None,
     shard: Shard = UNSHARDED,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> list[LogRow]:
     """Answer every query that the log in `folder` does not hold yet.
 
@@ -75,7 +77,6 @@ def run_audio_queries(
         sampling_params: Sampling parameters. An engine's draws depend on the seed and the row's key alone.
         options: Number of completions, batch size and the handling of long clips; None takes the defaults.
         shard: The part of the queries that this process answers; it names the log's file that is written.
-        on_progress: Called after every batch with the number of finished queries and the number of all.
     Returns:
         A row for each query, in order. `status` is "error" where the clip cannot be read or the engine fails on this
         query alone; `long_clips` counts the clips that are longer than the engine accepts.
@@ -88,25 +89,23 @@ def run_audio_queries(
     keys = [_query_key(engine, query, sampling_params, options.n, reader) for query in queries]
     with KeyedLog(folder, shard) as log:
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in log}
-        num_done = len(queries) - len(missing)
 
-        def write_batch(results: list[RequestResult]) -> None:
-            nonlocal num_done
-            for result in results:
-                log.append(_row(engine, missing[result.request.key], result, read, reader))
-            num_done += len(results)
-            if on_progress is not None:
-                on_progress(num_done, len(queries))
+        with progress.task(options.description, len(queries), done=len(queries) - len(missing)) as task:
 
-        run_requests(
-            engine,
-            [AudioRequest(key, query.turns, query.clips) for key, query in missing.items()],
-            sampling_params,
-            on_batch=write_batch,
-            n=options.n,
-            batch=options.batch,
-            clip_reader=reader,
-        )
+            def write_batch(results: list[RequestResult]) -> None:
+                for result in results:
+                    log.append(_row(engine, missing[result.request.key], result, read, reader))
+                task.advance(len(results))
+
+            run_requests(
+                engine,
+                [AudioRequest(key, query.turns, query.clips) for key, query in missing.items()],
+                sampling_params,
+                on_batch=write_batch,
+                n=options.n,
+                batch=options.batch,
+                clip_reader=reader,
+            )
         return [_logged_row(log, key) for key in keys]
 
 

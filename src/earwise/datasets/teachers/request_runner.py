@@ -17,11 +17,12 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from earwise import progress
 from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key, in_shard
 from earwise.datasets.teachers.teacher import SendBody, Teacher, TeacherReply, TeacherRequest, json_schema
 from earwise.datasets.teachers.validate_reply import validate_reply
@@ -125,7 +126,7 @@ def ask_teacher(
     shard: Shard = UNSHARDED,
     log_shard: Shard | None = None,
     retry_failed: bool = False,
-    on_progress: Callable[[RunSummary], None] | None = None,
+    description: str = "requests",
 ) -> RunSummary:
     """Send every request whose answer is not in the log yet.
 
@@ -138,7 +139,7 @@ def ask_teacher(
         log_shard: Shard that names the log file of this process, if `requests` is already a single shard of the work;
             None takes `shard`.
         retry_failed: Whether to send requests again that failed in an earlier run.
-        on_progress: Called with the counts after every answer.
+        description: What is asked for, where the progress is shown.
     Returns:
         Counts of this run.
     Raises:
@@ -152,8 +153,10 @@ def ask_teacher(
     with KeyedLog(folder, log_shard or shard) as log:
         summary.damaged, summary.healed_bytes = log.damaged, log.healed_bytes
         pending = _pending_requests(requests, teacher, log, shard, retry_failed, summary)
+        total = len(requests) if isinstance(requests, Sized) and shard == UNSHARDED else None
         try:
-            asyncio.run(_send_all(pending, teacher, log, limits, summary, on_progress))
+            with progress.task(description, total) as task:
+                asyncio.run(_send_all(pending, teacher, log, limits, summary, task))
         except BaseExceptionGroup as group:  # of a single error, since the first one ends all workers
             raise _first_error(group) from None
         finally:
@@ -252,7 +255,7 @@ async def _send_all(
     log: KeyedLog,
     limits: RequestLimits,
     summary: RunSummary,
-    on_progress: Callable[[RunSummary], None] | None,
+    task: progress.Task,
 ) -> None:
     """Send requests from `concurrency` workers that share one iterator; the first error ends them all."""
     failures_in_a_row = 0
@@ -263,8 +266,9 @@ async def _send_all(
             row = await _answer_request(request, key, teacher, send, sender)
             log.append(row)
             _count_row(row, summary, teacher)
-            if on_progress is not None:
-                on_progress(summary)
+            num_failed = sum(summary.failed.values())
+            finished = summary.asked + summary.already + summary.repeated
+            task.advance(finished - task.done, f"{num_failed} failed" if num_failed else "")
             failures_in_a_row = failures_in_a_row + 1 if row["status"] in (UNREACHABLE, REJECTED) else 0
             if failures_in_a_row >= limits.give_up_after:
                 raise EngineError(

@@ -28,7 +28,6 @@ from earwise.datasets.xs_cot.translation import estimate_translations, translate
 
 TRANSLATIONS = "translations"
 """Folder of the log of translations, inside the output folder."""
-CLIPS_PER_NOTE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,12 @@ def build_xs_cot(
     report: dict[str, Any] | None = None
     try:
         summary = speak_jobs(
-            jobs, out, models.voices, models.recogniser, shard=shard, on_progress=_notes_about_clips(len(jobs), notify)
+            jobs,
+            out,
+            models.voices,
+            models.recogniser,
+            shard=shard,
+            on_failure=lambda job, row: notify(f"{job.id}: {row['step']} failed: {row['error']}"),
         )
     finally:
         if shard == UNSHARDED:
@@ -162,18 +166,3 @@ def _plan(
     languages = ", ".join(options.languages)
     notify(f"{len(instructions)} instructions in {languages}: {len(jobs)} to speak, {num_rejected} of them left out")
     return jobs
-
-
-def _notes_about_clips(total: int, notify: Callable[[str], None]) -> Callable[[SpeechJob, LogRow], None]:
-    """A progress callback that reports every tenth clip, and every clip that failed."""
-    num_clips = 0
-
-    def on_progress(job: SpeechJob, row: LogRow) -> None:
-        nonlocal num_clips
-        num_clips += 1
-        if row["status"] != "ok":
-            notify(f"{job.id}: {row['step']} failed: {row['error']}")
-        elif num_clips % CLIPS_PER_NOTE == 0:
-            notify(f"{num_clips} of {total} clips; {job.id}: error rate {row['error_rate']:.2f}")
-
-    return on_progress

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from earwise import progress
 from earwise.audio import decode_bytes, encode_ogg, seconds
 from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard
 from earwise.datasets.xs_cot import speech_recognition
@@ -48,7 +49,7 @@ def speak_jobs(
     recogniser: Recogniser,
     *,
     shard: Shard = UNSHARDED,
-    on_progress: Callable[[SpeechJob, LogRow], None] | None = None,
+    on_failure: Callable[[SpeechJob, LogRow], None] | None = None,
 ) -> SpeechSummary:
     """Speak and transcribe every job that the log does not hold yet.
 
@@ -58,24 +59,21 @@ def speak_jobs(
         voices: Language code -> voice.
         recogniser: The recogniser.
         shard: Shard of this process, which names the log's file that is written.
-        on_progress: Called with every job that was tried, and its row.
+        on_failure: Called with every job that failed, and its row.
     Raises:
         EngineError: if `GIVE_UP_AFTER` jobs in a row fail; finished work is kept.
         DataError: if a file cannot be written; finished work is kept.
     """
     summary, failures_in_a_row = SpeechSummary(jobs=len(jobs)), 0
     with KeyedLog(folder / LOG, shard) as log:
-        for job in jobs:
-            if job.rejection:
-                summary.rejected[job.rejection] += 1
-                continue
-            if log.is_ok(job.key) and (folder / job.clip_path).is_file():
-                summary.already += 1
-                continue
+        pending = [job for job in jobs if not job.rejection and not _is_finished(job, folder, log)]
+        summary.rejected.update(job.rejection for job in jobs if job.rejection)
+        summary.already = len(jobs) - summary.rejected.total() - len(pending)
+        for job in progress.track(pending, "clips spoken", len(pending)):
             row = _speak_job(job, folder, voices[job.language], recogniser)
             log.append(row)
-            if on_progress is not None:
-                on_progress(job, row)
+            if on_failure is not None and row["status"] != "ok":
+                on_failure(job, row)
             if row["status"] == "ok":
                 summary.spoken += 1
                 failures_in_a_row = 0
@@ -88,6 +86,11 @@ def speak_jobs(
                     "and the same command continues from here"
                 )
     return summary
+
+
+def _is_finished(job: SpeechJob, folder: Path, log: KeyedLog) -> bool:
+    """Whether an earlier run spoke a job, and its clip is still there."""
+    return log.is_ok(job.key) and (folder / job.clip_path).is_file()
 
 
 def _speak_job(job: SpeechJob, folder: Path, voice: Voice, recogniser: Recogniser) -> LogRow:

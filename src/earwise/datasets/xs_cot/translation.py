@@ -86,8 +86,11 @@ def translate(
         The instructions in their order, with the translations.
     """
     speakable = _speakable(instructions)
-    requests = (request for _, _, request in translation_requests(speakable, languages))
-    notify(request_runner.ask_teacher(requests, teacher, folder, retry_failed=retry_failed).describe())
+    asked = [request for _, _, request in translation_requests(speakable, languages)]
+    summary = request_runner.ask_teacher(
+        asked, teacher, folder, retry_failed=retry_failed, description="translations"
+    )
+    notify(summary.describe())
     pending = {request.id: (item, language) for item, language, request in translation_requests(speakable, languages)}
     translations: dict[tuple[str, str], InstructionPair] = {}
     requests = (request for _, _, request in translation_requests(speakable, languages))
