@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from earwise.audio import probe
 from earwise import progress
+from earwise.audio import probe
 from earwise.data import manifest
 from earwise.datasets.labels import acoustics, clip_questions, collection, pair_questions, question_templates, scenes
 from earwise.datasets.labels.acoustics import ClipAcoustics

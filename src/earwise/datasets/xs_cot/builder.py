@@ -16,7 +16,7 @@ from typing import Any
 
 from earwise.config.resolve import require
 from earwise.data.sources.row_readers import OnSkip
-from earwise.datasets.teachers.keyed_log import UNSHARDED, LogRow, Shard
+from earwise.datasets.teachers.keyed_log import UNSHARDED, Shard
 from earwise.datasets.teachers.teacher import Teacher
 from earwise.datasets.xs_cot.corpus import MAX_ERROR_RATE, VAL_SHARE, write_corpus
 from earwise.datasets.xs_cot.instructions import Instruction, InstructionFiles, load_instructions

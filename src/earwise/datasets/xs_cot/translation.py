@@ -87,9 +87,7 @@ def translate(
     """
     speakable = _speakable(instructions)
     asked = [request for _, _, request in translation_requests(speakable, languages)]
-    summary = request_runner.ask_teacher(
-        asked, teacher, folder, retry_failed=retry_failed, description="translations"
-    )
+    summary = request_runner.ask_teacher(asked, teacher, folder, retry_failed=retry_failed, description="translations")
     notify(summary.describe())
     pending = {request.id: (item, language) for item, language, request in translation_requests(speakable, languages)}
     translations: dict[tuple[str, str], InstructionPair] = {}
