@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from earwise import progress
 from earwise.data import manifest
 from earwise.datasets.difficulty import AttemptSettings, DifficultyOptions, build_difficulty
 from earwise.datasets.preferences import PreferenceOptions, build_preferences
@@ -110,15 +111,22 @@ def test_xs_cot_needs_source_and_licence_of_a_users_texts(tmp_path: Path) -> Non
 
 def test_build_difficulty_and_build_preferences(tmp_path: Path) -> None:
     examples = tone_task(tmp_path / "clips", 8)
-    attempts, lines = AttemptSettings(count=2), list[str]()
+    attempts, finished = AttemptSettings(count=2), list[tuple[str, int, int | None]]()
+
+    class Recorder(progress.SilentDisplay):
+        def finish(self, task: progress.Task) -> None:
+            finished.append((task.description, task.done, task.total))
+
+    progress.show(Recorder())
     rated = tmp_path / "rated.jsonl"
     summary = build_difficulty(
         ScriptedEngine(answer_by_pitch), [*examples, Example("unlabelled", examples[0].turns)], rated,
-        DifficultyOptions(attempts), notify=lines.append,
+        DifficultyOptions(attempts),
     )  # fmt: skip
+    progress.show(progress.SilentDisplay())
     assert summary["bands"]["solved"] == summary["kept"] == len(manifest.read(rated)) == 8
     assert summary["unlabelled"] == 1 and (summary["right"], summary["attempts"]) == (16, 16)
-    assert summary["out"] == str(rated) and lines[-1] == "attempted 8 of 8"
+    assert summary["out"] == str(rated) and finished == [("questions attempted", 8, 8)]
     with pytest.raises(DataError, match="all 8 rows are solved"):
         build_difficulty(
             ScriptedEngine(answer_by_pitch), examples, rated, DifficultyOptions(attempts, drop=("solved",))

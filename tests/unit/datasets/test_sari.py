@@ -221,11 +221,12 @@ def test_clips_come_from_manifests_and_from_several_collections(
         write_clip(tmp_path / "first" / f"{number}.wav", list(PITCHES)[number % 4], number)
         write_clip(tmp_path / "second" / f"{number}.wav", list(PITCHES)[number % 4], number)
     emotions = [
-        source_row(number, f"{number}.wav", "emotion", "joy", category="speech", choices=("joy", "anger"))
+        source_row(number, f"{number}.wav", "emotion", "joy", category="speech", root=tmp_path / "first")
         for number in range(8)
     ]
     captioned = [
-        source_row(number, f"{number}.wav", "sound", f"A tone of kind {number}.", task="caption") for number in range(8)
+        source_row(number, f"{number}.wav", "sound", f"Tone {number}.", task="caption", root=tmp_path / "second")
+        for number in range(8)
     ]
     manifest.write(tmp_path / "first" / "meld.jsonl", emotions)
     manifest.write(tmp_path / "second" / "captions.jsonl", captioned)
@@ -234,7 +235,7 @@ def test_clips_come_from_manifests_and_from_several_collections(
     assert len(inputs.rows) == 24
     by_path = {row["path"]: row for row in inputs.rows}
     assert by_path[f"{tmp_path}/first/3.wav"]["emotion"] == "joy"
-    assert by_path[f"{tmp_path}/second/3.wav"]["caption"] == "A tone of kind 3."
+    assert by_path[f"{tmp_path}/second/3.wav"]["caption"] == "Tone 3."
     assert by_path[f"{tmp_path}/labelled/3.wav"]["labels"] == [list(PITCHES)[3]]
     line = ["build", "sari", *names, "--sft", "2", "--rl", "50", "--out", str(tmp_path / "out"), "--no-check"]
     assert run([*line, "--json"]) == 0

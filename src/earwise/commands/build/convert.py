@@ -13,8 +13,8 @@ from earwise.errors import ConfigError
 
 FILE = click.Path(path_type=Path)
 MANIFEST = "manifest"
-# The keys of data.interchange.exporting.WRITERS, repeated here because that module imports large packages. A test
-# compares the two.
+# The keys of WRITERS in data/interchange/writers/exporting.py, repeated here because that module imports large packages.
+# A test compares the two.
 FORMS = (MANIFEST, "parquet", "datasets", "webdataset", "csv", "tsv", "nemo", "lhotse", "kaldi")
 
 
@@ -79,8 +79,8 @@ def command(**values: Any) -> None:
 def _convert(chosen: ConvertCommand) -> tuple[int, int]:
     """Convert; returns the numbers of rows that were written and left out."""
     from earwise.data.interchange.detection import check_columns, find_dataset
-    from earwise.data.interchange.exporting import WRITERS
     from earwise.data.interchange.importing import ImportOptions, cached_manifest, import_dataset
+    from earwise.data.interchange.writers.exporting import WRITERS
     from earwise.data.sources.skip_log import SkipLog
 
     columns = dict(field_values(chosen.columns, "--column"))

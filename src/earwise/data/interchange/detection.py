@@ -12,22 +12,22 @@ from urllib.parse import parse_qsl
 
 from earwise.config.resolve import resolve_entry
 from earwise.data.interchange.foreign_row import DatasetLocation, Reader
-from earwise.data.interchange.lhotse import find_file
 from earwise.data.interchange.native_rows import COLUMN_NAMES
 from earwise.data.interchange.packed_rows import CONVERSATION_KEYS
-from earwise.data.interchange.parquet_tables import parquet_files
-from earwise.data.interchange.tar_samples import tar_files
+from earwise.data.interchange.readers.lhotse import find_file
+from earwise.data.interchange.readers.parquet_tables import parquet_files
+from earwise.data.interchange.readers.tar_samples import tar_files
 from earwise.errors import ConfigError
 
 READERS: Mapping[str, str] = {
-    "hub": "earwise.data.interchange.huggingface:read_hub",
-    "datasets": "earwise.data.interchange.huggingface:read_disk",
-    "parquet": "earwise.data.interchange.parquet_tables:read",
-    "webdataset": "earwise.data.interchange.tar_samples:read",
-    "csv": "earwise.data.interchange.csv_tables:read",
-    "nemo": "earwise.data.interchange.nemo:read",
-    "lhotse": "earwise.data.interchange.lhotse:read",
-    "kaldi": "earwise.data.interchange.kaldi:read",
+    "hub": "earwise.data.interchange.readers.huggingface:read_hub",
+    "datasets": "earwise.data.interchange.readers.huggingface:read_disk",
+    "parquet": "earwise.data.interchange.readers.parquet_tables:read",
+    "webdataset": "earwise.data.interchange.readers.tar_samples:read",
+    "csv": "earwise.data.interchange.readers.csv_tables:read",
+    "nemo": "earwise.data.interchange.readers.nemo:read",
+    "lhotse": "earwise.data.interchange.readers.lhotse:read",
+    "kaldi": "earwise.data.interchange.readers.kaldi:read",
 }
 """Name of a form -> its reader, imported when it is used."""
 HUB_PREFIXES = ("hf://datasets/", "hf://")

@@ -18,11 +18,11 @@ from earwise.data import manifest
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.detection import reader
 from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
-from earwise.data.interchange.huggingface import hub_files
 from earwise.data.interchange.native_rows import native_row
 from earwise.data.interchange.packed_rows import conversation_row, is_clip_value, packed_row
-from earwise.data.interchange.parquet_tables import parquet_files
-from earwise.data.interchange.tar_samples import tar_files
+from earwise.data.interchange.readers.huggingface import hub_files
+from earwise.data.interchange.readers.parquet_tables import parquet_files
+from earwise.data.interchange.readers.tar_samples import tar_files
 from earwise.errors import DataError
 from earwise.files import atomic_folder, cache_dir, relative_path, write_json
 from earwise.types import Example

@@ -13,10 +13,10 @@ from typing import Any
 
 from earwise.data import manifest
 from earwise.data.interchange.clip_store import ClipStore
-from earwise.data.interchange.csv_tables import read
 from earwise.data.interchange.detection import TABLE_SUFFIXES
 from earwise.data.interchange.foreign_row import DatasetLocation
 from earwise.data.interchange.native_rows import COLUMN_NAMES, SPLITS
+from earwise.data.interchange.readers.csv_tables import read
 from earwise.data.sources.example_builder import SourceInfo, build_example, convert_rows, pick_by_hash, short_hash
 from earwise.data.sources.question_templates import CAPTION
 from earwise.data.sources.row_readers import OnSkip, Row, json_rows

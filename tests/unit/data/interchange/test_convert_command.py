@@ -9,7 +9,7 @@ import pytest
 from earwise.cli import run
 from earwise.commands.build.convert import FORMS, MANIFEST
 from earwise.data import manifest
-from earwise.data.interchange.exporting import WRITERS
+from earwise.data.interchange.writers.exporting import WRITERS
 from earwise.data.manifest_path import manifest_path
 from earwise.types import Example
 

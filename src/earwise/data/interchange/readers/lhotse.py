@@ -10,7 +10,7 @@ from typing import Any
 
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.foreign_row import Clip, DatasetLocation, ForeignRow, toolkit_path
-from earwise.data.interchange.json_objects import json_objects
+from earwise.data.interchange.readers.json_objects import json_objects
 from earwise.errors import DataError
 
 EQUAL_S = 5e-3

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from earwise.data.interchange.huggingface import import_datasets
-from earwise.data.interchange.speech_writers import write_kaldi, write_lhotse, write_nemo
-from earwise.data.interchange.table_writer import write_table
+from earwise.data.interchange.readers.huggingface import import_datasets
+from earwise.data.interchange.writers.speech_toolkits import write_kaldi, write_lhotse, write_nemo
+from earwise.data.interchange.writers.tables import write_table
 from earwise.data.parquet import to_parquet
 from earwise.data.webdataset import to_webdataset
 from earwise.files import atomic_folder

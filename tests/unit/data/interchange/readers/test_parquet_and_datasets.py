@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from earwise.data import manifest
-from earwise.data.interchange import parquet_tables
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.detection import find_dataset
-from earwise.data.interchange.exporting import write_datasets, write_parquet
+from earwise.data.interchange.readers import parquet_tables
+from earwise.data.interchange.writers.exporting import write_datasets, write_parquet
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import DataError
 from earwise.types import Example

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earwise.data import manifest
-from earwise.data.interchange import tar_samples
+from earwise.data.interchange.readers import tar_samples
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import DataError
 

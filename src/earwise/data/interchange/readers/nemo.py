@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.foreign_row import Clip, DatasetLocation, ForeignRow
-from earwise.data.interchange.json_objects import json_objects
+from earwise.data.interchange.readers.json_objects import json_objects
 from earwise.errors import DataError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from earwise.data.interchange.clip_store import ClipStore
-from earwise.data.interchange.embedded_audio import AudioCell, is_audio_type
 from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
+from earwise.data.interchange.readers.embedded_audio import AudioCell, is_audio_type
 from earwise.data.sources.example_builder import split_from_name
 from earwise.errors import ConfigError, DataError
 

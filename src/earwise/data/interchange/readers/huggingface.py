@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from earwise.data.interchange.clip_store import ClipStore
-from earwise.data.interchange.embedded_audio import AudioCell
 from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
-from earwise.data.interchange.parquet_tables import label_text
+from earwise.data.interchange.readers.embedded_audio import AudioCell
+from earwise.data.interchange.readers.parquet_tables import label_text
 from earwise.errors import ConfigError, DataError
 
 

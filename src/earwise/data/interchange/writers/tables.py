@@ -11,7 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from earwise.data import manifest
-from earwise.data.interchange.single_clip import SingleClipRow, single_clip
+from earwise.data.interchange.writers.single_clip import SingleClipRow, single_clip
 from earwise.errors import DataError
 from earwise.files import atomic_write, relative_path
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from earwise.audio import probe
 from earwise.data import manifest
-from earwise.data.interchange.single_clip import SingleClipRow, single_clip
+from earwise.data.interchange.writers.single_clip import SingleClipRow, single_clip
 from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
 from earwise.files import atomic_folder, atomic_write, relative_path, write_jsonl, write_text

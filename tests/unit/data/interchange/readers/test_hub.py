@@ -9,7 +9,7 @@ import pytest
 
 from earwise.data import manifest
 from earwise.data.interchange.detection import find_dataset
-from earwise.data.interchange.exporting import write_parquet
+from earwise.data.interchange.writers.exporting import write_parquet
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import ConfigError
 from hub_server import serve_hub
