@@ -239,9 +239,9 @@ def test_clips_come_from_manifests_and_from_several_collections(
     assert by_path[f"{tmp_path}/labelled/3.wav"]["labels"] == [list(PITCHES)[3]]
     line = ["build", "sari", *names, "--sft", "2", "--rl", "50", "--out", str(tmp_path / "out"), "--no-check"]
     assert run([*line, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["captions_by"] == {"given": 8, "template": 16}
+    assert json.loads(capsys.readouterr().out)["captions_by"] == {"given": 8, "template-1": 16}
     rows_built = manifest.read(tmp_path / "out" / "rl.jsonl")
-    assert {row.meta["caption_by"] for row in rows_built} == {"template"}, (
+    assert {row.meta["caption_by"] for row in rows_built} == {"template-1"}, (
         "only labels make questions without a teacher"
     )
     assert {path.parent.name for row in rows_built for path in row.audio_paths} == {"labelled"}

@@ -13,7 +13,7 @@ from earwise.errors import ConfigError
 
 FILE = click.Path(path_type=Path)
 MANIFEST = "manifest"
-# The keys of WRITERS in data/interchange/writers/exporting.py, repeated here because that module imports large packages.
+# The keys of WRITERS in data/interchange/writers/exporting.py, repeated here because that module imports large ones.
 # A test compares the two.
 FORMS = (MANIFEST, "parquet", "datasets", "webdataset", "csv", "tsv", "nemo", "lhotse", "kaldi")
 
