@@ -11,14 +11,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from earwise.audio import AUDIO_SUFFIXES
 from earwise.errors import DataError
 
 MAX_CLIP_BYTES = 1 << 30  # an hour and a half of 48 kHz stereo in 16 bits; larger members are no clips
 _PIECE_BYTES = 1 << 20
-AUDIO_SUFFIXES = frozenset((
-    ".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr", ".aif", ".aiff",
-    ".au", ".caf", ".w64", ".rf64", ".mka", ".mkv", ".mov",
-))  # fmt: skip
 _MAGIC = (
     (b"RIFF", ".wav"), (b"RF64", ".wav"), (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"),
     (b"\xff\xfb", ".mp3"), (b"\xff\xf3", ".mp3"), (b"\xff\xf2", ".mp3"), (b"\xff\xf1", ".aac"),

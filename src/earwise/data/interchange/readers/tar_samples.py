@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from earwise.data.interchange.clip_store import AUDIO_SUFFIXES, ClipStore
+from earwise.audio import AUDIO_SUFFIXES
+from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.foreign_row import Clip, DatasetLocation, ForeignRow
 from earwise.data.sources.example_builder import split_from_name
 from earwise.errors import DataError
