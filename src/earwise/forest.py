@@ -309,9 +309,25 @@ def insert_audio_embeddings(
 
 
 def target_logprobs(
-    hidden: Float[Tensor, "seq dim"], forest: Forest, logits: Callable[[Tensor], Tensor], chunk: int = 512
+    hidden: Float[Tensor, "seq dim"],
+    forest: Forest,
+    logits: Callable[[Tensor], Tensor],
+    chunk: int = 512,
+    temperature: float = 1.0,
 ) -> Float[Tensor, "*targets"]:
-    """Natural-log probability of every target token.
+    """Natural-log probability of every target token; see `target_scores`."""
+    return target_scores(hidden, forest, logits, chunk, temperature)[0]
+
+
+def target_scores(
+    hidden: Float[Tensor, "seq dim"],
+    forest: Forest,
+    logits: Callable[[Tensor], Tensor],
+    chunk: int = 512,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> tuple[Float[Tensor, "*targets"], Float[Tensor, "*targets"] | None]:
+    """Natural-log probability of every target token, and the entropy of the distribution that it was drawn from.
 
     Logits are computed at source tokens only, `chunk` of them at a time, and are recomputed in the backward pass when
     there are several chunks, so at most one chunk's logits exist at any time.
@@ -321,6 +337,10 @@ def target_logprobs(
         forest: The packed trees.
         logits: The model's output head.
         chunk: Source tokens whose logits are held at once.
+        temperature: Logits are divided by it.
+        with_entropy: Whether entropies are computed, without gradients.
+    Returns:
+        Log-probabilities (nats), and entropies (nats) or None.
     """
     count = len(forest.source_indices)
     source_states = hidden[forest.source_indices]
@@ -330,23 +350,42 @@ def target_logprobs(
     if count > chunk:  # one read from the device for all chunks
         edges = torch.tensor([*chunk_starts, count], device=order.device)
         target_offsets = torch.searchsorted(forest.target_sources[order], edges).tolist()
-    logprobs = []
+    logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
     for start, low, high in zip(chunk_starts, target_offsets, target_offsets[1:], strict=False):
         stop = min(start + chunk, count)
         targets = order[low:high]
         inputs = (source_states[start:stop], forest.target_sources[targets] - start, forest.target_ids[targets])
 
-        def chunk_logprobs(states: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+        def chunk_scores(states: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
             scores = logits(states).float()
-            result: Tensor = scores[rows, ids] - torch.logsumexp(scores, -1)[rows]
-            return result
+            if temperature != 1:
+                scores = scores / temperature
+            normalisers = torch.logsumexp(scores, -1)
+            return scores[rows, ids] - normalisers[rows], _entropy(scores, normalisers, with_entropy)[rows]
 
         if count > chunk and torch.is_grad_enabled():
-            logprobs.append(checkpoint(chunk_logprobs, *inputs, use_reentrant=False, preserve_rng_state=False))
+            chunk_logprobs, chunk_entropies = checkpoint(
+                chunk_scores, *inputs, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            logprobs.append(chunk_logprobs(*inputs))
-    flat = torch.cat(logprobs) if logprobs else hidden.new_zeros(0)
-    return torch.zeros_like(flat).index_copy(0, order, flat)
+            chunk_logprobs, chunk_entropies = chunk_scores(*inputs)
+        logprobs.append(chunk_logprobs)
+        entropies.append(chunk_entropies)
+
+    def in_order(values: list[Tensor]) -> Tensor:
+        flat = torch.cat(values) if values else hidden.new_zeros(0)
+        return torch.zeros_like(flat).index_copy(0, order, flat)
+
+    return in_order(logprobs), in_order(entropies) if with_entropy else None
+
+
+@torch.no_grad()
+def _entropy(scores: Tensor, normalisers: Tensor, wanted: bool) -> Tensor:
+    """Entropy (nats) of the softmax of each row of `scores`, whose logsumexp is given; zeros where it is not wanted."""
+    if not wanted:
+        return torch.zeros_like(normalisers)
+    return normalisers - (scores * (scores - normalisers[:, None]).exp()).sum(-1)
 
 
 def branch_logprobs(values: Float[Tensor, "*targets"], forest: Forest) -> Float[Tensor, "branches tokens"]:

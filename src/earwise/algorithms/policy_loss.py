@@ -20,9 +20,28 @@ from earwise.errors import ConfigError
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"]
 ScaleRewards = Literal["group", "batch", "none"]
 ImportanceSamplingLevel = Literal["token", "sequence"]
+KlEstimator = Literal["k1", "k2", "k3"]
 
 STD_EPSILON = 1e-4
 """Added to the standard deviation of a group's rewards (R1-AQA's code and TRL)."""
+
+
+def kl_estimate(
+    logprobs: Float[Tensor, "batch seq"], ref_logprobs: Float[Tensor, "batch seq"], estimator: KlEstimator
+) -> Float[Tensor, "batch seq"]:
+    """Per-token estimate of KL(policy || reference) from sampled tokens, with d = reference - policy.
+
+    | name | estimate | as a loss |
+    |---|---|---|
+    | k1 | -d | its gradient is 0 in expectation, so it only adds noise; to be logged |
+    | k2 | d^2 / 2 | the gradient of the KL on tokens of the policy itself |
+    | k3 | exp(d) - d - 1 | that of GRPO, TRL and R1-AQA |
+
+    Source: J. Schulman, "Approximating KL divergence" (2020).
+    """
+    if estimator == "k1":
+        return logprobs - ref_logprobs
+    return 0.5 * (ref_logprobs - logprobs) ** 2 if estimator == "k2" else kl_k3(logprobs, ref_logprobs)
 
 
 def kl_k3(logprobs: Float[Tensor, "batch seq"], ref_logprobs: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
@@ -97,6 +116,7 @@ def grpo_loss(
     *,
     loss_type: LossType = "grpo",
     beta: Number = 0.0,
+    kl_estimator: KlEstimator = "k3",
     epsilon: Number = 0.2,
     epsilon_high: Number | None = None,
     delta: Number | None = None,
@@ -128,6 +148,7 @@ def grpo_loss(
             adds nothing to the sum but still counts in `num_sequences`.
         loss_type: How tokens are averaged; the names are TRL's.
         beta: Weight of the KL.
+        kl_estimator: How the KL of a token is estimated, see `kl_estimate`.
         epsilon: The ratio is clipped from below at 1 - epsilon.
         epsilon_high: The ratio is clipped from above at 1 + epsilon_high (default: epsilon). For `cispo` it is the
             largest ratio itself and required.
@@ -155,6 +176,8 @@ def grpo_loss(
     (arXiv:2506.13585), GSPO (arXiv:2507.18071).
     """
     _check_options(loss_type, importance_sampling_level, epsilon_high, max_completion_length)
+    if kl_estimator not in get_args(KlEstimator):
+        raise ConfigError(f"kl_estimator {kl_estimator!r} is none of {', '.join(get_args(KlEstimator))}")
     require_same_shape(loss_mask, logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
     if advantages.shape != logprobs.shape[:1]:
         raise ValueError(
@@ -187,7 +210,7 @@ def grpo_loss(
         "clip_frac": clipped_low | clipped_high,
     }
     if ref_logprobs is not None:
-        metrics["kl"] = kl_k3(policy, zero_masked(ref_logprobs, loss_mask))
+        metrics["kl"] = kl_estimate(policy, zero_masked(ref_logprobs, loss_mask), kl_estimator)
         if beta != 0.0:
             per_token = per_token + beta * metrics["kl"]
 

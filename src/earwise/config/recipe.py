@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from earwise.config.curriculum import BandConfig, CurriculumConfig
 from earwise.config.deprecated import warn_on_stderr, with_new_names
+from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
@@ -26,7 +27,6 @@ from earwise.config.stages import (
     DpoConfig,
     GrpoConfig,
     LoraConfig,
-    OptimizerConfig,
     RowFilter,
     SftConfig,
     Source,
@@ -233,7 +233,7 @@ def _field_names() -> list[str]:
     """Names of all keys of a recipe, to suggest the nearest."""
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
-        SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
+        LrSchedulerConfig, SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
         JudgeConfig, WeightSyncConfig, DpoConfig, CompressConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

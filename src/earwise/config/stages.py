@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from earwise.config.curriculum import CurriculumConfig
+from earwise.config.optimizer import OptimizerConfig
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
 from earwise.config.strict import Strict
 
@@ -25,7 +26,7 @@ class Source(Strict):
     clips."""
     weight: float = Field(1.0, gt=0)
     """Relative share of this manifest in the mixture; see `DataConfig.weight_by_size`."""
-    where: RowFilter = {}
+    where: RowFilter = Field(default_factory=dict)
     """Use only rows whose fields have these values."""
     allow_text_only: bool = False
     """Use rows without a clip as they are. False refuses them, unless the row itself says `text_only: true`."""
@@ -36,7 +37,7 @@ class DataConfig(Strict):
 
     mixture: tuple[Source, ...] = Field(min_length=1)
     """The manifests that rows are drawn from, with their shares."""
-    styles: dict[str, float] = {"answer": 1.0}
+    styles: dict[str, float] = Field({"answer": 1.0})
     """Prompt style (a key of `prompts.INSTRUCTIONS`) -> weight; one style is drawn per question."""
     long_audio: Literal["error", "truncate", "chunk"] = "error"
     """Clips longer than the model's audio window: stop, use the beginning only, or pass consecutive chunks."""
@@ -103,27 +104,6 @@ class TrainableConfig(Strict):
         return self
 
 
-class OptimizerConfig(Strict):
-    """AdamW and its learning-rate schedule; names as in transformers' TrainingArguments."""
-
-    learning_rate: float = Field(2e-4, gt=0)
-    """Peak learning rate of the decoder."""
-    encoder_learning_rate: float | None = Field(None, gt=0)
-    """None: `learning_rate`."""
-    connector_learning_rate: float | None = Field(None, gt=0)
-    """None: `learning_rate`."""
-    weight_decay: float = Field(0.0, ge=0)
-    """AdamW's weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the running means of gradients and squared gradients."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises linearly to its full value."""
-    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
-    """Course of the learning rate after the warm-up; `linear` and `cosine` reach 0 at `max_steps`."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm where theirs is larger."""
-
-
 class _StageConfig(Strict):
     """Settings that all kinds of stages share."""
 
@@ -157,6 +137,26 @@ class _StageConfig(Strict):
     """A loss or gradient that is not finite: end the run, or skip the update of this step."""
     max_skipped_steps: int = Field(10, gt=0)
     """With `skip`: number of consecutive skipped steps; one more ends the run."""
+
+    @model_validator(mode="after")
+    def _check_learning_rates(self) -> "_StageConfig":
+        optimizer, length = self.optimizer, self.optimizer.lr_scheduler_steps
+        if length is None and optimizer.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {optimizer.warmup_steps} is more than max_steps {self.max_steps}, so the "
+                "learning rate never reaches its value; lower it, or set optimizer.lr_scheduler_steps"
+            )
+        if length is not None and length < self.max_steps:
+            raise ValueError(
+                f"optimizer.lr_scheduler_steps {length} is less than max_steps {self.max_steps}: the schedule would "
+                "end before the stage; raise it, or leave it out"
+            )
+        for part in ("encoder", "connector"):
+            if getattr(self.trainable, part) == "frozen" and getattr(optimizer, f"{part}_learning_rate") is not None:
+                raise ValueError(
+                    f"optimizer.{part}_learning_rate is set, but trainable.{part} is frozen; leave one of them out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_online_has_completions(self) -> "_StageConfig":
@@ -201,12 +201,13 @@ class GrpoConfig(_StageConfig):
     max_new_tokens: int = Field(32, gt=0)
     """Longest completion, in tokens."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature."""
+    """Sampling temperature. The log-probabilities in the loss, of policy and reference, are those at this temperature,
+    as in TRL."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the most probable tokens that together have this probability."""
     top_k: int = Field(0, ge=0)
     """Sample from this number of most probable tokens; 0: all."""
-    rewards: dict[str, float] = {"accuracy": 1.0, "format_answer": 1.0}
+    rewards: dict[str, float] = Field({"accuracy": 1.0, "format_answer": 1.0})
     """Reward, by its name or as `module:function` -> weight in the sum."""
     balance_thinking: bool = False
     """For `adaptive_thinking` and `adaptive_consistent`: the larger the share of a step's completions that think, the
@@ -233,6 +234,11 @@ class GrpoConfig(_StageConfig):
     one round, nothing is replaced."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL divergence from the reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of the KL divergence from a sampled token, by Schulman's names; `k3` is that of GRPO and TRL."""
+    mask_truncated_completions: bool = False
+    """Leave completions that were cut at `max_new_tokens` out of the loss; their rewards still count in the advantages
+    of their group."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"] = "grpo"
     """Form of the ratio and of the average over tokens."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
@@ -264,6 +270,17 @@ class GrpoConfig(_StageConfig):
     def _check_synced_server(self) -> "GrpoConfig":
         if self.weight_sync is not None and self.rollout_server is None:
             raise ValueError("weight_sync is for a server that samples; set rollout_server, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_server_temperature(self) -> "GrpoConfig":
+        synced_steps = self.weight_sync.steps if self.weight_sync else None
+        if self.rollout_server is not None and self.temperature != 1 and synced_steps != self.num_iterations:
+            raise ValueError(
+                f"temperature {self.temperature:g} with rollout_server: servers return log-probabilities at "
+                "temperature 1, so the policy's own are used, which needs the server's weights to be the policy's: set "
+                f"weight_sync.steps: {self.num_iterations}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -143,9 +143,12 @@ class StaticCache:
         Args:
             cache: Cache of the prefill. Its layers are moved out of it.
         """
-        weights = tuple((weight.data_ptr(), weight.requires_grad) for weight in self._model.module.parameters())
-        if weights != self._weight_addresses:  # moved, or LoRA was switched: the captured graphs use other weights
-            self._weight_addresses = weights
+        module = self._model.module
+        addresses = tuple(
+            (weight.data_ptr(), weight.requires_grad) for weight in (*module.parameters(), *module.buffers())
+        )
+        if addresses != self._weight_addresses:  # moved, or LoRA was switched: the captured graphs use other weights
+            self._weight_addresses = addresses
             self._forget(buffers=True)
         self.mask = cache.mask
         trees, _, _, slots = cache.mask.shape

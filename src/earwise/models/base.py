@@ -19,7 +19,7 @@ from earwise.audio import AudioSpec
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ModelError
 from earwise.models import hub, registry
-from earwise.models.detect import PEFT_CONFIG, find_checkpoint
+from earwise.models.detect import FLOAT32_FOLDER, PEFT_CONFIG, find_checkpoint
 from earwise.models.parts.attention import AttentionFn
 from earwise.models.tokenizer import TextTokenizer
 from earwise.prompts import ChatTemplate
@@ -125,7 +125,7 @@ def load(
     Args:
         name: Name of a family, `module:function`, a model of a hub (see `hub.py`), or a folder with a checkpoint or a
             training run (see `detect.find_checkpoint`).
-        weights: Checkpoint folder, or a folder with a PEFT adapter, which is merged into its base model, or the name of
+        weights: Checkpoint folder, or a folder with a PEFT adapter, which is applied to its base model, or the name of
             either on a hub; None takes the family's default.
         device: Device to put the model on; None is `best_device()`.
         dtype: Dtype of the weights, a key of `DTYPES`; None is the family's default (float32, or as stored).
@@ -165,6 +165,11 @@ def load(
         key = sorted(unknown)[0]
         raise ModelError(f"model {name!r}: its loader takes no {key}; leave model.{key} out of the recipe")
     model: AudioLM = loader(Path(weights) if weights is not None else None, device=device or best_device(), **options)
+    if weights is not None and (Path(weights) / FLOAT32_FOLDER).is_dir():
+        from earwise.models.precision import float32_values
+
+        exact = float32_values.read(Path(weights))
+        float32_values.apply(model.module, exact, float32_prefixes=model.parameter_prefixes["connector"])
     return model
 
 
@@ -177,7 +182,7 @@ def _is_peft_adapter(name: str, folder: Path) -> bool:
 
 
 def _load_peft_adapter(name: str, folder: Path, device: str | None, dtype: str | None, trim: bool | None) -> AudioLM:
-    """Load a base model and merge the PEFT adapter of `folder` into its weights."""
+    """Load a base model and apply the PEFT adapter of `folder` to it."""
     from earwise.models import lora_checkpoint
 
     if (folder / "config.json").exists():
@@ -186,6 +191,9 @@ def _load_peft_adapter(name: str, folder: Path, device: str | None, dtype: str |
         raise ModelError(f"{folder}: an adapter holds no connector; name the folder with trained.safetensors instead")
     adapter = lora_checkpoint.read(folder)
     model = load(name, lora_checkpoint.find_base(adapter, folder, name), device=device, dtype=dtype, trim=trim)
-    lora_checkpoint.merge(model.module, adapter, registry.parameter_names(name), folder)
+    lora_checkpoint.apply(
+        model.module, adapter, registry.parameter_names(name), folder,
+        float32_prefixes=model.parameter_prefixes["connector"],
+    )  # fmt: skip
     model.revision = lora_checkpoint.merged_revision(model.revision, folder)
     return model

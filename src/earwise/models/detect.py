@@ -15,6 +15,8 @@ RUN_RECIPE = "recipe.json"
 """File that marks the folder of a training run."""
 PEFT_CONFIG = "adapter_config.json"
 """PEFT's own name for the settings of a LoRA."""
+FLOAT32_FOLDER = "float32"
+"""Folder inside a checkpoint of lower precision with exact values of what was trained (`float32_values.py`)."""
 
 
 def find_checkpoint(folder: Path) -> tuple[str, Path]:

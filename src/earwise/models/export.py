@@ -19,10 +19,11 @@ from earwise.errors import ConfigError, DataError, ModelError
 from earwise.files import remove_abandoned, temporary_path, write_json
 from earwise.models import base, checkpoint, hub, lora_checkpoint, registry
 from earwise.models.base import AudioLM
-from earwise.models.detect import MARKER, family_of, fetch_published, find_checkpoint
+from earwise.models.detect import MARKER, PEFT_CONFIG, family_of, fetch_published, find_checkpoint
 from earwise.models.embedded import base_weights, preload
 from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.models.parts.lora import first_ranks
+from earwise.models.precision import lora_beside
 
 Format = Literal["merged", "peft", "official"]
 ParameterNames = Literal["published", "transformers5"]
@@ -159,6 +160,8 @@ def _write_merged(model: str, folder: Path, dtype: str | None, notify: Callable[
     if dtype is not None and base_folder is None:
         loaded.module.to(DTYPES[dtype])
     notify(f"writing all weights ({dtype or 'as they are'})")
+    if lora_beside.attached(loaded.module) and dtype != "float32":
+        notify("merging LoRA into weights of lower precision than float32 rounds it; --dtype float32 keeps all of it")
     loaded.save(folder)
     if base_folder is not None:
         _write_embedded_whole(loaded, folder, dtype or "float32", base_folder)
@@ -211,6 +214,8 @@ def _write_adapter(model: str, folder: Path, options: ExportOptions, notify: Cal
         raise ModelError(f"{model}: a family has no LoRA of its own; name the folder of a run that trained one")
     else:
         adapter = lora_checkpoint.read_beside(weights)
+        if (weights / PEFT_CONFIG).is_file():
+            adapter = replace(adapter, base=lora_checkpoint.whole_base(str(weights)))
     if options.parameter_names == "published" or family == "embedded":
         names = registry.parameter_names(family)
         adapter = lora_checkpoint.rename_parameters(adapter, names, drop_others=family == "embedded")

@@ -13,8 +13,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,27 @@ from earwise.models.checkpoint import PEFT_WEIGHTS
 from earwise.models.detect import PEFT_CONFIG, adapter_base
 from earwise.models.family import NamePairs
 from earwise.models.parts import lora
+from earwise.models.precision import lora_beside
 
 SUBFOLDER = "adapter"
 """Folder inside a checkpoint that contains the LoRA of its training."""
 PEFT_PREFIX = "base_model.model."
 """Beginning of all parameter names in PEFT's files."""
+_APPLIED = "_applied_adapters"
+"""Attribute of a module with the `_Applied` of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """What `apply` has changed in a module beside the LoRA that is computed beside its layers.
+
+    Attributes:
+        merged: LoRA that was merged into float32 weights.
+        full_names: Names of the parameters that were replaced.
+    """
+
+    merged: Mapping[str, Tensor] = field(default_factory=dict)
+    full_names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +66,38 @@ class PeftAdapter:
     base: str
 
 
-def from_module(module: nn.Module, base: str) -> PeftAdapter:
-    """The LoRA of a module that was prepared for training, and the other parameters trained with it."""
-    full_parameters = {
-        name: parameter.detach().clone()
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and ".lora_" not in name
+def from_module(
+    module: nn.Module, base: str, exact: Mapping[str, Tensor] | None = None, *, include_applied: bool = True
+) -> PeftAdapter:
+    """What a module that was prepared for training has beyond its base: LoRA and fully trained parameters.
+
+    Args:
+        module: The module.
+        base: Checkpoint or model name that it is added to.
+        exact: Float32 values of parameters of which the module has the roundings.
+        include_applied: Whether adapters that were applied to the module (`apply`) belong to the result; False if
+            `base` contains them.
+    """
+    applied: _Applied = getattr(module, _APPLIED, _Applied()) if include_applied else _Applied()
+    exact = exact or {}
+    full_parameters = {}
+    for name, parameter in module.named_parameters():
+        own_name = name.replace(".base_layer.", ".")
+        if ".lora_" not in name and (parameter.requires_grad or own_name in applied.full_names):
+            full_parameters[own_name] = exact.get(name, parameter).detach().clone()
+    matrices = {
+        name: value
+        for name, value in lora.concatenate_ranks(applied.merged, lora.collect(module)).items()
+        if f"{name.rpartition('.lora_')[0]}.weight" not in full_parameters
     }
-    return PeftAdapter(lora.collect(module), full_parameters, base)
+    return PeftAdapter(matrices, full_parameters, base)
+
+
+def can_be_merged(module: nn.Module, adapter: PeftAdapter) -> bool:
+    """Whether all weights that an adapter (of this module) changes are float32, so that merging it loses nothing."""
+    dtypes = {name.replace(".base_layer.", "."): value.dtype for name, value in module.named_parameters()}
+    stems = {name.rpartition(".lora_")[0] for name in adapter.matrices}
+    return all(dtypes[f"{stem}.weight"] == torch.float32 for stem in stems)
 
 
 def write_beside(checkpoint_folder: Path, adapter: PeftAdapter) -> None:
@@ -68,11 +108,13 @@ def write_beside(checkpoint_folder: Path, adapter: PeftAdapter) -> None:
 
 
 def read_beside(checkpoint_folder: Path) -> PeftAdapter:
-    """The adapter that `write_beside` wrote.
+    """The adapter of a checkpoint: the folder itself, if a run wrote nothing else, or what `write_beside` wrote.
 
     Raises:
         ModelError: if there is none: the model was not trained with LoRA, or by another program.
     """
+    if (checkpoint_folder / PEFT_CONFIG).is_file():
+        return read(checkpoint_folder)
     if not (checkpoint_folder / SUBFOLDER / PEFT_CONFIG).is_file():
         raise ModelError(
             f"{checkpoint_folder}: no adapter was kept here (trained in full, or not by this package); "
@@ -200,6 +242,62 @@ def merge(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Pat
     Raises:
         ModelError: if it contains parameters that the module has not, or of another shape; nothing is changed then.
     """
+    fitted = _fit(module, adapter, names, source)
+    weights = dict(module.named_parameters())
+    for name, change in lora.products(fitted.matrices):
+        weight = weights[name]
+        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+    for name, value in fitted.full_parameters.items():
+        weights[name].copy_(value.to(weights[name]))
+
+
+@torch.no_grad()
+def apply(
+    module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path, *, float32_prefixes: tuple[str, ...] = ()
+) -> None:
+    """Make a base model compute what it computed when the adapter was trained, in place.
+
+    LoRA is merged into float32 weights, and computed beside weights of a lower precision (`precision/lora_beside.py`).
+    Fully trained parameters replace those of the base, in its dtype, which they were computed in.
+
+    Args:
+        module: The base model.
+        adapter: The adapter, under the module's parameter names or under the published ones.
+        names: The family's `parameter_names`.
+        source: The adapter's folder, for error messages.
+        float32_prefixes: Beginnings of the names of parameters that keep float32 (a connector, which is trained and
+            computed in it).
+    Raises:
+        ModelError: if it contains parameters that the module has not, or of another shape; nothing is changed then.
+    """
+    fitted = _fit(module, adapter, names, source)
+    weights = dict(module.named_parameters())
+    beside = {
+        name: value
+        for name, value in fitted.matrices.items()
+        if weights[f"{name.rpartition('.lora_')[0]}.weight"].dtype in lora_beside.LOW_PRECISION
+    }
+    into = {name: value for name, value in fitted.matrices.items() if name not in beside}
+    for name, change in lora.products(into):
+        weights[name].add_(change.to(weights[name]))
+    lora_beside.attach(module, beside)
+    for name, value in fitted.full_parameters.items():
+        weight = weights[name]
+        keeps_float32 = name.startswith(float32_prefixes)
+        weight.data = value.to(weight.device, torch.float32 if keeps_float32 else weight.dtype, copy=True)
+    earlier: _Applied = getattr(module, _APPLIED, _Applied())
+    setattr(module, _APPLIED, _Applied(lora.concatenate_ranks(earlier.merged, into), earlier.full_names))
+    remember_replaced(module, fitted.full_parameters)
+
+
+def remember_replaced(module: nn.Module, names: Iterable[str]) -> None:
+    """Have `from_module` return these parameters too: they differ from the base, whether or not they are trained."""
+    earlier: _Applied = getattr(module, _APPLIED, _Applied())
+    setattr(module, _APPLIED, _Applied(earlier.merged, earlier.full_names | set(names)))
+
+
+def _fit(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path) -> PeftAdapter:
+    """An adapter under the parameter names of a module, once it is certain that all of it fits; see `merge`."""
     label = "an adapter of this family, made for this model"
     weights = dict(module.named_parameters())
     stems = sorted({name.rpartition(".lora_")[0] for name in adapter.matrices})
@@ -209,17 +307,16 @@ def merge(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Pat
     incomplete = {stem for stem in stems for half in "AB" if f"{stem}.lora_{half}" not in adapter.matrices}
     if unknown or incomplete:
         checkpoint.check_tensors(source, incomplete, unknown, (), label)
-    changes = {
-        module_names[f"{stem}.weight"]: adapter.matrices[f"{stem}.lora_B"].float()
-        @ adapter.matrices[f"{stem}.lora_A"].float()
-        for stem in stems
-    } | {module_names[name]: value for name, value in adapter.full_parameters.items()}
-    checkpoint.check_tensors(source, (), (), checkpoint.shape_mismatches(changes, weights), label)
-    replaced = {module_names[name] for name in adapter.full_parameters}
-    for name, change in changes.items():
-        weight = weights[name]
-        change = change.to(weight.device)
-        weight.copy_((change if name in replaced else weight.float() + change).to(weight.dtype))
+    matrices: dict[str, Tensor] = {}
+    shapes: dict[str, Tensor] = {}
+    for stem in stems:
+        name = module_names[f"{stem}.weight"]
+        lora_a, lora_b = (adapter.matrices[f"{stem}.lora_{half}"].float() for half in "AB")
+        matrices |= {f"{name.removesuffix('.weight')}.lora_A": lora_a, f"{name.removesuffix('.weight')}.lora_B": lora_b}
+        shapes[name] = torch.empty(len(lora_b), lora_a.shape[1], device="meta")
+    full_parameters = {module_names[name]: value for name, value in adapter.full_parameters.items()}
+    checkpoint.check_tensors(source, (), (), checkpoint.shape_mismatches(shapes | full_parameters, weights), label)
+    return PeftAdapter(matrices, full_parameters, adapter.base)
 
 
 def merged_revision(base_revision: str, folder: Path) -> str:
@@ -252,6 +349,21 @@ def find_base(adapter: PeftAdapter, folder: Path, family: str) -> Path | None:
         return hub.fetch(adapter.base).folder
     except ModelError as error:
         raise ModelError(f"{folder}: its base model {error}") from error
+
+
+def whole_base(start: str) -> str:
+    """The model behind a model that may be an adapter (of an adapter, ...): the folder or name of a whole checkpoint.
+
+    Args:
+        start: Folder of a checkpoint or adapter, such a model of a hub, or any other name, which is returned as it is.
+    """
+    on_hub = not Path(start).is_dir() and hub.is_hub_name(start)
+    folder = hub.fetch(start).folder if on_hub else Path(start)
+    if not (folder / PEFT_CONFIG).is_file() or (folder / "config.json").is_file():
+        return str(folder.resolve()) if folder.is_dir() and not on_hub else start
+    adapter = read(folder)
+    base = adapter_base(folder, adapter.base)
+    return whole_base(adapter.base if base is None else str(base))
 
 
 def _module_name(name: str, names: NamePairs, weights: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,6 @@
 """Replaces the served model's weights while the server runs, for training that samples from it (`weight_sync`).
 
-It runs in the model's thread between two batches. A folder with a PEFT adapter (`adapter_config.json`) is merged into
+It runs in the model's thread between two batches. A folder with a PEFT adapter (`adapter_config.json`) is applied to
 the weights that the server was started with, including parameters that were trained in full; a whole checkpoint
 replaces all weights. The module remains the same object, so the engine and its buffers stay valid. Deviation from
 vLLM's route of the same name: there is one version at a time, and it answers under the served name.
@@ -16,6 +16,7 @@ from earwise.models import base, lora_checkpoint, registry
 from earwise.models.checkpoint import one_line
 from earwise.models.detect import PEFT_CONFIG, find_checkpoint
 from earwise.models.encoder_cache import EncoderCache
+from earwise.models.precision import lora_beside
 
 
 class WeightUpdater:
@@ -30,6 +31,7 @@ class WeightUpdater:
         self._engine, self._family = engine, family
         self._revision = engine.model.revision
         self._initial_weights: dict[str, torch.Tensor] = {}
+        self._initial_lora = lora_beside.attached(engine.model.module)
 
     @torch.no_grad()
     def load(self, folder: Path) -> str:
@@ -50,7 +52,9 @@ class WeightUpdater:
             if (folder / PEFT_CONFIG).is_file() and not (folder / "config.json").is_file():
                 adapter = lora_checkpoint.read(folder)
                 self._restore_initial_weights()
-                lora_checkpoint.merge(model.module, adapter, registry.parameter_names(self._family), folder)
+                names = registry.parameter_names(self._family)
+                prefixes = model.parameter_prefixes["connector"]
+                lora_checkpoint.apply(model.module, adapter, names, folder, float32_prefixes=prefixes)
                 model.revision = lora_checkpoint.merged_revision(self._revision, folder)
             else:
                 self._load_checkpoint(folder)
@@ -60,8 +64,11 @@ class WeightUpdater:
         return model.revision
 
     def _restore_initial_weights(self) -> None:
-        for name, value in self._engine.model.module.state_dict().items():
+        module = self._engine.model.module
+        lora_beside.detach(module)
+        for name, value in module.state_dict().items():
             value.copy_(self._initial_weights[name])
+        lora_beside.attach(module, self._initial_lora)
         self._engine.model.revision = self._revision
 
     def _load_checkpoint(self, folder: Path) -> None:
@@ -79,7 +86,9 @@ class WeightUpdater:
                 f"{folder}: its encoder computes {scope}, unlike that of the served model; start another server for it"
             )
         try:
+            lora_beside.detach(model.module)
             model.module.load_state_dict(checkpoint.module.state_dict())
+            lora_beside.attach(model.module, lora_beside.attached(checkpoint.module))
         except RuntimeError as error:
             self._restore_initial_weights()
             raise ModelError(f"{folder}: does not fit the served model ({one_line(error)})") from error

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from earwise.errors import DataError
 from earwise.files import atomic_folder
 from earwise.training.distributed import parallel
-from earwise.training.distributed.sharding import full_state, shard_like, shard_optimizer_state
+from earwise.training.distributed.sharding import full_state, shard_like
 
 PREFIX = "checkpoint-"
 STATE_FILE = "state.pt"
@@ -24,7 +24,7 @@ STATE_FILE = "state.pt"
 
 def save_checkpoint(
     folder: Path,
-    module: nn.Module,
+    trained: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     step: int,
     stage_state: Mapping[str, Any],
@@ -35,7 +35,7 @@ def save_checkpoint(
 
     Args:
         folder: Folder of the stage.
-        module: The model's module; its trained parameters are stored.
+        trained: Parameter name -> what the optimizer updates (`MasterWeights.trained`).
         optimizer: The optimizer.
         step: Number of finished optimizer steps.
         stage_state: State of the stage (data position, reference): tensors and plain values only.
@@ -43,8 +43,8 @@ def save_checkpoint(
     Raises:
         DataError: if the checkpoint cannot be written; the earlier ones remain.
     """
-    trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    content = full_state({"trained": trained, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
+    values = {name: value.detach() for name, value in trained.items()}
+    content = full_state({"trained": values, "optimizer": optimizer.state_dict(), "extra": dict(stage_state)})
     if not parallel.is_main_process():
         return
     try:
@@ -66,14 +66,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, Any]] | None:
-    """Restore module and optimizer from the newest checkpoint, in place.
+    """Restore parameters and optimizer from the newest checkpoint, in place.
+
+    A checkpoint may come from another kind of device, and from another number of processes. Learning rates, weight
+    decay and betas are those of the recipe, also where it was edited since the checkpoint was written. Each process
+    reads from the file only what it keeps.
 
     Args:
         folder: Folder of the stage.
-        module: The model's module, prepared for training as when the checkpoint was written.
-        optimizer: The optimizer of its trained parameters.
+        trained: Parameter name -> what the optimizer updates, as in `save_checkpoint`.
+        optimizer: The optimizer of these.
     Returns:
         Number of finished steps and the state of the stage; None if there is no checkpoint.
     Raises:
@@ -84,22 +88,51 @@ def load_checkpoint(
         return None
     newest = saved[-1]
     try:
-        state = torch.load(newest / STATE_FILE, weights_only=True)
+        state = torch.load(newest / STATE_FILE, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:120]
         raise DataError(
             f"{newest}: damaged ({reason}); delete it, and --resume goes on from the one before, or from the start"
         ) from error
-    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if parameters.keys() != state["trained"].keys():
-        different = sorted(parameters.keys() ^ state["trained"].keys())[:3]
+    if trained.keys() != state["trained"].keys():
+        different = sorted(trained.keys() ^ state["trained"].keys())[:3]
         raise DataError(
             f"{newest}: checkpoint and recipe train different parameters ({', '.join(different)} ...); "
             "resume with the recipe that the checkpoint was made with"
         )
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in trained.items():
             parameter.copy_(shard_like(state["trained"][name], parameter))
-    optimizer.load_state_dict(state["optimizer"])
-    shard_optimizer_state(optimizer)
+    _restore_optimizer(optimizer, state["optimizer"], newest)
     return int(newest.name.removeprefix(PREFIX)), state["extra"]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:
+    """Restore an optimizer's state, each tensor sharded like its parameter; its settings stay those of the recipe.
+
+    Raises:
+        DataError: if the checkpoint's parameters are grouped in another way, or it is of another kind of optimizer.
+    """
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    is_8bit = any("state1" in moments for moments in state["state"].values())
+    if sizes != [len(group["params"]) for group in state["param_groups"]] or (
+        state["state"] and is_8bit == isinstance(optimizer, torch.optim.AdamW)
+    ):
+        raise DataError(
+            f"{source}: the recipe groups the parameters in another way than the checkpoint (optimizer.optim, rates of "
+            "single parts, or weight_decay from or to 0 were changed); undo that, or start the run anew"
+        )
+    sharded = {
+        number: {
+            name: shard_like(value, parameters[number])
+            if torch.is_tensor(value) and value.shape == parameters[number].shape
+            else value
+            for name, value in moments.items()
+        }
+        for number, moments in state["state"].items()
+    }
+    optimizer.load_state_dict(state | {"state": sharded})
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

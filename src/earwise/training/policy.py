@@ -21,7 +21,7 @@ from earwise.forest import (
     build_tree,
     insert_audio_embeddings,
     pack,
-    target_logprobs,
+    target_scores,
 )
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention
@@ -41,6 +41,8 @@ class MicroBatch(Generic[Inputs]):
         encoder_states: Clip number -> encoder output; empty while the encoder is trained.
         waveforms: Clip number -> waveform.
         loss_inputs: What the stage's loss needs beside the log-probabilities; each stage has a dataclass for it.
+        temperature: Temperature of the log-probabilities: that of sampling, where the policy has sampled the tokens.
+        log_entropy: Whether the entropy of the policy at the trained tokens is logged.
     """
 
     paths: list[list[TokenPath]]
@@ -48,6 +50,13 @@ class MicroBatch(Generic[Inputs]):
     encoder_states: dict[int, Tensor]
     waveforms: dict[int, Waveform]
     loss_inputs: Inputs
+    temperature: float = 1.0
+    log_entropy: bool = False
+
+    @property
+    def policy_inputs(self) -> tuple[Forest, dict[int, Tensor], dict[int, Waveform], float]:
+        """The arguments of `Policy.forward`."""
+        return self.forest, self.encoder_states, self.waveforms, self.temperature
 
     def with_loss_inputs(self, loss_inputs: NewInputs) -> "MicroBatch[NewInputs]":
         """The same forward pass with other inputs of the loss."""
@@ -63,16 +72,25 @@ class Policy(nn.Module):
         self._model = model
 
     def forward(
-        self, forest: Forest, encoder_states: Mapping[int, Tensor], waveforms: Mapping[int, Waveform]
-    ) -> Float[Tensor, "branches tokens"]:
-        """Log-probability of every trained token.
+        self,
+        forest: Forest,
+        encoder_states: Mapping[int, Tensor],
+        waveforms: Mapping[int, Waveform],
+        temperature: float = 1.0,
+        *,
+        with_entropy: bool = False,
+    ) -> Float[Tensor, "branches tokens"] | tuple[Float[Tensor, "branches tokens"], Float[Tensor, "branches tokens"]]:
+        """Log-probability of every trained token, and the policy's entropy there if it is asked for.
 
         Args:
             forest: The packed trees.
             encoder_states: Clip number -> encoder output of every clip; empty to run the encoder on `waveforms`.
             waveforms: Clip number -> waveform of every clip.
+            temperature: Logits are divided by it.
+            with_entropy: Whether to return entropies too.
         Returns:
-            Natural-log probabilities (nats), one row per branch of the forest, 0 at padding.
+            Natural-log probabilities (nats), one row per branch of the forest, 0 at padding; with `with_entropy` also
+            entropies (nats) in the same shape, without gradients.
         """
         clips = sorted(set(forest.audio_clips))
         if encoder_states:
@@ -82,7 +100,12 @@ class Policy(nn.Module):
         audio_embeddings = dict(zip(clips, self._model.project_audio(clip_states), strict=True)) if clips else {}
         embeddings = insert_audio_embeddings(self._model.embed(forest.ids), forest, audio_embeddings)
         hidden = self._model.decode(embeddings, forest.positions, TreeAttention(forest))
-        return branch_logprobs(target_logprobs(hidden, forest, self._model.logits), forest)
+        logprobs, entropies = target_scores(
+            hidden, forest, self._model.logits, temperature=temperature, with_entropy=with_entropy
+        )
+        if entropies is None:
+            return branch_logprobs(logprobs, forest)
+        return branch_logprobs(logprobs, forest), branch_logprobs(entropies, forest)
 
 
 FOREST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
@@ -103,11 +126,11 @@ def check_forest(policy: Policy, micro_batch: MicroBatch[Any], *, tolerance: flo
     Raises:
         ModelError: if it exceeds `tolerance`: the model or its attention ignores the forest's mask or positions.
     """
-    packed = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    packed = policy(*micro_batch.policy_inputs)
     largest = 0.0
     for branch, path in enumerate(micro_batch.paths[0]):
         single_forest = pack([build_tree([path])], micro_batch.forest.ids.device)
-        single = policy(single_forest, micro_batch.encoder_states, micro_batch.waveforms)[0]
+        single = policy(single_forest, *micro_batch.policy_inputs[1:])[0]
         if len(single):
             largest = max(largest, float((packed[branch, : len(single)] - single).abs().max()))
     if not largest <= tolerance:  # also refuses NaN
@@ -134,9 +157,9 @@ def check_hearing(policy: Policy, micro_batch: MicroBatch[Any], silent_states: M
     """
     if not micro_batch.forest.audio_clips:
         raise ModelError("the check under silence got rows without a clip; it needs a row with one")
-    with_audio = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+    with_audio = policy(*micro_batch.policy_inputs)
     silence = {clip: waveform * 0 for clip, waveform in micro_batch.waveforms.items()}
-    without_audio = policy(micro_batch.forest, silent_states, silence)
+    without_audio = policy(micro_batch.forest, silent_states, silence, micro_batch.temperature)
     if torch.equal(with_audio, without_audio):
         raise ModelError(
             "the loss is the same under silence, so the audio does not reach it; check the audio placeholders of the "

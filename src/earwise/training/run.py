@@ -6,9 +6,9 @@ whose `final` exists is skipped, so `resume` continues in the stage that was sto
 """
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,10 @@ from earwise.models.base import AudioLM, load
 from earwise.models.detect import MARKER
 from earwise.models.embedded.model import Embedded
 from earwise.models.encoder_cache import EncoderCache
+from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
+from earwise.models.precision import float32_values
+from earwise.models.precision.lora_beside import LOW_PRECISION
 from earwise.training.check_recipe import CheckedRecipe, CheckedStage, check_stage
 from earwise.training.checkpoints import list_checkpoints
 from earwise.training.clip_loader import ClipLoader
@@ -227,7 +230,7 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
     data = run.stage_data(number)
     seed = run.recipe.seed + number
     torch.manual_seed(seed)  # PEFT draws LoRA's initial weights from the global generator; nothing else uses it
-    set_trainable(model, config.trainable)
+    start_values = set_trainable(model, config.trainable, _exact_values(run.recipe, weights))
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.module)
     profiler = profiler_for(next(model.module.parameters()).device) if run.profile else Profiler()
@@ -249,23 +252,32 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
             notify=run.notify,
             profiler=profiler,
         )
-        Trainer(
+        trainer = Trainer(
             model,
             stage_class(config)(context, config),
             _trainer_options(config, model, run.profile, seed),
             folder=folder,
             log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step),
             encoder_cache=context.encoder_cache,
+            start_values=start_values,
             profiler=profiler,
             notify=run.notify,
-        ).train()
+        )
+        trainer.train()
         _report_clips(context.clip_loader, model, config, run.notify)
-        _save_model(model, folder / FINAL, str(weights.resolve()) if weights else _start_name(run.recipe))
+        _save_model(run, model, folder / FINAL, weights, trainer.float32_values)
 
 
 def _start_name(recipe: Recipe) -> str:
     """Checkpoint folder or name of the model that the recipe starts from."""
     return recipe.model.weights or recipe.model.name
+
+
+def _exact_values(recipe: Recipe, weights: Path | None) -> dict[str, torch.Tensor]:
+    """Exact values of the model that a stage starts from, where a run left some; the arguments are those of
+    `load_recipe_model`."""
+    start = weights or Path(_start_name(recipe))
+    return float32_values.read(detect.find_checkpoint(start)[1]) if start.is_dir() else {}
 
 
 def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
@@ -330,17 +342,51 @@ def _report_clips(clip_loader: ClipLoader, model: AudioLM, config: StageConfig, 
         notify(f"skipped {path}: {reason}")
 
 
-def _save_model(model: AudioLM, folder: Path, started_from: str) -> None:
+def _save_model(
+    run: _Run, model: AudioLM, folder: Path, weights: Path | None, exact: Mapping[str, torch.Tensor]
+) -> None:
     """Write the trained model.
 
+    Where LoRA belongs to weights of a lower precision than float32, which would lose most of it, the model is written
+    as an adapter of the model that it started from; else as a whole checkpoint, with LoRA once more apart, and with the
+    exact values of what was trained in full.
+
     Args:
+        run: What all stages share.
         model: The model.
         folder: Folder to write.
-        started_from: Checkpoint folder or name of the model before the stage, recorded with the LoRA.
+        weights: Folder of the model that the stage started from; None for the model of the recipe.
+        exact: Float32 values of parameters of which the model has the roundings.
     """
     if parallel.is_main_process():
+        start = str(weights) if weights else _start_name(run.recipe)
+        adapter = lora_checkpoint.from_module(model.module, lora_checkpoint.whole_base(start), exact)
         with atomic_folder(folder) as unfinished:
-            model.save(unfinished)
-            if not isinstance(model, Embedded):  # what the embedded model saves already has the LoRA apart
-                lora_checkpoint.write_beside(unfinished, lora_checkpoint.from_module(model.module, started_from))
+            keeps_lora_apart = isinstance(model, Embedded) or not adapter.matrices
+            if not keeps_lora_apart and not lora_checkpoint.can_be_merged(model.module, adapter):
+                _write_adapter(run, adapter, unfinished)
+            else:
+                model.save(unfinished)
+                if not isinstance(model, Embedded):  # what the embedded model saves already has the LoRA apart
+                    base = str(weights.resolve()) if weights else start
+                    of_stage = lora_checkpoint.from_module(model.module, base, include_applied=False)
+                    lora_checkpoint.write_beside(unfinished, of_stage)
+                if any(parameter.dtype in LOW_PRECISION for parameter in model.module.parameters()):
+                    float32_values.write(unfinished, adapter.full_parameters)
     parallel.barrier()
+
+
+def _write_adapter(run: _Run, adapter: PeftAdapter, folder: Path) -> None:
+    """Write a stage's model as an adapter. A base model that only a user's own function loads is written beside it; a
+    base inside the run's folder is named by a relative path, so that the run can be moved as a whole."""
+    name = run.recipe.model.name
+    family = detect.family_of(name)
+    if adapter.base == name and registry.find(family) is None:
+        load_recipe_model(run.recipe).save(folder / "base")
+        adapter = replace(adapter, base="base")
+    elif Path(adapter.base).is_relative_to(run.out.resolve()):
+        adapter = replace(adapter, base=relative_path(Path(adapter.base), run.out.resolve() / "stage" / FINAL))
+    if Path(folder / adapter.base).is_dir():
+        family = detect.find_checkpoint(folder / adapter.base)[0]
+    lora_checkpoint.write(folder, adapter)
+    write_json(folder / MARKER, {"family": family})

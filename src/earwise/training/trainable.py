@@ -3,7 +3,7 @@
 Used when a stage starts. LoRA layers come from PEFT.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,24 +11,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
+from earwise.config.optimizer import OptimizerConfig
+from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.models import registry
 from earwise.models.base import AudioLM
 from earwise.models.lora_targets import LoraPart, check_patterns, resolve_targets
 from earwise.models.parts import lora_product
+from earwise.models.precision import lora_beside
 from earwise.training.policy import MicroBatch, Policy
 
 
-def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
+def set_trainable(
+    model: AudioLM, config: TrainableConfig, start_values: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Freeze and unfreeze the parts of a model and add LoRA, in place.
 
-    LoRA and the connector are trained in float32 whatever the dtype of the other weights is: bfloat16 has about three
-    decimal digits, and an optimizer step changes the fourth.
+    LoRA and the connector are float32 parameters of the model whatever the dtype of the other weights is. Other
+    parameters that are trained in full keep their dtype, in which the model computes; the trainer keeps float32 masters
+    of them (`optimization/master_weights.py`).
 
     Args:
         model: The model.
         config: How each part is trained.
+        start_values: Exact float32 values of parameters, as an earlier stage left them; the model has their roundings.
+    Returns:
+        Exact float32 values of fully trained parameters, where they are known to be more than the model's roundings.
     Raises:
         ConfigError: if one of LoRA's target modules matches no layer.
         ModelError: if the model's `parameter_prefixes` match none of the parameters to train.
@@ -42,14 +50,30 @@ def set_trainable(model: AudioLM, config: TrainableConfig) -> None:
                     parameter.requires_grad_(True)
     if lora_parts := [part for part, mode in modes.items() if mode == "lora"]:
         _add_lora(model, lora_parts, config.lora)
+    exact = dict(start_values or {}) | _merge_lora_of_full_parameters(model)
     for name, parameter in model.module.named_parameters():
         if parameter.requires_grad and (".lora_" in name or name.startswith(model.parameter_prefixes["connector"])):
-            parameter.data = parameter.data.float()
+            parameter.data = exact.pop(name, parameter.data).to(parameter.device, torch.float32)
     lora_product.fuse_lora_layers(model.module)
     if not any(parameter.requires_grad for parameter in model.module.parameters()):
         raise ModelError(
             f"{model.name}: its parameter_prefixes match none of the parameters that the recipe trains; see `AudioLM`"
         )
+    trained = {name for name, parameter in model.module.named_parameters() if parameter.requires_grad}
+    return {name: value for name, value in exact.items() if name in trained}
+
+
+def _merge_lora_of_full_parameters(model: AudioLM) -> dict[str, Tensor]:
+    """Merge the LoRA of an earlier stage, which is computed beside low-precision weights, into those weights that are
+    trained in full now; returns the float32 sums by name, whose roundings the model gets."""
+    merged: dict[str, Tensor] = {}
+    for name, layer in list(model.module.named_modules()):
+        parameter = getattr(layer, "weight", None)
+        if isinstance(parameter, nn.Parameter) and parameter.requires_grad and lora_beside.attached(layer):
+            merged[f"{name}.weight"] = lora_beside.merged_float32(layer)
+            lora_beside.detach(layer)
+            parameter.data = merged[f"{name}.weight"].to(parameter.dtype)
+    return merged
 
 
 def _add_lora(model: AudioLM, part_names: list[str], config: LoraConfig) -> None:
@@ -87,25 +111,39 @@ def trains_encoder(model: AudioLM) -> bool:
     )
 
 
-def parameter_groups(model: AudioLM, config: OptimizerConfig) -> list[dict[str, object]]:
+def parameter_groups(
+    model: AudioLM, config: OptimizerConfig, trained: Mapping[str, Tensor] | None = None
+) -> list[dict[str, object]]:
     """Trained parameters as optimizer groups; encoder and connector may have learning rates of their own.
+
+    Weight decay is for weights only, as in transformers' Trainer: biases and the weights of norms, which have one
+    dimension, are in groups without it.
 
     Args:
         model: The model, prepared by `set_trainable`.
-        config: Learning rates.
+        config: Learning rates and weight decay.
+        trained: Parameter name -> what the optimizer updates (`MasterWeights.trained`); None: the parameters.
     Returns:
-        Groups with `params` and `lr`, the decoder's first; empty groups are left out.
+        Groups with `params`, `lr` and `weight_decay`, the decoder's first; empty groups are left out.
     """
+    if trained is None:
+        trained = {name: value for name, value in model.module.named_parameters() if value.requires_grad}
     learning_rates = {"connector": config.connector_learning_rate, "encoder": config.encoder_learning_rate}
-    groups: dict[str, list[Tensor]] = {"decoder": [], "encoder": [], "connector": []}
-    for name, parameter in model.module.named_parameters():
-        if parameter.requires_grad:
-            part = next((part for part in learning_rates if name.startswith(model.parameter_prefixes[part])), "decoder")
-            # An encoder without a rate of its own shares the decoder's group.
-            groups["decoder" if part == "encoder" and learning_rates[part] is None else part].append(parameter)
+    groups: dict[tuple[str, bool], list[Tensor]] = {
+        (part, decays): [] for part in ("decoder", "encoder", "connector") for decays in (True, False)
+    }
+    for name, parameter in trained.items():
+        part = next((part for part in learning_rates if name.startswith(model.parameter_prefixes[part])), "decoder")
+        if part == "encoder" and learning_rates[part] is None:
+            part = "decoder"  # an encoder without a rate of its own shares the decoder's group
+        groups[part, parameter.ndim > 1 or not config.weight_decay].append(parameter)
     return [
-        {"params": parameters, "lr": learning_rates.get(part) or config.learning_rate}
-        for part, parameters in groups.items()
+        {
+            "params": parameters,
+            "lr": learning_rates.get(part) or config.learning_rate,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in groups.items()
         if parameters
     ]
 
@@ -152,7 +190,7 @@ class Reference:
     def logprobs(self, policy: Policy, micro_batch: MicroBatch[Any]) -> Float[Tensor, "branches tokens"]:
         """Log-probabilities (nats) of the trained tokens of a micro-batch under the reference."""
         with self.active():
-            logprobs: Tensor = policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+            logprobs: Tensor = policy(*micro_batch.policy_inputs)
         return logprobs
 
     def state_dict(self) -> dict[str, Tensor]:

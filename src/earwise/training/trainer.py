@@ -12,7 +12,7 @@ different numbers of micro-batches, or none (`distributed/parallel.py`).
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from earwise.config.stages import OptimizerConfig
+from earwise.config.optimizer import OptimizerConfig
 from earwise.errors import DataError, ModelError
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
 from earwise.training.checkpoints import load_checkpoint, save_checkpoint
 from earwise.training.distributed import parallel, sharding
 from earwise.training.logging.step_log import LogFiles, StepLog, StepRecord
-from earwise.training.optimization import build_optimizer, learning_rate_factor
+from earwise.training.optimization.lr_schedule import learning_rate_factor
+from earwise.training.optimization.master_weights import MasterWeights
+from earwise.training.optimization.optimizer import build_optimizer
 from earwise.training.policy import MicroBatch, Policy, check_forest, check_hearing
 from earwise.training.profiler import Profiler
 from earwise.training.signals import StopRequest
@@ -94,6 +97,7 @@ class Trainer:
         folder: Folder of the stage, for its checkpoints; a run continues from the newest one.
         log_files: Log files.
         encoder_cache: Encoder states, for the check under silence.
+        start_values: Exact float32 values of parameters, from `set_trainable`.
         profiler: Measures the phases of a step; shared with the stage.
         notify: Receives progress.
     """
@@ -107,6 +111,7 @@ class Trainer:
         folder: Path,
         log_files: LogFiles,
         encoder_cache: EncoderCache,
+        start_values: Mapping[str, Tensor] | None = None,
         profiler: Profiler | None = None,
         notify: Notify = lambda line: None,
     ) -> None:
@@ -124,10 +129,15 @@ class Trainer:
         )
         self._accelerator = Accelerator(cpu=parallel.on_cpu())
         self._policy = Policy(model)
-        self._sharded_layers = sharding.shard_decoder(model)
-        self._optimizer = build_optimizer(model, options.optimizer, sharded=bool(self._sharded_layers))
+        self._sharded = sharding.shard_decoder(model, start_values or {})
+        self._masters = MasterWeights(model.module, start_values or {})
+        self._optimizer = build_optimizer(
+            model, options.optimizer, sharded=bool(self._sharded.layers), trained=self._masters.trained
+        )
         self._learning_rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self._trained = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        self.float32_values: dict[str, Tensor] = {}
+        """After `train`: exact values of the parameters of which the model has the roundings."""
         # Prepared for evaluation, so that accelerate does not wrap it in DDP: see the module docstring.
         self._prepared_policy = self._accelerator.prepare_model(self._policy, evaluation_mode=True)
         self._prepared_optimizer = self._accelerator.prepare_optimizer(self._optimizer)
@@ -169,7 +179,7 @@ class Trainer:
             self._checkpoint_state = self._current_state()
             self._save()
         self._step_log.report(self._step)
-        sharding.unshard_parameters(self._sharded_layers)
+        self.float32_values = self._masters.values | sharding.unshard_parameters(self._model, self._sharded)
         if parallel.any_process(stop.requested):
             self._notify(f"{self._stage.kind}: stopped after step {self._step}, saved; continue with --resume")
             raise KeyboardInterrupt
@@ -178,8 +188,9 @@ class Trainer:
     def _restore(self) -> None:
         """Continue from the newest checkpoint, and delete the log rows of steps after it."""
         kind = self._stage.kind
-        checkpoint = load_checkpoint(self._folder, self._model.module, self._optimizer)
+        checkpoint = load_checkpoint(self._folder, self._masters.trained, self._optimizer)
         if checkpoint is not None:
+            self._masters.round_to_module()
             self._step, state = checkpoint
             self._saved_step = self._step
             self._stage.load_state_dict(state)
@@ -205,7 +216,7 @@ class Trainer:
         if self._checkpoint_state is not None and self._step > self._saved_step:
             save_checkpoint(
                 self._folder,
-                self._model.module,
+                self._masters.trained,
                 self._optimizer,
                 self._step,
                 self._checkpoint_state,
@@ -216,7 +227,7 @@ class Trainer:
     def _save_before_error(self) -> None:
         """Save the finished steps before an error goes on. Sharded parameters cannot be saved then, since all processes
         would have to take part."""
-        if not self._sharded_layers:
+        if not self._sharded.layers:
             with suppress(DataError):  # a full disk may be the reason for the error
                 self._save()
 
@@ -236,7 +247,7 @@ class Trainer:
         started = time.monotonic()
         self._profiler.split()
         gathers_layers = self._stage.decodes_in_batches or not self._checks_done
-        with sharding.unsharded_layers(self._sharded_layers if gathers_layers else ()):
+        with sharding.unsharded_layers(self._sharded.layers if gathers_layers else ()):
             batches = self._stage.batches(self._step)
             data_ready = time.monotonic()
             metrics = dict(batches.metrics)
@@ -305,23 +316,30 @@ class Trainer:
         sums: dict[str, float] = {}
         for micro_batch in step.micro_batches:
             with self._profiler.phase("forward"):
-                logprobs = self._prepared_policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+                logprobs, metrics = self._logprobs(micro_batch)
                 output = self._stage.loss(logprobs, micro_batch)
             if output.loss.requires_grad:  # text without audio gives a connector that is trained alone no gradient
                 with self._profiler.phase("backward"):
                     self._accelerator.backward(output.loss)
             sums["loss"] = sums.get("loss", 0.0) + float(output.loss.detach())
-            for name, value in output.metrics.items():
+            for name, value in (metrics | output.metrics).items():
                 sums[name] = sums.get(name, 0.0) + float(value) * (1 / sum(step.passes))
-        if self._sharded_layers:
+        if self._sharded.layers:
             self._run_empty_passes(max(step.passes) - len(step.micro_batches))
         step.record.sums = sums
+
+    def _logprobs(self, micro_batch: MicroBatch[Any]) -> tuple[Tensor, dict[str, float]]:
+        """Log-probabilities of a micro-batch, and the mean entropy over its trained tokens if it is to be logged."""
+        if not micro_batch.log_entropy:
+            return self._prepared_policy(*micro_batch.policy_inputs), {}
+        logprobs, entropies = self._prepared_policy(*micro_batch.policy_inputs, with_entropy=True)
+        return logprobs, {"entropy": float(entropies.sum() / micro_batch.forest.loss_mask.sum().clamp_min(1))}
 
     def _run_empty_passes(self, count: int) -> None:
         """Forward and backward passes without effect: all processes must gather sharded layers equally often."""
         for _ in range(count):
             empty = sharding.filler_micro_batch(self._model)
-            logprobs = self._prepared_policy(empty.forest, empty.encoder_states, empty.waveforms)
+            logprobs = self._prepared_policy(*empty.policy_inputs)
             self._accelerator.backward(0.0 * logprobs.sum())
 
     def _clip_gradients(self, step: _Step) -> None:
@@ -352,6 +370,7 @@ class Trainer:
             with self._profiler.phase("optimizer"):
                 if step.record.is_finite:
                     self._prepared_optimizer.step()
+                    self._masters.round_to_module()
                 self._prepared_optimizer.zero_grad()
         self._model.module.eval()
         self._step += 1

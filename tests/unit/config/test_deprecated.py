@@ -25,7 +25,7 @@ stages:
     on_bad_loss: skip
     max_bad_steps: 4
     optimizer: {lr: 1.0e-5, encoder_lr: 1.0e-6, connector_lr: 1.0e-7, schedule: cosine, grad_clip: 0.5}
-    trainable: {lora: {r: 4, alpha: 8, targets: [q_proj]}}
+    trainable: {encoder: lora, lora: {r: 4, alpha: 8, targets: [q_proj]}}
   - kind: grpo
     name: second
     data: {mixture: [{manifest: b.jsonl}]}
@@ -75,7 +75,7 @@ stages:
       connector_learning_rate: 1.0e-7
       lr_scheduler_type: cosine
       max_grad_norm: 0.5
-    trainable: {lora: {r: 4, lora_alpha: 8, target_modules: [q_proj]}}
+    trainable: {encoder: lora, lora: {r: 4, lora_alpha: 8, target_modules: [q_proj]}}
   - kind: grpo
     name: second
     data: {mixture: [{manifest: b.jsonl}]}

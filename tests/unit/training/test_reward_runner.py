@@ -165,14 +165,16 @@ def test_means_of_rewards_with_similar_names_do_not_overwrite_each_other() -> No
     stats = [
         RolloutStats(
             groups=1, flat=0, completions=count, rewarded=count, reward_sum=0.0,
-            part_sums=dict(zip(names, values, strict=True)), tokens=40, truncated=0, errors=0,
+            part_sums=dict(zip(names, values, strict=True)), lengths=(20,) * count,
+            truncated=(count == 1,) * count, errors=0,
         )
         for count, values in zip((1, 3), sums, strict=True)
     ]  # fmt: skip
     metrics = step_metrics(stats)
     expected = {
         "accuracy": 0.5, "accuracy_r1aqa": 0.75, "format": 0.75, "my_r:brief": 1.0, "my_r:brief_answer": 1.0,
-        "length_reward": 0.75, "length": 20.0,
+        "length_reward": 0.75, "length": 20.0, "length_min": 20.0, "length_max": 20.0, "terminated_length": 20.0,
+        "truncated": 0.25,
     }  # fmt: skip
     assert {key: metrics[key] for key in expected} == expected
     assert reward_keys(["accuracy_r1aqa", "format_think"]) == {

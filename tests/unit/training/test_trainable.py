@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import Trainer
 
 from builders import tiny_qwen2_audio
 from earwise.config.recipe import Recipe, check_recipe
@@ -68,12 +69,9 @@ KINDS: dict[str, dict] = {
 def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind: str, modes: dict) -> None:
     pytest.importorskip("peft")
     data = {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think" if kind == "compress" else "answer": 1.0}}
-    optimizer = {
-        "learning_rate": 1e-3,
-        "encoder_learning_rate": 1e-5,
-        "connector_learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-    }
+    optimizer = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    rates_of_parts = {"encoder": 1e-5, "connector": 1e-4}
+    optimizer |= {f"{part}_learning_rate": rate for part, rate in rates_of_parts.items() if modes[part] != "frozen"}
     stage = {
         "kind": kind,
         "max_steps": 1,
@@ -96,6 +94,21 @@ def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind:
     rates = {"encoder": 1e-5, "connector": 1e-4, "decoder": 1e-3}
     for part, mode in modes.items():
         assert mode != "full" or largest_change[part] == pytest.approx(rates[part], rel=0.1)
+
+
+def test_weight_decay_leaves_out_norms_and_biases() -> None:
+    """The same parameters decay as in transformers' Trainer."""
+    model = tiny_qwen2_audio(1)
+    set_trainable(model, TrainableConfig(encoder="full", connector="full", decoder="full"))
+    decaying = set(Trainer.get_decay_parameter_names(None, model.module))
+    names = {id(parameter): name for name, parameter in model.module.named_parameters()}
+    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.1, connector_learning_rate=0.2))
+    assert sorted((group["lr"], group["weight_decay"]) for group in groups) == [
+        (2e-4, 0.0), (2e-4, 0.1), (0.2, 0.0), (0.2, 0.1),
+    ]  # fmt: skip
+    for group in groups:
+        assert all((names[id(p)] in decaying) == (group["weight_decay"] > 0) for p in group["params"])
+    assert all(group["weight_decay"] == 0 for group in parameter_groups(model, OptimizerConfig()))
 
 
 def test_learning_rates_of_parameter_groups() -> None:

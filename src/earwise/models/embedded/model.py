@@ -36,6 +36,7 @@ from earwise.models.embedded import base_weights, preload
 from earwise.models.embedded.connector import STATE_MS, Connector, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
 from earwise.models.parts import attention, lora, whisper
+from earwise.models.precision import lora_beside
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens
 from earwise.prompts import EMBEDDED
 from earwise.types import Waveform
@@ -215,7 +216,12 @@ def load(
     folder = weights or preload.ASSETS
     trimmed = bool(_read_marker(folder).get("trim", True)) if trim is None else trim
     return _build(
-        preload.load_weights(folder), "embedded", device, dtype, trimmed, connector_spec=read_connector_spec(folder)
+        preload.load_weights(folder, merge=dtype == torch.float32),
+        "embedded",
+        device,
+        dtype,
+        trimmed,
+        connector_spec=read_connector_spec(folder),
     )
 
 
@@ -230,7 +236,13 @@ def load_aligned(
     if weights is not None:
         raise ModelError("embedded-aligned takes no weights; name embedded to load a trained part")
     trimmed = bool(_read_marker(preload.ASSETS).get("trim", True)) if trim is None else trim
-    return _build(preload.load_weights(preload.ASSETS, aligned=True), "embedded-aligned", device, dtype, trimmed)
+    return _build(
+        preload.load_weights(preload.ASSETS, aligned=True, merge=dtype == torch.float32),
+        "embedded-aligned",
+        device,
+        dtype,
+        trimmed,
+    )
 
 
 def load_untrained(
@@ -348,9 +360,13 @@ def _build(
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
+    merged_lora = weights.merged_lora
+    if dtype != torch.float32:
+        merged_lora = {}
+        lora_beside.attach(module, weights.merged_lora)
     tokenizer = checkpoint.read_tokenizer(base, PLACEHOLDER)
     return Embedded(
-        module, tokenizer, name=name, revision=weights.revision, merged_lora=weights.merged_lora, trim=trim,
+        module, tokenizer, name=name, revision=weights.revision, merged_lora=merged_lora, trim=trim,
         full_weights=weights.full_weights, connector_spec=connector_spec,
     )  # fmt: skip
 

@@ -31,7 +31,8 @@ class EmbeddedWeights:
         encoder: Weights of Whisper base's encoder, with LoRA merged and fully trained weights in place.
         decoder: Weights of SmolLM2, with LoRA merged and fully trained weights in place.
         connector: Weights of the connector; empty for an untrained one.
-        merged_lora: The LoRA matrices that were merged, by `encoder.` or `decoder.` and the name of the weight.
+        merged_lora: The LoRA matrices, merged unless `load_weights` was asked not to; by `encoder.` or `decoder.` and
+            the name of the weight.
         full_weights: Names, with the same prefixes, of weights that were trained in full.
         revision: Hash of the trained file.
     """
@@ -52,21 +53,22 @@ def start_loading() -> None:
         pool.shutdown(wait=False)
 
 
-def load_weights(folder: Path | None, *, aligned: bool = False) -> EmbeddedWeights:
+def load_weights(folder: Path | None, *, aligned: bool = False, merge: bool = True) -> EmbeddedWeights:
     """The base weights with the trained part of a folder.
 
     Args:
         folder: Folder with `trained.safetensors`; None returns the base weights alone.
         aligned: True uses only what the first stage of the shipped file trained.
+        merge: False leaves the LoRA out of the weights, for weights that are then rounded.
     Raises:
         ModelError: if there is no trained part, it is not a safetensors file, or it does not fit the base weights.
     """
     base = base_weights.base_folder()
-    future = _pending.pop((folder, aligned), None) if folder is not None else None
-    return future.result() if future is not None else _read(base, folder, aligned)
+    future = _pending.pop((folder, aligned), None) if folder is not None and merge else None
+    return future.result() if future is not None else _read(base, folder, aligned, merge)
 
 
-def _read(base: Path, folder: Path | None, aligned: bool) -> EmbeddedWeights:
+def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) -> EmbeddedWeights:
     """Read base weights and trained part; see `load_weights`."""
     encoder, decoder = (tensors(base / f"{part}.safetensors")[0] for part in ("encoder", "decoder"))
     if folder is None:
@@ -88,7 +90,8 @@ def _read(base: Path, folder: Path | None, aligned: bool) -> EmbeddedWeights:
     if aligned:
         merged_lora = lora.first_ranks(merged_lora, int(metadata[ALIGNED_RANK]))
     try:
-        lora.merge(weights, merged_lora)
+        if merge:
+            lora.merge(weights, merged_lora)
         for name in full_weights:
             weights[name].copy_(trained[name])
     except (RuntimeError, KeyError) as error:

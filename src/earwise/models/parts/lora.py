@@ -4,7 +4,7 @@ A pair of matrices is named after the weight that it changes, with `.lora_A` and
 scale (alpha / r) is multiplied into B, so that a file of them needs no config. Training LoRA is left to PEFT.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +17,17 @@ def is_plain_lora(layer: Any) -> bool:
 
 
 def collect(module: nn.Module) -> dict[str, Tensor]:
-    """The LoRA matrices of all PEFT layers inside a module, copied; empty if there are none."""
-    matrices = {}
+    """The LoRA matrices of a module, copied: those of PEFT's layers, after those that are computed beside a layer
+    (`precision/lora_beside.py`); empty if there are none."""
+    from earwise.models.precision import lora_beside
+
+    matrices: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
         if not hasattr(layer, "lora_A") or "default" not in layer.lora_A:
             continue
         matrices[f"{name}.lora_A"] = layer.lora_A["default"].weight.detach().clone()
         matrices[f"{name}.lora_B"] = (layer.lora_B["default"].weight * layer.scaling["default"]).detach().clone()
-    return matrices
+    return concatenate_ranks({name: value.clone() for name, value in lora_beside.attached(module).items()}, matrices)
 
 
 def concatenate_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,6 +43,14 @@ def concatenate_ranks(first: Mapping[str, Tensor], second: Mapping[str, Tensor])
 def first_ranks(matrices: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     """The first `rank` ranks: undoes `concatenate_ranks` if `rank` is that of its first LoRA."""
     return {name: value[:rank] if name.endswith("lora_A") else value[:, :rank] for name, value in matrices.items()}
+
+
+def products(matrices: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name of each weight and the change `B @ A` of it, float32, one at a time since each is as large as the weight."""
+    for name, lora_b in matrices.items():
+        if name.endswith(".lora_B"):
+            stem = name.removesuffix(".lora_B")
+            yield f"{stem}.weight", lora_b.float() @ matrices[f"{stem}.lora_A"].float()
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ Source: torch's `fully_shard`. It is chosen by `fsdp_version: 2` in the launcher
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,22 +23,43 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from earwise.errors import ConfigError, ModelError
 from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.base import AudioLM
+from earwise.models.precision.lora_beside import LOW_PRECISION
 from earwise.training.distributed import parallel
 from earwise.training.policy import MicroBatch, Policy
 
 
-def shard_decoder(model: AudioLM) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class ShardedDecoder:
+    """The decoder's layers under FSDP2.
+
+    Attributes:
+        layers: The layers in order; empty if nothing is sharded.
+        compute_dtype: What their float32 parameters are rounded to when they compute; None: nothing, they compute in
+            their own dtypes.
+    """
+
+    layers: list[Any] = field(default_factory=list)
+    compute_dtype: torch.dtype | None = None
+
+
+def shard_decoder(model: AudioLM, start_values: Mapping[str, Tensor]) -> ShardedDecoder:
     """Shard the decoder's layers in place, if the launcher asks for it. Call it before the optimizer is made.
 
+    Layers that are trained in full become float32; where the model computes in a lower precision, FSDP2 gathers them in
+    that and reduces gradients in float32. Frozen layers with LoRA keep the dtypes of both.
+
+    Args:
+        model: The model, prepared by `set_trainable`.
+        start_values: Exact float32 values of parameters of which the model has the roundings.
     Returns:
-        The sharded layers in order; empty if nothing is sharded.
+        The sharded layers.
     Raises:
         ConfigError: if the decoder is frozen, because its layers then have no gradients to reduce.
         ModelError: if the decoder has no list of layers.
     """
     if not is_sharded():
-        return []
-    from torch.distributed.fsdp import fully_shard
+        return ShardedDecoder()
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     trunk, layers = decoder_layers(model)
     if not any(parameter.requires_grad for layer in layers for parameter in layer.parameters()):
@@ -46,7 +68,10 @@ def shard_decoder(model: AudioLM) -> list[Any]:
             "(earwise recipe --path ddp)"
         )
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
-    sharded: list[Any] = [fully_shard(layer, reshard_after_forward=reshards_after_forward()) for layer in layers]
+    policy = MixedPrecisionPolicy(param_dtype=_to_float32(model.module, in_layers, start_values))
+    sharded: list[Any] = [
+        fully_shard(layer, reshard_after_forward=reshards_after_forward(), mp_policy=policy) for layer in layers
+    ]
     # The trunk is FSDP2's root, which prefetches a layer while the one before computes; it shards nothing itself.
     replicated = {p for p in trunk.parameters() if p not in in_layers and not _is_sharded_tensor(p)}
     root: Any = fully_shard(trunk, ignored_params=replicated)
@@ -55,10 +80,27 @@ def shard_decoder(model: AudioLM) -> list[Any]:
         module.set_force_sum_reduction_for_comms(True)
     with torch.no_grad():  # FSDP2 takes the first module that computes as its root
         filler = filler_micro_batch(model)
-        Policy(model)(filler.forest, filler.encoder_states, filler.waveforms)
+        Policy(model)(*filler.policy_inputs)
     for layer in sharded:
         layer.reshard()  # needed where layers stay gathered after a forward pass: the optimizer expects shards
-    return sharded
+    return ShardedDecoder(sharded, policy.param_dtype)
+
+
+def _to_float32(
+    module: nn.Module, in_layers: Collection[Tensor], start_values: Mapping[str, Tensor]
+) -> torch.dtype | None:
+    """Make the layers float32 if some of their low-precision parameters are trained, in place.
+
+    Returns:
+        The dtype that they compute in; None if nothing was changed.
+    """
+    parameters = {name: value for name, value in module.named_parameters() if value in in_layers}
+    compute_dtypes = {value.dtype for value in parameters.values() if value.requires_grad} & set(LOW_PRECISION)
+    if not compute_dtypes:
+        return None
+    for name, parameter in parameters.items():
+        parameter.data = start_values.get(name, parameter.data).to(parameter.device, torch.float32)
+    return min(compute_dtypes, key=str)
 
 
 def is_sharded() -> bool:
@@ -105,43 +147,49 @@ def unsharded_layers(layers: Sequence[Any]) -> Iterator[None]:
             layer.reshard()
 
 
-def unshard_parameters(layers: Sequence[Any]) -> None:
-    """Make the layers' parameters whole in every process for good, at the end of training."""
-    for layer in layers:
-        for module in layer.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                if _is_sharded_tensor(parameter):
-                    setattr(module, name, nn.Parameter(parameter.full_tensor(), requires_grad=parameter.requires_grad))
+@torch.no_grad()
+def unshard_parameters(model: AudioLM, decoder: ShardedDecoder) -> dict[str, Tensor]:
+    """Make the layers' parameters whole in every process for good, in the dtype that they compute in, at the end of
+    training; one tensor at a time.
+
+    Returns:
+        Name -> float32 value of each parameter that computes in a lower precision, on the CPU of the first process;
+        empty in the others.
+    """
+    exact: dict[str, Tensor] = {}
+    for path, module in model.module.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not isinstance(parameter, DTensor):
+                continue
+            whole = parameter.full_tensor()
+            dtype = decoder.compute_dtype or whole.dtype
+            if dtype != whole.dtype and parallel.is_main_process():
+                exact[f"{path}.{name}"] = whole.cpu()
+            setattr(module, name, nn.Parameter(whole.to(dtype), requires_grad=parameter.requires_grad))
+    return exact
 
 
+@torch.no_grad()
 def full_state(value: Any) -> Any:
-    """A state (tensors in dictionaries and lists) with every tensor gathered. A collective: all processes must call."""
+    """A state (tensors in dictionaries and lists) with its sharded tensors whole, on the CPU of the first process; the
+    others get None for them. A collective: all processes must call.
+
+    Tensors are gathered one at a time, so that no process holds more than one of them whole beside its shards.
+    """
     if isinstance(value, DTensor):
-        return value.full_tensor()
+        whole = value.full_tensor()
+        return whole.cpu() if parallel.is_main_process() else None
     if isinstance(value, dict):
         return {key: full_state(item) for key, item in value.items()}
     return [full_state(item) for item in value] if isinstance(value, list) else value
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Shard a whole tensor, which every process holds, in the same way as a parameter."""
+    """Shard a whole tensor, which every process can read, in the same way as a parameter."""
     if not isinstance(parameter, DTensor):
         return value
     value = value.to(parameter.to_local().device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-
-
-def shard_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
-    """Shard an optimizer's state, read whole from a checkpoint, in the same way as its parameters."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if _is_sharded_tensor(parameter):
-                moments = optimizer.state[parameter]
-                moments |= {
-                    name: shard_like(value, parameter)
-                    for name, value in moments.items()
-                    if value.shape == parameter.shape
-                }
 
 
 def replicated_parameters(parameters: Sequence[Tensor]) -> list[Tensor]:

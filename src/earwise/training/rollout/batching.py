@@ -5,7 +5,7 @@ group.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from earwise.training.rollout.collect import Rollout, prompt_tokens
 from earwise.training.rollout.rollout_engine import sampled_logprobs
 from earwise.training.stages.stage import StageContext
 from earwise.training.trainable import trains_encoder
-from earwise.types import Waveform
+from earwise.types import Completion, Waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,19 @@ def batch_rollouts(rollouts: Sequence[Rollout], context: StageContext, config: G
     group_size, model = config.group_size, context.model
     rewards = torch.tensor([reward for rollout in rollouts for reward in rollout.rewards], dtype=torch.float64)
     advantages = group_advantages(rewards, group_size, scale_rewards=config.scale_rewards).tolist()
-    num_items = float(sum(len(completion.token_ids) for rollout in rollouts for completion in rollout.completions))
+    num_items = float(
+        sum(
+            len(completion.token_ids)
+            for rollout in rollouts
+            for completion in rollout.completions
+            if _counts(completion, config)
+        )
+    )
     num_sequences = float(len(rollouts) * group_size)
 
     groups = [advantages[start : start + group_size] for start in range(0, len(advantages), group_size)]
-    trained = _local_share(rollouts, groups, model, leave_out_flat=_flat_groups_have_no_gradient(config))
-    trees, waveforms = _trees(model, [rollouts[number] for number in trained])
+    trained = _local_share(rollouts, groups, model, config)
+    trees, waveforms = _trees(model, [rollouts[number] for number in trained], config)
     branch_advantages = [advantage for number in trained for advantage in groups[number]]
     completions = [completion for number in trained for completion in rollouts[number].completions]
     encoder_cache = None if trains_encoder(model) else context.encoder_cache
@@ -90,10 +97,11 @@ def batch_rollouts(rollouts: Sequence[Rollout], context: StageContext, config: G
             num_items=num_items,
             num_sequences=num_sequences,
             old_logprobs=(
-                sampled_logprobs(completions, micro_batch, first_branch) if config.rollout_server is not None else None
+                sampled_logprobs(completions, micro_batch, first_branch) if _uses_server_logprobs(config) else None
             ),
         )
-        micro_batches.append(micro_batch.with_loss_inputs(inputs))
+        of_policy = replace(micro_batch, temperature=config.temperature, log_entropy=True)
+        micro_batches.append(of_policy.with_loss_inputs(inputs))
         first_branch += len(micro_batch.forest.branch_trees)
     num_distinct = sum(len(micro_batch.forest) for micro_batch in micro_batches)
     return RolloutBatches(micro_batches, num_distinct, sum(len(path.ids) for paths in trees for path in paths))
@@ -105,8 +113,19 @@ def _flat_groups_have_no_gradient(config: GrpoConfig) -> bool:
     return not config.beta and config.loss_type != "bnpo"
 
 
+def _uses_server_logprobs(config: GrpoConfig) -> bool:
+    """Whether a rollout server's log-probabilities are those of the old policy. They are at temperature 1; at another
+    one the policy's own before the update take their place (`GrpoConfig` sees to equal weights)."""
+    return config.rollout_server is not None and config.temperature == 1
+
+
+def _counts(completion: Completion, config: GrpoConfig) -> bool:
+    """Whether a completion is trained on."""
+    return not (config.mask_truncated_completions and completion.finish_reason == "length")
+
+
 def _local_share(
-    rollouts: Sequence[Rollout], groups: Sequence[Sequence[float]], model: AudioLM, *, leave_out_flat: bool
+    rollouts: Sequence[Rollout], groups: Sequence[Sequence[float]], model: AudioLM, config: GrpoConfig
 ) -> list[int]:
     """Numbers of the rollouts that this process trains on.
 
@@ -114,9 +133,16 @@ def _local_share(
         rollouts: Rollouts of all processes.
         groups: Advantages of each rollout.
         model: The model, for the number of audio tokens.
-        leave_out_flat: Whether groups without advantage are left out, which is exact where they have no gradient.
+        config: Settings of the stage. Groups without advantage are left out where they have no gradient, and so are
+            groups whose completions are all masked.
     """
-    numbers = [number for number, group in enumerate(groups) if any(group) or not leave_out_flat]
+    leave_out_flat = _flat_groups_have_no_gradient(config)
+    numbers = [
+        number
+        for number, group in enumerate(groups)
+        if (any(group) or not leave_out_flat)
+        and any(_counts(completion, config) for completion in rollouts[number].completions)
+    ]
     sizes = [
         prompt_tokens(model, rollouts[number].prompt)
         + sum(len(completion.token_ids) for completion in rollouts[number].completions)
@@ -125,8 +151,11 @@ def _local_share(
     return [numbers[place] for place in parallel.assigned_items(sizes)]
 
 
-def _trees(model: AudioLM, rollouts: Sequence[Rollout]) -> tuple[list[list[TokenPath]], dict[int, Waveform]]:
-    """Token paths of each rollout's tree, one per completion, and clip number -> waveform."""
+def _trees(
+    model: AudioLM, rollouts: Sequence[Rollout], config: GrpoConfig
+) -> tuple[list[list[TokenPath]], dict[int, Waveform]]:
+    """Token paths of each rollout's tree, one per completion, and clip number -> waveform. The path of a completion
+    that is not trained on is the prompt alone."""
     trees: list[list[TokenPath]] = []
     waveforms: dict[int, Waveform] = {}
     for rollout in rollouts:
@@ -135,5 +164,10 @@ def _trees(model: AudioLM, rollouts: Sequence[Rollout]) -> tuple[list[list[Token
         waveforms |= dict(zip(clips, prompt.waveforms, strict=True))
         num_samples = [len(waveform) for waveform in prompt.waveforms]
         prompt_path = conversation_path(model, prompt.turns, clips, num_samples, generate=True)
-        trees.append([prompt_path + completion_path(completion.token_ids) for completion in rollout.completions])
+        trees.append(
+            [
+                prompt_path + completion_path(completion.token_ids) if _counts(completion, config) else prompt_path
+                for completion in rollout.completions
+            ]
+        )
     return trees, waveforms

@@ -70,8 +70,10 @@ class RolloutStats:
     reward_sum: float
     part_sums: Mapping[str, float]
     """Reward -> sum of its unweighted values."""
-    tokens: int
-    truncated: int
+    lengths: tuple[int, ...]
+    """Tokens of each completion."""
+    truncated: tuple[bool, ...]
+    """Whether each completion was cut at the largest length."""
     errors: int
 
 
@@ -86,8 +88,8 @@ def rollout_stats(groups: Sequence[Sequence[Completion]], rewards: GroupRewards)
         rewarded=sum(len(total) for total in totals),
         reward_sum=sum(value for total in totals for value in total),
         part_sums={name: mean * len(completions) for name, mean in rewards.means.items()},
-        tokens=sum(len(completion.token_ids) for completion in completions),
-        truncated=sum(completion.finish_reason == "length" for completion in completions),
+        lengths=tuple(len(completion.token_ids) for completion in completions),
+        truncated=tuple(completion.finish_reason == "length" for completion in completions),
         errors=rewards.errors.total(),
     )
 
@@ -107,11 +109,25 @@ def step_metrics(stats: Sequence[RolloutStats]) -> dict[str, float]:
     metrics = {
         "reward": sum(round_stats.reward_sum for round_stats in stats) / num_rewarded,
         "flat_groups": sum(round_stats.flat for round_stats in stats) / sum(s.groups for s in stats),
-        "length": sum(round_stats.tokens for round_stats in stats) / num_completions,
-        "truncated": sum(round_stats.truncated for round_stats in stats) / num_completions,
+        **_length_metrics(stats),
         "reward_errors": float(sum(round_stats.errors for round_stats in stats)),
     }
     return {f"{key}_reward" if key in metrics else key: mean for key, mean in parts.items()} | metrics
+
+
+def _length_metrics(stats: Sequence[RolloutStats]) -> dict[str, float]:
+    """Lengths of the completions in tokens: mean, smallest, largest and, if there are any, mean of those that ended by
+    themselves; share of those that did not."""
+    lengths = [length for round_stats in stats for length in round_stats.lengths] or [0]
+    truncated = [flag for round_stats in stats for flag in round_stats.truncated] or [False]
+    ended = [length for length, flag in zip(lengths, truncated, strict=True) if not flag]
+    metrics = {
+        "length": sum(lengths) / len(lengths),
+        "length_min": float(min(lengths)),
+        "length_max": float(max(lengths)),
+        "truncated": sum(truncated) / len(truncated),
+    }
+    return metrics | ({"terminated_length": sum(ended) / len(ended)} if ended else {})
 
 
 def reward_keys(names: Iterable[str]) -> dict[str, str]:

@@ -86,7 +86,8 @@ def sampled_logprobs(
     """
     loss_mask = micro_batch.forest.loss_mask
     logprobs = torch.zeros(loss_mask.shape, dtype=torch.float32, device=loss_mask.device)
-    for row in range(len(logprobs)):
-        values = completions[first_branch + row].logprobs
-        logprobs[row, : len(values)] = torch.tensor(values, device=loss_mask.device)
+    for row, trained in enumerate(loss_mask.any(1).tolist()):
+        if trained:  # else a completion that is masked
+            values = completions[first_branch + row].logprobs
+            logprobs[row, : len(values)] = torch.tensor(values, device=loss_mask.device)
     return logprobs

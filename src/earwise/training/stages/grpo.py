@@ -74,7 +74,7 @@ class GrpoStage:
                 inputs = replace(inputs, ref_logprobs=self._reference.logprobs(self._policy, micro_batch))
         if inputs.old_logprobs is None and self._config.num_iterations > 1:
             with self._context.profiler.phase("reference"), torch.no_grad():
-                old_logprobs = self._policy(micro_batch.forest, micro_batch.encoder_states, micro_batch.waveforms)
+                old_logprobs = self._policy(*micro_batch.policy_inputs)
             inputs = replace(inputs, old_logprobs=old_logprobs)
         return micro_batch.with_loss_inputs(inputs)
 
@@ -89,6 +89,7 @@ class GrpoStage:
             micro_batch.forest.loss_mask,
             loss_type=config.loss_type,
             beta=config.beta,
+            kl_estimator=config.kl_estimator,
             epsilon=config.epsilon,
             epsilon_high=config.epsilon_high,
             delta=config.delta,

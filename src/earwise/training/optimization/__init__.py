@@ -1,0 +1,1 @@
+"""The optimizer, its learning-rate schedule, and float32 masters of what it updates."""
