@@ -13,8 +13,10 @@ from earwise.errors import DataError
 from earwise.evaluation import controls
 from earwise.evaluation.controls import Control
 from earwise.evaluation.options import EvalOptions
+from earwise.evaluation.task import Task
+from earwise.evaluation.tasks.manifest import TASK as MANIFEST
 from earwise.prompts import prompt_turns
-from earwise.types import Audio, AudioClip, Example, Text, Waveform
+from earwise.types import Audio, AudioClip, Example, Text, Turn, Waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +80,16 @@ def permuted(example: Example, seed: int, permutation: int = 0) -> Example:
     return replace(example, choices=tuple(order[shift:] + order[:shift]))
 
 
-def build_items(examples: Sequence[Example], options: EvalOptions, control: Control | None = None) -> list[EvalItem]:
+def build_items(
+    examples: Sequence[Example], options: EvalOptions, control: Control | None = None, task: Task = MANIFEST
+) -> list[EvalItem]:
     """All items of a run, in order.
 
     Args:
         examples: The examples.
         options: Wording, seed and order of the options.
         control: Blind control that replaces the clips; None: the real clips.
+        task: The task, which may have prompt styles of its own.
     Raises:
         ConfigError: if style or control are unknown, an example has no user turn, or `shuffled` cannot blind these
             examples.
@@ -92,7 +97,7 @@ def build_items(examples: Sequence[Example], options: EvalOptions, control: Cont
     """
     controls.check(control)
     validate_examples(examples)
-    seed = options.seed
+    seed, style = options.seed, task.style_of(options.style)
     lenders = controls.partners(examples, seed) if control == "shuffled" else list(range(len(examples)))
     items = []
     for example, lender in zip(examples, lenders, strict=True):
@@ -102,9 +107,26 @@ def build_items(examples: Sequence[Example], options: EvalOptions, control: Cont
         for permutation in range(options.permutations if example.choices else 1):
             shown_example = permuted(example, seed, permutation) if options.shuffle_options else example
             key = f"{example.id}#{permutation}" if permutation else example.id
-            request = AudioRequest(key, prompt_turns(shown_example, options.style), clips, alter)
+            request = AudioRequest(key, _turns(shown_example, style, task), clips, alter)
             items.append(EvalItem(shown_example, permutation, request))
     return items
+
+
+def _turns(example: Example, style: str, task: Task) -> tuple[Turn, ...]:
+    """The conversation that the model is asked, in one of the task's own wordings or in a general prompt style."""
+    wording = task.prompts.get(style)
+    if wording is None:
+        return prompt_turns(example, style)
+    return prompt_turns(reworded(example, wording(example)), "open")
+
+
+def reworded(example: Example, text: str) -> Example:
+    """The example with this text in place of its last user turn's, after the clips, and without options of its own."""
+    turns = list(example.turns)
+    place = max(number for number, turn in enumerate(turns) if turn.role == "user")
+    audio = tuple(part for part in turns[place].parts if isinstance(part, Audio))
+    turns[place] = Turn("user", (*audio, Text(text)))
+    return replace(example, turns=tuple(turns), choices=())
 
 
 def _blinded(control: Control, seed: int, example_id: str, number: int, waveform: Waveform) -> Waveform:

@@ -11,8 +11,8 @@ from earwise.errors import ConfigError
 class EvalOptions:
     """How a task is put to an engine."""
 
-    style: str = "answer"
-    """Wording of the question, a key of `prompts.INSTRUCTIONS`."""
+    style: str = ""
+    """Wording of the question: a key of `prompts.INSTRUCTIONS` or of the task's `prompts`; empty: the task's own."""
     sampling_params: SamplingParams = field(default_factory=SamplingParams)
     """Sampling parameters; greedy by default."""
     seed: int = 0

@@ -8,7 +8,7 @@ like the others, scored 0 and counted by status.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from earwise.evaluation.scores import is_correct
 from earwise.evaluation.summary import blind_summary, summarise
 from earwise.evaluation.task import Task
 from earwise.evaluation.task_table import load_task
-from earwise.files import append_jsonl, write_json
+from earwise.files import append_jsonl, write_json, write_jsonl
 from earwise.types import Example
 
 BLIND: tuple[Control, ...] = ("silence", "shuffled")
@@ -83,7 +83,8 @@ def evaluate(
         EngineError: if the engine fails on everything; finished rows are kept.
     """
     options, task = options or EvalOptions(), task or load_task("manifest")
-    items = build_items(examples, options, control)
+    options = replace(options, style=task.style_of(options.style))
+    items = build_items(examples, options, control, task)
     settings = _settings(engine, examples, options, task, control)
     rows = resume(out, settings)
     remaining = _remaining(items, rows)
@@ -114,6 +115,9 @@ def evaluate(
             batch=options.batch,
             clip_reader=reader,
         )
+    if task.add_scores is not None and rows:
+        rows = task.add_scores(rows)
+        write_jsonl(out / SAMPLES, rows)
     metrics = summarise(rows, settings, task)
     write_json(out / METRICS, metrics)
     return metrics

@@ -14,6 +14,8 @@ from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import EvalRun, Row
 
 DEFAULT_HEADLINE = "official"
+LOWER_IS_BETTER = frozenset({"wer", "cer"})
+"""Names of scores that count errors: 0 is the best, and values above 1 are possible."""
 Metric = dict[str, float]
 """One figure over rows: `accuracy` (its value), `n` (items) and, where it has an interval, `low` and `high` (95 %)."""
 
@@ -74,8 +76,11 @@ def shared_headline(runs: Sequence[EvalRun]) -> str:
 
 
 def is_correct(row: Row, name: str) -> bool:
-    """Whether a row has a gold answer and its score `name` is full."""
-    return row["scores"] is not None and row["scores"][name] >= 1
+    """Whether a row has a gold answer and its score `name` is as good as it can be; a row that still lacks this score
+    is not."""
+    if row["scores"] is None or name not in row["scores"]:
+        return False
+    return bool(row["scores"][name] <= 0 if name in LOWER_IS_BETTER else row["scores"][name] >= 1)
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

@@ -21,13 +21,13 @@ needs no entry: `earwise evaluate --task my_module:TASK`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from earwise.errors import ConfigError
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import Metric, mean_scores
-from earwise.prompts import THINKING_STYLES
+from earwise.prompts import INSTRUCTIONS, THINKING_STYLES
 from earwise.types import Example, Score
 
 Load = Callable[[Path, Path | None], list[Example]]
@@ -38,6 +38,10 @@ ScoreFn = Callable[[Example, str], Score]
 Aggregate = Callable[[Sequence[Row]], dict[str, Metric]]
 """`aggregate(rows)`: metrics by name over labelled rows of `samples.jsonl`, at least one for each score. Called for all
 rows and for the rows of each group (task, category, number of options)."""
+Wording = Callable[[Example], str]
+"""`wording(example)`: the text of the user's turn, with the options in the order of `example.choices`."""
+AddScores = Callable[[Sequence[Row]], list[Row]]
+"""`add_scores(rows)`: the rows with the scores that can be computed only when all of them are there."""
 WritePredictions = Callable[[EvalRun, Path, Path], int]
 """`write_predictions(run, path, source)`: writes the submission file at `path` from the benchmark file `source`, and
 returns how many of its items have no prediction."""
@@ -59,6 +63,15 @@ class Task:
     """Name of the score that sums up a run."""
     reasoning_headline: str | None = None
     """The same for prompt styles that reason before the answer; None: `headline`."""
+    prompts: Mapping[str, Wording] = field(default_factory=dict)
+    """Prompts of the benchmark's own program, and of others that people use for it, by name. Each is a prompt style
+    beside those of `prompts.INSTRUCTIONS`."""
+    default_style: str = "answer"
+    """Prompt style where none is asked for: a key of `prompts` or of `prompts.INSTRUCTIONS`."""
+    max_new_tokens: int = 64
+    """Longest completion where no length is asked for, in tokens, in styles that do not reason."""
+    add_scores: AddScores | None = None
+    """Adds scores that depend on all rows (CIDEr-D weighs words by the whole corpus); None: `score` gives them all."""
     aggregate: Aggregate = mean_scores
     write_predictions: WritePredictions | None = None
     """Writer of the benchmark's submission file; None if it has none."""
@@ -75,6 +88,24 @@ class Task:
                 raise ConfigError(
                     f"task {self.name!r}: headline {headline!r} is none of its scores ({', '.join(self.score_notes)})"
                 )
+
+        if self.default_style not in {*self.prompts, *INSTRUCTIONS}:
+            raise ConfigError(
+                f"task {self.name!r}: default_style {self.default_style!r} is neither one of its prompts nor a style"
+            )
+
+    def style_of(self, options_style: str) -> str:
+        """The prompt style of a run: the one that is asked for, or the task's own if that is empty.
+
+        Raises:
+            ConfigError: if there is no such style.
+        """
+        style = options_style or self.default_style
+        if style not in {*self.prompts, *INSTRUCTIONS}:
+            raise ConfigError(
+                f"style {style!r} is none of {', '.join([*self.prompts, *INSTRUCTIONS])} (task {self.name!r})"
+            )
+        return style
 
     def headline_of(self, style: str) -> str:
         """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""

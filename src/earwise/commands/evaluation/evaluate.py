@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.loading import (
-    STYLES,
     channel_option,
     field_values,
     find_manifest,
@@ -27,8 +26,8 @@ if TYPE_CHECKING:
     from earwise.types import Example
 
 FOLDER = click.Path(path_type=Path)
-THINKING_TOKENS, ANSWER_TOKENS = 512, 64
-"""Default of --max-new-tokens in styles that reason before the answer, and in all others."""
+THINKING_TOKENS = 512
+"""Default of --max-new-tokens in styles that reason before the answer; in all others the task's own."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class EvaluateCommand:
     audio_root: Path | None
     model: str
     out: Path
-    style: str
+    style: str | None
     split: str | None
     conditions: tuple[str, ...]
     limit: int | None
@@ -60,18 +59,23 @@ class EvaluateCommand:
         """The task's file."""
         return find_manifest(self.data) if self.data.startswith("starter:") else Path(self.data)
 
-    def eval_options(self) -> "EvalOptions":
-        """The options as the evaluation takes them."""
+    def eval_options(self, task: "Task") -> "EvalOptions":
+        """The options as the evaluation takes them.
+
+        Raises:
+            ConfigError: if the task has no such prompt style.
+        """
         from earwise.engine.base import SamplingParams
         from earwise.evaluation.run import EvalOptions
         from earwise.prompts import THINKING_STYLES
 
-        default = THINKING_TOKENS if self.style in THINKING_STYLES else ANSWER_TOKENS
+        style = task.style_of(self.style or "")
+        default = THINKING_TOKENS if style in THINKING_STYLES else task.max_new_tokens
         sampling_params = SamplingParams(
             max_new_tokens=self.max_new_tokens or default, temperature=self.temperature, seed=self.seed
         )
         return EvalOptions(
-            style=self.style, sampling_params=sampling_params, seed=self.seed, batch=self.batch,
+            style=style, sampling_params=sampling_params, seed=self.seed, batch=self.batch,
             permutations=self.permutations, long_audio=self.long_audio, channel=self.channel,
         )  # fmt: skip
 
@@ -82,7 +86,7 @@ class EvaluateCommand:
     default="manifest",
     show_default=True,
     metavar="TASK",
-    help="manifest, mmau, mmar, mellow, or your own module:object.",
+    help="A name that `earwise tasks` lists, or your own module:object.",
 )
 @click.option("--data", required=True, metavar="PATH", help="The task's file, or starter:val for the bundled clips.")
 @click.option("--audio-root", type=FOLDER, help="Folder of the clips, if it is not the file's own.")
@@ -95,7 +99,10 @@ class EvaluateCommand:
     help="Folder for samples.jsonl and metrics.json; the same command again continues a stopped run.",
 )
 @click.option(
-    "--style", default="answer", show_default=True, type=click.Choice(STYLES), help="Wording of the question."
+    "--style",
+    metavar="STYLE",
+    help="Wording of the question: one of the task's own (see `earwise tasks`) or a general prompt style. "
+    "[default: the task's]",
 )
 @click.option("--split", help="Only items of this split: train, val or test.")
 @click.option(
@@ -115,7 +122,7 @@ class EvaluateCommand:
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
-    help=f"Longest completion, in tokens. [default: {ANSWER_TOKENS}; {THINKING_TOKENS} in thinking styles]",
+    help=f"Longest completion, in tokens. [default: the task's; {THINKING_TOKENS} in styles that reason]",
 )
 @click.option(
     "--temperature",
@@ -184,7 +191,7 @@ def command(**values: Any) -> None:
             engine,
             evenly_spaced(examples, options.limit),
             options.out,
-            options.eval_options(),
+            options.eval_options(task),
             task=task,
             blind=BLIND if options.controls else (),
         )
