@@ -14,7 +14,7 @@ from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import EvalRun, Row
 
 DEFAULT_HEADLINE = "official"
-LOWER_IS_BETTER = frozenset({"wer", "cer"})
+LOWER_IS_BETTER = frozenset({"wer", "wer_whisper"})
 """Names of scores that count errors: 0 is the best, and values above 1 are possible."""
 Metric = dict[str, float]
 """One figure over rows: `accuracy` (its value), `n` (items) and, where it has an interval, `low` and `high` (95 %)."""

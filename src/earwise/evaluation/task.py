@@ -26,7 +26,7 @@ from pathlib import Path
 
 from earwise.errors import ConfigError
 from earwise.evaluation.results import EvalRun, Row
-from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.scores import LOWER_IS_BETTER, Metric, mean_scores
 from earwise.prompts import INSTRUCTIONS, THINKING_STYLES
 from earwise.types import Example, Score
 
@@ -112,5 +112,6 @@ class Task:
         return (style in THINKING_STYLES and self.reasoning_headline) or self.headline
 
     def error_score(self, explanation: str) -> Score:
-        """The score of an item without a completion: 0 everywhere, so that it counts as wrong."""
-        return Score(dict.fromkeys(self.score_notes, 0.0), "error", None, explanation)
+        """The score of an item without a completion: as bad as an empty one, so that it counts as wrong."""
+        values = {name: float(name in LOWER_IS_BETTER) for name in self.score_notes}
+        return Score(values, "error", None, explanation)

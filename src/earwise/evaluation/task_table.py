@@ -12,6 +12,17 @@ TASKS = {
     "mmau": "earwise.evaluation.tasks.mmau:TASK",
     "mmar": "earwise.evaluation.tasks.mmar:TASK",
     "mellow": "earwise.evaluation.tasks.mellow:TASK",
+    "mmsu": "earwise.evaluation.tasks.mmsu:TASK",
+    "airbench-foundation": "earwise.evaluation.tasks.airbench_foundation:TASK",
+    "muchomusic": "earwise.evaluation.tasks.muchomusic:TASK",
+    "adqa": "earwise.evaluation.tasks.adqa:TASK",
+    "clothoaqa": "earwise.evaluation.tasks.clothoaqa:TASK",
+    "entailment": "earwise.evaluation.tasks.entailment:TASK",
+    "adiff": "earwise.evaluation.tasks.adiff:TASK",
+    "captions": "earwise.evaluation.tasks.captions:TASK",
+    "transcription": "earwise.evaluation.tasks.transcription:TASK",
+    "translation": "earwise.evaluation.tasks.translation:TASK",
+    "sound-labels": "earwise.evaluation.tasks.sound_labels:TASK",
 }
 
 

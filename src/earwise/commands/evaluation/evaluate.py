@@ -182,6 +182,7 @@ def command(**values: Any) -> None:
 
     options = collect_options(EvaluateCommand, values)
     task, conditions = load_task(options.task), _conditions(options.split, options.conditions)
+    eval_options = options.eval_options(task)
     examples = _selected(task.load(options.path, options.audio_root), conditions, options.path)
     if task.load is MANIFEST.load and (line := format_line(options.path, count_formats(options.path))):
         note(line)
@@ -191,7 +192,7 @@ def command(**values: Any) -> None:
             engine,
             evenly_spaced(examples, options.limit),
             options.out,
-            options.eval_options(task),
+            eval_options,
             task=task,
             blind=BLIND if options.controls else (),
         )

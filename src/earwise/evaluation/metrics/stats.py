@@ -72,6 +72,33 @@ def mean_row(values: Sequence[float], *, seed: int = 0) -> dict[str, float]:
     return {"accuracy": interval["difference"], "n": len(values), "low": interval["low"], "high": interval["high"]}
 
 
+def ratio_row(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+    """The ratio of two sums over items (edits to reference words) with its 95 % interval by resampling items.
+
+    >>> ratio_row([1, 0], [2, 2])["accuracy"]
+    0.25
+
+    Args:
+        numerators: One value per item.
+        denominators: One value per item; their sum is above 0.
+        seed: Seed of the resampling.
+    Returns:
+        `accuracy` (the ratio; the name is that of all metrics), `n`, `low` and `high`.
+    Raises:
+        ScoringError: if the lists differ in length, or the denominators sum to 0.
+    """
+    if len(numerators) != len(denominators) or not sum(denominators):
+        raise ScoringError(f"{len(numerators)} values over {len(denominators)} that sum to {sum(denominators)}")
+    pairs, counts = np.unique(np.array([numerators, denominators], np.float64).T, axis=0, return_counts=True)
+    n = len(numerators)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, counts / n, MEAN_DRAWS)
+    sums = weights @ pairs
+    ratios = sums[:, 0] / np.maximum(sums[:, 1], np.finfo(np.float64).tiny)
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {"accuracy": sum(numerators) / sum(denominators), "n": n, "low": float(low), "high": float(high)}
+
+
 def is_binary(values: Sequence[float]) -> bool:
     """Whether all scores are 0 or 1, so that they count correct and wrong items."""
     return all(value in (0, 1) for value in values)

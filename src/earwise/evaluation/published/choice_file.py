@@ -45,43 +45,64 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(items).encode()).hexdigest()[:16]
 
 
-def _choice_list(choices: Any) -> Any:
-    """The option texts of a row whose list was written as text (`"['a', 'b']"`), as exports of tables do; any other
-    value is returned unchanged."""
-    if not isinstance(choices, str) or not choices.lstrip().startswith("["):
-        return choices
-    try:
-        return ast.literal_eval(choices.strip())
-    except (ValueError, SyntaxError):
-        return choices
-
-
-def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of a benchmark file, a JSON list or one object per line.
+def read_items(path: Path, required: tuple[str, ...], key: str = "id") -> list[dict[str, Any]]:
+    """The items of a benchmark file, a JSON list or one object per line.
 
     Args:
         path: The file.
-        required: Fields that every row must have.
+        required: Fields that every item must have.
+        key: Field that must differ from item to item; empty: none.
     Raises:
-        DataError: if the file is not JSON or empty, a row lacks a field, or two rows have one id; it names the row.
+        DataError: if the file is not JSON or empty, an item lacks a field, or two have one key; it names the item.
     """
     rows = [dict(row) for _, row in row_files.read_rows(path)]
     if not rows:
         raise DataError(f"{path}: holds no items; download it again")
-    ids: set[str] = set()
+    keys: set[str] = set()
     for number, row in enumerate(rows, 1):
-        missing = [key for key in required if key not in row] if isinstance(row, dict) else list(required)
+        missing = [name for name in required if name not in row] if isinstance(row, dict) else list(required)
         if missing:
             raise DataError(
                 f"{path}: item {number} has no {', '.join(missing)}; is this the file of another benchmark?"
             )
-        row["choices"] = _choice_list(row["choices"])
-        if not isinstance(row["choices"], list):
-            raise DataError(f"{path}: item {number}: choices is {row['choices']!r}, not a list of option texts")
-        if row["id"] in ids:
-            raise DataError(f"{path}: item {number}: id {row['id']!r} stands twice; keep one of them")
-        ids.add(row["id"])
+        if key and row[key] in keys:
+            raise DataError(f"{path}: item {number}: {key} {row[key]!r} stands twice; keep one of them")
+        keys.add(row[key] if key else str(number))
     return rows
+
+
+def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The items of a multiple-choice benchmark, each with a list of options under `choices`.
+
+    Some published copies hold the list as text (`"['rain', 'wind']"` or JSON), which is read too.
+
+    Args:
+        path: The file.
+        required: Fields that every item must have.
+    Raises:
+        DataError: see `read_items`; also if `choices` is no list.
+    """
+    rows = read_items(path, required)
+    for number, row in enumerate(rows, 1):
+        choices = list_of_texts(row["choices"])
+        if choices is None:
+            raise DataError(f"{path}: item {number}: choices is {row['choices']!r}, not a list of option texts")
+        row["choices"] = choices
+    return rows
+
+
+def list_of_texts(value: Any) -> list[Any] | None:
+    """A list, or the list that a text spells in JSON or in Python; None for anything else.
+
+    >>> list_of_texts('["a", "b"]'), list_of_texts("['a', 'b']"), list_of_texts("a")
+    (['a', 'b'], ['a', 'b'], None)
+    """
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return None
+    return value if isinstance(value, list) else None
 
 
 def locate(name: str, path: Path, audio_root: Path | None) -> Path:

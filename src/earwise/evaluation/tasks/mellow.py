@@ -2,8 +2,9 @@
 
 Options are written into the question (`which sound is it? a) rain b) wind`), everything is lower case, and an answer is
 `a) rain`; the released model loses much of its accuracy on other wordings. Ask in the style `open`, which adds no
-instruction. The score `mellow` reads completions as the released program does (`metrics/mellow.py`); MMAU's scores
-stand beside it. The metrics also hold the figures that the released program prints for all items together.
+instruction. The score `mellow` reads completions as the released program does (`metrics/mellow.py`), `letter` does so
+without its default letter; MMAU's scores stand beside them. The metrics also hold the figures that the released program
+prints for all items together.
 
 Data: rows of ReasonAQA as `earwise build reasonaqa` or the loader of the published files write them, or any manifest.
 """
@@ -61,14 +62,19 @@ def reworded(example: Example) -> Example:
 
 
 def score(example: Example, completion: str) -> Score:
-    """MMAU's scores of an open question, and `mellow`: the letter for lettered answers, containment for all others."""
+    """MMAU's scores of an open question, and two readings of the letter (or containment, for answers without one).
+
+    `mellow` is the released program's, which reads an output without a letter as option a; `letter` counts it as wrong.
+    """
     scored = mmau.score(example, completion)
     matches = [
         metric.letter_matches(completion, gold) if metric.has_letter(gold) else metric.contains_answer(completion, gold)
         for gold in example.answer
     ]
-    values = {"mellow": float(any(matches)), **scored.values}
-    if any(map(metric.has_letter, example.answer)) and not metric.has_letter(completion):
+    needs_letter = any(map(metric.has_letter, example.answer))
+    is_readable = metric.has_letter(completion) if needs_letter else bool(completion.strip())
+    values = {"letter": float(any(matches) and is_readable), "mellow": float(any(matches)), **scored.values}
+    if needs_letter and not is_readable:
         explanation = f"no letter before ')', which the released program reads as option a: {completion[:80]!r}"
         return Score(values, "unparsed", None, explanation)
     return replace(scored, values=values)
@@ -112,9 +118,13 @@ TASK = Task(
     name="mellow",
     load=load,
     score=score,
-    scorer=f"mellow-c8204d8/1, {mmau.SCORER}",
-    score_notes={"mellow": "the released program's reading: letter before ')', or containment"} | mmau.SCORE_NOTES,
-    headline="mellow",
+    scorer=f"mellow-c8204d8/2, {mmau.SCORER}",
+    score_notes={
+        "letter": "the letter before ')', or containment for answers without one; no letter is wrong",
+        "mellow": "the released program's reading, in which no letter counts as option a",
+    }
+    | mmau.SCORE_NOTES,
+    headline="letter",
     aggregate=aggregate,
     source="arXiv:2503.08540, section 5, soham97/mellow @c8204d8",
     licence="stated by each row",

@@ -1,0 +1,65 @@
+"""What a task's scorer gives to models whose answers are known: a check of the scorer before any model is measured.
+
+Five models answer every item without hearing anything: one writes the gold answer, one the gold answer inside the tags
+of the style `answer`, one nothing, one always the first option, and one a sentence about something else. A sound task
+gives the first all points, the third none, and counts every item for all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from earwise.engine.request_pipeline import RequestAudio, RequestResult
+from earwise.evaluation.items import build_items
+from earwise.evaluation.options import EvalOptions
+from earwise.evaluation.results import Row
+from earwise.evaluation.rows import sample_row
+from earwise.evaluation.scores import Metric, headline
+from earwise.evaluation.summary import summarise
+from earwise.evaluation.task import Task
+from earwise.types import Completion, Example
+
+NO_AUDIO = RequestAudio((), (), False)
+WRONG_FORM = "Here is what I think about the recording: it was made on a Tuesday."
+MODELS: dict[str, Callable[[Example], str]] = {
+    "perfect": lambda example: example.answer[0] if example.answer else "",
+    "perfect, tagged": lambda example: f"<answer>{example.answer[0]}</answer>" if example.answer else "",
+    "empty": lambda example: "",
+    "first option": lambda example: example.choices[0] if example.choices else "yes",
+    "wrong form": lambda example: WRONG_FORM,
+}
+"""Name -> answer to an item, whose options are in the order that a model would see."""
+
+
+def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None = None) -> dict[str, dict[str, Any]]:
+    """Score the answers of `MODELS`.
+
+    Args:
+        task: The task.
+        examples: Its items.
+        options: Prompt style, seed and order of the options; None takes the defaults.
+    Returns:
+        For each model: `n`, `headline` (value of the task's headline score; None if no item has a gold answer) and
+        `metrics` (all of them).
+    Raises:
+        ConfigError: if the options do not fit the task.
+        DataError: if the items cannot be evaluated.
+    """
+    options = options or EvalOptions()
+    style = task.style_of(options.style)
+    items = build_items(examples, options, None, task)
+    results = {}
+    for name, answer in MODELS.items():
+        rows: list[Row] = []
+        for item in items:
+            result = RequestResult(item.request, (Completion(answer(item.example)),), None, NO_AUDIO)
+            common = {"seconds": 0.0}
+            rows.append(sample_row(item, result, task, style, Path(), False) | common)
+        if task.add_scores is not None:
+            rows = task.add_scores(rows)
+        settings = {"model": name, "revision": None, "style": style, "control": None, "scorer": task.scorer}
+        metrics = summarise(rows, settings, task)
+        score = headline(metrics)
+        scored: dict[str, Metric] = metrics["accuracy"] or {}
+        results[name] = {"n": metrics["n"], "headline": score.value if score else None, "metrics": scored}
+    return results

@@ -1,0 +1,88 @@
+"""Benchmarks whose items hold their options as `choice_a` to `choice_d` and the right one as text (AIR-Bench, MMSU).
+
+Their programs count the option of the letter that the output names (`metrics/letters.py`). `official` is that verdict;
+`strict` and `lenient` read the answer as everywhere else (`metrics/mmau.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from earwise.errors import DataError
+from earwise.evaluation.metrics import mmau
+from earwise.evaluation.metrics.letters import LETTERS, choice_verdict, first_or_second_last, lettered_choices
+from earwise.types import Audio, Example, Score, Text, Turn
+
+SCORE_NOTES = {"official": "the option of the letter that the official program reads in the raw output"} | {
+    name: note for name, note in mmau.SCORE_NOTES.items() if name != "official"
+}
+REQUIRED_FIELDS = ("question", "choice_a", "choice_b", "answer_gt")
+
+
+def shown_choices(row: Mapping[str, Any], number: int, path: Path) -> tuple[str, ...]:
+    """The options of a row that are there, in order.
+
+    Raises:
+        DataError: if fewer than two are there, or the right answer is none of them.
+    """
+    choices = tuple(str(choice) for choice in lettered_choices(row) if choice not in (None, ""))
+    if len(choices) < 2 or str(row["answer_gt"]) not in choices:
+        raise DataError(
+            f"{path}: item {number}: the answer {row['answer_gt']!r} is none of the options {list(choices)}; "
+            "download the file again"
+        )
+    return choices
+
+
+def lettered_example(
+    row: Mapping[str, Any], choices: tuple[str, ...], clip: Path, *, identifier: str, task: str, category: str
+) -> Example:
+    """One item as an Example.
+
+    Args:
+        row: The item.
+        choices: Its options.
+        clip: Path of the clip.
+        identifier: Id of the Example.
+        task: Its task.
+        category: Its category.
+    """
+    used_fields = {*REQUIRED_FIELDS, "choice_c", "choice_d", "task_name", "category", "audio", "path", "id"}
+    return Example(
+        id=identifier,
+        turns=(Turn("user", (Audio(str(clip.absolute())), Text(str(row["question"])))),),
+        answer=(str(row["answer_gt"]),),
+        choices=choices,
+        task=task,
+        category=category,
+        group=str(clip),
+        split="test",
+        meta={key: value for key, value in row.items() if key not in used_fields},
+    )
+
+
+def lettered_lines(choices: Sequence[str], missing: str | None = None) -> str:
+    """Options as `A. rain`, one a line; letters without an option are left out, or shown with the text `missing`.
+
+    >>> lettered_lines(["rain", "wind"])
+    'A. rain\\nB. wind'
+    """
+    texts: list[str | None] = [*choices, *[missing] * (len(LETTERS) - len(choices))]
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False) if text is not None)
+
+
+def score(example: Example, completion: str) -> Score:
+    """The official verdict, and the answer as `answers.parse` reads it.
+
+    Args:
+        example: The item, with its options in the order that was shown.
+        completion: The model's output.
+    """
+    general = mmau.score(example, completion)
+    shown = [*example.choices, *[None] * (len(LETTERS) - len(example.choices))]
+    official = bool(example.answer) and choice_verdict(shown, example.answer[0], completion)
+    letter = first_or_second_last(completion)
+    explanation = general.explanation if letter else f"the official program reads no letter; {general.explanation}"
+    return Score(
+        {**general.values, "official": float(official)}, general.status, general.answer, explanation.rstrip("; ")
+    )

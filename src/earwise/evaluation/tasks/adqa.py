@@ -1,0 +1,60 @@
+"""ADQA-Bench (arXiv:2607.18718, DCASE 2026 Task 5): questions that were kept only if they need the audio.
+
+Data: `dev.jsonl` (1,607 items with answers) and `eval-noanswer.jsonl` (3,000 items, a submission file is written), rows
+`id, audio_path, question, choices` and `answer` where it is published. Metric: accuracy.
+"""
+
+from pathlib import Path
+
+from earwise.evaluation.metrics import mmau as metric
+from earwise.evaluation.published.choice_file import (
+    ChoiceFields,
+    check_audio,
+    choice_example,
+    fingerprint,
+    locate,
+    read_rows,
+)
+from earwise.evaluation.published.submission import write_official
+from earwise.evaluation.results import EvalRun
+from earwise.evaluation.task import Task
+from earwise.types import Example
+
+NAME = "adqa"
+FIELDS = ChoiceFields(audio="audio_path", task="task", source="source_dataset")
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read a file of ADQA-Bench.
+
+    Args:
+        path: The file.
+        audio_root: Folder of the clips; None: the file's own folder.
+    Raises:
+        DataError: if the file is not ADQA-Bench's, or none of its clips exists.
+    """
+    rows = read_rows(path, ("id", "audio_path", "question", "choices"))
+    edition = fingerprint(rows)
+    examples = [
+        choice_example(row, FIELDS, NAME, edition, locate(str(row["audio_path"]), path, audio_root)) for row in rows
+    ]
+    check_audio(examples, path)
+    return examples
+
+
+def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
+    """Write the answers that were read, for submission."""
+    return write_official(path, run.rows, source=source, key="prediction", field="answer")
+
+
+TASK = Task(
+    name=NAME,
+    load=load,
+    score=metric.score,
+    scorer=metric.SCORER,
+    score_notes=metric.SCORE_NOTES,
+    headline="lenient",
+    write_predictions=write_predictions,
+    source="arXiv:2607.18718, DCASE 2026 Task 5",
+    licence="Apache-2.0",
+)

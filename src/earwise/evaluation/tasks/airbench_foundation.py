@@ -1,0 +1,69 @@
+"""AIR-Bench, foundation part (arXiv:2402.07729): 19 tasks on speech, sound and music with two to four options.
+
+Source: OFA-Sys/AIR-Bench@9832476, file `Foundation_meta.json` of the published data: a list of objects `path, question,
+choice_a` to `choice_d`, `answer_gt` (text), `task_name, dataset_name, uniq_id`. A clip lies at
+`{task_name}_{dataset_name}/{path}`; those of `Audio_Grounding` end in `.flac`. Deviation: an output in which the
+official program finds no letter stays in the denominator, as wrong.
+"""
+
+from pathlib import Path
+
+from earwise.evaluation.metrics import mmau
+from earwise.evaluation.published.choice_file import check_audio, locate, read_items
+from earwise.evaluation.published.lettered_file import (
+    REQUIRED_FIELDS,
+    SCORE_NOTES,
+    lettered_example,
+    lettered_lines,
+    score,
+    shown_choices,
+)
+from earwise.evaluation.task import Task
+from earwise.types import Example
+
+INSTRUCTION = (
+    "Choose the most suitable answer from options A, B, C, and D to respond the question in next line, you may only "
+    "choose A or B or C or D."
+)
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read `Foundation_meta.json`.
+
+    Args:
+        path: The file.
+        audio_root: Folder that holds a folder of clips for each task and data set; None: the file's own folder.
+    Raises:
+        DataError: if the file is not AIR-Bench's, or none of its clips exists.
+    """
+    examples = []
+    for number, row in enumerate(read_items(path, (*REQUIRED_FIELDS, "path", "task_name", "dataset_name"), ""), 1):
+        name = f"{row['task_name']}_{row['dataset_name']}/{row['path']}"
+        if row["task_name"] == "Audio_Grounding":
+            name = str(Path(name).with_suffix(".flac"))
+        example = lettered_example(
+            row, shown_choices(row, number, path), locate(name, path, audio_root),
+            identifier=f"airbench-{row.get('uniq_id', number)}", task=row["task_name"], category=row["dataset_name"],
+        )  # fmt: skip
+        examples.append(example)
+    check_audio(examples, path)
+    return examples
+
+
+def official_prompt(example: Example) -> str:
+    """The prompt of the published inference program; a letter without an option is printed as None."""
+    return f"{INSTRUCTION}\n{example.question}\n{lettered_lines(example.choices, 'None')}"
+
+
+TASK = Task(
+    name="airbench-foundation",
+    load=load,
+    score=score,
+    scorer=f"airbench-letter/1, {mmau.SCORER}",
+    score_notes=SCORE_NOTES,
+    reasoning_headline="lenient",
+    prompts={"airbench": official_prompt},
+    default_style="airbench",
+    source="arXiv:2402.07729, OFA-Sys/AIR-Bench",
+    licence="Apache-2.0 (repository)",
+)

@@ -1,0 +1,79 @@
+"""One label a clip, scored by equality as in Qwen2-Audio (arXiv:2407.10759): VocalSound and the emotions of MELD.
+
+Data: Qwen2-Audio's `vocalsound_eval.jsonl` and `meld_eval.jsonl` (their prompts are used as they are), the published
+file of VocalSound or MELD, or any manifest whose answers are labels. `official` is the program's rule: the output
+without leading blanks equals the label, letter for letter. `lenient` reads the one label that the output names. Macro
+F1 and unweighted recall are over the labels that `lenient` reads; an output that names none of them is no class.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from earwise.answers import parse
+from earwise.evaluation.metrics.classification import class_scores, macro_f1, unweighted_recall
+from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
+from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.results import Row
+from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.task import Task
+from earwise.evaluation.tasks import manifest
+from earwise.types import Example, Score
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read a file of Qwen2-Audio, of VocalSound (`te.json`) or MELD (CSV), or a manifest.
+
+    Args:
+        path: The file.
+        audio_root: Folder of the clips; None: the file's own folder.
+    Returns:
+        The examples. Their choices are the labels of the set: those of the reader, or all that occur in the file.
+    Raises:
+        DataError: if the file is wrong.
+    """
+    if path.suffix.lower() == ".csv":
+        return load_source("meld")(path, audio_root)
+    if path.suffix.lower() == ".json":
+        return load_source("vocalsound")(path, audio_root)
+    if not is_qwen2_audio_file(path):
+        return manifest.load(path, audio_root)
+    labels = tuple(sorted({example.answer[0] for example in load_file(path, audio_root, "label")}))
+    return load_file(path, audio_root, "label", choices=labels)
+
+
+def score(example: Example, completion: str) -> Score:
+    """The official equality, and the label that the output names."""
+    parsed = parse(completion, example.choices)
+    named = (parsed.answer or "").lower()
+    values = {
+        "official": float(any(completion.lstrip() == gold for gold in example.answer)),
+        "lenient": float(any(named == gold.lower() for gold in example.answer)),
+    }
+    explanation = "" if parsed.status == "ok" else f"the output names no single label: {completion[:80]!r}"
+    return Score(values, parsed.status, parsed.answer, explanation)
+
+
+def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Means of the scores, macro F1 and unweighted recall."""
+    metrics = mean_scores(rows)
+    gold = [row["gold"][0].lower() for row in rows]
+    classes = class_scores(gold, [row["answer"].lower() if row["answer"] else None for row in rows])
+    metrics["macro_f1"] = {"accuracy": macro_f1(classes), "n": len(rows)}
+    metrics["unweighted_recall"] = {"accuracy": unweighted_recall(classes), "n": len(rows)}
+    return metrics
+
+
+TASK = Task(
+    name="sound-labels",
+    load=load,
+    score=score,
+    scorer="label-equality/1",
+    score_notes={
+        "official": "the output equals the label, letter for letter, as in Qwen2-Audio's program",
+        "lenient": "the one label that the output names is the right one",
+    },
+    aggregate=aggregate,
+    default_style="open",
+    source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
+    licence="VocalSound CC BY-SA 4.0; MELD: code GPL-3, clips of a television series",
+)

@@ -1,0 +1,97 @@
+"""Transcription, scored by error rates as in Qwen2-Audio (arXiv:2407.10759).
+
+For LibriSpeech, Common Voice, FLEURS and AISHELL.
+
+Data: the evaluation files of Qwen2-Audio (`published/qwen2_audio_file.py`; their prompts are used as they are), the
+folder of a LibriSpeech split, or any manifest whose answers are transcripts. `wer` is the error rate as Qwen2-Audio's
+program counts it (characters for Chinese and Cantonese), `wer_whisper` normalises as Whisper's authors do. Rates are
+over the corpus: all edits divided by all reference units; of one row it is that row's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from earwise.evaluation.metrics import stats
+from earwise.evaluation.metrics.transcripts import Reading, count_errors
+from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
+from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.results import Row
+from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.task import Task
+from earwise.evaluation.tasks import manifest
+from earwise.types import Example, Score, Text, Turn
+
+READINGS: dict[str, Reading] = {"wer": "qwen2audio", "wer_whisper": "whisper"}
+QUESTION = "Transcribe the speech."
+"""Asked where a row has no question of its own. The wording is ours."""
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read a file of Qwen2-Audio, a folder of LibriSpeech, or a manifest.
+
+    Args:
+        path: The file or folder.
+        audio_root: Folder of the clips; None: the file's own folder.
+    Raises:
+        DataError: if the file is wrong.
+    """
+    if path.is_dir():
+        return load_source("librispeech")(path, audio_root)
+    if is_qwen2_audio_file(path):
+        return load_file(path, audio_root, "transcription")
+    return [with_question(example, QUESTION) for example in manifest.load(path, audio_root)]
+
+
+def with_question(example: Example, question: str) -> Example:
+    """The example, with a question if it has none."""
+    if example.question.strip():
+        return example
+    *turns, last = example.turns
+    return replace(example, turns=(*turns, Turn(last.role, (*last.parts, Text(question)))))
+
+
+def score(example: Example, completion: str) -> Score:
+    """Error rates of one transcript under both readings. An empty output is wrong everywhere."""
+    text = completion.strip()
+    values = {
+        name: min(count_errors(gold, text, example.language or "en", reading).rate for gold in example.answer or ("",))
+        for name, reading in READINGS.items()
+    }
+    return Score(values, "ok" if text else "unparsed", text or None, "" if text else "the output is empty")
+
+
+def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Error rates over the corpus, with intervals by resampling items."""
+    metrics = mean_scores(rows)
+    for name, reading in READINGS.items():
+        counts = [
+            min(
+                (count_errors(gold, row["output"].strip(), row["language"] or "en", reading) for gold in row["gold"]),
+                key=lambda count: count.rate,
+            )
+            for row in rows
+        ]
+        units = [count.num_units for count in counts]
+        if sum(units):
+            metrics[name] = stats.ratio_row([count.num_edits for count in counts], units)
+    return metrics
+
+
+TASK = Task(
+    name="transcription",
+    load=load,
+    score=score,
+    scorer="qwen2-audio-wer/1",
+    score_notes={
+        "wer": "error rate as Qwen2-Audio's program counts it: characters for Chinese and Cantonese, else words; lower "
+        "is better",
+        "wer_whisper": "error rate after Whisper's own normalisation; lower is better",
+    },
+    headline="wer",
+    aggregate=aggregate,
+    default_style="open",
+    max_new_tokens=256,
+    source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
+    licence="LibriSpeech CC BY 4.0, Common Voice CC0, FLEURS CC BY 4.0, AISHELL-1 Apache-2.0; AISHELL-2 by application",
+)
