@@ -156,7 +156,7 @@ def _open_source(
             f"earwise build {command}"
         )
     if len(rows) < len(selected):
-        notify(f"{path}: {len(selected) - len(rows)} of {len(selected)} rows are left out, they have no {missing}")
+        notify(f"{path}: {len(selected) - len(rows)} of {len(selected)} rows are left out: without {missing}")
     if not source.allow_text_only and (deaf_rows := rows.without_sound()):
         raise DataError(
             f"{path}:row {deaf_rows.line_number(0)}: no clip ({len(deaf_rows)} such rows); add the audio part, or "

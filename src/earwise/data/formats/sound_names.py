@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from earwise.audio import AUDIO_SUFFIXES
+
 CLIP_KEYS = (
     "audios", "audio", "sounds", "sound", "audio_path", "audio_paths", "audio_file", "audio_files", "audio_filepath",
     "audio_filepaths", "audio_url", "audio_urls", "wav", "wavs", "wav_path", "sound_path", "speech_path",
@@ -21,11 +23,6 @@ OTHER_SOUND_KEYS = (
     "flac", "ogg", "media", "media_path", "input_audio", "video", "videos",
 )  # fmt: skip
 """Keys that often name sound, but not by one agreed form: a row without clips that has one of them is refused."""
-AUDIO_SUFFIXES = (
-    ".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".webm", ".mp4", ".amr", ".aiff", ".aif", ".au",
-    ".caf", ".w64", ".mkv", ".mka",
-)  # fmt: skip
-
 TAG = re.compile(
     r"(?:Audio \d+: )?(?:"
     r"<audio>(?P<path>[^<>\n]+)</audio>"  # Qwen-Audio: the path inside the tag
@@ -70,12 +67,13 @@ def unread_sound(row: Mapping[str, Any]) -> str | None:
     for key, value in row.items():
         if _is_empty(value):
             continue
-        if key.lower() in _SOUND_KEY_SET or any(text.lower().endswith(AUDIO_SUFFIXES) for text in _texts(value)):
+        if key.lower() in _SOUND_KEY_SET or any(text.lower().endswith(_SUFFIXES) for text in _texts(value)):
             return key
     return None
 
 
 _CLIP_KEY_SET = frozenset(CLIP_KEYS)
+_SUFFIXES = tuple(AUDIO_SUFFIXES)
 _SOUND_KEY_SET = frozenset((*CLIP_KEYS, *OTHER_SOUND_KEYS))
 
 

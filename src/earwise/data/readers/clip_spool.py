@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+from earwise.audio.suffixes import UNKNOWN_SUFFIX
 from earwise.errors import DataError
 from earwise.files import atomic_write, cache_dir
 
@@ -28,7 +29,6 @@ SIGNATURES = (
     (re.compile(rb"\.snd"), ".au"),
 )
 """First bytes of a file -> the suffix that its name gets."""
-UNKNOWN_SUFFIX = ".audio"
 
 
 def save(data: bytes) -> Path:
