@@ -19,8 +19,10 @@ from earwise.audio import encode_wav
 from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
-from earwise.serve.api import Api, ServerLimits
-from earwise.serve.batching import Capacity
+from earwise.serve.api import Api
+from earwise.serve.job import Capacity
+from earwise.serve.limits import ServerLimits
+from earwise.serve.run_server import uvicorn_config
 from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Waveform
 
@@ -104,7 +106,8 @@ def running(
     )  # fmt: skip
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(api.app(), log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn_config(api.app())
+    config.timeout_graceful_shutdown = 1
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

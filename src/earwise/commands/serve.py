@@ -1,5 +1,6 @@
 """`earwise serve`: one model behind OpenAI's API, with a page to talk to it."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from earwise.errors import ConfigError
 if TYPE_CHECKING:
     from earwise.serve.run_server import ServerConfig
 
-MB = 2**20
+KEY_VARIABLE = "EARWISE_API_KEY"
 DEFAULT_TOKENS = 256
 """Longest answer of a request that names no limit, unless --max-tokens is lower."""
 
@@ -27,14 +28,20 @@ class ServeOptions:
     port: int
     name: str | None
     api_key: str | None
+    trusted_host: tuple[str, ...]
     max_tokens: int
     max_prompt_tokens: int
+    max_request_mb: float | None
     max_audio_s: float
+    max_messages: int
+    max_clips: int
     max_body_mb: float
     max_waiting: int
     batch: int
+    upload_timeout: float
     timeout: float
     channel: str
+    access_log: bool
     allow_files: Path | None
     allow_host: tuple[str, ...]
     allow_weight_updates: bool
@@ -55,26 +62,43 @@ class ServeOptions:
 )
 @click.option("--name", help="Name of the model in requests. [default: --model, or the last part of a folder's path]")
 @click.option(
-    "--api-key", envvar="EARWISE_API_KEY", metavar="KEY",
+    "--api-key", envvar=KEY_VARIABLE, metavar="KEY",
     help="Bearer token that every request must have; set EARWISE_API_KEY to keep it out of the list of processes.",
 )  # fmt: skip
 @click.option(
     "--max-tokens", default=1024, show_default=True, type=click.IntRange(1), help="Longest answer, in tokens."
 )
-@click.option("--max-prompt-tokens", default=8192, show_default=True, type=click.IntRange(1), help="Longest prompt.")
+@click.option("--max-prompt-tokens", default=4096, show_default=True, type=click.IntRange(1),
+              help="Longest prompt; its text may have 8 bytes per token.")  # fmt: skip
+@click.option(
+    "--max-request-mb", type=click.FloatRange(0, min_open=True),
+    help="Memory for the keys and values of a request, prompt and n completions. "
+    "[default: 300, or what the longest prompt and answer need]",
+)  # fmt: skip
 @click.option(
     "--max-audio-s", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True),
     help="All audio of a request together, in seconds; each clip is also limited by what the model accepts.",
 )  # fmt: skip
-@click.option("--max-body-mb", default=32.0, show_default=True, type=click.FloatRange(0, min_open=True),
+@click.option("--max-messages", default=256, show_default=True, type=click.IntRange(1), help="Messages of a request.")
+@click.option("--max-clips", default=32, show_default=True, type=click.IntRange(1), help="Clips of a request.")
+@click.option("--max-body-mb", default=16.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="Largest request.")  # fmt: skip
 @click.option("--max-waiting", default=64, show_default=True, type=click.IntRange(1),
               help="Requests that may wait; further ones are refused with status 429.")  # fmt: skip
 @click.option("--batch", default=64, show_default=True, type=click.IntRange(1),
               help="Completions sampled at once, over all requests.")  # fmt: skip
+@click.option("--upload-timeout", default=30.0, show_default=True, type=click.FloatRange(0, min_open=True),
+              help="Longest time for the body of a request to arrive, in seconds.")  # fmt: skip
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="Longest time for a request from arrival to end, in seconds.")  # fmt: skip
 @channel_option
+@click.option("--access-log/--no-access-log", default=True, show_default=True,
+              help="Write a line per request to stderr.")  # fmt: skip
+@click.option(
+    "--trusted-host", multiple=True, metavar="NAME",
+    help="A name by which the server is addressed, besides localhost, this machine's name and addresses; * is any. May "
+    "be given several times; without it, a server with a key does not look at names.",
+)  # fmt: skip
 @click.option(
     "--allow-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
     help="Let requests refer to files below DIR as file:// addresses.",
@@ -111,7 +135,11 @@ def command(**values: Any) -> None:
     from earwise.config.resolve import require
 
     options = collect_options(ServeOptions, values)
-    for package in ("fastapi", "uvicorn"):
+    if (options.api_key is not None and not options.api_key.strip()) or os.environ.get(KEY_VARIABLE) == "":
+        raise ConfigError(
+            f"--api-key (or {KEY_VARIABLE}) is empty, which would let everyone in; give a key, or leave it out"
+        )
+    for package in ("fastapi", "uvicorn", "httptools"):
         require(package, "serve", "the routes of a server")
     from earwise.engine.local import LocalEngine
     from earwise.serve.run_server import open_socket, run_server
@@ -126,9 +154,8 @@ def command(**values: Any) -> None:
 def _server_config(options: ServeOptions) -> "ServerConfig":
     """The settings of the server that the options ask for."""
     from earwise.models import detect
-    from earwise.serve.api import ServerLimits
-    from earwise.serve.audio_inputs import AudioAccess
-    from earwise.serve.batching import Capacity
+    from earwise.serve.job import Capacity
+    from earwise.serve.limits import MB, AudioAccess, ServerLimits
     from earwise.serve.run_server import ServerConfig
 
     folder = Path(options.model)
@@ -136,13 +163,18 @@ def _server_config(options: ServeOptions) -> "ServerConfig":
     body_bytes = round(options.max_body_mb * MB)
     limits = ServerLimits(
         api_key=options.api_key,
+        trusted_hosts=options.trusted_host,
         access=AudioAccess(options.allow_host, options.allow_files, body_bytes),
         max_tokens=options.max_tokens,
         default_tokens=min(DEFAULT_TOKENS, options.max_tokens),
         max_prompt_tokens=options.max_prompt_tokens,
+        max_request_mb=options.max_request_mb,
         max_audio_s=options.max_audio_s,
+        max_messages=options.max_messages,
+        max_clips=options.max_clips,
         max_body_bytes=body_bytes,
         channel="first" if options.channel == "first" else "mean",
+        upload_timeout_s=options.upload_timeout,
         timeout_s=options.timeout,
     )
     return ServerConfig(
@@ -151,5 +183,6 @@ def _server_config(options: ServeOptions) -> "ServerConfig":
         capacity=Capacity(max_samples=options.batch, max_waiting=options.max_waiting),
         weight_updates_family=family if options.allow_weight_updates else None,
         transcribe=options.transcribe,
+        access_log=options.access_log,
         seed=options.seed,
     )

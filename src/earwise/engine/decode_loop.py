@@ -13,6 +13,7 @@ A leaf computes its next-token distribution once however many samples stand on i
 (`engine.kv_cache`). The samples are nevertheless independent and identically distributed, as if drawn one by one.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -156,7 +157,11 @@ class DecodeLoop:
         self._drafter = NgramDrafter(request.prompts, model.eos_ids) if row_capacity(1) > 1 else None
 
     def run(self, leaves: list[Leaf], logits: Tensor) -> None:
-        """Decode until every sample has ended.
+        """Decode until every sample has ended; the arguments are those of `steps`."""
+        deque(self.steps(leaves, logits), maxlen=0)
+
+    def steps(self, leaves: list[Leaf], logits: Tensor) -> Iterator[None]:
+        """Decode until every sample has ended, and yield after every pass.
 
         Args:
             leaves: One leaf per prompt. Its `parent_query` is that of the prompt's last token; its token is not used.
@@ -166,6 +171,7 @@ class DecodeLoop:
         while leaves := self._walk(result):
             self._drop_finished_trees(leaves)
             result = self._forward(leaves, self._propose_drafts(leaves))
+            yield
 
     def _walk(self, result: _PassResult) -> list[Leaf]:
         """Draw the next tokens of every sample and follow accepted drafts.

@@ -77,6 +77,7 @@ class TreeCache:
     """
 
     def __init__(self) -> None:
+        self._min_slots = 0
         self._keys: list[Tensor] = []
         """Per layer `(trees, kv_heads, slots, head_dim)`."""
         self._values: list[Tensor] = []
@@ -93,6 +94,16 @@ class TreeCache:
         """Mask of the last pass, `(trees, 1, queries, slots)`."""
         assert self._layout is not None, "begin() comes before the forward pass"
         return self._layout.mask
+
+    def reserve(self, slots: int) -> None:
+        """Allocate this many slots at first, so that a prefill in chunks never moves what it has computed."""
+        self._min_slots = slots
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Size of one token's keys and values in all layers."""
+        slots = [len(keys) * keys.shape[2] for keys in self._keys]
+        return sum(2 * keys.nbytes // count for keys, count in zip(self._keys, slots, strict=True))
 
     def pop_layers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Hand over keys and values layer by layer, and release them here."""
@@ -126,7 +137,7 @@ class TreeCache:
         assert layout is not None, "begin() comes before the forward pass"
         used = layout.mask.shape[-1]
         if layer == len(self._keys):
-            shape = (layout.mask.shape[0], keys.shape[1], used + SPARE_SLOTS, keys.shape[3])
+            shape = (layout.mask.shape[0], keys.shape[1], max(used, self._min_slots) + SPARE_SLOTS, keys.shape[3])
             self._keys.append(keys.new_zeros(shape))
             self._values.append(keys.new_zeros(shape))
         if self._keys[layer].shape[2] < used:

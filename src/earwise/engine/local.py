@@ -4,8 +4,8 @@
 
 1. `_encode_prompts`: every distinct clip goes through the encoder (or the encoder cache) and the connector once;
    every prompt becomes a token path.
-2. `_prefill`: prompts with the same first clip are merged into one token tree, so that the clip's audio tokens are
-   computed once for all of them; all trees go through the decoder in one packed pass.
+2. `engine.prefill`: prompts with the same first clip are merged into one token tree, so that the clip's audio tokens
+   are computed once for all of them; all trees go through the decoder in one packed pass.
 3. `engine.decode_loop`: all samples of a prompt start on one leaf of its tree, which forks only where they draw
    different tokens. They are independent and identically distributed, as if drawn one by one.
 
@@ -15,15 +15,18 @@
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from earwise.audio import LONG_AUDIO_REMEDY
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, Leaf, PartialCompletion, StepCallback
-from earwise.engine.kv_cache import StepLayout, TreeCache
+from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, PartialCompletion, StepCallback
+from earwise.engine.kv_cache import TreeCache
+from earwise.engine.prefill import group_by_clip, prefill
 from earwise.engine.rng import UniformDraws
 from earwise.engine.static_cache import StaticCache, bucket_size
 from earwise.engine.token_delay import token_delay
@@ -44,10 +47,13 @@ from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.types import Completion, Waveform
 
+T = TypeVar("T")
 LONG_COMPLETION = 48
 """Number of tokens from which samples of a prompt are expected to have diverged for most of their length."""
 ACCELERATOR_ROWS = 8
 """Rows that a pass on an accelerator can have at the cost of one, since it waits for the weights to be read."""
+PREFILL_CHUNK_TOKENS = 512
+"""Tokens of a tree that are computed between two chances to pause."""
 SCORE_PACK_TOKENS = 2048
 """Largest number of tokens in one scoring pass."""
 REPLACEMENT_CHARACTER = "\ufffd"
@@ -80,6 +86,8 @@ class LocalEngine:
         on_cuda = self._device.type == "cuda"
         static = on_cuda if use_static_cache is None else use_static_cache
         self._static_cache = StaticCache(model, capture=on_cuda) if static else None
+        self.cache_bytes_per_token = 0
+        """Size of the keys and values of one token in bytes; known once a prompt was computed."""
         self.stats = DecodeStats()
         """Work done by this engine so far."""
 
@@ -111,6 +119,27 @@ class LocalEngine:
             callback: See `StepCallback`.
         """
         self._generate_batch(prompts, sampling_params, n, callback)
+
+    def generate_in_steps(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, callback: StepCallback,
+        wants_pause: Callable[[], bool],
+    ) -> Iterator[None]:  # fmt: skip
+        """Like `generate_with_callback`, but interruptible, so that a thread can let several batches take turns.
+
+        Closing the iterator gives the batch up. On an accelerator a batch is not interrupted once it decodes, because
+        its cache has fixed buffers.
+
+        Args:
+            prompts: Prompts to complete.
+            sampling_params: Length limit, temperature, truncation and seed.
+            n: Number of completions per prompt.
+            callback: See `StepCallback`.
+            wants_pause: Asked after each clip, prefill chunk and decoding pass whether to pause.
+        Yields:
+            Nothing, at every pause.
+        """
+        completions = [[PartialCompletion() for _ in range(n)] for _ in prompts]
+        return self._steps(prompts, sampling_params, completions, callback, wants_pause)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams) -> Iterator[str]:
         """Sample one completion and yield its text piece by piece while it is decoded."""
@@ -151,7 +180,7 @@ class LocalEngine:
         for prompt in prompts:
             self._check(prompt)
         paths, audio_embeddings = self._encode_prompts(prompts)
-        tree_groups = _group_by_clip(paths)
+        tree_groups = group_by_clip(paths)
         trees = [
             build_tree(
                 [
@@ -190,37 +219,68 @@ class LocalEngine:
                     f"that {self.name} hears; {LONG_AUDIO_REMEDY}"
                 )
 
-    @torch.inference_mode()
     def _generate_batch(
         self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int, callback: StepCallback | None
     ) -> list[list[Completion]]:
         """Prefill and decode a batch of prompts; the arguments are those of `generate_with_callback`."""
+        completions = [[PartialCompletion() for _ in range(n)] for _ in prompts]
+        deque(self._steps(prompts, sampling_params, completions, callback, None), maxlen=0)
+        return [[self._completion(sample) for sample in samples] for samples in completions]
+
+    @torch.inference_mode()
+    def _steps(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, completions: list[list[PartialCompletion]],
+        callback: StepCallback | None, wants_pause: Callable[[], bool] | None,
+    ) -> Iterator[None]:  # fmt: skip
+        """Encode, prefill and decode a batch, and pause where `wants_pause` asks for it; see `generate_in_steps`."""
+        pauses = wants_pause or (lambda: False)
+        n = len(completions[0])
         for prompt in prompts:
             self._check(prompt)
+        if wants_pause is not None:
+            for prompt in prompts:
+                for waveform in prompt.waveforms:
+                    self.encoder_cache.encoder_states([waveform])
+                    if pauses():
+                        yield
         paths, audio_embeddings = self._encode_prompts(prompts)
         request = DecodeRequest(
             prompts=[path.ids for path in paths],
-            completions=[[PartialCompletion() for _ in range(n)] for _ in prompts],
+            completions=completions,
             draws=[UniformDraws(sampling_params.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)],
             sampling_params=sampling_params,
             callback=callback,
         )
+        chunk_tokens = None if wants_pause is None else PREFILL_CHUNK_TOKENS
         cache = TreeCache()
-        leaves, logits, next_slots = self._prefill(paths, audio_embeddings, cache, n)
+        chunks = prefill(self.model, paths, audio_embeddings, cache, n, self.stats, chunk_tokens)
+        start = yield from _pausing(chunks, pauses)
+        self.cache_bytes_per_token = cache.bytes_per_slot
         if self._static_cache is not None:
-            with self._static_cache.loaded(cache):
+            with self._static_cache.loaded(cache):  # its buffers hold one batch at a time, so it is not interrupted
                 DecodeLoop(
-                    self.model, self._static_cache, next_slots, request,
+                    self.model, self._static_cache, start.next_slots, request,
                     row_capacity=lambda rows: bucket_size(max(rows, ACCELERATOR_ROWS)), stats=self.stats,
-                ).run(leaves, logits)  # fmt: skip
-        else:
-            max_leaves = len(prompts) * (n if sampling_params.temperature else 1)
-            passes = sampling_params.max_new_tokens - 1
-            with self._prepacked.active(_rows_with_drafts(max_leaves, passes), passes=passes) as padded_rows:
-                DecodeLoop(
-                    self.model, cache, next_slots, request, row_capacity=lambda _: padded_rows, stats=self.stats
-                ).run(leaves, logits)
-        return [[self._completion(sample) for sample in samples] for samples in request.completions]
+                ).run(start.leaves, start.logits)  # fmt: skip
+            return
+        max_rows = _rows_with_drafts(len(prompts) * (n if sampling_params.temperature else 1), _passes(sampling_params))
+        passes: Iterator[None] | None = None
+        while True:
+            # While batches take turns, weights are not packed anew: another batch would pack them for its own rows.
+            expected = 0 if pauses() else _passes(sampling_params)
+            with self._prepacked.active(max_rows, passes=expected) as padded_rows:
+                if passes is None:
+                    loop = DecodeLoop(
+                        self.model, cache, start.next_slots, request, row_capacity=lambda _: padded_rows,
+                        stats=self.stats,
+                    )  # fmt: skip
+                    passes = loop.steps(start.leaves, start.logits)
+                for _ in passes:
+                    if pauses():
+                        break
+                else:
+                    return
+            yield
 
     def _encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[TokenPath], dict[int, Tensor]]:
         """Tokenize prompts and embed their audio.
@@ -245,52 +305,6 @@ class LocalEngine:
         encoder_states = self.encoder_cache.encoder_states(distinct)
         return paths, dict(enumerate(self.model.project_audio(encoder_states)))
 
-    def _prefill(
-        self, paths: Sequence[TokenPath], audio_embeddings: dict[int, Tensor], cache: TreeCache, n: int
-    ) -> tuple[list[Leaf], Tensor, list[int]]:
-        """Compute all prompts in one packed pass.
-
-        Args:
-            paths: Token path of each prompt.
-            audio_embeddings: Embeddings of each clip.
-            cache: Empty cache; receives the prompts' keys and values.
-            n: Number of samples per prompt.
-        Returns:
-            One leaf per prompt with all its samples, the logits of each prompt's first completion token, and the next
-            free slot of each tree.
-        """
-        device = self._device
-        tree_groups = _group_by_clip(paths)
-        # Only the last token of each prompt is a target, so that the tree's branches say where the prompts end.
-        trees = [build_tree([_with_last_token_as_target(paths[index]) for index in group]) for group in tree_groups]
-        forest = pack(trees, device)
-        next_slots = [len(tree) for tree in trees]
-        width = max(next_slots)
-        starts = torch.tensor(forest.tree_offsets[:-1], device=device)
-        sizes = torch.tensor(next_slots, device=device)
-        tree_index = torch.repeat_interleave(torch.arange(len(trees), device=device), sizes, output_size=len(forest))
-        slot_index = torch.arange(len(forest), device=device) - starts[tree_index]
-        subtree_ends = torch.zeros(len(trees), width, dtype=torch.long, device=device)
-        subtree_ends[tree_index, slot_index] = forest.subtree_ends - starts[tree_index]
-        slots = torch.arange(width, device=device)
-        mask = (slots[None, None, :] <= slots[None, :, None]) & (slots[None, :, None] < subtree_ends[:, None, :])
-        mask |= torch.eye(width, dtype=torch.bool, device=device)  # a padded query must see something
-        cache.begin(StepLayout(tree_index, query_index=slot_index, slot_index=slot_index, mask=mask[:, None]))
-        embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, audio_embeddings)
-        hidden = self.model.decode(embeddings, forest.positions, cache)
-        self.stats.computed_tokens += len(forest)
-        last_tokens = {
-            index: (tree, branch[0])
-            for tree, group in enumerate(tree_groups)
-            for index, branch in zip(group, trees[tree].branches, strict=True)
-        }
-        leaves, packed_indices = [], []
-        for index, path in enumerate(paths):
-            tree, last = last_tokens[index]
-            leaves.append(Leaf(index, tree, list(range(n)), parent_query=last, token=-1, position=len(path.ids)))
-            packed_indices.append(forest.tree_offsets[tree] + last)
-        return leaves, self.model.logits(hidden[torch.tensor(packed_indices, device=device)]), next_slots
-
     def _completion(self, sample: PartialCompletion) -> Completion:
         """A finished sample as a completion."""
         ids = sample.token_ids[:-1] if sample.finished else sample.token_ids
@@ -304,13 +318,20 @@ class LocalEngine:
         )
 
 
-def _group_by_clip(paths: Sequence[TokenPath]) -> list[list[int]]:
-    """Group prompts into trees: those with the same first clip share one; a prompt without audio has its own."""
-    groups: dict[int, list[int]] = {}
-    for index, path in enumerate(paths):
-        first_clip = next((clip for clip in path.clips if clip >= 0), -1 - index)
-        groups.setdefault(first_clip, []).append(index)
-    return list(groups.values())
+def _passes(sampling_params: SamplingParams) -> int:
+    """Largest number of decoding passes of a completion."""
+    return sampling_params.max_new_tokens - 1
+
+
+def _pausing(work: Generator[None, None, T], pauses: Callable[[], bool]) -> Generator[None, None, T]:
+    """Run a generator to its result, and yield where it does only if a pause is wanted."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast("T", end.value)
+        if pauses():
+            yield
 
 
 def _rows_with_drafts(max_leaves: int, passes: int) -> int:
@@ -322,8 +343,3 @@ def _rows_with_drafts(max_leaves: int, passes: int) -> int:
     if max_leaves < MIN_ROWS or passes < LONG_COMPLETION:
         return max_leaves
     return max(max_leaves, min(2 * max_leaves, CHEAP_ROWS))
-
-
-def _with_last_token_as_target(path: TokenPath) -> TokenPath:
-    """The same path with its last token as the only target."""
-    return TokenPath(path.ids, (False,) * (len(path.ids) - 1) + (True,), path.clips)

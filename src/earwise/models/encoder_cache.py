@@ -34,7 +34,7 @@ class EncoderCache:
         on_cpu = next(model.module.parameters()).device.type == "cpu" if batch_size is None else False
         self._batch_size = batch_size or (1 if on_cpu else 8)
         self._measure = measure
-        self._max_bytes = max_mb * 2**20
+        self.max_mb = max_mb
         self._stored_bytes = 0
         self._stored: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -62,6 +62,6 @@ class EncoderCache:
     def _store(self, key: str, states: Tensor) -> None:
         self._stored[key] = states
         self._stored_bytes += states.nbytes
-        while self._stored_bytes > self._max_bytes:
+        while self._stored_bytes > self.max_mb * 2**20:
             _, dropped = self._stored.popitem(last=False)
             self._stored_bytes -= dropped.nbytes

@@ -1,42 +1,45 @@
 """The HTTP routes: OpenAI's chat completions over one local model, monitoring, and the web page.
 
-A request passes through `chat_request.py` (parsed), `audio_inputs.py` (waveforms), `batching.py` (sampled together with
-others) and `response.py`. Every refusal is returned as OpenAI's error JSON. A client that disconnects, or a request
-that takes too long, ends its sampling at the next token. JSON bodies must have the JSON content type, which prevents
-pages of other sites from posting to the server.
+A request passes through `request_guard.py` (who may ask, and how much), `json_body.py` and `chat_request.py` (parsed),
+`audio_inputs.py` (waveforms), `batching.py` (sampled together with others) and `response.py`. Every refusal is returned
+as OpenAI's error JSON. A client that disconnects, or a request that takes too long, ends its sampling at the next
+token. Whatever takes time runs in a thread beside the event loop, which only passes messages.
 """
 
 import asyncio
+import hashlib
 import hmac
-import json
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from earwise.audio import Channel
 from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.models.prompt_encoding import conversation_path
 from earwise.serve import response
-from earwise.serve.audio_inputs import AudioAccess, decode_inputs, fetch_audio
-from earwise.serve.batching import Batcher, Capacity, Job
+from earwise.serve.audio_inputs import decode_inputs, fetch_remote
+from earwise.serve.batching import Batcher
 from earwise.serve.chat_request import ChatRequest, parse_request
 from earwise.serve.completion import PendingCompletion, cancel_on_disconnect
 from earwise.serve.errors import ApiError, error_body
+from earwise.serve.job import Capacity, Job
+from earwise.serve.json_body import read_json
+from earwise.serve.limits import MB, ServerLimits
 from earwise.serve.metrics import Metrics, prometheus_text
+from earwise.serve.openapi import openapi_document
+from earwise.serve.request_guard import RequestGuard
 from earwise.serve.transcription import parse_form
 from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Waveform
@@ -47,32 +50,10 @@ MAX_RANDOM_SEED = 2**31
 """Seeds of requests that give none are below this."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLimits:
-    """What a request may ask for.
-
-    Attributes:
-        api_key: Bearer token that all routes below /v1 and /metrics require; None requires none.
-        access: Files and addresses that requests may refer to.
-        max_tokens: Largest number of tokens of a completion.
-        default_tokens: Number of tokens for requests that name no limit.
-        max_prompt_tokens: Largest number of tokens of a prompt.
-        max_audio_s: Longest audio of a request, all clips together, in seconds. Each clip is also limited by what the
-            model accepts.
-        max_body_bytes: Largest body.
-        channel: What the channels of a clip become: their `mean`, or the `first`.
-        timeout_s: Longest time from a request's arrival to its end, in seconds.
-    """
-
-    api_key: str | None = None
-    access: AudioAccess = field(default_factory=AudioAccess)
-    max_tokens: int = 1024
-    default_tokens: int = 256
-    max_prompt_tokens: int = 8192
-    max_audio_s: float = 300.0
-    max_body_bytes: int = 32 * 2**20
-    channel: Channel = "mean"
-    timeout_s: float = 300.0
+DECODERS = 2
+"""Requests whose audio is decoded and whose text is tokenised at once."""
+MIN_REQUEST_MB = 300
+"""Memory that a request may use in any case, where `ServerLimits.max_request_mb` does not say."""
 
 
 class Api:
@@ -98,6 +79,7 @@ class Api:
         self._batcher = Batcher(engine, capacity)
         self._metrics = Metrics()
         self._started = int(time.time())
+        self._limiter = CapacityLimiter(DECODERS)
 
     def app(self) -> FastAPI:
         """The ASGI application. The model's thread starts and ends with it."""
@@ -111,16 +93,18 @@ class Api:
                 await run_in_threadpool(self._batcher.close)
 
         app = FastAPI(title="earwise", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-        for path, method, route in (
-            ("/", "GET", self._get_page), ("/health", "GET", self._get_health), ("/metrics", "GET", self._get_metrics),
-            ("/v1/models", "GET", self._get_models), ("/v1/models/{name:path}", "GET", self._get_models),
-            ("/v1/chat/completions", "POST", self._post_chat), ("/v1/load_lora_adapter", "POST", self._post_weights),
-            ("/v1/audio/transcriptions", "POST", self._post_transcription),
+        get, post = ["GET", "HEAD"], ["POST"]
+        for path, methods, route in (
+            ("/", get, self._get_page), ("/health", get, self._get_health), ("/metrics", get, self._get_metrics),
+            ("/openapi.json", get, self._get_openapi), ("/v1/models", get, self._get_models),
+            ("/v1/models/{name:path}", get, self._get_models), ("/v1/chat/completions", post, self._post_chat),
+            ("/v1/load_lora_adapter", post, self._post_weights),
+            ("/v1/audio/transcriptions", post, self._post_transcription),
         ):  # fmt: skip
-            app.add_api_route(path, route, methods=[method], response_model=None)
+            app.add_api_route(path, route, methods=methods, response_model=None)
         app.add_exception_handler(EarwiseError, _error_response)
         app.add_exception_handler(HTTPException, _unknown_route_response)
-        app.add_exception_handler(Exception, _internal_error_response)
+        app.add_middleware(RequestGuard, limits=self._limits)
         return app
 
     async def _get_page(self) -> Response:
@@ -128,6 +112,9 @@ class Api:
 
     async def _get_health(self) -> Response:
         return JSONResponse({"status": "ok", "model": self._name, "revision": self._engine.revision})
+
+    async def _get_openapi(self) -> Response:
+        return JSONResponse(openapi_document(self._limits))
 
     async def _get_metrics(self, request: Request) -> Response:
         self._authenticate(request)
@@ -151,7 +138,7 @@ class Api:
         self._authenticate(request)
         if self._weight_updater is None:
             raise ApiError("weight updates are not allowed; start the server with --allow-weight-updates", 403)
-        body = await self._read_json(request)
+        body = await read_json(request)
         name, path = (body.get(key) if isinstance(body, dict) else None for key in ("lora_name", "lora_path"))
         if not isinstance(name, str) or not isinstance(path, str):
             raise ApiError("lora_name and lora_path are required, both strings")
@@ -165,8 +152,9 @@ class Api:
         self._authenticate(request)
         if (recogniser := self._recogniser) is None:
             raise ApiError("transcription is not enabled; start the server with --transcribe", 404)
-        form = await parse_form(request, self._limits.max_body_bytes)
-        future = self._batcher.run(lambda: recogniser.transcribe(form.waveform, form.language))
+        self._batcher.check_open()
+        form = await parse_form(request, self._limiter)
+        future = self._batcher.run(lambda: recogniser.transcribe(form.waveform, form.language), exclusive=False)
         text = await asyncio.wrap_future(future)
         return PlainTextResponse(text) if form.response_format == "text" else JSONResponse({"text": text})
 
@@ -176,10 +164,11 @@ class Api:
         try:
             self._authenticate(request)
             self._batcher.check_open()
+            body = await read_json(request)
             self._batcher.arriving += 1
             try:
-                chat_request = parse_request(await self._read_json(request))
-                job, make_header = await self._prepare_job(chat_request)
+                chat_request = await run_in_threadpool(parse_request, body, self._limits)
+                job, make_header = await self._prepare_job(chat_request, arrived + self._limits.timeout_s)
                 self._batcher.submit(job)
             finally:
                 self._batcher.arriving -= 1
@@ -197,7 +186,7 @@ class Api:
             return StreamingResponse(events, media_type="text/event-stream", headers=headers)
         header = make_header(pending.job.revision)
         self._count(pending, header, 200)
-        return JSONResponse(response.chat_completion(header, pending.deltas))
+        return await run_in_threadpool(lambda: JSONResponse(response.chat_completion(header, pending.deltas)))
 
     async def _stream(
         self, pending: PendingCompletion, make_header: HeaderFactory, *, include_usage: bool
@@ -225,9 +214,12 @@ class Api:
             pending.job.cancelled = True
             self._count(pending, header, status)
 
-    async def _prepare_job(self, chat_request: ChatRequest) -> tuple[Job, HeaderFactory]:
+    async def _prepare_job(self, chat_request: ChatRequest, deadline: float) -> tuple[Job, HeaderFactory]:
         """Check a request against the limits, fetch and decode its audio, and make its job.
 
+        Args:
+            chat_request: The request.
+            deadline: Time by which its audio must have been fetched (`time.monotonic`).
         Raises:
             EarwiseError: for whatever is wrong with the request.
         """
@@ -238,18 +230,29 @@ class Api:
             raise ApiError(f"max_tokens: {max_tokens} is more than this server's limit of {limits.max_tokens}")
         if params.n > self._capacity.max_samples:
             raise ApiError(f"n: {params.n} is more than this server's limit of {self._capacity.max_samples}", param="n")
-        audio_files = [await fetch_audio(source, limits.access) for source in chat_request.audio]
-        waveforms, prompt_ids, audio_tokens = await run_in_threadpool(self._encode, chat_request, audio_files)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                fetched = await fetch_remote(chat_request.audio, limits.access)
+        except TimeoutError as error:
+            raise ApiError("the audio could not be fetched in time; send it in the request", 408) from error
+        waveforms, prompt_ids, audio_tokens = await to_thread.run_sync(
+            self._encode, chat_request, fetched, limiter=self._limiter
+        )
         if len(prompt_ids) > limits.max_prompt_tokens:
             raise ApiError(
                 f"messages: {len(prompt_ids)} tokens are more than this server's limit of {limits.max_prompt_tokens}; "
                 "send less", param="messages", code="context_length_exceeded",
             )  # fmt: skip
+        self._check_memory(len(prompt_ids), params.n * max_tokens)
         seed = self._seeds.randrange(MAX_RANDOM_SEED) if params.seed is None else params.seed
         # The seed is part of the prompt's key, so that requests with different seeds can be sampled in one batch.
         prompt = Prompt(chat_request.turns, tuple(waveforms), f"seed {seed}")
         sampling_params = SamplingParams(max_tokens, params.temperature, params.top_p, max(params.top_k, 0))
-        job = Job(prompt, sampling_params, params.n, len(prompt_ids), stop=chat_request.stop, stream=params.stream)
+        first_clip = hashlib.blake2b(waveforms[0].tobytes()).digest() if waveforms else None
+        job = Job(
+            prompt, sampling_params, params.n, prompt_ids, first_clip=first_clip, stop=chat_request.stop,
+            stream=params.stream,
+        )  # fmt: skip
         response_id, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self._metrics.audio_s += sum(len(waveform) for waveform in waveforms) / self._engine.sample_rate
 
@@ -269,23 +272,32 @@ class Api:
 
         return job, make_header
 
+    def _check_memory(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Refuse a request whose keys and values would take more memory than a request may use."""
+        limits, token_bytes = self._limits, self._engine.cache_bytes_per_token
+        longest_mb = (limits.max_prompt_tokens + limits.max_tokens) * token_bytes / MB
+        allowed_mb = limits.max_request_mb or max(MIN_REQUEST_MB, longest_mb)
+        needed_mb = (prompt_tokens + completion_tokens) * token_bytes / MB
+        if needed_mb > allowed_mb:
+            raise ApiError(
+                f"n x max_tokens: {completion_tokens} tokens after a prompt of {prompt_tokens} take {needed_mb:.0f} MB "
+                f"of memory, {allowed_mb:.0f} are allowed; ask for fewer, or start the server with a larger "
+                "--max-request-mb", param="n",
+            )  # fmt: skip
+
     def _encode(
-        self, chat_request: ChatRequest, audio_files: Sequence[bytes]
+        self, chat_request: ChatRequest, fetched: Mapping[int, bytes]
     ) -> tuple[list[Waveform], tuple[int, ...], int]:
         """Decode the audio and tokenise the prompt.
 
         Returns:
             Waveforms, token ids of the prompt, and how many of them are audio.
         """
-        engine = self._engine
+        engine, limits = self._engine, self._limits
         waveforms = decode_inputs(
-            audio_files,
-            chat_request.audio,
-            engine.sample_rate,
-            engine.max_audio_s,
-            self._limits.max_audio_s,
-            self._limits.channel,
-        )
+            chat_request.audio, fetched, limits.access, sample_rate=engine.sample_rate,
+            max_clip_s=engine.max_audio_s, max_total_s=limits.max_audio_s, channel=limits.channel,
+        )  # fmt: skip
         lengths = [len(waveform) for waveform in waveforms]
         path = conversation_path(engine.model, chat_request.turns, range(len(waveforms)), lengths, generate=True)
         return waveforms, path.ids, sum(clip >= 0 for clip in path.clips)
@@ -295,7 +307,8 @@ class Api:
         if self._limits.api_key is None:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        is_correct = hmac.compare_digest(key.strip().encode(), self._limits.api_key.encode())
+        # Headers are decoded as Latin-1, whatever the client meant; a key may be any text in UTF-8.
+        is_correct = hmac.compare_digest(key.strip().encode("latin-1"), self._limits.api_key.strip().encode())
         if not is_correct or scheme.lower() != "bearer":
             raise ApiError(
                 "the API key is missing or wrong; send Authorization: Bearer KEY", 401, code="invalid_api_key"
@@ -306,26 +319,6 @@ class Api:
             raise ApiError(
                 f"there is no model {name[:80]!r}, only {self._name!r}", 404, param="model", code="model_not_found"
             )
-
-    async def _read_json(self, request: Request) -> Any:
-        """The JSON body of a request; a body over the size limit is refused without reading the rest."""
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise ApiError(f"the content-type is {content_type[:60]!r}; it must be application/json", 415)
-        limit = self._limits.max_body_bytes
-        too_large = ApiError(f"the body is larger than {limit / 2**20:g} MB; send fewer or shorter clips", 413)
-        content_length = request.headers.get("content-length", "")
-        if content_length.isdecimal() and int(content_length) > limit:
-            raise too_large
-        body = bytearray()
-        async for block in request.stream():
-            body += block
-            if len(body) > limit:
-                raise too_large
-        try:
-            return await run_in_threadpool(json.loads, body)
-        except (ValueError, RecursionError) as error:
-            raise ApiError(f"the body is not valid JSON ({error})") from error
 
     def _count(self, pending: PendingCompletion, header: response.ResponseHeader, status: int) -> None:
         """Add a request that has ended to the metrics."""
@@ -348,9 +341,5 @@ async def _error_response(_: Request, error: Exception) -> Response:
 
 async def _unknown_route_response(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    api_error = ApiError(f"{request.method} {request.url.path}: {error.detail}", error.status_code)
+    api_error = ApiError(f"{request.method} {request.url.path[:200]}: {error.detail}", error.status_code)
     return JSONResponse(error_body(api_error), error.status_code, error.headers)
-
-
-async def _internal_error_response(_: Request, error: Exception) -> Response:
-    return JSONResponse(error_body(ApiError(f"internal error: {type(error).__name__}: {error}", 500)), 500)

@@ -1,30 +1,33 @@
 """Batches requests: they wait in a bounded queue, from which one thread, the owner of the model, takes batches.
 
 A batch is the first request in the queue and every later one with the same sampling parameters (temperature, top-p,
-top-k, number of completions), as many as fit. The engine samples a batch as one forest, in which requests about the
-same audio share its computation. Each request keeps its own seed, length limit, stop strings and client; its answer
-does not depend on the other requests of the batch. Requests that arrive while a batch is running wait for its end.
+top-k, number of completions), as many as fit (`job.py`). The engine samples a batch as one forest, in which requests
+about the same audio share its computation. Each request keeps its own seed, length limit, stop strings and client; its
+answer does not depend on the other requests of the batch.
+
+Requests that arrive while a batch is running form a batch of their own as soon as there is room, and running batches
+take turns, a pass each. A short answer thus does not wait for a long one. On an accelerator, whose decoding cache holds
+one batch at a time, a batch that has begun to decode is finished first.
 
 A control task (such as loading newer weights) waits in the same queue and runs alone, so that all requests before it
 are answered by the old weights and all requests after it by the new ones.
 """
 
-import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import PartialCompletion
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.serve.errors import ApiError
-from earwise.serve.stream_text import SampleStream, TextDelta
+from earwise.serve.job import Capacity, ControlTask, Job, select_batch
+from earwise.serve.stream_text import SampleStream
 
 LOG = logging.getLogger("earwise.serve")
 POLL_S = 0.005
@@ -33,74 +36,17 @@ MAX_ARRIVAL_WAIT_S = 0.2
 """Longest time that an idle model waits for requests whose audio is being decoded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """How much is sampled at once, and how much may wait.
+@dataclass(slots=True, eq=False)
+class _RunningBatch:
+    """A batch that is being sampled.
 
     Attributes:
-        max_samples: Completions of a batch, over all its requests.
-        max_attention_cells: Number of requests times the square of the longest prompt: the size of a batch's attention
-            mask (128 MB in float32).
-        max_waiting: Requests in the queue.
+        jobs: Its requests.
+        steps: Advances it by a pass.
     """
 
-    max_samples: int = 64
-    max_attention_cells: int = 2**25
-    max_waiting: int = 64
-
-
-class Job:
-    """One request on its way through the queue; its events arrive in the event loop that created it.
-
-    Args:
-        prompt: The prompt; its key contains the request's seed.
-        sampling_params: Sampling parameters, with the request's own `max_new_tokens`.
-        n: Number of completions.
-        num_prompt_tokens: Number of tokens of the prompt.
-        stop: Strings that end a completion.
-        stream: Whether text is sent as it arrives; False sends one delta at the end of every completion.
-
-    Attributes:
-        cancelled: Set by the route when nobody waits for the answer any more; noticed at the next token.
-        events: Deltas since the last event; an error is the last event.
-        first_token_at: Time of the first token (`time.monotonic`).
-        revision: Revision of the weights that answer, known with the first token.
-    """
-
-    def __init__(
-        self, prompt: Prompt, sampling_params: SamplingParams, n: int, num_prompt_tokens: int, *,
-        stop: Sequence[str] = (), stream: bool = False,
-    ) -> None:  # fmt: skip
-        self.prompt, self.sampling_params, self.n = prompt, sampling_params, n
-        self.num_prompt_tokens, self.stop, self.stream = num_prompt_tokens, tuple(stop), stream
-        self.cancelled = False
-        self.events: asyncio.Queue[list[TextDelta] | EarwiseError] = asyncio.Queue()
-        self.first_token_at: float | None = None
-        self.revision = ""
-        self._loop = asyncio.get_running_loop()
-
-    def send(self, event: list[TextDelta] | EarwiseError) -> None:
-        """Send an event to the route, from any thread."""
-        with suppress(RuntimeError):  # the loop is closed: there is no client left
-            self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-    @property
-    def batch_key(self) -> tuple[Any, ...]:
-        """What the requests of a batch must have in common."""
-        return self.sampling_params.temperature, self.sampling_params.top_p, self.sampling_params.top_k, self.n
-
-
-@dataclass(frozen=True, slots=True)
-class ControlTask:
-    """Work other than sampling that the model's thread does between two batches.
-
-    Attributes:
-        work: The function to call.
-        future: Receives its result or exception.
-    """
-
-    work: Callable[[], Any]
-    future: Future[Any]
+    jobs: list[Job]
+    steps: Iterator[None]
 
 
 class Batcher:
@@ -111,19 +57,19 @@ class Batcher:
         capacity: Limits of a batch and of the queue.
 
     Attributes:
-        arriving: Requests that are being parsed and decoded; an idle model waits a moment for them. Event loop only.
-        running: Requests of the batch that is being sampled.
+        arriving: Requests that are being decoded; an idle model waits a moment for them. Event loop only.
         rounds: Number of batches since the start.
     """
 
     def __init__(self, engine: LocalEngine, capacity: Capacity) -> None:
         self._engine, self._capacity = engine, capacity
         self._queue: list[Job | ControlTask] = []
+        self._running: deque[_RunningBatch] = deque()
+        """Batches that take turns; the one whose turn it is, is the last."""
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run_thread, name="earwise-model", daemon=True)
         self.arriving = 0
-        self.running = 0
         self.rounds = 0
 
     @property
@@ -131,40 +77,49 @@ class Batcher:
         """Number of requests in the queue."""
         return len(self._queue)
 
+    @property
+    def running(self) -> int:
+        """Number of requests that are being sampled."""
+        return sum(len(batch.jobs) for batch in tuple(self._running))
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Put a request into the queue.
+        """Append a request to the queue.
 
         Raises:
-            ApiError: if the queue is full (429), or the server is stopping (503).
+            ApiError: if the queue is full, or the server is stopping.
         """
         self._enqueue(job)
 
-    def run(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Have the model's thread call a function between two batches.
+    def run(self, work: Callable[[], Any], *, exclusive: bool = True) -> Future[Any]:
+        """Let the model's thread do something; see `ControlTask`. Returns a future of its result.
 
         Raises:
-            ApiError: as in `submit`.
+            ApiError: as `submit`.
         """
-        task = ControlTask(work, Future())
-        self._enqueue(task)
-        return task.future
+        future: Future[Any] = Future()
+        self._enqueue(ControlTask(work, future, exclusive))
+        return future
 
     def check_open(self) -> None:
-        """Raise the ApiError with which `submit` would refuse a request now, if it would."""
+        """Refuse a request before its body is read.
+
+        Raises:
+            ApiError: if the queue is full, or the server is stopping.
+        """
         if self._closing:
             raise _stopping()
         if len(self._queue) >= self._capacity.max_waiting:
             raise ApiError(
-                f"{len(self._queue)} requests are waiting, which is the limit; try again in a moment", 429,
+                f"{self._capacity.max_waiting} requests are waiting already; try again later", 429,
                 code="rate_limit_exceeded",
             )  # fmt: skip
 
     def close(self) -> None:
-        """End the running batch at its next token, refuse all waiting requests, and end the thread."""
+        """End the running batches at their next token, refuse all waiting requests, and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -178,67 +133,89 @@ class Batcher:
             self._changed.notify()
 
     def _run_thread(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            if isinstance(batch, ControlTask):
-                if not batch.future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    batch.future.set_result(batch.work())
-                except Exception as error:  # passed on to whoever waits for the result
-                    batch.future.set_exception(error)
-            elif batch:
-                self.running, self.rounds = len(batch), self.rounds + 1
-                self._run_batch(batch)
-                self.running = 0
+        while self._wait_for_work():
+            self._run_control_tasks()
+            self._start_batch()
+            if self._running:
+                self._advance(self._running[0])
+        for batch in self._running:
+            for job in batch.jobs:
+                job.send(_stopping())
         for entry in self._queue:
-            if isinstance(entry, ControlTask):
-                if entry.future.set_running_or_notify_cancel():
-                    entry.future.set_exception(_stopping())
-            else:
+            if isinstance(entry, Job):
                 entry.send(_stopping())
+            elif entry.future.set_running_or_notify_cancel():
+                entry.future.set_exception(_stopping())
 
-    def _next_batch(self) -> list[Job] | ControlTask | None:
-        """Wait for work. Returns the next batch or control task, or None when the server stops."""
-        with self._changed:
-            idle = not self._queue
-            while not self._queue and not self._closing:
-                self._changed.wait()
-        if idle:
-            self._wait_for_arrivals()
-        with self._changed:
-            if self._closing:
-                return None
-            self._queue = [entry for entry in self._queue if isinstance(entry, ControlTask) or not entry.cancelled]
-            if self._queue and isinstance(self._queue[0], ControlTask):
-                return self._queue.pop(0)  # type: ignore[return-value]
-            batch = select_batch(self._queue, self._capacity)
-            self._queue = [entry for entry in self._queue if entry not in batch]
-            return batch
+    def _wait_for_work(self) -> bool:
+        """Wait until something is running or waiting. Returns False when the server stops."""
+        if not self._running:
+            with self._changed:
+                idle = not self._queue
+                while not self._queue and not self._closing:
+                    self._changed.wait()
+            if idle:
+                self._wait_for_arrivals()
+        return not self._closing
 
     def _wait_for_arrivals(self) -> None:
-        """Wait a moment for requests that are being parsed and decoded, so that they join the batch."""
+        """Wait a moment for requests that are being decoded, so that they join the batch."""
         deadline = time.monotonic() + MAX_ARRIVAL_WAIT_S
         time.sleep(POLL_S)
         while self.arriving and time.monotonic() < deadline and not self._closing:
             time.sleep(POLL_S)
 
-    def _run_batch(self, jobs: list[Job]) -> None:
-        """Sample a batch; if that fails, sample each request by itself, so that only the faulty one fails."""
+    def _run_control_tasks(self) -> None:
+        """Do the control tasks whose turn it is: those that need not be alone, and the first if nothing is running."""
+        with self._changed:
+            due = [entry for entry in self._queue if isinstance(entry, ControlTask) and not entry.exclusive]
+            if not self._running and self._queue and isinstance(self._queue[0], ControlTask):
+                due = [self._queue[0]]
+            self._queue = [entry for entry in self._queue if entry not in due]
+        for task in due:
+            task.run()
+
+    def _start_batch(self) -> None:
+        """Let waiting requests begin, if there is room for them."""
+        with self._changed:
+            self._queue = [entry for entry in self._queue if isinstance(entry, ControlTask) or not entry.cancelled]
+            jobs = select_batch(self._queue, self._capacity, [batch.jobs for batch in self._running])
+            self._queue = [entry for entry in self._queue if entry not in jobs]
+        if jobs:
+            self.rounds += 1
+            self._running.appendleft(_RunningBatch(jobs, self._sample(jobs)))
+
+    def _advance(self, batch: _RunningBatch) -> None:
+        """Advance a batch until it pauses, and put it at the end of the line; if it fails, sample each of its requests
+        by itself, so that only the faulty one fails."""
+        self._running.rotate(-1)
         try:
-            self._sample(jobs)
+            if self._is_abandoned(batch.jobs):
+                batch.steps.close()  # type: ignore[attr-defined]  # a generator
+            else:
+                next(batch.steps)
+                return
+        except StopIteration:
+            pass
         except Exception as error:  # whatever it is, the thread and the other requests go on
-            if len(jobs) > 1:
-                for job in jobs:
-                    self._run_batch([job])
+            if len(batch.jobs) > 1:
+                self._running.remove(batch)
+                self._running.extend(_RunningBatch([job], self._sample([job])) for job in batch.jobs)
                 return
             if not isinstance(error, EarwiseError):
                 LOG.exception("a request failed")
                 error = ApiError(f"internal error: {type(error).__name__}: {error}", 500)
-            jobs[0].send(error)
+            batch.jobs[0].send(error)
+        self._running.remove(batch)
 
-    def _sample(self, jobs: list[Job]) -> None:
-        """Sample the completions of a batch and send their deltas."""
-        streams = [self._sample_streams(job) for job in jobs]
+    def _is_abandoned(self, jobs: Sequence[Job]) -> bool:
+        """Whether nobody waits for any of these requests."""
+        return self._closing or all(job.cancelled for job in jobs)
+
+    def _sample(self, jobs: list[Job]) -> Generator[None, None, None]:
+        """Sample the completions of a batch and send their deltas, in steps."""
+        model = self._engine.model
+        streams = [job.sample_streams(model.tokenizer.decode, model.eos_ids) for job in jobs]
 
         def on_token(partials: Sequence[Sequence[PartialCompletion]]) -> set[tuple[int, int]]:
             """Send new text after each token. Returns the (request, completion) pairs that need no further tokens."""
@@ -249,50 +226,30 @@ class Batcher:
                     continue
                 if job.first_token_at is None:
                     job.first_token_at, job.revision = time.monotonic(), self._engine.revision
-                updates = zip(streams[number], partials[number], strict=True)
-                deltas = [delta for stream, partial in updates if (delta := stream.update(partial)) is not None]
-                if deltas:
-                    job.send(deltas)
-                finished |= {(number, delta.sample) for delta in deltas if delta.finish}
+                _send_new_text(job, streams[number], partials[number])
+                finished |= {(number, sample) for sample, stream in enumerate(streams[number]) if stream.finish}
             return finished
+
+        def wants_pause() -> bool:
+            return len(self._running) > 1 or bool(self._queue) or self._is_abandoned(jobs)
 
         longest = max(job.sampling_params.max_new_tokens for job in jobs)
         sampling_params = replace(jobs[0].sampling_params, max_new_tokens=longest)
-        self._engine.generate_with_callback([job.prompt for job in jobs], sampling_params, jobs[0].n, on_token)
+        yield from self._engine.generate_in_steps(
+            [job.prompt for job in jobs], sampling_params, jobs[0].n, on_token, wants_pause
+        )
         if self._closing:
             for job in jobs:
                 job.send(_stopping())
 
-    def _sample_streams(self, job: Job) -> list[SampleStream]:
-        model = self._engine.model
-        return [
-            SampleStream(
-                sample,
-                model.tokenizer.decode,
-                model.eos_ids,
-                stop=job.stop,
-                limit=job.sampling_params.max_new_tokens,
-                stream=job.stream,
-            )
-            for sample in range(job.n)
-        ]
+
+def _send_new_text(job: Job, streams: Sequence[SampleStream], partials: Sequence[PartialCompletion]) -> None:
+    """Send what the completions of a request have gained."""
+    updates = zip(streams, partials, strict=True)
+    deltas = [delta for stream, partial in updates if (delta := stream.update(partial)) is not None]
+    if deltas:
+        job.send(deltas)
 
 
 def _stopping() -> ApiError:
     return ApiError("the server is stopping; try again later", 503)
-
-
-def select_batch(queue: Sequence[Job | ControlTask], capacity: Capacity) -> list[Job]:
-    """The next batch: the first request, and later ones with its batch key that fit, up to the next control task."""
-    batch: list[Job] = []
-    for entry in queue:
-        if isinstance(entry, ControlTask):
-            break
-        if batch and entry.batch_key != batch[0].batch_key:
-            continue
-        longest = max(job.num_prompt_tokens for job in [*batch, entry])
-        samples = sum(job.n for job in batch) + entry.n
-        cells = (len(batch) + 1) * longest**2
-        if not batch or (samples <= capacity.max_samples and cells <= capacity.max_attention_cells):
-            batch.append(entry)
-    return batch

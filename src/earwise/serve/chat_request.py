@@ -3,8 +3,12 @@
 The first step of answering a request; `audio_inputs.py` fetches the audio. Nothing is guessed: a field that would
 change the answer and is not supported is refused by name, unless its value asks for what the server does anyway. The
 format is OpenAI's chat completions, with vLLM's `top_k`, `return_token_ids` and `audio_url`.
+
+Whatever a client sends, the work here is bounded: messages, parts, clips, fields and stop strings are counted, and the
+text is measured in bytes, before anything is decoded or tokenised.
 """
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from earwise.serve.errors import ApiError
+from earwise.serve.limits import ServerLimits
 from earwise.types import Audio, Part, Role, Text, Turn
 
 Body = Mapping[str, Any]
@@ -30,6 +35,18 @@ IGNORED_FIELDS = (
     "request_id", "priority", "cache_salt",
 )  # fmt: skip
 """Fields that change no answer."""
+MAX_FIELDS = 64
+"""Largest number of fields of a request."""
+MAX_PARTS = 256
+"""Largest number of parts of a message."""
+MAX_STOPS = 16
+"""Largest number of stop strings."""
+MAX_STOP_CHARS = 256
+"""Longest stop string."""
+MIN_TEMPERATURE = 1e-3
+"""Below this, sampling is greedy: it would be so with near certainty, and much below it, dividing by it overflows."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +112,19 @@ class ChatRequest:
     max_tokens: int | None
 
 
-def parse_request(body: object) -> ChatRequest:
+def parse_request(body: object, limits: ServerLimits) -> ChatRequest:
     """Parse the JSON body of a request.
 
+    Args:
+        body: The body.
+        limits: What a request may ask for; here, the numbers of messages and clips and the length of the text.
     Raises:
         ApiError: naming the field that is missing, wrong, or not supported.
     """
     if not isinstance(body, dict):
         raise ApiError(f"the body is a JSON {type(body).__name__}; it must be an object")
+    if len(body) > MAX_FIELDS:
+        raise ApiError(f"the body has {len(body):,} fields, {MAX_FIELDS} are allowed; send only those that are needed")
     fields = {name: value for name, value in body.items() if value is not None}
     messages = fields.pop("messages", None)
     _refuse_unsupported(fields)
@@ -111,11 +133,28 @@ def parse_request(body: object) -> ChatRequest:
     except ValidationError as error:
         problem = error.errors()[0]
         field = str(problem["loc"][0])
-        raise ApiError(f"{field}: {problem['msg']} ({str(problem['input'])[:60]!r} was sent)", param=field) from error
-    stop = tuple(string for string in ([params.stop] if isinstance(params.stop, str) else params.stop) if string)
-    turns, audio = _parse_messages(messages)
-    limits = [limit for limit in (params.max_tokens, params.max_completion_tokens) if limit is not None]
-    return ChatRequest(params, turns, audio, stop, min(limits) if limits else None)
+        raise ApiError(f"{field}: {problem['msg']} ({_shown(problem['input'])!r} was sent)", param=field) from error
+    if 0 < params.temperature < MIN_TEMPERATURE:
+        params = params.model_copy(update={"temperature": 0.0})
+    turns, audio = _parse_messages(messages, limits)
+    lengths = [length for length in (params.max_tokens, params.max_completion_tokens) if length is not None]
+    return ChatRequest(params, turns, audio, _parse_stop(params.stop), min(lengths) if lengths else None)
+
+
+def _shown(value: object) -> str:
+    """A value of a request in an error message: at most 60 characters, whatever its size."""
+    return (value if isinstance(value, str) else _SHORT.repr(value))[:60]
+
+
+def _parse_stop(stop: str | list[str]) -> tuple[str, ...]:
+    """The stop strings, without empty ones; an ApiError if there are too many, or one is too long."""
+    strings = tuple(string for string in ([stop] if isinstance(stop, str) else stop) if string)
+    if len(strings) > MAX_STOPS:
+        raise ApiError(f"stop: {len(strings):,} strings, {MAX_STOPS} are allowed", param="stop")
+    longest = max(map(len, strings), default=0)
+    if longest > MAX_STOP_CHARS:
+        raise ApiError(f"stop: a string of {longest:,} characters, {MAX_STOP_CHARS} are allowed", param="stop")
+    return strings
 
 
 def _refuse_unsupported(fields: Body) -> None:
@@ -124,34 +163,56 @@ def _refuse_unsupported(fields: Body) -> None:
         if name in ChatParams.model_fields or name in IGNORED_FIELDS or value in DEFAULT_ONLY_FIELDS.get(name, ()):
             continue
         if name in DEFAULT_ONLY_FIELDS:
-            raise ApiError(f"{name}: {str(value)[:60]!r} is not supported; leave it out", param=name)
+            raise ApiError(f"{name}: {_shown(value)!r} is not supported; leave it out", param=name)
         near = get_close_matches(name, [*ChatParams.model_fields, "messages"], 1)
         hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-        raise ApiError(f"unknown field {name!r}; {hint}", param=name)
+        raise ApiError(f"unknown field {name[:60]!r}; {hint}", param=name[:60])
 
 
-def _parse_messages(messages: object) -> tuple[tuple[Turn, ...], tuple[AudioSource, ...]]:
+def _parse_messages(messages: object, limits: ServerLimits) -> tuple[tuple[Turn, ...], tuple[AudioSource, ...]]:
     """The turns of a conversation, and the sources of their audio parts."""
     if not isinstance(messages, list) or not messages:
         raise ApiError("messages: a list with at least one message is required", param="messages")
+    if len(messages) > limits.max_messages:
+        raise ApiError(
+            f"messages: {len(messages):,} messages, {limits.max_messages} are allowed; send fewer", param="messages"
+        )
     turns: list[Turn] = []
     audio: list[AudioSource] = []
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            raise ApiError(f"{place}: role {str(role)[:40]!r} is none of {', '.join(ROLES)}", param="messages")
-        parts, sources = _parse_content(message.get("content"), place)
-        role = ROLES[message["role"]]
+        role_name = message.get("role") if isinstance(message, dict) else message
+        if not isinstance(message, dict) or not isinstance(role_name, str) or role_name not in ROLES:
+            raise ApiError(f"{place}: role {_shown(role_name)!r} is none of {', '.join(ROLES)}", param="messages")
+        role, content = ROLES[role_name], message.get("content")
+        # OpenAI's clients send an assistant turn without text, such as a refusal, with null as its content.
+        parts, sources = _parse_content("" if content is None and role == "assistant" else content, place)
         if sources and role != "user":
             raise ApiError(f"{place}: only messages of the user may contain audio", param="messages")
         turns.append(Turn(role, parts))
         audio += sources
+        if len(audio) > limits.max_clips:
+            raise ApiError(
+                f"{place}: the {len(audio)} clips up to here are more than the {limits.max_clips} that a request may "
+                "hold; send fewer", param="messages",
+            )  # fmt: skip
+    _check_text_length(turns, limits)
     if turns[-1].role != "user":
         raise ApiError(
             f"messages: the last message has role {turns[-1].role}; end with one of the user", param="messages"
         )
     return tuple(turns), tuple(audio)
+
+
+def _check_text_length(turns: Sequence[Turn], limits: ServerLimits) -> None:
+    """Refuse text that cannot fit into the longest prompt, before it is tokenised."""
+    num_bytes = sum(len(part.text.encode()) for turn in turns for part in turn.parts if isinstance(part, Text))
+    if num_bytes > limits.max_text_bytes:
+        raise ApiError(
+            f"messages: {num_bytes:,} bytes of text are more than the {limits.max_text_bytes:,} that fit into this "
+            f"server's limit of {limits.max_prompt_tokens} tokens; send less", param="messages",
+            code="context_length_exceeded",
+        )  # fmt: skip
 
 
 def _parse_content(content: object, place: str) -> tuple[tuple[Part, ...], list[AudioSource]]:
@@ -160,6 +221,8 @@ def _parse_content(content: object, place: str) -> tuple[tuple[Part, ...], list[
         return (_parse_text(content, place),), []
     if not isinstance(content, list) or not content:
         raise ApiError(f"{place}.content: a string or a list of parts is required", param="messages")
+    if len(content) > MAX_PARTS:
+        raise ApiError(f"{place}.content: {len(content):,} parts, {MAX_PARTS} are allowed", param="messages")
     parts: list[Part] = []
     audio: list[AudioSource] = []
     for number, part in enumerate(content):
@@ -179,7 +242,7 @@ def _parse_content(content: object, place: str) -> tuple[tuple[Part, ...], list[
             audio.append(AudioSource(part_place, url=value))
         else:
             raise ApiError(
-                f"{part_place}: a part of type {str(kind)[:40]!r} cannot be read; send text, input_audio "
+                f"{part_place}: a part of type {_shown(kind)!r} cannot be read; send text, input_audio "
                 "({data: base64, format}) or audio_url ({url})", param="messages",
             )  # fmt: skip
         parts.append(Audio(part_place))

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 
 from earwise.errors import EarwiseError
-from earwise.serve.batching import Job
 from earwise.serve.errors import ApiError
+from earwise.serve.job import Job
 from earwise.serve.stream_text import TextDelta
 
 T = TypeVar("T")

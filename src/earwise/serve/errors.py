@@ -8,6 +8,8 @@ from typing import Any
 
 from earwise.errors import EarwiseError
 
+MAX_MESSAGE_CHARS = 600
+"""Longest message of an error: what a client sent is never repeated in full."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
@@ -30,5 +32,5 @@ def error_body(error: EarwiseError) -> dict[str, Any]:
     """The JSON body for an error, as a response or as the last event of a stream."""
     api_error = error if isinstance(error, ApiError) else ApiError(str(error))
     error_type = _TYPES.get(api_error.status, "invalid_request_error" if api_error.status < 500 else "server_error")
-    message = " ".join(str(api_error).encode(errors="replace").decode().split())
+    message = " ".join(str(api_error).encode(errors="replace").decode().split())[:MAX_MESSAGE_CHARS]
     return {"error": {"message": message, "type": error_type, "param": api_error.param, "code": api_error.code}}

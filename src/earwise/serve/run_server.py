@@ -4,24 +4,33 @@
 `run_server`.
 """
 
+import logging
 import random
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from earwise.datasets.xs_cot.speech_recognition import open_recogniser
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
-from earwise.serve.api import Api, ServerLimits
-from earwise.serve.batching import Capacity
+from earwise.models.encoder_cache import EncoderCache
+from earwise.serve.api import Api
+from earwise.serve.connection import BoundedConnection
+from earwise.serve.job import Capacity
+from earwise.serve.limits import MAX_CONNECTIONS, MB, ServerLimits
 from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Audio, Text, Turn
 
 LOCAL_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+ENCODER_CACHE_MB = 128
+"""Memory for the encoder states of clips that may be sent again."""
+BATCHES_MB = 1024
+"""Memory for the keys and values of all running batches, unless a single request needs more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,8 @@ class ServerConfig:
     """Family of the model, if requests may put newer weights in place; None refuses such requests."""
     transcribe: bool = False
     """Also serve transcription, by Whisper base."""
+    access_log: bool = True
+    """Write one line per request to stderr."""
     seed: int = 0
     """Seed of the seeds of requests that give none."""
 
@@ -79,22 +90,43 @@ def run_server(
     family = config.weight_updates_family
     weight_updater = WeightUpdater(engine, family) if family is not None else None
     recogniser = open_recogniser("whisper", notify=notify) if config.transcribe else None
+    engine.encoder_cache = EncoderCache(engine.model, max_mb=ENCODER_CACHE_MB)
+    _warm_up(engine)
+    capacity = replace(config.capacity, max_cache_tokens=BATCHES_MB * MB // max(engine.cache_bytes_per_token, 1))
     application = Api(
-        engine, config.name, config.limits, config.capacity, weight_updater=weight_updater, recogniser=recogniser,
+        engine, config.name, config.limits, capacity, weight_updater=weight_updater, recogniser=recogniser,
         seeds=random.Random(config.seed),
     ).app()  # fmt: skip
-    _warm_up(engine)
+    if config.access_log:
+        _log_to_stderr()
     server_socket.listen()  # before the address is announced, so that no client is refused meanwhile
     host, port = server_socket.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     notify(f"{config.name} ({engine.revision}) at {url}/v1; a page at {url}/")
     if config.limits.api_key is None and host not in LOCAL_ADDRESSES:
         notify(f"everyone who reaches {host} may send requests: no --api-key was given")
-    settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=10, server_header=False)
     try:
-        uvicorn.Server(settings).run(sockets=[server_socket])
+        uvicorn.Server(uvicorn_config(application)).run(sockets=[server_socket])
     except KeyboardInterrupt:
         notify("stopped")
+
+
+def uvicorn_config(application: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs the application: connections are bounded in number, and their headers in time and size."""
+    return uvicorn.Config(
+        application, http=BoundedConnection, log_level="error", access_log=False, server_header=False,
+        limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=10,
+    )  # fmt: skip
+
+
+def _log_to_stderr() -> None:
+    """Write the access log to stderr, a line per request."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    access_log = logging.getLogger("earwise.access")
+    access_log.addHandler(handler)
+    access_log.setLevel(logging.INFO)
+    access_log.propagate = False
 
 
 def _warm_up(engine: LocalEngine) -> None:

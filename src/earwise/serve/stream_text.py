@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from earwise.engine.decode_loop import PartialCompletion
+from earwise.errors import EngineError
 
 FinishReason = Literal["stop", "length"]
 INCOMPLETE_CHARACTER = "\ufffd"
@@ -52,16 +53,26 @@ class SampleStream:
     ) -> None:  # fmt: skip
         self._sample, self._detokenize, self._eos_ids = sample, detokenize, eos_ids
         self._stop, self._limit, self._stream = tuple(stop), limit, stream
-        self._sent_chars, self._sent_tokens = 0, 0
+        self._sent_chars = 0
+        self._sent_tokens: list[int] = []
         self.finish: FinishReason | None = None
 
     def update(self, partial: PartialCompletion) -> TextDelta | None:
         """Look at the completion after another token.
 
+        A completion whose batch failed is sampled again from its beginning: what has been sent is not sent twice.
+
         Returns:
             A delta if there is something to send, and always at the end of the completion; else None.
+        Raises:
+            EngineError: if a completion that is sampled again differs from what has been sent.
         """
+        num_sent = len(self._sent_tokens)
         if self.finish is not None:
+            return None
+        if partial.token_ids[:num_sent] != self._sent_tokens[: len(partial.token_ids)]:
+            raise EngineError("the answer was interrupted, and came out differently when it was sampled again")
+        if len(partial.token_ids) <= num_sent:
             return None
         ended = partial.finished or len(partial.token_ids) >= self._limit
         if not ended and not self._stream and not self._stop:
@@ -76,7 +87,7 @@ class SampleStream:
             text = text[: len(text) - withheld_length(text, self._stop)]
             if not self._stream or len(text) <= self._sent_chars:
                 return None
-        new_tokens = slice(self._sent_tokens, len(partial.token_ids))
+        new_tokens = slice(num_sent, len(partial.token_ids))
         delta = TextDelta(
             self._sample,
             text[self._sent_chars :],
@@ -84,7 +95,7 @@ class SampleStream:
             tuple(partial.logprobs[new_tokens]),
             self.finish,
         )
-        self._sent_chars, self._sent_tokens = len(text), len(partial.token_ids)
+        self._sent_chars, self._sent_tokens = len(text), list(partial.token_ids)
         return delta
 
 

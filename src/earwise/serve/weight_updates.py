@@ -60,7 +60,8 @@ class WeightUpdater:
                 self._load_checkpoint(folder)
         finally:
             self._engine.revision = model.revision
-            self._engine.encoder_cache = EncoderCache(model)  # cached encoder states belong to the old weights
+            # cached encoder states belong to the old weights
+            self._engine.encoder_cache = EncoderCache(model, max_mb=self._engine.encoder_cache.max_mb)
         return model.revision
 
     def _restore_initial_weights(self) -> None:

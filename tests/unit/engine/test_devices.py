@@ -22,6 +22,7 @@ from earwise.engine.decode_loop import DecodeLoop, DecodeRequest
 from earwise.engine.draft import DraftToken
 from earwise.engine.kv_cache import TreeCache
 from earwise.engine.local import LocalEngine
+from earwise.engine.prefill import prefill
 from earwise.engine.static_cache import StaticCache
 from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM
@@ -120,7 +121,10 @@ def decode_two_steps(model: AudioLM, encoder_cache: EncoderCache) -> StaticCache
     with torch.inference_mode():
         cache = TreeCache()
         paths, audio_embeddings = engine._encode_prompts(make_prompts())
-        leaves, logits, next_slots = engine._prefill(paths, audio_embeddings, cache, 2)
+        with pytest.raises(StopIteration) as prefilled:  # in one pass, without a pause
+            next(prefill(model, paths, audio_embeddings, cache, 2, engine.stats))
+        start = prefilled.value.value
+        leaves, logits, next_slots = start.leaves, start.logits, start.next_slots
         assert logits.is_meta
         with static.loaded(cache):
             request = DecodeRequest([path.ids for path in paths], [], [], SamplingParams())

@@ -10,13 +10,15 @@ import pytest
 from earwise.commands.serve import command
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import PartialCompletion
-from earwise.serve.batching import Capacity, ControlTask, Job, select_batch
 from earwise.serve.chat_request import ChatParams, parse_request
 from earwise.serve.errors import ApiError, error_body
+from earwise.serve.job import Capacity, ControlTask, Job, select_batch
+from earwise.serve.limits import ServerLimits
 from earwise.serve.metrics import Metrics, prometheus_text
 from earwise.serve.stream_text import SampleStream, first_stop, withheld_length
 
 END = 0
+LIMITS = ServerLimits()
 
 
 def decode_bytes(ids: Sequence[int]) -> str:
@@ -64,7 +66,7 @@ def test_a_possible_stop_string_is_withheld() -> None:
 
 
 def new_job(temperature: float, prompt_tokens: int = 10, n: int = 1) -> Job:
-    return Job(Prompt((), ()), SamplingParams(temperature=temperature), n, prompt_tokens)
+    return Job(Prompt((), ()), SamplingParams(temperature=temperature), n, tuple(range(prompt_tokens)))
 
 
 def test_batches_have_one_key_and_keep_the_limits() -> None:
@@ -85,17 +87,18 @@ def test_batches_have_one_key_and_keep_the_limits() -> None:
 
 def test_defaults_and_names_of_a_request() -> None:
     messages = [{"role": "developer", "content": "a"}, {"role": "user", "content": "b"}]
-    request = parse_request({"messages": messages, "n": None})
+    request = parse_request({"messages": messages, "n": None}, LIMITS)
     params = request.params
     assert (params.n, params.temperature, params.top_p, params.seed) == (1, 1.0, 1.0, None)
     assert request.max_tokens is None and request.stop == ()
     assert [turn.role for turn in request.turns] == ["system", "user"]
     both = parse_request(
-        {"messages": [{"role": "user", "content": "b"}], "max_tokens": 9, "max_completion_tokens": 5, "stop": "x"}
+        {"messages": [{"role": "user", "content": "b"}], "max_tokens": 9, "max_completion_tokens": 5, "stop": "x"},
+        LIMITS,
     )
     assert both.max_tokens == 5 and both.stop == ("x",)
     defaults = {"frequency_penalty": 0.0, "tools": [], "user": "me", "response_format": {"type": "text"}, "min_p": 0.0}
-    assert parse_request({"messages": [{"role": "user", "content": "b"}]} | defaults)
+    assert parse_request({"messages": [{"role": "user", "content": "b"}]} | defaults, LIMITS)
     for body, message in (
         ([], "JSON list"),
         ({"messages": [{"role": "user", "content": "b"}], "tools": [{}]}, "tools: "),
@@ -104,7 +107,7 @@ def test_defaults_and_names_of_a_request() -> None:
         ({"messages": [{"role": "user", "content": "b"}], "wholly_new": 1}, "unknown field 'wholly_new'; leave it out"),
     ):
         with pytest.raises(ApiError, match=message):
-            parse_request(body)
+            parse_request(body, LIMITS)
 
 
 def test_errors_and_metrics_have_their_formats() -> None:

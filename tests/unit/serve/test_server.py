@@ -25,9 +25,8 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.engine.remote.probe import open_remote_engine
 from earwise.models.base import load
-from earwise.serve.api import ServerLimits
-from earwise.serve.audio_inputs import AudioAccess
-from earwise.serve.batching import Capacity
+from earwise.serve.job import Capacity
+from earwise.serve.limits import AudioAccess, ServerLimits
 from earwise.training.rollout.rollout_engine import check_sampled
 from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny
@@ -209,7 +208,10 @@ def test_sampling_ends_when_the_client_goes_away(endless: LocalEngine) -> None:
 
 
 def test_a_full_line_is_refused(endless: LocalEngine) -> None:
-    with running(endless, LONG_ANSWERS, Capacity(max_waiting=1)) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        running(endless, LONG_ANSWERS, Capacity(max_waiting=1, max_batches=1)) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         with (
             client.http() as http,
             http.stream("POST", "/v1/chat/completions", json=LONG | {"stream": True}) as response,
@@ -291,7 +293,8 @@ def test_typed_control_tokens_are_answered_as_text(client: Client) -> None:
         ({"messages": [{"role": "tool", "content": "x"}]}, 400, r"messages\[0\]: role 'tool'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, 400, "end with one of the user"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, r"content\[0\]: a part of type"),
-        ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400, "this server's limit of 8192"),
+        ({"messages": [{"role": "user", "content": "long " * 5000}]}, 400, "this server's limit of 4096"),
+        ({"messages": [{"role": "user", "content": "long " * 9000}]}, 400, "bytes of text are more than the 32,768"),
     ],
 )
 def test_what_is_wrong_is_said(client: Client, change: dict[str, Any], status: int, said: str) -> None:
