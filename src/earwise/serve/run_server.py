@@ -27,6 +27,8 @@ from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Audio, Text, Turn
 
 LOCAL_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+WARM_UP_TOKENS, WARM_UP_SAMPLES = 12, 8
+"""Enough for the engine to pack its weights for several completions at once."""
 ENCODER_CACHE_MB = 128
 """Memory for the encoder states of clips that may be sent again."""
 BATCHES_MB = 1024
@@ -130,8 +132,9 @@ def _log_to_stderr() -> None:
 
 
 def _warm_up(engine: LocalEngine) -> None:
-    """Answer one short prompt, so that the first request does not wait for what happens only once, and a model that
-    cannot answer ends the command before it serves."""
+    """Answer one short prompt several times, so that the first request does not wait for what happens only once, the
+    memory that decoding needs is taken before the server answers (packed weights, on a CPU), and a model that cannot
+    answer ends the command before it serves."""
     noise = np.random.default_rng(0).normal(0, 0.1, engine.sample_rate).astype(np.float32)
     turn = Turn("user", (Audio("noise"), Text("What is it?")))
-    engine.generate([Prompt((turn,), (noise,))], SamplingParams(max_new_tokens=2))
+    engine.generate([Prompt((turn,), (noise,))], SamplingParams(WARM_UP_TOKENS, temperature=1.0), WARM_UP_SAMPLES)
