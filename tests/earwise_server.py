@@ -20,10 +20,10 @@ from earwise.datasets.xs_cot.speech_recognition import Recogniser
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
 from earwise.serve.api import Api
-from earwise.serve.job import Capacity
-from earwise.serve.limits import ServerLimits
+from earwise.serve.http.limits import ServerLimits
 from earwise.serve.run_server import uvicorn_config
-from earwise.serve.weight_updates import WeightUpdater
+from earwise.serve.sampling.job import Capacity
+from earwise.serve.sampling.weight_updates import WeightUpdater
 from earwise.types import Waveform
 
 WINDOW_S = 4  # longer than the probe of `engine.connect`

@@ -23,11 +23,12 @@ COME_WITH = {"tokenizers": "transformers", "huggingface_hub": "transformers", "s
 WITHOUT_IMPORT = {
     "tensorboard": "torch.utils.tensorboard",
     "python_multipart": "UploadFile",
+    "httptools": "httptools_impl",
     "mecab_python3": "ja-mecab",
     "ipadic": "ja-mecab",
 }
-"""Module that nobody here imports -> a word of the source that shows its use: torch, fastapi and sacrebleu import
-these."""
+"""Module that nobody here imports -> a word of the source that shows its use: torch, fastapi, uvicorn and sacrebleu
+import these."""
 TOOLS = {
     "pytest_xdist", "pytest_timeout", "ruff", "mypy", "import_linter", "beartype", "types_pyyaml",
     "material", "mkdocstrings",

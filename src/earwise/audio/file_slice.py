@@ -65,8 +65,12 @@ class FileSlice:
 
 
 def slice_of(handle: BinaryIO, start: int, stop: int, patches: Mapping[int, bytes]) -> "BinaryIO | FileSlice":
-    """A range of a file as a file of its own: the handle itself, rewound, where the range is the whole file."""
-    if start == 0 and not patches and handle.seek(0, os.SEEK_END) == stop:
+    """A range of a file as a file of its own: the handle itself, rewound, where the range is the whole file.
+
+    Never bytes in memory themselves: a damaged file makes libsndfile seek to before its beginning, which these answer
+    with an exception that is printed and cannot be caught.
+    """
+    if start == 0 and not patches and not isinstance(handle, io.BytesIO) and handle.seek(0, os.SEEK_END) == stop:
         handle.seek(0)
         return handle
     return FileSlice(handle, start, stop, patches)

@@ -156,12 +156,12 @@ class FfmpegReader:
         self._handle, self._part, self._name = handle, part, name
         self._container, stream = self._open()
         self._was_read = False
-        with_sound = stream is not None and stream.codec_context.channels and stream.codec_context.sample_rate
-        if not with_sound:
+        codec = None if stream is None else stream.codec_context  # None for a codec that is not known
+        if codec is None or not codec.channels or not codec.sample_rate:
             self._container.close()
             raise AudioError(f"{name}: holds no sound that can be read; export it with its sound, as wav or flac")
-        self.sample_rate: int = stream.codec_context.sample_rate
-        self.channels: int = stream.codec_context.channels
+        self.sample_rate: int = codec.sample_rate
+        self.channels: int = codec.channels
         self.samples: int | None = None
         self.stated_samples: int | None = max(part.samples) if part.samples else self._stated(stream)
 

@@ -154,9 +154,9 @@ def command(**values: Any) -> None:
 def _server_config(options: ServeOptions) -> "ServerConfig":
     """The settings of the server that the options ask for."""
     from earwise.models import detect
-    from earwise.serve.job import Capacity
-    from earwise.serve.limits import MB, AudioAccess, ServerLimits
+    from earwise.serve.http.limits import MB, AudioAccess, ServerLimits
     from earwise.serve.run_server import ServerConfig
+    from earwise.serve.sampling.job import Capacity
 
     folder = Path(options.model)
     family = detect.family_of(options.model)

@@ -30,18 +30,18 @@ from earwise.errors import EarwiseError
 from earwise.models.prompt_encoding import conversation_path
 from earwise.serve import response
 from earwise.serve.audio_inputs import decode_inputs, fetch_remote
-from earwise.serve.batching import Batcher
 from earwise.serve.chat_request import ChatRequest, parse_request
-from earwise.serve.completion import PendingCompletion, cancel_on_disconnect
 from earwise.serve.errors import ApiError, error_body
-from earwise.serve.job import Capacity, Job
-from earwise.serve.json_body import read_json
-from earwise.serve.limits import MB, ServerLimits
+from earwise.serve.http.json_body import read_json
+from earwise.serve.http.limits import MB, ServerLimits
+from earwise.serve.http.openapi import openapi_document
+from earwise.serve.http.request_guard import RequestGuard
 from earwise.serve.metrics import Metrics, prometheus_text
-from earwise.serve.openapi import openapi_document
-from earwise.serve.request_guard import RequestGuard
+from earwise.serve.sampling.batching import Batcher
+from earwise.serve.sampling.completion import PendingCompletion, cancel_on_disconnect
+from earwise.serve.sampling.job import Capacity, Job
+from earwise.serve.sampling.weight_updates import WeightUpdater
 from earwise.serve.transcription import parse_form
-from earwise.serve.weight_updates import WeightUpdater
 from earwise.types import Waveform
 
 HeaderFactory = Callable[[str], response.ResponseHeader]

@@ -15,7 +15,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from earwise.audio import Channel, decode_bytes
 from earwise.serve.chat_request import AudioSource
 from earwise.serve.errors import ApiError
-from earwise.serve.limits import AudioAccess
+from earwise.serve.http.limits import AudioAccess
 from earwise.types import Waveform
 
 FETCH_TIMEOUT_S = 20.0

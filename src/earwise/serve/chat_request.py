@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from earwise.serve.errors import ApiError
-from earwise.serve.limits import ServerLimits
+from earwise.serve.http.limits import ServerLimits
 from earwise.types import Audio, Part, Role, Text, Turn
 
 Body = Mapping[str, Any]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.serve.stream_text import INCOMPLETE_CHARACTER, TextDelta
+from earwise.serve.sampling.stream_text import INCOMPLETE_CHARACTER, TextDelta
 
 Body = dict[str, Any]
 

@@ -20,10 +20,10 @@ from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError
 from earwise.models.encoder_cache import EncoderCache
 from earwise.serve.api import Api
-from earwise.serve.connection import BoundedConnection
-from earwise.serve.job import Capacity
-from earwise.serve.limits import MAX_CONNECTIONS, MB, ServerLimits
-from earwise.serve.weight_updates import WeightUpdater
+from earwise.serve.http.connection import BoundedConnection
+from earwise.serve.http.limits import MAX_CONNECTIONS, MB, ServerLimits
+from earwise.serve.sampling.job import Capacity
+from earwise.serve.sampling.weight_updates import WeightUpdater
 from earwise.types import Audio, Text, Turn
 
 LOCAL_ADDRESSES = ("127.0.0.1", "localhost", "::1")

@@ -6,7 +6,6 @@ arrive are bounded by `request_guard.py`; the file is decoded in a thread beside
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from anyio import CapacityLimiter, to_thread
 from starlette.datastructures import UploadFile

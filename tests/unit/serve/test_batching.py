@@ -14,11 +14,11 @@ from earwise.engine import local
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import PartialCompletion
 from earwise.engine.local import LocalEngine
-from earwise.engine.tree_groups import group_prompts
+from earwise.engine.prefill import group_prompts
 from earwise.errors import EngineError
-from earwise.serve.job import Capacity
-from earwise.serve.limits import ServerLimits
-from earwise.serve.stream_text import SampleStream
+from earwise.serve.http.limits import ServerLimits
+from earwise.serve.sampling.job import Capacity
+from earwise.serve.sampling.stream_text import SampleStream
 from earwise.types import Text, Turn
 from earwise_server import Client, body_of, running, tiny
 

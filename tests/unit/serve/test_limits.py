@@ -21,8 +21,9 @@ import soundfile
 from builders import tone
 from earwise import cli
 from earwise.engine.local import LocalEngine
-from earwise.serve import api, connection, request_guard
-from earwise.serve.limits import AudioAccess, ServerLimits
+from earwise.serve import api
+from earwise.serve.http import connection, request_guard
+from earwise.serve.http.limits import AudioAccess, ServerLimits
 from earwise_server import Client, part, running, tiny
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
@@ -354,3 +355,14 @@ def test_health_is_not_delayed_by_large_requests(client: Client) -> None:
         for result in [pool.submit(serve_attack.send, http, outcomes, large[name]()) for name in names]:
             result.result()
     assert outcomes == {"400": len(names)} and max(probe.delays_s, default=0) < 2.0
+
+
+def test_a_damaged_file_makes_nothing_print_a_traceback(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes at which PyAV finds no codec, and at which libsndfile seeks to before the beginning."""
+    wav = serve_attack.riff(16000, 1, 0, bytes(4000))
+    files = [wav, *serve_attack.hostile_files(300, random.Random(2))[200:]]
+    outcomes: Counter[str] = Counter()
+    with client.http() as http:
+        bodies = [serve_attack.request_body(serve_attack.audio_part(data)) for data in files]
+        serve_attack.send_all(http, outcomes, bodies)
+    assert set(outcomes) <= {"200", "400"} and "Traceback" not in capfd.readouterr().err

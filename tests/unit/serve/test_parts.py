@@ -12,10 +12,10 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import PartialCompletion
 from earwise.serve.chat_request import ChatParams, parse_request
 from earwise.serve.errors import ApiError, error_body
-from earwise.serve.job import Capacity, ControlTask, Job, select_batch
-from earwise.serve.limits import ServerLimits
+from earwise.serve.http.limits import ServerLimits
 from earwise.serve.metrics import Metrics, prometheus_text
-from earwise.serve.stream_text import SampleStream, first_stop, withheld_length
+from earwise.serve.sampling.job import Capacity, ControlTask, Job, select_batch
+from earwise.serve.sampling.stream_text import SampleStream, first_stop, withheld_length
 
 END = 0
 LIMITS = ServerLimits()

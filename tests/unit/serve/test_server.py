@@ -25,8 +25,8 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.engine.remote.probe import open_remote_engine
 from earwise.models.base import load
-from earwise.serve.job import Capacity
-from earwise.serve.limits import AudioAccess, ServerLimits
+from earwise.serve.http.limits import AudioAccess, ServerLimits
+from earwise.serve.sampling.job import Capacity
 from earwise.training.rollout.rollout_engine import check_sampled
 from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.tree_groups import group_prompts
+from earwise.engine.prefill import group_prompts
 from earwise.errors import EarwiseError
-from earwise.serve.stream_text import SampleStream, TextDelta
+from earwise.serve.sampling.stream_text import SampleStream, TextDelta
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ completion.
 from typing import Any
 
 from earwise.serve.chat_request import MAX_PARTS, MAX_STOP_CHARS, MAX_STOPS, ROLES, ChatParams
-from earwise.serve.limits import ServerLimits
+from earwise.serve.http.limits import ServerLimits
 
 Schema = dict[str, Any]
 _ERROR_DESCRIPTIONS = {

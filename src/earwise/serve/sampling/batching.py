@@ -26,8 +26,8 @@ from earwise.engine.decode_loop import PartialCompletion
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
 from earwise.serve.errors import ApiError
-from earwise.serve.job import Capacity, ControlTask, Job, select_batch
-from earwise.serve.stream_text import SampleStream
+from earwise.serve.sampling.job import Capacity, ControlTask, Job, select_batch
+from earwise.serve.sampling.stream_text import SampleStream
 
 LOG = logging.getLogger("earwise.serve")
 POLL_S = 0.005

@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from earwise.errors import EarwiseError
 from earwise.serve.errors import ApiError
-from earwise.serve.job import Job
-from earwise.serve.stream_text import TextDelta
+from earwise.serve.sampling.job import Job
+from earwise.serve.sampling.stream_text import TextDelta
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from earwise.serve.errors import ApiError, error_body
-from earwise.serve.limits import MAX_UPLOADS, MB, SMALL_BODY_BYTES, ServerLimits
+from earwise.serve.http.limits import MAX_UPLOADS, MB, SMALL_BODY_BYTES, ServerLimits
 
 LOG = logging.getLogger("earwise.serve")
 ACCESS_LOG = logging.getLogger("earwise.access")
