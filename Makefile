@@ -21,7 +21,7 @@ COLLECTION ?=
 OUT ?= runs/embedded
 # What the shipped weights were trained on: transcripts are left out (the model does not transcribe), and a source of unclear licence.
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
-WITHOUT ?= --without source=EmoDB
+WITHOUT ?= --where-not source=EmoDB
 
 .PHONY: help demo data-demo recipes test test-newest test-oldest package docs lock setup setup-demo lint embedded clean
 

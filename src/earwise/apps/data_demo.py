@@ -61,7 +61,7 @@ def plan(out: Path) -> list[tuple[str, tuple[Line, ...], tuple[Path, ...]]]:
         (
             "scenes",
             ((*build, str(scenes), "--tasks", "order,count,louder,odd_one_out,overlap", "--limit", "40",
-              "--without", TWIN),),
+              "--where-not", TWIN),),
             (scenes,),
         ),
         (

@@ -4,11 +4,17 @@ A click callback takes every option as a parameter of its own. With a dozen opti
 `**values` and calls `collect_options`, after which the rest of the command works with one typed, immutable object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any, TypeVar
 
+import click
+
+from earwise.config.deprecated import warn_on_stderr
+
 Options = TypeVar("Options")
+Command = TypeVar("Command", bound=Callable[..., Any])
+OLD_NAME_PREFIX = "old_name_of_"
 
 
 def collect_options(options_type: type[Options], values: Mapping[str, object]) -> Options:
@@ -35,9 +41,41 @@ def collect_options(options_type: type[Options], values: Mapping[str, object]) -
         >>> collect_options(PageOptions, {"title": "Checks"})
         PageOptions(title='Checks', width=80)
     """
+    values = _with_old_names(values)
     if unused := set(values) - _option_names(options_type):
         raise TypeError(f"{options_type.__name__} has no field for the option {sorted(unused)[0]!r}; add the field")
     return _build(options_type, values)
+
+
+def old_option(old_name: str, new_name: str, field: str, **settings: Any) -> Callable[[Command], Command]:
+    """The former name of an option: hidden, works for one more release, and warns in one line.
+
+    Args:
+        old_name: Former name, for example `--choices`.
+        new_name: Name of the option today.
+        field: Field of the options dataclass that the option fills.
+        settings: Further arguments of `click.option`, such as `type`.
+    """
+
+    def warn(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        if value is not None and value != ():
+            warn_on_stderr(
+                f"command line: {old_name} is now called {new_name}; the old name works for one more release"
+            )
+        return value
+
+    return click.option(
+        old_name, f"{OLD_NAME_PREFIX}{field}", hidden=True, callback=warn, help=f"Old name of {new_name}.", **settings
+    )
+
+
+def _with_old_names(values: Mapping[str, object]) -> dict[str, object]:
+    """The values with those of old options moved to the fields of the new ones."""
+    new = {name: value for name, value in values.items() if not name.startswith(OLD_NAME_PREFIX)}
+    for name, value in values.items():
+        if name.startswith(OLD_NAME_PREFIX) and value is not None and value != ():
+            new[name.removeprefix(OLD_NAME_PREFIX)] = value
+    return new
 
 
 def _build(options_type: type[Options], values: Mapping[str, object]) -> Options:

@@ -8,7 +8,7 @@ import click
 
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import field_values, json_option, note, print_json
-from earwise.commands.options import collect_options
+from earwise.commands.options import collect_options, old_option
 
 FILE = click.Path(path_type=Path)
 
@@ -72,11 +72,13 @@ class LabelsCommandOptions:
 )
 @click.option("--split", help="Only use clips of this split: train, val or test.")
 @click.option(
-    "--without",
+    "--where-not",
+    "without",
     multiple=True,
     metavar="FIELD=VALUE",
     help="Leave out clips whose row has this value. May be given several times.",
 )
+@old_option("--without", "--where-not", "without", multiple=True)
 @click.option("--licence", metavar="TEXT", help="Licence of the clips whose rows state none.")
 @click.option(
     "--seed",
@@ -113,7 +115,7 @@ def command(**values: Any) -> None:
             per_clip=options.per_clip,
             limit=options.limit,
             split=options.split,
-            without=tuple(field_values(options.without, "--without")),
+            without=tuple(field_values(options.without, "--where-not")),
             licence=options.licence,
             seed=options.seed,
             skip_unreadable=options.skip_unreadable,

@@ -10,7 +10,7 @@ import click
 
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import json_option, note, print_json
-from earwise.commands.options import collect_options
+from earwise.commands.options import collect_options, old_option
 
 if TYPE_CHECKING:
     from earwise.data.sources.clothoaqa import Votes
@@ -58,7 +58,8 @@ class SourceCommandOptions:
 @audio_option
 @split_option
 @missing_option
-@click.option("--choices", "n_choices", type=click.IntRange(2), help="Give open questions this many balanced options.")
+@click.option("--n-choices", type=click.IntRange(2), help="Give open questions this many balanced options.")
+@old_option("--choices", "--n-choices", "n_choices", type=click.IntRange(2))
 @click.option(
     "--votes",
     type=click.Choice(["majority", "all", "unanimous"]),
@@ -77,7 +78,7 @@ def source(**values: Any) -> None:
 
     \b
     earwise build source clothoaqa clotho_aqa_train.csv --votes majority --out clothoaqa.jsonl
-    earwise build source musicbench MusicBench_train.json --choices 4 --out musicbench.jsonl
+    earwise build source musicbench MusicBench_train.json --n-choices 4 --out musicbench.jsonl
     """
     from earwise.datasets.published.convert_source import SourceOptions, convert_source
 

@@ -8,7 +8,7 @@ import click
 
 from earwise.commands.build.check import check_built, optional_check_option
 from earwise.commands.loading import find_manifest, json_option, note, print_json
-from earwise.commands.options import collect_options
+from earwise.commands.options import collect_options, old_option
 from earwise.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class ScanCommandOptions:
 @click.option("--keep", type=FILE, help="Manifest to write with the rows whose audio files can all be read.")
 @click.option("--workers", "-j", type=click.IntRange(1), help="Number of processes.  [default: one per core]")
 @click.option(
-    "--engine",
-    "backend",
+    "--backend",
     type=click.Choice(("processes", "ray")),
     default="processes",
     show_default=True,
     help="Decode on processes of this machine, or on a Ray cluster.",
 )
+@old_option("--engine", "--backend", "backend", type=click.Choice(("processes", "ray")))
 @click.option("--strict", is_flag=True, help="Fail (exit code 2) if any file cannot be read.")
 @optional_check_option
 @json_option

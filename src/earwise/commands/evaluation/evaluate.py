@@ -56,8 +56,9 @@ class EvaluateCommand:
 
     @property
     def path(self) -> Path:
-        """The task's file."""
-        return find_manifest(self.data) if self.data.startswith("starter:") else Path(self.data)
+        """The task's file; for the task `manifest` also a table or data set, which is converted."""
+        is_manifest = self.task == "manifest" or self.data.startswith("starter:")
+        return find_manifest(self.data) if is_manifest else Path(self.data)
 
     def eval_options(self, task: "Task") -> "EvalOptions":
         """The options as the evaluation takes them.

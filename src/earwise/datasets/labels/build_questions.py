@@ -178,7 +178,7 @@ def _without(rows: list[LabelRow], conditions: Sequence[tuple[str, str]], notify
     """The rows that have none of the given values."""
     for field, value in conditions:
         remaining = [row for row in rows if str(row.get(field)) != value]
-        notify(f"--without {field}={value}: {len(rows) - len(remaining)} clips left out")
+        notify(f"--where-not {field}={value}: {len(rows) - len(remaining)} clips left out")
         rows = remaining
     return rows
 

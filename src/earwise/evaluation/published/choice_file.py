@@ -13,9 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from earwise.data import manifest
+from earwise.data.interchange.detection import detect_kind
+from earwise.data.manifest_path import manifest_path
 from earwise.data.readers import row_files
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Text, Turn
+
+TABLE_KINDS = ("parquet", "datasets")
+"""Forms of `interchange.detection` in which benchmarks are published beside JSON."""
+AUDIO_FIELDS = ("audio_id", "audio_path")
+"""Names of the clip in the benchmarks' JSON files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ def read_items(path: Path, required: tuple[str, ...], key: str = "id") -> list[d
     Raises:
         DataError: if the file is not JSON or empty, an item lacks a field, or two have one key; it names the item.
     """
-    rows = [dict(row) for _, row in row_files.read_rows(path)]
+    rows = (
+        _table_rows(path) if detect_kind(path) in TABLE_KINDS else [dict(row) for _, row in row_files.read_rows(path)]
+    )
     if not rows:
         raise DataError(f"{path}: holds no items; download it again")
     keys: set[str] = set()
@@ -103,6 +113,23 @@ def list_of_texts(value: Any) -> list[Any] | None:
         except (ValueError, SyntaxError):
             return None
     return value if isinstance(value, list) else None
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a benchmark that is published as Parquet or as a table, under the names of its JSON file.
+
+    Nested columns (such as MMAU's `other_attributes`, which hold the id) become fields of the row.
+    """
+    rows = []
+    for example in manifest.iterate(manifest_path(str(path), Path())):
+        nested = [value for value in example.meta.values() if isinstance(value, dict)]
+        row: dict[str, Any] = {"id": example.id} | {name: value for part in nested for name, value in part.items()}
+        row |= {name: value for name, value in example.meta.items() if not isinstance(value, dict)}
+        row |= {"question": example.question, "choices": list(example.choices)}
+        row |= {"answer": example.answer[0]} if example.answer else {}
+        row |= dict.fromkeys(AUDIO_FIELDS, str(example.audio_paths[0].absolute()))
+        rows.append(row)
+    return rows
 
 
 def locate(name: str, path: Path, audio_root: Path | None) -> Path:
