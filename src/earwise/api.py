@@ -14,7 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from earwise.apps.recipe_eval import evenly_spaced, progress_printer
+from earwise.apps.recipe_eval import progress_printer, select_items
 from earwise.apps.recipe_run import TrainOptions, TrainResult, resume_run, train_recipe
 from earwise.audio_model import AudioModel, ignore_progress, load
 from earwise.config.recipe import load_recipe
@@ -113,6 +113,6 @@ def evaluate(
         raise DataError(f"{path}: no item has {dict(where or {})}; correct `where`")
     engine = (model if isinstance(model, AudioModel) else load(model, notify)).engine
     return evaluate_with_controls(
-        engine, evenly_spaced(examples, limit), Path(out), options, task=loaded_task, blind=BLIND,
+        engine, select_items(examples, limit, Path(out)), Path(out), options, task=loaded_task, blind=BLIND,
         on_progress=progress_printer(notify),
     )  # fmt: skip

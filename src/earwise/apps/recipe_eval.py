@@ -13,9 +13,12 @@ from earwise.config.recipe import EvalConfig
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import Engine, SamplingParams
+from earwise.errors import ConfigError
 from earwise.evaluation.controls import Control
+from earwise.evaluation.results import SAMPLES
 from earwise.evaluation.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
 from earwise.evaluation.scores import headline
+from earwise.files import read_log
 from earwise.types import Example
 
 PROGRESS_EVERY_S = 5.0
@@ -55,9 +58,7 @@ def evaluate_entry(
     )
     sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
     options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed, channel=config.channel)
-    return evaluate_with_controls(
-        engine, evenly_spaced(rows, config.limit), out, options, blind=blind, on_progress=progress_printer(notify)
-    )
+    return evaluate_with_controls(engine, evenly_spaced(rows, config.limit), out, options, blind=blind)
 
 
 def evenly_spaced(examples: list[Example], limit: int | None) -> list[Example]:
@@ -65,6 +66,32 @@ def evenly_spaced(examples: list[Example], limit: int | None) -> list[Example]:
     if limit is None or limit >= len(examples):
         return examples
     return [examples[number * len(examples) // limit] for number in range(limit)]
+
+
+def select_items(examples: list[Example], limit: int | None, out: Path) -> list[Example]:
+    """The items of a run: evenly spaced ones, and those that an earlier run in the same folder has answered.
+
+    Args:
+        examples: All examples.
+        limit: Number of items; None for all.
+        out: Folder of the run.
+    Returns:
+        The items in the order of `examples`.
+    Raises:
+        ConfigError: if the folder holds answers to more items than `limit`.
+    """
+    finished = {row["id"] for row in read_log(out / SAMPLES)}
+    spaced = evenly_spaced(examples, limit)
+    if limit is None or finished <= {example.id for example in spaced}:
+        return spaced
+    answered = [example for example in examples if example.id in finished]
+    if len(answered) > limit:
+        raise ConfigError(
+            f"{out} holds answers to {len(answered)} items, more than the limit of {limit}; choose another folder"
+        )
+    added = evenly_spaced([example for example in examples if example.id not in finished], limit - len(answered))
+    chosen = finished | {example.id for example in added}
+    return [example for example in examples if example.id in chosen]
 
 
 def headline_figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ settings is refused, because old and new rows would mix.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earwise.errors import ConfigError, DataError
-from earwise.files import read_log, write_json
+from earwise.files import read_log, write_json, write_jsonl
 
 SAMPLES = "samples.jsonl"
 METRICS = "metrics.json"
@@ -22,6 +23,8 @@ EvalSettings = dict[str, Any]
 """What `settings.json` holds: model, revision, style, decoding, seed, control, scorer, and a hash of the items."""
 Row = dict[str, Any]
 """One line of `samples.jsonl`: one item under one order of its options."""
+ItemContents = Mapping[tuple[str, int], tuple[str, tuple[str, ...]]]
+"""Id of an item and number of the order of its options -> text of the prompt, and accepted answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,16 @@ def settings_hash(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def resume(out: Path, settings: EvalSettings) -> list[Row]:
+def resume(out: Path, settings: EvalSettings, contents: ItemContents) -> list[Row]:
     """The finished rows in `out`; writes `settings.json`. A last line that was not written whole is cut off.
+
+    A run over more items than an earlier one in the same folder keeps the rows of the earlier one, if nothing else has
+    changed; they then count as made with the settings of this run.
 
     Args:
         out: Folder of the run; it need not exist.
         settings: Settings of this run.
+        contents: What the items of this run ask.
     Raises:
         ConfigError: if `out` holds rows that were made with other settings; the message names those that differ.
         DataError: if a line of the samples is not JSON, or the disk refuses.
@@ -62,12 +69,33 @@ def resume(out: Path, settings: EvalSettings) -> list[Row]:
     if rows:
         expected_hash = settings_hash(settings)
         if any(row.get("settings") != expected_hash for row in rows):
+            if _is_extended(out, settings, rows, contents):
+                rows = [row | {"settings": expected_hash} for row in rows]
+                write_jsonl(out / SAMPLES, rows)
+                write_json(out / SETTINGS, settings)
+                return rows
             raise ConfigError(
                 f"{out} holds samples made with other settings ({_difference(out, settings)}); "
                 "choose a new --out folder or delete this one"
             )
     write_json(out / SETTINGS, settings)
     return rows
+
+
+def _is_extended(out: Path, settings: EvalSettings, rows: list[Row], contents: ItemContents) -> bool:
+    """Whether a run asks what the rows in its folder answer, word for word, and more, under the same settings."""
+    try:
+        old = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if {**old, "items": settings["items"]} != json.loads(json.dumps(settings)):
+        return False
+    old_hashes = {settings_hash(old), settings_hash(settings)}
+    return all(
+        row.get("settings") in old_hashes
+        and contents.get((row["id"], row["permutation"])) == (row["prompt"], tuple(row["gold"]))
+        for row in rows
+    )
 
 
 def read_run(path: Path, name: str | None = None) -> EvalRun:

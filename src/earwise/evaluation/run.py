@@ -86,7 +86,8 @@ def evaluate(
     options = replace(options, style=task.style_of(options.style))
     items = build_items(examples, options, control, task)
     settings = _settings(engine, examples, options, task, control)
-    rows = resume(out, settings)
+    contents = {(item.example.id, item.permutation): (item.prompt_text, item.example.answer) for item in items}
+    rows = resume(out, settings, contents)
     remaining = _remaining(items, rows)
     reader = clip_reader or ClipReader.for_engine(engine, options.long_audio, options.channel)
     make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)

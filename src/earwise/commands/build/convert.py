@@ -29,6 +29,7 @@ class ConvertCommand:
     prompt: str | None
     split: str | None
     config: str | None
+    val_share: float
     skip_bad: bool
     run_checks: bool
     as_json: bool
@@ -49,6 +50,13 @@ class ConvertCommand:
 @click.option("--prompt", metavar="TEXT", help="Question of rows that have none.")
 @click.option("--split", help="Only this split of IN.  [default: all]")
 @click.option("--config", help="Configuration (subset) of a data set on a hub.")
+@click.option(
+    "--val-share",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the groups (or clips) that is held out as split val, if IN states no split.",
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used, and list them in OUT.skipped.txt.")
 @optional_check_option
 @json_option
@@ -102,9 +110,10 @@ def _convert(chosen: ConvertCommand) -> tuple[int, int]:
     if chosen.form != MANIFEST:
         return WRITERS[chosen.form](cached_manifest(location), chosen.out), 0
     if not chosen.skip_bad:
-        return import_dataset(location, chosen.out), 0
+        return import_dataset(location, chosen.out, ImportOptions(val_share=chosen.val_share)), 0
     with SkipLog(chosen.out, note) as skip_log:
-        return import_dataset(location, chosen.out, ImportOptions(on_skip=skip_log)), skip_log.count
+        options = ImportOptions(on_skip=skip_log, val_share=chosen.val_share)
+        return import_dataset(location, chosen.out, options), skip_log.count
 
 
 def _copy_manifest(path: Path, out: Path) -> int:
@@ -116,6 +125,9 @@ def _copy_manifest(path: Path, out: Path) -> int:
 
 def _refuse_unused(chosen: ConvertCommand) -> None:
     """Refuse options that only apply to tables and data sets."""
-    for name, value in (("--column", chosen.columns), ("--prompt", chosen.prompt), ("--config", chosen.config)):
+    for name, value in (
+        ("--column", chosen.columns), ("--prompt", chosen.prompt), ("--config", chosen.config),
+        ("--val-share", chosen.val_share),
+    ):  # fmt: skip
         if value:
             raise ConfigError(f"{name} is for tables and data sets; {chosen.source} is a manifest, or is not there")

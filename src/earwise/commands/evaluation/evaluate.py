@@ -113,7 +113,11 @@ class EvaluateCommand:
     metavar="FIELD=VALUE",
     help="Only items whose task, category, source, split or language has this value; may be repeated.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Only this number of items, evenly spaced over the file.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    help="Only this number of items, evenly spaced over the file; a larger number later asks only the others.",
+)
 @click.option(
     "--controls/--no-controls",
     default=True,
@@ -174,7 +178,7 @@ def command(**values: Any) -> None:
 
     For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
     """
-    from earwise.apps.recipe_eval import evenly_spaced
+    from earwise.apps.recipe_eval import select_items
     from earwise.data.manifest import count_formats, format_line
     from earwise.evaluation.run import BLIND, evaluate_with_controls
     from earwise.evaluation.task_table import load_task
@@ -191,7 +195,7 @@ def command(**values: Any) -> None:
     try:
         metrics = evaluate_with_controls(
             engine,
-            evenly_spaced(examples, options.limit),
+            select_items(examples, options.limit, options.out),
             options.out,
             eval_options,
             task=task,

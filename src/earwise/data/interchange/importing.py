@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from earwise import progress
@@ -23,6 +23,7 @@ from earwise.data.interchange.packed_rows import conversation_row, is_clip_value
 from earwise.data.interchange.readers.huggingface import hub_files
 from earwise.data.interchange.readers.parquet_tables import parquet_files
 from earwise.data.interchange.readers.tar_samples import tar_files
+from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
 from earwise.files import atomic_folder, cache_dir, relative_path, write_json
 from earwise.types import Example
@@ -41,6 +42,8 @@ class ImportOptions:
     """Whether the manifest names files outside its folder by absolute paths."""
     on_skip: OnSkip | None = None
     """Called with one line about every row that cannot be used; None stops at the first."""
+    val_share: float = 0.0
+    """Share of the groups (or clips) whose rows get the split `val`, if the data set states no split."""
 
 
 def import_dataset(location: DatasetLocation, out: Path, options: ImportOptions | None = None) -> int:
@@ -99,12 +102,22 @@ def _examples(
 
     for number, row in enumerate(rows, 1):
         try:
-            yield _example(row, f"{prefix}-{number}", location, out.parent, path_text)
+            example = _example(row, f"{prefix}-{number}", location, out.parent, path_text)
+            yield _with_split(example, row, options.val_share)
         except DataError as error:
             message = str(error) if str(error).startswith(row.location) else f"{row.location}: {error}"
             if options.on_skip is None:
                 raise DataError(message) from error
             options.on_skip(message)
+
+
+def _with_split(example: Example, row: ForeignRow, val_share: float) -> Example:
+    """The example, held out as `val` if the hash of its group, or of its clips, is among the lowest `val_share`."""
+    if not val_share or any(name.strip().lower() == "split" for name in row.values):
+        return example
+    unit = example.group or " ".join(map(str, example.audio_paths))
+    is_held_out = int(short_hash(unit), 16) / 16 ** len(short_hash(unit)) < val_share
+    return replace(example, split="val") if is_held_out else example
 
 
 def _example(

@@ -17,6 +17,7 @@ from earwise.data.interchange.readers import parquet_tables
 from earwise.data.interchange.writers.exporting import write_datasets, write_parquet
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import DataError
+from earwise.evaluation.tasks import mmau
 from earwise.types import Example
 
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -176,3 +177,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     for _ in parquet_tables.read(location, ClipStore(tmp_path / "clips")):
         peak = max(peak, pool.bytes_allocated() - before)
     assert peak < 24 << 20
+
+
+def test_a_benchmark_published_as_parquet(tmp_path: Path) -> None:
+    """MMAU's columns on the hub: `context`, `instruction`, `choices`, `answer`, and the id in `other_attributes`."""
+    columns = {
+        "context": [{"bytes": wav_bytes(200), "path": "a.wav"}, {"bytes": wav_bytes(300), "path": "b.wav"}],
+        "instruction": ["Who speaks?", "What is heard?"],
+        "choices": [["Man", "Woman"], ["Rain", "Wind"]],
+        "answer": ["Man", "Wind"],
+        "other_attributes": [
+            {"id": "3fe6", "task": "speech", "category": "Reasoning", "difficulty": "easy"},
+            {"id": "9a1c", "task": "sound", "category": "Reasoning", "difficulty": "hard"},
+        ],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "test-mini.parquet")
+    first, second = mmau.load(tmp_path / "test-mini.parquet")
+    assert (first.id, first.question, first.choices, first.answer) == (
+        "3fe6",
+        "Who speaks?",
+        ("Man", "Woman"),
+        ("Man",),
+    )
+    assert (second.id, second.task, second.difficulty) == ("9a1c", "sound", "hard")
+    assert second.audio_paths[0].read_bytes() == wav_bytes(300)

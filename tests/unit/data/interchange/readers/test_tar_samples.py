@@ -76,3 +76,16 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     write_tar(tmp_path / "long.tar", [("a.wav", RIFF), ("a.txt", b"x" * 11)])
     with pytest.raises(DataError, match="11 bytes of text"):
         manifest_path("long.tar", tmp_path)
+
+
+def test_conversations_in_archives_get_the_clips_of_their_samples(tmp_path: Path) -> None:
+    messages = [
+        {"role": "user", "content": "First <audio> then <audio>: same?"},
+        {"role": "assistant", "content": "no"},
+    ]
+    text = json.dumps({"messages": messages}).encode()
+    write_tar(tmp_path / "chat.tar", [("a.0.wav", RIFF), ("a.1.wav", RIFF + b"2"), ("a.json", text)])
+    (row,) = manifest.read(manifest_path("chat.tar", tmp_path))
+    assert (row.id, row.answer) == ("a", ("no",))
+    assert [path.read_bytes() for path in row.audio_paths] == [RIFF, RIFF + b"2"]
+    assert [type(part).__name__ for part in row.turns[0].parts] == ["Text", "Audio", "Text", "Audio", "Text"]
