@@ -35,7 +35,8 @@ def test_a_name_takes_values_of_one_kind() -> None:
     for name, option in options():
         if not (option.name or "").startswith(OLD_NAME_PREFIX):
             for spelling in option.opts:
-                kind = "flag" if option.is_flag else option.type.name.removesuffix(" range")
+                kind = option.type.name.removesuffix(" range")
+                kind = "flag" if option.is_flag else "text" if kind in ("choice", "path", "file") else kind
                 kinds.setdefault(spelling, {})[kind] = name
     uneven = {spelling: of_kind for spelling, of_kind in kinds.items() if len(of_kind) > 1}
     assert uneven == {}

@@ -115,7 +115,8 @@ def _with_split(example: Example, row: ForeignRow, val_share: float) -> Example:
     """The example, held out as `val` if the hash of its group, or of its clips, is among the lowest `val_share`."""
     if not val_share or any(name.strip().lower() == "split" for name in row.values):
         return example
-    unit = example.group or " ".join(map(str, example.audio_paths))
+    # the last two parts of a path, so that the same clips are held out wherever the data set lies
+    unit = example.group or " ".join("/".join(path.parts[-2:]) for path in example.audio_paths)
     is_held_out = int(short_hash(unit), 16) / 16 ** len(short_hash(unit)) < val_share
     return replace(example, split="val") if is_held_out else example
 
