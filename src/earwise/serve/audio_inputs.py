@@ -23,6 +23,8 @@ SEND_SHORTER = "send a shorter clip, or parts of it in several requests"
 """What a client can do about a clip that is too long."""
 MAX_PERCENT_BYTES = 256 * 2**10
 """Largest data URL without base64: percent-encoding takes a hundred times its size in memory to decode."""
+BASE64_PIECE = 2**20
+"""Characters of base64 that are decoded at a time; a multiple of four."""
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 _WHITESPACE = b" \t\r\n\f\v"
 
@@ -110,10 +112,22 @@ def _read(source: AudioSource, access: AudioAccess) -> bytes:
 
 
 def _from_base64(data: str, place: str) -> bytes:
-    """Decode base64 with either alphabet, with or without padding; line breaks are skipped."""
+    """Decode base64 with either alphabet, with or without padding; line breaks are skipped.
+
+    It is done piece by piece, because no other thread runs while a piece is decoded.
+    """
+    compact, decoded = bytearray(), bytearray()
     try:
-        compact = data.encode("ascii").translate(_STANDARD_ALPHABET, _WHITESPACE).rstrip(b"=")
-        return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
+        for start in range(0, len(data), BASE64_PIECE):
+            piece = data[start : start + BASE64_PIECE].encode("ascii")
+            compact += piece.translate(_STANDARD_ALPHABET, _WHITESPACE)
+        compact = compact.rstrip(b"=")
+        if b"=" in compact:
+            raise ValueError("padding in the middle")
+        compact += b"=" * (-len(compact) % 4)
+        for start in range(0, len(compact), BASE64_PIECE):
+            decoded += base64.b64decode(compact[start : start + BASE64_PIECE], validate=True)
+        return bytes(decoded)
     except (binascii.Error, ValueError) as error:
         raise ApiError(f"{place}: is not valid base64 ({str(error)[:80]})", param="messages") from error
 

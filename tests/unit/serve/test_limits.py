@@ -21,7 +21,7 @@ import soundfile
 from builders import tone
 from earwise import cli
 from earwise.engine.local import LocalEngine
-from earwise.serve import api
+from earwise.serve import api, audio_inputs
 from earwise.serve.http import connection, request_guard
 from earwise.serve.http.limits import AudioAccess, ServerLimits
 from earwise_server import Client, part, running, tiny
@@ -294,7 +294,8 @@ def test_every_response_has_an_id_and_a_line_in_the_log(client: Client, caplog: 
     assert "GET /v1/a?b 404" in lines[1] and "HEAD /health 200" in lines[2]
 
 
-def test_base64_in_every_common_form(client: Client) -> None:
+def test_base64_in_every_common_form(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio_inputs, "BASE64_PIECE", 400)
     data = serve_attack.audio_file(seconds=0.25)
     standard = base64.b64encode(data).decode()
     wrapped = base64.encodebytes(data).decode()
@@ -306,7 +307,7 @@ def test_base64_in_every_common_form(client: Client) -> None:
         for form in forms
     }
     assert len(texts) == 1
-    for wrong in ("A", standard[:-3] + "é==", "%%%%"):
+    for wrong in ("A", standard[:-3] + "é==", "%%%%", standard[:400] + "====" + standard[400:]):
         assert "base64" in message(client.post(user([{"type": "input_audio", "input_audio": {"data": wrong}}])))
 
 
