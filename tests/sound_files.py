@@ -7,7 +7,15 @@ import av
 import numpy as np
 
 
-def write_with_ffmpeg(path: Path, waveform: np.ndarray, rate: int, *, codec: str, container: str | None = None) -> Path:
+def write_with_ffmpeg(
+    path: Path,
+    waveform: np.ndarray,
+    rate: int,
+    *,
+    codec: str,
+    container: str | None = None,
+    bit_rate: int = 128_000,
+) -> Path:
     """Encode samples `(samples,)` or `(samples, channels)` with FFmpeg's libraries.
 
     Args:
@@ -16,11 +24,14 @@ def write_with_ffmpeg(path: Path, waveform: np.ndarray, rate: int, *, codec: str
         rate: Sample rate in Hz.
         codec: Name of FFmpeg's encoder.
         container: Name of FFmpeg's muxer.
+        bit_rate: Bits per second of lossy formats.
     """
     samples = waveform.reshape(len(waveform), -1).astype(np.float32)
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
     with av.open(str(path), "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
+        if codec in ("aac", "ac3", "libmp3lame", "libopus", "mp2", "wmav2"):
+            stream.bit_rate = bit_rate
         resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
         for start in range(0, len(samples), 1024):
             block = np.ascontiguousarray(samples[start : start + 1024].reshape(1, -1))

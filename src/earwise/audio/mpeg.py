@@ -72,7 +72,7 @@ class MpegPart:
 def find_first_frame(data: bytes, start: int) -> int | None:
     """Position of the first frame at or after `start`; None if this is not MPEG audio."""
     for position in range(start, min(len(data) - 4, start + _SEARCHED_BYTES)):
-        if data[position] == 0xFF and _begins_stream(data, position):
+        if data[position] == 0xFF and _begins_stream(data, position, is_certain=position == start):
             return position
     return None
 
@@ -162,8 +162,14 @@ def _header(data: bytes, position: int) -> _Header | None:
     return _parsed(word & 0xFFFEFEC0) if word >= 0xFFE00000 else None  # without the bits that change no size
 
 
-def _begins_stream(data: bytes, position: int) -> bool:
-    """Whether several frames of one kind follow each other from here, or as many as the file still has."""
+def _begins_stream(data: bytes, position: int, *, is_certain: bool = True) -> bool:
+    """Whether several frames of one kind follow each other from here.
+
+    Args:
+        data: The whole file.
+        position: Where the first of them would begin.
+        is_certain: Whether frames are expected here, so that as many as the file still has are enough.
+    """
     kind = None
     for _ in range(_CONSECUTIVE_FRAMES):
         header = _header(data, position)
@@ -171,7 +177,7 @@ def _begins_stream(data: bytes, position: int) -> bool:
             return False
         kind, position = header.kind, position + header.size
         if position + 4 > len(data) or data[position : position + 3] in (b"TAG", b"ID3", b"APE"):
-            return True
+            return is_certain
     return True
 
 
@@ -201,7 +207,12 @@ def _next_stream(data: bytes, position: int, stop: int, name: str, seconds: floa
     if after_tags >= stop or (_header(data, after_tags) is not None and _begins_stream(data, after_tags)):
         return min(after_tags, stop)
     following = next(
-        (place for place in range(after_tags, stop - 4) if data[place] == 0xFF and _begins_stream(data, place)), None
+        (
+            place
+            for place in range(after_tags, stop - 4)
+            if data[place] == 0xFF and _begins_stream(data, place, is_certain=False)
+        ),
+        None,
     )
     if following is None:
         return stop
