@@ -30,6 +30,8 @@ from earwise.types import AudioClip, Waveform
 Sound = str | os.PathLike[str] | AudioClip | tuple[ArrayLike, int]
 """One clip: the path of an audio file, a segment of one, or an array of samples (see `to_waveform`) and its sample rate
 in Hz."""
+MIN_RATE, MAX_RATE = 500, 1_000_000
+"""Sample rates of files, in Hz. What lies outside is a damaged header, and would take hours or gigabytes."""
 SEGMENT_TOLERANCE_S = 0.05
 """A segment may end this much after its file: lengths in data sets are rounded, and those of lossy files include
 padding."""
@@ -204,6 +206,8 @@ def _open_handle(handle: BinaryIO, size: int, name: str) -> Iterator[list[SoundR
         for part in find_parts(handle, size, name):
             readers.append(open_part(handle, part, name))
             stack.callback(readers[-1].close)
+        if wrong := next((r.sample_rate for r in readers if not MIN_RATE <= r.sample_rate <= MAX_RATE), None):
+            raise AudioError(f"{name}: states a sample rate of {wrong:,} Hz; correct its header, or record it again")
         if all(reader.samples is not None and reader.samples <= 0 for reader in readers):
             raise AudioError(f"{name}: {_NO_SAMPLES}")
         yield readers

@@ -49,5 +49,5 @@ def find_links(data: bytes, name: str) -> list[tuple[int, int]]:
     if rest and (b"OggS".startswith(rest[:4]) or data.find(b"OggS\x00", position) >= 0):
         state = "truncated (its last page is cut off)" if b"OggS".startswith(rest[:4]) else "damaged"
         raise AudioError(f"{name}: is {state} at byte {position:,}; fetch it again")
-    stops = [*starts[1:], len(data)]
-    return list(zip(starts, stops, strict=True)) or [(0, len(data))]
+    starts = starts or [0]
+    return list(zip(starts, [*starts[1:], len(data)], strict=True))

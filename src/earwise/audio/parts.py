@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from earwise.audio import chunks, mpeg, ogg
+from earwise.audio import chunks, matroska, mpeg, ogg
 from earwise.errors import AudioError
 
 _FLAC_MAGIC = b"fLaC"
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide")
-_FFMPEG_MAGIC = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"#!AM")
+_MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
+_FFMPEG_MAGIC = (_MATROSKA_MAGIC, b"0&\xb2u", b"#!AM")
 """First bytes of Matroska and WebM, of ASF (wma), and of AMR."""
 _BLOCK = 1 << 20
 
@@ -55,6 +56,8 @@ def find_parts(handle: BinaryIO, size: int, name: str) -> list[SoundPart]:
         return list(_flac_parts(handle, start, size))
     if head[:4] in (b"RIFF", b"RF64", b"FORM", b"caff", b"riff", b".snd"):
         return list(_chunked_parts(handle, start, size, name))
+    if head[:4] == _MATROSKA_MAGIC:
+        matroska.check_end(handle, size, name)
     if head[4:8] in _MP4_BOXES or head[:4] in _FFMPEG_MAGIC:
         return [SoundPart(start, size, needs_ffmpeg=True)]
     return _mpeg_parts(handle, start, size, name) or [SoundPart(start, size)]

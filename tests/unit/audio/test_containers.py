@@ -179,6 +179,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "mp3 without Xing frame, cut in a frame": (mp3(xing=False)[:-100], "its last frame"),
     "mp3 with a hole": (without(mp3(xing=False), 5000, 333), "is damaged after"),
     "mp3 and cut mp3": (mp3() + mp3()[:-100], "is truncated"),
+    "wav of 1 Hz": (wav()[:24] + struct.pack("<I", 1) + wav()[28:], "states a sample rate of 1 Hz"),
     "a page that says not found": (b"<html><body>404</body></html>", "is no audio"),
     "a pointer to a large file": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is no audio"),
     "a playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "is no audio"),
@@ -205,13 +206,17 @@ def test_what_has_lost_sound_is_refused_in_one_line(kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("name", "codec", "container"),
-    [("a.m4a", "aac", None), ("a.mkv", "flac", "matroska"), ("a.wma", "wmav2", "asf"), ("a.aac", "aac", "adts")],
-)
+    [
+        ("a.m4a", "aac", None), ("a.mkv", "flac", "matroska"), ("a.wma", "wmav2", "asf"), ("a.aac", "aac", "adts"),
+        ("a.webm", "libopus", "webm"), ("a.wv", "wavpack", None),
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9])
 def test_cut_files_of_ffmpeg_are_refused(
     tmp_path: Path, name: str, codec: str, container: str | None, keep: float
 ) -> None:
-    path = write_with_ffmpeg(tmp_path / name, np.tile(SOUND, 3), RATE, codec=codec, container=container)
+    rate = 48000 if codec == "libopus" else RATE
+    path = write_with_ffmpeg(tmp_path / name, np.tile(SOUND, 3), rate, codec=codec, container=container)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(AudioError):
@@ -240,3 +245,23 @@ def test_a_video_gives_its_sound_and_one_without_sound_is_told(tmp_path: Path) -
     assert abs(len(waveform) - len(SOUND)) < 20 and np.corrcoef(waveform[:29000], SOUND[:29000])[0, 1] > 0.98
     with pytest.raises(AudioError, match="holds no sound"):
         audio.decode(tmp_path / "False.mp4")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_files_raise_nothing_else_and_end(seed: int, tmp_path: Path) -> None:
+    """Bytes are changed, taken out or put in at random places, in files of every decoder."""
+    rng = np.random.default_rng(seed)
+    files = [data for data, _ in DECODED.values()] + [make(tmp_path) for make, _ in DECODED_FFMPEG.values()]
+    for data in files:
+        damaged, place = bytearray(data), int(rng.integers(len(data)))
+        if seed == 0:
+            damaged[place : place + 20] = rng.bytes(20)
+        elif seed == 1:
+            del damaged[place : place + 500]
+        else:
+            for header_place in rng.integers(0, min(len(data), 200), 3):
+                damaged[header_place] = rng.integers(256)
+        try:
+            assert len(audio.decode_bytes(bytes(damaged), max_s=30)) <= 30 * RATE
+        except AudioError as error:
+            assert "\n" not in str(error)
