@@ -87,6 +87,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         raise DataError(
             f"{path}: its folder is a file, or lies in one ({error.filename}); choose another name"
         ) from error
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 40) : error.end + 20]
+        raise DataError(
+            f"{path}: cannot be written, {text!r} is no UTF-8 text (a file name of another encoding?); rename the file"
+        ) from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder"

@@ -9,6 +9,7 @@ one is an error, and so is a row that names sound in a way that is not understoo
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -231,7 +232,10 @@ def _clip_path(value: str | bytes, location: str, save_clip: SaveClip) -> str:
         return url2pathname(urlsplit(value).path)
     if scheme in ("http", "https", "s3", "gs", "hf", "ftp"):
         raise DataError(f"{location}: {value[:80]!r} is an address; download the file and write its path")
-    return value
+    if value.startswith("~"):
+        return str(Path(value).expanduser())
+    is_windows_path = "\\" in value and "/" not in value and not re.match(r"\\\\|[A-Za-z]:", value)
+    return value.replace("\\", "/") if is_windows_path else value  # a relative path written on Windows
 
 
 def _reply_text(turn: Turn, location: str) -> str:

@@ -11,6 +11,7 @@ from earwise.data.sources.example_builder import SourceInfo, build_example, pick
 from earwise.data.sources.question_templates import TRANSCRIBE
 from earwise.data.sources.row_readers import OnSkip, text_lines
 from earwise.errors import DataError
+from earwise.files import relative_path
 from earwise.types import Example
 
 LICENCE = "CC BY 4.0"
@@ -37,7 +38,7 @@ def load(path: Path, audio_root: Path, split: str, on_skip: OnSkip) -> Iterator[
             yield build_example(
                 info,
                 f"librispeech-{stem}",
-                [audio.relative_to(audio_root).as_posix() if audio.is_relative_to(audio_root) else str(audio)],
+                [Path(relative_path(audio, audio_root)).as_posix()],
                 pick_by_hash(TRANSCRIBE, stem),
                 [words.strip().lower()],
                 task="transcribe",

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from earwise.files import write_json, write_text
-from earwise.types import Example
+from earwise.types import AudioClip, Example
 
 MAX_SHOWN_ROWS = 16
 MAX_SHOWN_PROBLEMS = 200
@@ -178,11 +178,18 @@ def _histogram(name: str, distribution: Mapping[str, Any], width: int = 420, hei
     )
 
 
+def _time_fragment(clip: AudioClip) -> str:
+    """End of an address that lets a player play a segment alone (W3C, Media Fragments, section 4.2.1)."""
+    end = "" if clip.end is None else f",{clip.end:g}"
+    return f"#t={clip.start:g}{end}" if clip.is_segment else ""
+
+
 def _row(example: Example, folder: Path) -> str:
     """A row with players, question, options (the answer in bold) and metadata."""
     players = "".join(
-        f'<audio controls preload="none" src="{quote(Path(os.path.relpath(path, folder)).as_posix())}"></audio>'
-        for path in example.audio_paths
+        f'<audio controls preload="none" src="{quote(Path(os.path.relpath(clip.path, folder)).as_posix())}'
+        f'{_time_fragment(clip)}"></audio>'
+        for clip in example.clips
     )
     options = " · ".join(
         f"<b>{_text(choice)}</b>" if choice in example.answer else _text(choice) for choice in example.choices

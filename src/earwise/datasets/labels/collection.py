@@ -7,6 +7,7 @@ and public collections as they are published (`labels/layouts.py`).
 
 import difflib
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -94,12 +95,19 @@ def _read_folders(path: Path) -> list[dict[str, Any]]:
 
 def _files(path: Path) -> list[Path]:
     """The files below a folder, sorted. Hidden ones are left out: macOS writes `._x.wav` beside `x.wav`, which is no
-    sound."""
-    return sorted(
-        file
-        for file in path.rglob("*")
-        if not any(part.startswith(".") for part in file.relative_to(path).parts) and file.is_file()
-    )
+    sound.
+
+    Raises:
+        DataError: for a name that is no UTF-8 text, which no manifest can hold.
+    """
+    files = []
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if str(name).encode("utf-8", "replace") != os.fsencode(name):  # decoded with surrogates
+            raise DataError(f"{path}: the file name {os.fsencode(name)!r} is no UTF-8 text; rename the file")
+        if not any(part.startswith(".") for part in name.parts) and file.is_file():
+            files.append(file)
+    return files
 
 
 def unused_files(path: Path, rows: Iterable[LabelRow]) -> str | None:

@@ -7,7 +7,7 @@ from earwise.data.sources import example_builder
 from earwise.data.sources.example_builder import SourceInfo
 from earwise.data.sources.question_templates import CAPTION
 from earwise.errors import DataError
-from earwise.types import Audio, Example
+from earwise.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,11 @@ def captioned_clips(examples: Iterable[Example]) -> list[CaptionedClip]:
     """
     items = []
     for example in examples:
-        clips = [part.path for turn in example.turns for part in turn.parts if isinstance(part, Audio)]
+        clips = [part.path for part in example.audio_parts]
+        if any(clip.is_segment for clip in example.clips):
+            raise DataError(
+                f"example {example.id!r}: its clip is a segment of a file; cut it out into a file of its own"
+            )
         if len(clips) != 1 or not example.answer:
             raise DataError(
                 f"example {example.id!r}: {len(clips)} clips and {len(example.answer)} captions; "

@@ -124,6 +124,8 @@ def select_inputs(inputs: SariInputs, options: SariOptions, shard: Shard) -> Sel
             left_out["no choices or no answer"] += 1
         elif len(example.audio_paths) != 1:
             left_out["not one clip"] += 1
+        elif example.clips[0].is_segment:
+            left_out["a segment of a file"] += 1
         elif belongs_to_shard(
             next(part.path for turn in example.turns for part in turn.parts if isinstance(part, Audio))
         ):
