@@ -1,5 +1,6 @@
 """Several channels: their mean, the loudest where they cancel each other, or the first, wherever sound comes in."""
 
+import base64
 import io
 import logging
 from pathlib import Path
@@ -21,6 +22,7 @@ from earwise.evaluation.options import EvalOptions
 from earwise.evaluation.run import evaluate
 from earwise.serve.audio_inputs import decode_inputs
 from earwise.serve.chat_request import AudioSource
+from earwise.serve.http.limits import AudioAccess
 from earwise.training.clip_loader import ClipLoader
 from earwise.types import Audio, AudioClip, Example, Text, Turn
 from scripted_engine import RATE, ScriptedEngine
@@ -33,6 +35,14 @@ def wav(*channels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.stack(channels, axis=1), RATE, format="WAV", subtype="FLOAT")
     return buffer.getvalue()
+
+
+def serve(data: bytes, channel: audio.Channel = "mean") -> list[np.ndarray]:
+    """What a server hears of a request with one clip."""
+    source = AudioSource("clip 1", base64.b64encode(data).decode())
+    return decode_inputs(
+        [source], {}, AudioAccess(), sample_rate=RATE, max_clip_s=30.0, max_total_s=60.0, channel=channel
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +93,7 @@ def test_training_evaluation_serving_and_questions_hear_the_same(tmp_path: Path)
         engine = ScriptedEngine(complete)
         evaluate(engine, [row], tmp_path / channel, EvalOptions(channel=channel))
         AudioModel(engine, channel=channel).ask(tmp_path / "a.wav", "What?")
-        served = decode_inputs([(tmp_path / "a.wav").read_bytes()], [AudioSource("a", "b")], RATE, 30, 30, channel)
+        served = serve((tmp_path / "a.wav").read_bytes(), channel)
         for waveform in (*(prompt.waveforms[0] for prompt in received), served[0]):
             np.testing.assert_array_equal(waveform, expected)
         (trained,) = ClipLoader(model, long_audio="error", on_bad_row="stop", channel=channel).load(row) or ()
@@ -104,5 +114,5 @@ def test_recipes_and_commands_know_the_same_values() -> None:
 def test_a_clip_that_is_a_sample_too_long_is_told_as_such_and_a_client_is_told_what_it_can_do() -> None:
     samples = np.tile(TONE, 70)[: 30 * RATE + 1]
     with pytest.raises(AudioError, match=r"clip 1: lasts 30\.0001\d* s, .* is 30 s; send a shorter"):
-        decode_inputs([wav(samples)], [AudioSource("clip 1", "x")], RATE, 30, 300)
+        serve(wav(samples))
     assert len(audio.decode_bytes(wav(samples[:-1]), sample_rate=RATE, max_s=30)) == 30 * RATE
