@@ -68,7 +68,7 @@ def write_rows(folder: Path) -> None:
             answer = ("low", "mid", "high")[number % 3]
             examples.append(
                 Example(
-                    f"{letter}{number}", turns, (answer,), ("low", "mid", "high"), root=folder,
+                    f"{letter}{number}", turns, (answer,), ("low", "mid", "high"), root=folder, text_only=not clips,
                     reasoning=f"It swings. So slow it is. Hence {answer}.",
                 )
             )  # fmt: skip
