@@ -131,6 +131,21 @@ def test_generate_is_batch_invariant(family: Tiny) -> None:
             assert max_abs(differences) < LOGPROBS, "sampling and scoring give different log-probabilities"
 
 
+def test_the_same_clip_twice_in_one_prompt(family: Tiny) -> None:
+    """Also with nothing between the two, and beside a prompt that has the clip once."""
+    waveforms = two_clips(family)
+    question = turn("user", "Which is louder?", 0, 1)
+    once = Prompt((turn("user", "What is it?", 0),), (waveforms[0],), key="once")
+    for waveform in (waveforms[0], waveforms[0] * 0):
+        twice = Prompt((question,), (waveform, waveform), key="twice")
+        _, (drawn,) = LocalEngine(family.model).generate([once, twice], SamplingParams(3))
+        trunk = conversation_path(family.model, (question,), (0, 1), [len(waveform)] * 2, generate=True)
+        with torch.no_grad():
+            paths = [trunk + completion_path(drawn.token_ids)]
+            (scored,) = one_by_one(family.model, paths, {0: waveform, 1: waveform})
+        assert max_abs([scored - torch.tensor(drawn.logprobs)]) < LOGPROBS
+
+
 @torch.no_grad()
 def test_uses_audio(family: Tiny) -> None:
     waveforms = two_clips(family)

@@ -5,6 +5,7 @@ test are called unchanged: `GRPOTrainer._compute_loss` with TRL's own log-probab
 `DPOTrainer._compute_loss`.
 """
 
+import math
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from earwise.algorithms.losses import completion_mask, dpo_loss
-from earwise.algorithms.policy_loss import group_advantages, grpo_loss
+from earwise.algorithms.policy_loss import group_advantages, grpo_loss, kl_estimate
+from earwise.forest import TokenPath, branch_logprobs, build_tree, pack, target_scores
 
 pytest.importorskip("trl")
 from accelerate import Accelerator
@@ -29,6 +31,11 @@ TOLERANCE = {"atol": 1e-6, "rtol": 1e-5}
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
+    return random_llama()
+
+
+def random_llama(temperature: float = 1.0) -> LlamaForCausalLM:
+    """A tiny random model with TRL's head, which divides logits by a temperature."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -39,7 +46,7 @@ def model() -> LlamaForCausalLM:
         initializer_range=0.5,
     )
     llama = LlamaForCausalLM(config)
-    add_fused_lm_head(llama, outputs=("log_probs", "entropy"))
+    add_fused_lm_head(llama, temperature=temperature, outputs=("log_probs", "entropy"))
     return llama.train()
 
 
@@ -152,6 +159,61 @@ def test_grpo_family(model: LlamaForCausalLM, batch: dict[str, Tensor], name: st
         assert output.metrics["clip_frac"] == pytest.approx(clipped, abs=1e-6)
         if sampled_earlier and "two-sided" not in name:
             assert output.metrics["clip_frac"] > 0, "otherwise the case tests no clipping"
+
+
+@pytest.mark.parametrize("mask_truncated", [False, True], ids=["all", "truncated masked"])
+@pytest.mark.parametrize("temperature", [0.6, 1.5])
+@pytest.mark.parametrize("name", ["grpo with kl", "dr_grpo", "dapo", "bnpo", "cispo", "gspo"])
+def test_temperature_and_truncated_completions(
+    batch: dict[str, Tensor], name: str, temperature: float, mask_truncated: bool
+) -> None:
+    """TRL divides the logits by the sampling temperature, and masks completions without an end token as a whole."""
+    model = random_llama(temperature)
+    mask = batch["completion_mask"].bool()
+    if mask_truncated:
+        mask = mask & (batch["completion_ids"] == EOS).any(1, keepdim=True)
+        assert int(mask.any(1).sum()) == ROWS - 1
+    inputs = dict(batch) | {"completion_mask": mask.int(), "num_items_in_batch": mask.sum()}
+    trainer = trl_trainer(model, temperature=temperature, **CASES[name])
+    trl_loss = trainer._compute_loss(model, inputs)
+
+    forest = pack(
+        [
+            build_tree([TokenPath((*prompt, *ids), (False,) * PROMPT + tuple(keep), (-1,) * (PROMPT + LENGTH))])
+            for prompt, ids, keep in zip(
+                batch["prompt_ids"].tolist(), batch["completion_ids"].tolist(), mask.tolist(), strict=True
+            )
+        ]
+    )
+    hidden = model.model(torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)).last_hidden_state
+    flat, entropies = target_scores(
+        hidden.flatten(0, 1), forest, model.lm_head, temperature=temperature, with_entropy=True
+    )
+    width = forest.loss_mask.shape[1]
+    ours = branch_logprobs(flat, forest)
+    output = grpo_loss(
+        ours,
+        batch["old_per_token_logps"][:, :width],
+        batch["ref_per_token_logps"][:, :width] if CASES[name].get("beta") else None,
+        batch["advantages"],
+        forest.loss_mask,
+        max_completion_length=11,
+        **CASES[name],
+    )
+    torch.testing.assert_close(output.loss, trl_loss, **TOLERANCE)
+    for gradient, trl_gradient in zip(gradients(output.loss, model), gradients(trl_loss, model), strict=True):
+        torch.testing.assert_close(gradient, trl_gradient, **TOLERANCE)
+    assert entropies is not None
+    mean_entropy = float(branch_logprobs(entropies, forest).sum() / forest.loss_mask.sum())
+    assert mean_entropy == pytest.approx(trainer._metrics["train"]["entropy"][0], abs=1e-5)
+
+
+def test_kl_estimators_by_hand() -> None:
+    """log 2 and log 4 under the policy and the reference, up to sign."""
+    policy, reference = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-2.0, -2.0]])
+    assert kl_estimate(policy, reference, "k1").tolist() == [[1.0, 0.0]]
+    assert kl_estimate(policy, reference, "k2").tolist() == [[0.5, 0.0]]
+    assert kl_estimate(policy, reference, "k3")[0].tolist() == pytest.approx([math.exp(-1), 0.0])
 
 
 def test_gspo_equals_grpo_with_sequence_level_ratios(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@
 import hashlib
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar, cast
 
@@ -287,16 +287,19 @@ class LocalEngine:
 
         Returns:
             The token path of every prompt, and the audio embeddings of every distinct clip by the number that the paths
-            give it.
+            give it. A clip that is in one prompt twice has two numbers: where no text stands between them, one number
+            would make one clip of them (`forest.pack`).
         """
         paths: list[TokenPath] = []
-        clip_numbers: dict[bytes, int] = {}
+        clip_numbers: dict[tuple[bytes, int], int] = {}
         distinct: list[Waveform] = []
         for prompt in prompts:
             clips = []
+            repeats: Counter[bytes] = Counter()
             for waveform in prompt.waveforms:
                 digest = hashlib.blake2b(waveform.tobytes(), digest_size=16).digest()
-                number = clip_numbers.setdefault(digest, len(clip_numbers))
+                number = clip_numbers.setdefault((digest, repeats[digest]), len(clip_numbers))
+                repeats[digest] += 1
                 if number == len(distinct):
                     distinct.append(waveform)
                 clips.append(number)

@@ -116,9 +116,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], 
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sizes = [len(group["params"]) for group in optimizer.param_groups]
-    is_8bit = any("state1" in moments for moments in state["state"].values())
+    is_adamw = any("exp_avg" in moments for moments in state["state"].values())
     if sizes != [len(group["params"]) for group in state["param_groups"]] or (
-        state["state"] and is_8bit == isinstance(optimizer, torch.optim.AdamW)
+        state["state"] and is_adamw != isinstance(optimizer, torch.optim.AdamW)
     ):
         raise DataError(
             f"{source}: the recipe groups the parameters in another way than the checkpoint (optimizer.optim, rates of "

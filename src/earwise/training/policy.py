@@ -108,9 +108,14 @@ class Policy(nn.Module):
         return branch_logprobs(logprobs, forest), branch_logprobs(entropies, forest)
 
 
-FOREST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
-"""Dtype of the model -> largest difference (nats per token) that rounding alone explains between a packed forest and
-its paths run one by one. A token that attends to a wrong token differs by several nats."""
+FOREST_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
+"""Dtype in which a model computes -> largest difference (nats per token) that rounding alone explains between a packed
+forest and its paths run one by one. A token that attends to a wrong token differs by several nats."""
+
+
+def forest_tolerance(module: nn.Module) -> float:
+    """The tolerance of a model, whose parts may differ in dtype: that of the least precise one."""
+    return max(FOREST_TOLERANCE.get(parameter.dtype, 0.0) for parameter in module.parameters())
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from earwise.training.clip_loader import ClipLoader
 from earwise.training.distributed import parallel
 from earwise.training.logging.step_log import LogFiles
 from earwise.training.logging.tracking import Tracking, check_trackers
-from earwise.training.policy import FOREST_TOLERANCE
+from earwise.training.policy import forest_tolerance
 from earwise.training.profiler import Profiler, profiler_for
 from earwise.training.stages.stage import Notify, StageContext, StageData
 from earwise.training.stages.table import stage_class
@@ -296,7 +296,7 @@ def _trainer_options(config: StageConfig, model: AudioLM, profile: bool, seed: i
         max_minutes=config.max_minutes,
         max_skipped_steps=config.max_skipped_steps if config.on_nonfinite_loss == "skip" else 0,
         profile=profile,
-        forest_tolerance=FOREST_TOLERANCE[next(model.module.parameters()).dtype],
+        forest_tolerance=forest_tolerance(model.module),
         seed=seed,
     )
 

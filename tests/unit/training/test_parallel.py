@@ -93,7 +93,8 @@ def run_in_processes(
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": str(HERE)}
+    paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    common |= {"MASTER_PORT": str(port), "PYTHONPATH": paths}
     command = [sys.executable, str(HERE / "parallel_worker.py"), str(folder / "jobs.json")]
     workers = [
         subprocess.Popen(

@@ -1,6 +1,10 @@
 """Training on bfloat16 weights: float32 masters, LoRA that is not rounded away, and what the next stage starts from."""
 
+import importlib
 import json
+import shutil
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,13 @@ from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
+from earwise.errors import DataError
 from earwise.models import base, lora_checkpoint
+from earwise.models.base import AudioLM
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.precision import float32_values, lora_beside
 from earwise.training import run
+from earwise.training.policy import forest_tolerance
 from earwise.types import Audio, Example, Text, Turn
 from resumed import metrics_rows, run_interrupted_and_whole
 
@@ -173,6 +180,87 @@ def test_resumed_run_equals_uninterrupted_run(rows: Path, trainable: dict[str, A
     )
     assert stopped.keys() == whole.keys() and len(stopped) > 4
     assert all(torch.equal(stopped[name], whole[name]) for name in whole)
+
+
+def test_adamw_8bit_follows_adamw_and_resumes(rows: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    stage = {"max_steps": 4, "save_steps": 1, "optimizer": {"optim": "adamw_8bit", "learning_rate": 1e-3}}
+    (_, whole) = run_interrupted_and_whole(recipe(stage), rows, after=2)
+    exact = float32_values.read(whole / "final")
+    train(rows, tmp_path / "adamw", {"max_steps": 4, "optimizer": {"learning_rate": 1e-3}})
+    expected, start = float32_values.read(tmp_path / "adamw" / "final"), dict(load().module.named_parameters())
+    name = "model.language_model.embed_tokens.weight"  # large enough for 8-bit moments
+    assert (exact[name] - start[name]).norm() == pytest.approx(float((expected[name] - start[name]).norm()), rel=0.05)
+    with pytest.raises(DataError, match=r"optimizer\.optim"):
+        change_recorded_optimizer(whole, optim="adamw")
+        run.resume(whole)
+
+
+def change_recorded_optimizer(out: Path, **settings: Any) -> None:
+    """Edit the recipe of a run as a user would, and have its last stage go on."""
+    record = json.loads((out / "recipe.json").read_text())
+    record["recipe"]["stages"][0] |= {"max_steps": 6}
+    record["recipe"]["stages"][0]["optimizer"] |= settings
+    (out / "recipe.json").write_text(json.dumps(record))
+    (out / "final").unlink()
+    shutil.rmtree(out / "stage-0-sft" / "final")
+
+
+def test_optimizer_settings_edited_before_a_resume_act(rows: Path, tmp_path: Path) -> None:
+    stage = {"max_steps": 4, "optimizer": {"weight_decay": 0.01, "betas": [0.9, 0.99], "learning_rate": 1e-3}}
+    train(rows, tmp_path / "run", stage)
+    shutil.copytree(tmp_path / "run", tmp_path / "edited", symlinks=True)
+    change_recorded_optimizer(tmp_path / "run")
+    change_recorded_optimizer(tmp_path / "edited", weight_decay=5.0, betas=[0.5, 0.99])
+    norms = []
+    for out in (tmp_path / "run", tmp_path / "edited"):
+        run.resume(out)
+        assert [row["step"] for row in metrics_rows(out)] == [1, 2, 3, 4, 5, 6]
+        norms.append(float(float32_values.read(out / "final")["lm_head.weight"].norm()))
+    assert norms[1] < 0.999 * norms[0], "5 x 1e-3 x (1/3 + 1/6) is a quarter of a percent"
+
+
+def test_checkpoint_of_another_device_is_read(rows: Path, tmp_path: Path) -> None:
+    """A checkpoint that says that its tensors were on a CUDA device, read where there is none."""
+    stage = {"max_steps": 2}
+    train(rows, tmp_path / "run", stage)
+    (checkpoint,) = (tmp_path / "run" / "stage-0-sft").glob("checkpoint-*")
+    moved = checkpoint / "moved.pt"
+    with zipfile.ZipFile(checkpoint / "state.pt") as source, zipfile.ZipFile(moved, "w") as target:
+        for item in source.infolist():
+            content = source.read(item)
+            if item.filename.endswith("data.pkl"):
+                on_cuda = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+                assert on_cuda != content
+                content = on_cuda
+            target.writestr(item.filename, content)
+    moved.rename(checkpoint / "state.pt")
+    change_recorded_optimizer(tmp_path / "run")
+    run.resume(tmp_path / "run")
+    assert [row["step"] for row in metrics_rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("salmonn", torch.float16), ("mellow", torch.bfloat16)])
+def test_models_of_mixed_dtypes_are_checked_and_trained(
+    rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
+) -> None:
+    """Encoders and connector in float32, the decoder in a lower precision, as a converted SALMONN is stored."""
+
+    def mixed(_: Path | None = None, *, device: str = "cpu") -> AudioLM:
+        model = importlib.import_module(f"families.{name}").tiny(0).model
+        for parameter_name, parameter in model.module.named_parameters():
+            if parameter_name.startswith(model.parameter_prefixes["decoder"]):
+                parameter.data = parameter.data.to(dtype)
+        return model
+
+    monkeypatch.setattr(sys.modules[__name__], "load", mixed)
+    stage = {"max_steps": 2, "trainable": FULL, "data": {"mixture": [{"manifest": "rows.jsonl"}]}}
+    raw = recipe(stage).model_dump(mode="json")
+    raw["model"]["dtype"] = None
+    run.start(check_recipe(raw, "test"), tmp_path / "run", rows)
+    losses = [row["sft/loss"] for row in metrics_rows(tmp_path / "run")]
+    assert losses[1] < losses[0]
+    assert forest_tolerance(mixed().module) == {torch.float16: 0.1, torch.bfloat16: 0.5}[dtype]
 
 
 def test_policy_of_lora_is_what_is_loaded(rows: Path, tmp_path: Path) -> None:

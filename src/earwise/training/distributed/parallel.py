@@ -39,10 +39,15 @@ def init_processes() -> None:
     """Join the process group that this process was launched in; a single process does nothing.
 
     Raises:
-        ConfigError: if the launcher asks for an engine that is not supported, or started one process instead of
-            several.
+        ConfigError: if the launcher asks for an engine that is not supported or for mixed precision, or started one
+            process instead of several.
         EngineError: if the processes do not find each other.
     """
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower() not in ("no", ""):
+        raise ConfigError(
+            f"the launcher asks for mixed_precision {os.environ['ACCELERATE_MIXED_PRECISION']}, but dtypes are the "
+            "recipe's (model.dtype: bfloat16 computes in it and keeps float32 masters); launch with mixed_precision: no"
+        )
     if "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
         raise ConfigError(
             "`accelerate launch --cpu` starts one process only, whatever --num_processes says; "
