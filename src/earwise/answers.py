@@ -12,11 +12,16 @@ Rules that decide the difficult cases (all ours):
 3. An answer tag that is opened but never closed means that the completion was cut off: `unparsed`.
 4. An option that is only mentioned to be ruled out ("not a dog") is not named. Words that occur in any sentence ("no",
    "one", single letters) name an option only where they stand as a phrase of their own.
+5. Texts are compared as people mean them: composed and decomposed letters (NFC), full-width forms and case are the
+   same, and invisible characters do not count. The official scorers do not go through these rules.
+6. Where all options carry letters of their own ("(A) Man", "(D) Robot"), a letter means the option that carries it;
+   where only some do, or two carry the same one, letters are not read. Such an option is also named by its text alone.
 
 No torch.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -46,14 +51,25 @@ _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
 # Quotes, brackets, sentence marks and markdown. Not "#", "+", "-", "$" and "%", which change the meaning of an answer.
 _OUTER_PUNCTUATION = ".,;:!?\"'`*_()[]{}…“”‘’«»。，、！？；：「」（）"
 _QUOTES = str.maketrans("‘’“”", "''\"\"")
+_WIDE_FORMS = re.compile("[\u3000\uff01-\uffee]+")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _CLAUSE_ENDS = frozenset(".,;:!?。，、！？；：")
 _NEGATION_WORDS = (
     "not no never without neither nor than cannot can't don't doesn't didn't isn't aren't wasn't weren't won't 不 没 非"
 )
-_INTRODUCING_WORDS = "is are was be it's that's answer option choice say choose or and not nor either maybe 是 选 或"
+_INTRODUCING_WORDS = (
+    "is are was be it's that's answer option choice say choose or and not nor either maybe 是 为 選 选 或 は"
+)
 _NEGATIONS = frozenset(_NEGATION_WORDS.split(" "))
 _INTRODUCTIONS = frozenset(_INTRODUCING_WORDS.split(" "))
 _COMMON_WORDS = frozenset(("no", "none", "one", "all", "any", "other", "on", "off", "in", "out", "up"))
+
+_CJK_PHRASE_ENDS = ("です", "だ", "である", "でした", "吧", "呢")
+"""What may follow a single Chinese or Japanese character that is the whole answer (答えは犬です)."""
+_CJK_DENIALS = re.compile("(?:では|じゃ|で)?(?:ない|なく|無い|ありません)")
+"""Japanese denies behind the word: 犬ではありません."""
+_LABEL = re.compile(r"\s*[(\[]?([A-Za-z])(?:[)\].:、]\s*|\s+-\s+)(?=\S)")
+"""Letter that an option carries in its own text: "(A) Man", "b) cat", "C. bird"."""
 
 _HEDGE = r"[\s().:\[\]{}*_\"'`]*"
 _LETTER_ALONE = re.compile(
@@ -67,6 +83,10 @@ _LETTER_MARKED = (
         r"\b(?:[Aa]nswer|ANSWER|[Oo]ption|[Cc]hoice|[Ll]etter)(?:\s+is)?:?\s*[\"'(\[*]*([A-Z])"
         r"(?=[\"')\]*]*\s*(?:[.,;:!?\n]|$|because\b|since\b|as\b))"
     ),
+    re.compile(
+        r"(?:答案|答え|回答|选项|選項|选择|選擇|正解|选|選)(?:应该|應該)?[是为為选選は:\s]*[\"'「『(\[*]*([A-Za-z])"
+        r"(?=[\"'」』)\]*]*(?:$|[\s.,;:!?。，、！？；]|です|だ))"
+    ),
 )
 
 
@@ -78,8 +98,22 @@ class _Word(NamedTuple):
     after: str
 
 
+def canonical(text: str) -> str:
+    """A text with composed letters (NFC), full-width forms in their usual width, and no invisible characters.
+
+    Two texts that look alike are then equal. Case and punctuation stay.
+
+    Example:
+        >>> canonical("e\u0301te\u0301") == "\u00e9t\u00e9", canonical("\uff08\uff21\uff09 dog\u200b")
+        (True, '(A) dog')
+    """
+    usual_width = _WIDE_FORMS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", usual_width))
+
+
 def normalise(text: str) -> str:
-    """Fold case, collapse whitespace, and strip quotes, brackets and sentence marks from both ends.
+    """Fold case, width and composition of letters, collapse whitespace, and strip quotes, brackets and sentence marks
+    from both ends.
 
     A text that consists of such marks alone is returned unstripped.
 
@@ -201,16 +235,20 @@ def option_index(text: str, choices: tuple[str, ...]) -> int | None:
         >>> option_index("car HORN.", ("dog bark", "car horn"))
         1
     """
-    exact_matches = [index for index, choice in enumerate(choices) if choice.strip() == text.strip()]
-    if exact_matches:
-        return exact_matches[0]
+    for same_form in (str.strip, lambda option: canonical(option).strip()):
+        exact_matches = [index for index, choice in enumerate(choices) if same_form(choice) == same_form(text)]
+        if exact_matches:
+            return exact_matches[0]
     normalised = normalise(text)
-    matches = {
-        choice.strip(): index
-        for index, choice in reversed(list(enumerate(choices)))
-        if normalised and normalise(choice) == normalised
-    }
-    return next(iter(matches.values())) if len(matches) == 1 else None
+    for options in (choices, _without_labels(choices)):
+        matches = {
+            choice.strip(): index
+            for index, choice in reversed(list(enumerate(options)))
+            if normalised and normalise(choice) == normalised
+        }
+        if matches:
+            return next(iter(matches.values())) if len(matches) == 1 else None
+    return None
 
 
 def mentions(text: str, phrase: str) -> bool:
@@ -276,8 +314,8 @@ def _named_option(answer: str, choices: tuple[str, ...]) -> tuple[int | None, St
     index = option_index(answer, choices)
     if index is not None:
         return index, "ok"
-    plain_text = _MARKUP.sub(" ", answer)
-    named, denied = _mentioned_options(plain_text, choices)
+    plain_text = _MARKUP.sub(" ", canonical(answer))
+    named, denied = _mentioned_options(plain_text, _without_labels(choices))
     named |= _merge_equal_options(_options_by_letter(plain_text, choices), choices)
     if len(named | denied) > 1:
         return None, "ambiguous"
@@ -285,13 +323,39 @@ def _named_option(answer: str, choices: tuple[str, ...]) -> tuple[int | None, St
 
 
 def _options_by_letter(text: str, choices: tuple[str, ...]) -> set[int]:
-    """Indices of the options that a text names by letter; letters beyond the last option are ignored."""
-    letters = {chr(ord("a") + index) for index in range(min(len(choices), 26))}
-    if letters & {normalise(choice) for choice in choices}:
+    """Indices of the options that a text names by letter; letters that no option has are ignored."""
+    places = _places_by_letter(choices)
+    if places.keys() & {normalise(choice) for choice in choices}:
         return set()
     alone = _LETTER_ALONE.fullmatch(text)
     matches = {alone[1]} if alone else {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
-    return {ord(letter) - ord("a") for letter in map(str.lower, matches) if letter in letters}
+    return {places[letter] for letter in map(str.lower, matches) if letter in places}
+
+
+def _labels(choices: tuple[str, ...]) -> list[str]:
+    """The letters that options carry in their texts, in lower case; "" for an option without one."""
+    matches = [_LABEL.match(canonical(choice)) for choice in choices]
+    return [match[1].lower() if match else "" for match in matches]
+
+
+def _places_by_letter(choices: tuple[str, ...]) -> dict[str, int]:
+    """Letter -> index of the option that it means: the one that carries it, or else the one at its place.
+
+    Empty where only some options carry letters, or two different options the same one: then no letter is certain.
+    """
+    labels = _labels(choices)
+    if not any(labels):
+        return {chr(ord("a") + index): index for index in range(min(len(choices), 26))}
+    places = {label: choices.index(choice) for label, choice in zip(labels, choices, strict=True)}
+    return places if all(labels) and len(places) == len(set(choices)) else {}
+
+
+def _without_labels(choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The texts of options without the letters that they carry; unchanged unless all carry different ones."""
+    labels = _labels(choices)
+    if not (choices and all(labels) and _places_by_letter(choices)):
+        return choices
+    return tuple(_LABEL.sub("", canonical(choice), count=1).strip() for choice in choices)
 
 
 def _mentioned_options(text: str, choices: tuple[str, ...]) -> tuple[set[int], set[int]]:
@@ -318,7 +382,7 @@ def _mentioned_options(text: str, choices: tuple[str, ...]) -> tuple[set[int], s
             continue
         if end - start == 1 and _is_common_word(cores[start]) and not _stands_alone(words, start):
             continue
-        (denied if _is_denied(words, start) else asserted).add(index)
+        (denied if _is_denied(words, start, end) else asserted).add(index)
     asserted, denied = _merge_equal_options(asserted, choices), _merge_equal_options(denied, choices)
     return asserted, denied - asserted
 
@@ -343,8 +407,8 @@ def _words(text: str) -> list[_Word]:
 
 
 def _fold(text: str) -> str:
-    """The text in one case, with straight quotes."""
-    return text.casefold().translate(_QUOTES)
+    """The text in one case and one form of its letters, with straight quotes."""
+    return canonical(canonical(text).casefold()).translate(_QUOTES)
 
 
 def _is_common_word(core: str) -> bool:
@@ -364,12 +428,22 @@ def _stands_alone(words: list[_Word], index: int) -> bool:
         or bool(_CLAUSE_ENDS & set(words[index - 1].after))
         or words[index - 1].core in _INTRODUCTIONS
     )
-    return starts_phrase and (index == len(words) - 1 or bool(words[index].after))
+    following = "".join(word.core for word in words[index + 1 : index + 4])
+    ends_phrase = index == len(words) - 1 or bool(words[index].after) or following.startswith(_CJK_PHRASE_ENDS)
+    return starts_phrase and ends_phrase
 
 
-def _is_denied(words: list[_Word], index: int) -> bool:
-    """Whether one of the three words before, within the same clause, is a negation."""
-    for word in reversed(words[max(0, index - 3) : index]):
+def _is_denied(words: list[_Word], start: int, end: int) -> bool:
+    """Whether one of the three words before, within the same clause, is a negation, or a Japanese one follows.
+
+    Args:
+        words: All words.
+        start: First word of the phrase in question.
+        end: Word after it.
+    """
+    if not words[end - 1].after and _CJK_DENIALS.match("".join(word.core for word in words[end : end + 8])):
+        return True
+    for word in reversed(words[max(0, start - 3) : start]):
         if _CLAUSE_ENDS & set(word.after):
             return False
         if word.core in _NEGATIONS:

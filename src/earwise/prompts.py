@@ -223,6 +223,8 @@ TAGGED_STYLES = ("answer", "think", "short-think", "adaptive", "structured")
 """Styles whose completion carries its answer in an <answer> tag."""
 THINKING_STYLES = ("think", "short-think", "structured")
 """Styles whose completion must reason in a <think> tag before it answers."""
+REASONING_STYLES = (*THINKING_STYLES, "adaptive", "xs-cot")
+"""Styles whose completion may reason before it answers: it needs more tokens, and its answer has to be extracted."""
 
 
 def question_text(question: str, choices: tuple[str, ...], style: str) -> str:

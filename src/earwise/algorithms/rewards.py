@@ -15,9 +15,18 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 
-from earwise.answers import SECTIONS, answer_blocks, extract_answer_r1aqa, mentions, normalise, option_index, parse
-from earwise.config.resolve import resolve_entry
-from earwise.errors import ConfigError, ScoringError
+from earwise.answers import (
+    SECTIONS,
+    answer_blocks,
+    canonical,
+    extract_answer_r1aqa,
+    mentions,
+    normalise,
+    option_index,
+    parse,
+)
+from earwise.config.resolve import check_parameters, resolve_entry
+from earwise.errors import ScoringError
 from earwise.types import Example
 
 Reward = Callable[[Example, str], float]
@@ -80,8 +89,9 @@ def _accepted_answers(example: Example) -> tuple[str, ...]:
 def accuracy(example: Example, completion: str) -> float:
     """1.0 if the first complete `<answer>` block holds an accepted answer, else 0.0.
 
-    Case, whitespace and surrounding punctuation are ignored, except where options differ only in these. An answer
-    outside of tags scores 0, and so does an option's letter in place of its text. The `<think>` block is not read.
+    Case, whitespace, Unicode forms and surrounding punctuation are ignored, except where options differ only in these.
+    An answer outside of tags scores 0, and so does an option's letter in place of its text. The `<think>` block is not
+    read.
 
     Raises:
         ScoringError: if the example has no answer.
@@ -92,7 +102,8 @@ def accuracy(example: Example, completion: str) -> float:
         return 0.0
     if example.choices:
         index = option_index(blocks[0], example.choices)
-        return float(index is not None and example.choices[index].strip() in {answer.strip() for answer in answers})
+        accepted = {canonical(answer).strip() for answer in answers}
+        return float(index is not None and canonical(example.choices[index]).strip() in accepted)
     return float(blocks[0] != "" and normalise(blocks[0]) in {normalise(answer) for answer in answers})
 
 
@@ -246,8 +257,7 @@ def load_reward(name: str) -> Reward:
         ConfigError: if there is no such name, module or function.
     """
     function = resolve_entry(REWARDS, name, "reward")
-    if not callable(function):
-        raise ConfigError(f"reward {name!r} is a {type(function).__name__}, not a function of (example, completion)")
+    check_parameters(function, ("example", "completion"), name, "reward")
     return function  # type: ignore[no-any-return]
 
 

@@ -1,13 +1,19 @@
 """Look up a name in a table of lazy entries, or load a user's own `module:function`. No torch.
 
 Models, rewards, tasks and data sources are explicit dictionaries from names to `module:function` strings; the module is
-imported when the entry is used.
+imported when the entry is used. A user's own is a module that Python finds, also in the working folder, or a file:
+`my_rewards:mine`, `my_rewards.py:mine`, `code/my_rewards.py:mine`. Whatever is wrong with it is the user's input, told
+in one line.
 """
 
-from collections.abc import Mapping
+import hashlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,41 +25,121 @@ def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
 
     Args:
         table: Name -> `module:function`.
-        name: The name as the user wrote it.
+        name: The name as the user wrote it: a key of the table, `module:function` or `file.py:function`.
         kind: Kind of the table's entries ("task", "model"), for messages.
     Returns:
         The function or class.
     Raises:
-        ConfigError: if there is no such name, module or function, or a user's module raises while it is imported.
+        ConfigError: if there is no such name, module, file or function, or a user's module raises while it is imported.
     """
-    module, colon, function = table.get(name, name).partition(":")
+    module_name, colon, function = table.get(name, name).rpartition(":")
     if not colon:
         near = get_close_matches(name, table, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as module:function"
         raise ConfigError(f"{kind} {name!r} is none of {', '.join(table)}; {hint}")
+    if name in table:
+        try:
+            return vars(import_module(module_name))[function]
+        except ImportError as error:
+            raise ConfigError(f"{kind} {name!r} cannot be loaded ({error}); install what it needs") from error
+    content = vars(_import_users_module(module_name, f"{kind} {name!r}"))
+    if function not in content:
+        near = get_close_matches(function, [key for key in content if not key.startswith("_")], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "check the name"
+        raise ConfigError(f"{kind} {name!r} cannot be loaded: no {function!r} in {module_name!r}; {hint}")
+    return content[function]
+
+
+def check_parameters(function: Any, parameters: Sequence[str], name: str, kind: str) -> None:
+    """Check that a user's function can be called with the arguments that earwise passes by position.
+
+    Args:
+        function: The function.
+        parameters: What is passed, for the message.
+        name: The name as the user wrote it.
+        kind: What it shall be ("reward").
+    Raises:
+        ConfigError: if it is not a function, or takes other arguments.
+    """
+    needed = f"({', '.join(parameters)})"
+    if not callable(function):
+        raise ConfigError(f"{kind} {name!r} is a {type(function).__name__}, not a function of {needed}")
     try:
-        return vars(_import(module, is_users=name not in table))[function]
-    except (ImportError, KeyError) as error:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins have none
+        return
+    try:
+        signature.bind(*parameters)
+    except TypeError as error:
+        raise ConfigError(f"{kind} {name!r} takes {signature}, but is called with {needed} ({error})") from error
+
+
+def _import_users_module(module: str, described: str) -> ModuleType:
+    """Import a user's module or file; whatever it raises is reported with its place, as the user's to repair.
+
+    Args:
+        module: Dotted name of the module, or path of a file that ends in `.py`.
+        described: What is loaded, for messages.
+    """
+    is_file = module.endswith(".py")
+    if not is_file and not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(
-            f"{kind} {name!r} cannot be loaded: no {function!r} in {module!r} ({error}); check both names, and "
-            "that the module is on the Python path"
-        ) from error
-
-
-def _import(module: str, is_users: bool) -> ModuleType:
-    """Import a module; what a user's own raises at this is reported with its place, as the user's to repair."""
+            f"{described} cannot be loaded: {module!r} is neither a module nor a file; name file.py:function"
+        )
     try:
-        return import_module(module)
-    except (ImportError, EarwiseError):  # these messages say what is wrong
+        return _import_file(Path(module).expanduser(), described) if is_file else _import_beside(module)
+    except EarwiseError:  # its message says what is wrong
         raise
-    except Exception as error:
-        if not is_users:
-            raise
-        place = location_in_module(error, module) or module
+    except (Exception, SystemExit) as error:
+        packages = [module.rsplit(".", dots)[0] for dots in range(module.count(".") + 1)]
+        if isinstance(error, ModuleNotFoundError) and error.name in packages:
+            raise ConfigError(
+                f"{described} cannot be loaded: there is no module {module!r}; check the name, and that it lies in "
+                "the working folder or on the Python path, or name its file as file.py:function"
+            ) from error
+        place = location_in_module(error, _file_module_name(Path(module)) if is_file else module) or module
         message = " ".join(str(error).split())
         raise ConfigError(
-            f"{place}: {type(error).__name__}: {message}; raised while the module was imported"
+            f"{place}: {type(error).__name__}: {message}; raised for {described} while the module was imported"
         ) from error
+
+
+def _import_beside(module: str) -> ModuleType:
+    """Import a module that may lie in the working folder; installed packages of the same name come first."""
+    _add_to_path(Path.cwd())
+    return import_module(module)
+
+
+def _add_to_path(folder: Path) -> None:
+    """Let modules of a folder be found, after all others."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _import_file(path: Path, described: str) -> ModuleType:
+    """Import a file once; modules beside it can be imported by it."""
+    if not path.is_file():
+        raise ConfigError(f"{described} cannot be loaded: there is no file {path}; check the path")
+    name = _file_module_name(path)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+    module = module_from_spec(spec)
+    _add_to_path(path.resolve().parent)
+    _add_to_path(Path.cwd())
+    sys.modules[name] = module  # dataclasses of the module look it up while it is imported
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _file_module_name(path: Path) -> str:
+    """Name under which a file is imported: its own, with a hash of its place."""
+    return f"{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
 
 
 def require(module: str, extra: str, needed_by: str) -> None:

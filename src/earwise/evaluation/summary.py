@@ -87,7 +87,8 @@ def blind_summary(real: Path, blind: Path, task: Task, seed: int) -> dict[str, A
     with_sound, without_sound = _labelled_rows(real), _labelled_rows(blind)
     shared = [item for item in with_sound if item in without_sound]
     pairs = [(without_sound[item], with_sound[item]) for item in shared]
-    gain = {name: paired_scores(pairs, name, seed) for name in score_names(list(with_sound.values()))}
+    # Without a gold answer there are no scores, and without shared items no pairs.
+    gain = {name: paired_scores(pairs, name, seed) for name in score_names([row for _, row in pairs])}
     return {"accuracy": task.aggregate(list(without_sound.values())), "hearing_gain": gain}
 
 
@@ -164,5 +165,7 @@ def _permutations(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
         "n": len(repeated),
         "mean_accuracy": sum(sum(flags) / len(flags) for flags in repeated) / len(repeated),
         "always_right": sum(all(flags) for flags in repeated) / len(repeated),
-        "accuracy": [sum(is_correct(row, name) for row in rows if row["permutation"] == order) for order in orders],
+        "accuracy": [
+            share([is_correct(row, name) for row in rows if row["permutation"] == order])["share"] for order in orders
+        ],
     }

@@ -27,7 +27,7 @@ from pathlib import Path
 from earwise.errors import ConfigError
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import LOWER_IS_BETTER, Metric, mean_scores
-from earwise.prompts import INSTRUCTIONS, THINKING_STYLES
+from earwise.prompts import INSTRUCTIONS, REASONING_STYLES
 from earwise.types import Example, Score
 
 Load = Callable[[Path, Path | None], list[Example]]
@@ -109,7 +109,7 @@ class Task:
 
     def headline_of(self, style: str) -> str:
         """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""
-        return (style in THINKING_STYLES and self.reasoning_headline) or self.headline
+        return (style in REASONING_STYLES and self.reasoning_headline) or self.headline
 
     def error_score(self, explanation: str) -> Score:
         """The score of an item without a completion: as bad as an empty one, so that it counts as wrong."""

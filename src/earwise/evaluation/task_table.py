@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from earwise.config.resolve import resolve_entry
+from earwise.config.resolve import check_parameters, resolve_entry
 from earwise.errors import ConfigError
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
@@ -40,4 +40,5 @@ def load_task(name: str) -> Task:
         return target
     if not callable(target):
         raise ConfigError(f"task {name!r} is {target!r}, neither a Task nor a function load(path, audio_root)")
+    check_parameters(target, ("path", "audio_root"), name, "task")
     return replace(manifest.TASK, name=name, load=target)

@@ -15,7 +15,8 @@ def as_text(metrics: Mapping[str, Any]) -> str:
         metrics: What `metrics.json` holds.
     """
     if metrics["accuracy"] is None:
-        return f"{metrics['unlabelled']} items were asked and none has a gold answer, so there is no score"
+        no_score = f"{metrics['unlabelled']} items were asked and none has a gold answer, so there is no score"
+        return "\n".join([no_score, *_notes(metrics)])
     names = list(metrics["accuracy"])
     columns = "".join(f"{name:>{_width(name)}}" for name in names)
     lines = [
@@ -47,7 +48,12 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
     counts = {name: metrics[name]["count"] for name in ("unparsed", "ambiguous", "error")}
     unreadable = [f"{count} {name}" for name, count in counts.items() if count]
     if unreadable:
-        lines.append(f"counted as wrong: {', '.join(unreadable)}")
+        lines.append(f"{'counted as wrong' if metrics['accuracy'] else 'not readable'}: {', '.join(unreadable)}")
+    if metrics["cut"]["count"]:
+        lines.append(
+            f"{metrics['cut']['count']} of {metrics['cut']['n']} completions were cut at the token limit; allow more "
+            "with --max-new-tokens"
+        )
     if metrics["silent"]:
         lines.append(f"{metrics['silent']} items have silent clips")
     return lines

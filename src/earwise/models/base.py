@@ -157,6 +157,8 @@ def load(
     except ConfigError as error:
         hint = "" if error.__cause__ else ", or a folder with a model"  # with a cause, the module failed, not its name
         raise ModelError(f"{error}{hint}") from error
+    if not callable(loader):
+        raise ModelError(f"model {name!r} is a {type(loader).__name__}, not a function load(weights, *, device)")
     options: dict[str, Any] = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
     options |= {"connector": connector, "decoder_init": decoder_init, "seed": seed}
     options = {key: value for key, value in options.items() if value is not None}

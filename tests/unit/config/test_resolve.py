@@ -16,7 +16,7 @@ def test_a_name_of_the_table_or_of_the_users_own() -> None:
         resolve_entry({"mine": "math:floor"}, "nine", "task")
     with pytest.raises(ConfigError, match="no 'flor' in 'math'"):
         resolve_entry({}, "math:flor", "task")
-    with pytest.raises(ConfigError, match="no 'x' in 'nowhere'"):
+    with pytest.raises(ConfigError, match="there is no module 'nowhere'"):
         resolve_entry({}, "nowhere:x", "task")
 
 

@@ -162,6 +162,8 @@ def test_permutations_average_out_a_position_habit(tmp_path: Path) -> None:
     )
     assert metrics["n"] == 16 and len(rows(tmp_path / "run")) == 64
     assert metrics["permutations"]["mean_accuracy"] == 0.25 and metrics["permutations"]["always_right"] == 0
+    assert all(0 <= accuracy <= 1 for accuracy in metrics["permutations"]["accuracy"]), "shares, not counts"
+    assert sum(metrics["permutations"]["accuracy"]) / 4 == 0.25
     assert (
         evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path), tmp_path / "l", EvalOptions(permutations=4))[
             "permutations"

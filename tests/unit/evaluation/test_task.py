@@ -54,6 +54,7 @@ def test_a_headline_must_be_one_of_the_scores() -> None:
 def test_the_headline_follows_the_prompt_style() -> None:
     task = load_task("manifest")
     assert (task.headline_of("answer"), task.headline_of("think")) == ("official", "lenient")
+    assert task.headline_of("adaptive") == task.headline_of("xs-cot") == "lenient", "they may reason aloud too"
     assert OVERLAP.headline_of("think") == "overlap"
 
 

@@ -68,10 +68,10 @@ class EvaluateCommand:
         """
         from earwise.engine.base import SamplingParams
         from earwise.evaluation.run import EvalOptions
-        from earwise.prompts import THINKING_STYLES
+        from earwise.prompts import REASONING_STYLES
 
         style = task.style_of(self.style or "")
-        default = THINKING_TOKENS if style in THINKING_STYLES else task.max_new_tokens
+        default = THINKING_TOKENS if style in REASONING_STYLES else task.max_new_tokens
         sampling_params = SamplingParams(
             max_new_tokens=self.max_new_tokens or default, temperature=self.temperature, seed=self.seed
         )

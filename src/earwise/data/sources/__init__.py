@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
-from earwise.config.resolve import resolve_entry
+from earwise.config.resolve import check_parameters, resolve_entry
 from earwise.data.sources.example_builder import split_from_name
 from earwise.data.sources.row_readers import OnSkip
 from earwise.errors import DataError
@@ -47,7 +47,9 @@ def loader(source: str) -> Loader:
     Raises:
         ConfigError: if there is no such source, module or function.
     """
-    return cast(Loader, resolve_entry(SOURCES, source, "source"))
+    function = resolve_entry(SOURCES, source, "source")
+    check_parameters(function, ("path", "root", "split", "on_skip"), source, "source")
+    return cast(Loader, function)
 
 
 def load(

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.answers import extract_answer, mentions, normalise, parse
+from earwise.answers import canonical, extract_answer, mentions, normalise, parse
 from earwise.errors import ScoringError
 from earwise.types import Example, Parsed, Score
 
-SCORER = "mmau-words/1"
+SCORER = "mmau-words/2"
 """Name and version of `score`, for result rows; it changes whenever a score could."""
 SCORE_NOTES = {
     "official": "the official matcher on the raw output",
@@ -63,10 +63,14 @@ def score(example: Example, completion: object) -> Score:
         return Score(values, "error", None, f"the prediction is {completion!r}, not text")
     parsed = parse(completion, example.choices)
     answer_text = extract_answer(completion) or ""
-    strict = bool(answer_text) and any(answer_text == gold.strip() for gold in example.answer)
+    accepted = {canonical(gold).strip() for gold in example.answer}
+    strict = bool(answer_text) and canonical(answer_text).strip() in accepted
     if example.choices:
         official = any(string_match(gold, completion, example.choices) for gold in example.answer)
-        lenient = any(string_match(gold, parsed.answer or "", example.choices) for gold in example.answer)
+        named = parsed.answer or ""
+        lenient = any(string_match(gold, named, example.choices) for gold in example.answer) or (
+            bool(named) and canonical(named).strip() in accepted
+        )
     else:
         official = bool(answer_text) and normalise(answer_text) in {normalise(gold) for gold in example.answer}
         lenient = any(mentions(answer_text, gold) for gold in example.answer) or strict

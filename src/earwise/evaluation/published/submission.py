@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from earwise.answers import extract_answer_r1aqa
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau as metric
 from earwise.evaluation.published.choice_file import read_rows
@@ -50,8 +51,9 @@ def write_official(
 def write_submission(run: EvalRun, path: Path, source: Path, layout: metric.Layout) -> int:
     """Write a run's predictions in the benchmark's format and, beside them, the summary that its program would print.
 
-    The prediction is the raw output where the headline score reads it, and the extracted answer where the headline is
-    `lenient` (prompt styles that reason aloud): the official program would otherwise match words of the reasoning.
+    The prediction is the extracted answer in prompt styles that reason aloud, where the official program would
+    otherwise match words of the reasoning. In the other styles it is the output without the tags of an answer block,
+    whose names count as words: an answer in tags would be wrong where an option says "answer".
 
     Args:
         run: A finished run on the benchmark, or on a part of it.
@@ -64,7 +66,8 @@ def write_submission(run: EvalRun, path: Path, source: Path, layout: metric.Layo
         DataError: see `write_official`.
     """
     field = "answer" if run.metrics["headline"] == "lenient" else "output"
-    num_missing = write_official(path, run.rows, source=source, key=layout.prediction_key, field=field)
+    samples = [{**row, "output": extract_answer_r1aqa(str(row["output"] or ""))} for row in run.rows]
+    num_missing = write_official(path, samples, source=source, key=layout.prediction_key, field=field)
     filled = read_rows(path, ("id", layout.prediction_key, "choices"))
     fields = ("answer", *(name for _, name, _ in layout.groups))
     if all(row.get(name) is not None for row in filled for name in fields):

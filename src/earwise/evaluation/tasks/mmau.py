@@ -35,6 +35,8 @@ VERSIONS = {
 """First 16 digits of `fingerprint` -> edition, from the files at the named commits (1,000 items each)."""
 REQUIRED_FIELDS = ("id", "audio_id", "question", "choices")
 FIELDS = ChoiceFields(audio="audio_id", task="task", difficulty="difficulty")
+PUBLISHED_ITEMS = 1000
+"""Number of items of test-mini, the smallest published file."""
 BROKEN_SHARE = 0.02
 """Share of answers outside the options from which a file is refused; the withdrawn edits of May 2025 have 14.7 %."""
 
@@ -43,13 +45,21 @@ def version(rows: list[dict[str, Any]]) -> str:
     """Name of the edition that these items are, or `unknown` with their fingerprint.
 
     Raises:
-        DataError: if so many answers are not among their options that this must be one of the withdrawn edits.
+        DataError: if more answers are not among their options than in any edition that is in use.
     """
-    outside = [row["id"] for row in rows if row.get("answer") and row["answer"] not in row["choices"]]
+    outside = [row for row in rows if row.get("answer") and row["answer"] not in row["choices"]]
     if len(outside) > BROKEN_SHARE * len(rows):
+        first = outside[0]
+        # Only the published files have this size; in a file of one's own an answer is simply wrong.
+        is_published = len(rows) >= PUBLISHED_ITEMS
+        remedy = (
+            "a withdrawn edit of May 2025; take the file of 9 August 2025 or later"
+            if is_published
+            else "correct the answer, or write it as one of the options"
+        )
         raise DataError(
-            f"{len(outside)} of {len(rows)} answers are not among their options (first: {outside[0]}): a withdrawn "
-            "edit of May 2025; take the file of 9 August 2025 or later"
+            f"{len(outside)} of {len(rows)} answers are not among their options (first: item {first['id']!r}, answer "
+            f"{first['answer']!r}, options {first['choices']!r}): {remedy}"
         )
     digest = fingerprint(rows)
     return VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")

@@ -11,11 +11,13 @@ the mean is 0 where no completion has reasoning.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-from earwise.answers import parse
+from earwise.answers import parse, split_reasoning
 from earwise.config.servers import JudgeConfig
 from earwise.engine.remote import openai_http
 from earwise.engine.remote.address import parse_address
@@ -83,7 +85,10 @@ def judge_request(config: JudgeConfig, model: str, example: Example, reasoning: 
 
 
 def parse_score(reply: str, max_score: int) -> float:
-    """The score in a judge's reply, mapped to [0, 1].
+    """The final score in a judge's reply, mapped to [0, 1].
+
+    Reasoning in a <think> block is left out; of several scores after it the last one counts. Numbers may be written as
+    text ("4") or with a point (4.0).
 
     Args:
         reply: Text of the reply.
@@ -93,12 +98,18 @@ def parse_score(reply: str, max_score: int) -> float:
 
     >>> parse_score('{"score": 4}', 5)
     0.75
+    >>> parse_score('<think>{"score": 1}</think>{"score": "5"}', 5)
+    1.0
     """
-    match = re.search(r"\{[^{}]*\}", reply)
+    final = split_reasoning(reply)[1]
+    scores = []
+    for match in re.finditer(r"\{[^{}]*\}", final):
+        with suppress(ValueError, KeyError, TypeError):
+            scores.append(json.loads(match[0])["score"])
     try:
-        score = json.loads(match[0])["score"] if match else None
-    except (ValueError, KeyError):
-        score = None
-    if not isinstance(score, int) or isinstance(score, bool) or not 1 <= score <= max_score:
+        score = float(scores[-1])
+    except (IndexError, TypeError, ValueError):
+        score = math.nan
+    if (scores and isinstance(scores[-1], bool)) or not 1 <= score <= max_score:
         raise ScoringError(f"the judge's reply {reply[:60]!r} has no score from 1 to {max_score}")
     return (score - 1) / (max_score - 1)
