@@ -21,10 +21,10 @@ No torch.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from earwise.option_texts import OUTER_PUNCTUATION, canonical, fold, normalise, places_by_letter, without_labels
 from earwise.types import Parsed, Status
 
 SECTIONS = ("planning", "caption", "reasoning", "summary")
@@ -48,11 +48,6 @@ _R1AQA_BLOCK = re.compile(r"<answer>(.*?)</answer>")
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_CJK}]|[^\s{_CJK}]+")
-# Quotes, brackets, sentence marks and markdown. Not "#", "+", "-", "$" and "%", which change the meaning of an answer.
-_OUTER_PUNCTUATION = ".,;:!?\"'`*_()[]{}…“”‘’«»。，、！？；：「」（）"
-_QUOTES = str.maketrans("‘’“”", "''\"\"")
-_WIDE_FORMS = re.compile("[\u3000\uff01-\uffee]+")
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 _CLAUSE_ENDS = frozenset(".,;:!?。，、！？；：")
 _NEGATION_WORDS = (
     "not no never without neither nor than cannot can't don't doesn't didn't isn't aren't wasn't weren't won't 不 没 非"
@@ -68,8 +63,6 @@ _CJK_PHRASE_ENDS = ("です", "だ", "である", "でした", "吧", "呢")
 """What may follow a single Chinese or Japanese character that is the whole answer (答えは犬です)."""
 _CJK_DENIALS = re.compile("(?:では|じゃ|で)?(?:ない|なく|無い|ありません)")
 """Japanese denies behind the word: 犬ではありません."""
-_LABEL = re.compile(r"\s*[(\[]?([A-Za-z])(?:[)\].:、]\s*|\s+-\s+)(?=\S)")
-"""Letter that an option carries in its own text: "(A) Man", "b) cat", "C. bird"."""
 
 _HEDGE = r"[\s().:\[\]{}*_\"'`]*"
 _LETTER_ALONE = re.compile(
@@ -96,35 +89,6 @@ class _Word(NamedTuple):
     before: str
     core: str
     after: str
-
-
-def canonical(text: str) -> str:
-    """A text with composed letters (NFC), full-width forms in their usual width, and no invisible characters.
-
-    Two texts that look alike are then equal. Case and punctuation stay.
-
-    Example:
-        >>> canonical("e\u0301te\u0301") == "\u00e9t\u00e9", canonical("\uff08\uff21\uff09 dog\u200b")
-        (True, '(A) dog')
-    """
-    usual_width = _WIDE_FORMS.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text)
-    return unicodedata.normalize("NFC", _INVISIBLE.sub("", usual_width))
-
-
-def normalise(text: str) -> str:
-    """Fold case, width and composition of letters, collapse whitespace, and strip quotes, brackets and sentence marks
-    from both ends.
-
-    A text that consists of such marks alone is returned unstripped.
-
-    Example:
-        >>> normalise('  "Rain  on a roof." ')
-        'rain on a roof'
-        >>> normalise("C#"), normalise("...")
-        ('c#', '...')
-    """
-    joined = " ".join(_fold(text).split())
-    return joined.strip(_OUTER_PUNCTUATION + " ") or joined
 
 
 def extract_answer_r1aqa(text: str) -> str:
@@ -240,7 +204,7 @@ def option_index(text: str, choices: tuple[str, ...]) -> int | None:
         if exact_matches:
             return exact_matches[0]
     normalised = normalise(text)
-    for options in (choices, _without_labels(choices)):
+    for options in (choices, without_labels(choices)):
         matches = {
             choice.strip(): index
             for index, choice in reversed(list(enumerate(options)))
@@ -315,7 +279,7 @@ def _named_option(answer: str, choices: tuple[str, ...]) -> tuple[int | None, St
     if index is not None:
         return index, "ok"
     plain_text = _MARKUP.sub(" ", canonical(answer))
-    named, denied = _mentioned_options(plain_text, _without_labels(choices))
+    named, denied = _mentioned_options(plain_text, without_labels(choices))
     named |= _merge_equal_options(_options_by_letter(plain_text, choices), choices)
     if len(named | denied) > 1:
         return None, "ambiguous"
@@ -324,38 +288,12 @@ def _named_option(answer: str, choices: tuple[str, ...]) -> tuple[int | None, St
 
 def _options_by_letter(text: str, choices: tuple[str, ...]) -> set[int]:
     """Indices of the options that a text names by letter; letters that no option has are ignored."""
-    places = _places_by_letter(choices)
+    places = places_by_letter(choices)
     if places.keys() & {normalise(choice) for choice in choices}:
         return set()
     alone = _LETTER_ALONE.fullmatch(text)
     matches = {alone[1]} if alone else {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
     return {places[letter] for letter in map(str.lower, matches) if letter in places}
-
-
-def _labels(choices: tuple[str, ...]) -> list[str]:
-    """The letters that options carry in their texts, in lower case; "" for an option without one."""
-    matches = [_LABEL.match(canonical(choice)) for choice in choices]
-    return [match[1].lower() if match else "" for match in matches]
-
-
-def _places_by_letter(choices: tuple[str, ...]) -> dict[str, int]:
-    """Letter -> index of the option that it means: the one that carries it, or else the one at its place.
-
-    Empty where only some options carry letters, or two different options the same one: then no letter is certain.
-    """
-    labels = _labels(choices)
-    if not any(labels):
-        return {chr(ord("a") + index): index for index in range(min(len(choices), 26))}
-    places = {label: choices.index(choice) for label, choice in zip(labels, choices, strict=True)}
-    return places if all(labels) and len(places) == len(set(choices)) else {}
-
-
-def _without_labels(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts of options without the letters that they carry; unchanged unless all carry different ones."""
-    labels = _labels(choices)
-    if not (choices and all(labels) and _places_by_letter(choices)):
-        return choices
-    return tuple(_LABEL.sub("", canonical(choice), count=1).strip() for choice in choices)
 
 
 def _mentioned_options(text: str, choices: tuple[str, ...]) -> tuple[set[int], set[int]]:
@@ -396,19 +334,14 @@ def _merge_equal_options(indices: Iterable[int], choices: tuple[str, ...]) -> se
 def _words(text: str) -> list[_Word]:
     """The words of a text, each with its punctuation; a Chinese or Japanese character is a word of its own."""
     words: list[_Word] = []
-    for match in _WORD.findall(_fold(text)):
-        core = match.strip(_OUTER_PUNCTUATION)
+    for match in _WORD.findall(fold(text)):
+        core = match.strip(OUTER_PUNCTUATION)
         if core:
             start = match.index(core)
             words.append(_Word(match[:start], core, match[start + len(core) :]))
         elif words:
             words[-1] = words[-1]._replace(after=words[-1].after + match)
     return words
-
-
-def _fold(text: str) -> str:
-    """The text in one case and one form of its letters, with straight quotes."""
-    return canonical(canonical(text).casefold()).translate(_QUOTES)
 
 
 def _is_common_word(core: str) -> bool:

@@ -9,12 +9,12 @@ from earwise.answers import (
     extract_answer,
     extract_answer_r1aqa,
     mentions,
-    normalise,
     option_index,
     parse,
     parse_sections,
     split_reasoning,
 )
+from earwise.option_texts import normalise
 
 ANIMALS = ("dog barking", "cat", "car horn", "dog")
 PAIR = ("Like", "Dislike")

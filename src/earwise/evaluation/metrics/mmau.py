@@ -16,8 +16,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.answers import canonical, extract_answer, mentions, normalise, parse
+from earwise.answers import extract_answer, mentions, parse
 from earwise.errors import ScoringError
+from earwise.option_texts import canonical, normalise
 from earwise.types import Example, Parsed, Score
 
 SCORER = "mmau-words/2"
