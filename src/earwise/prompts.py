@@ -335,8 +335,7 @@ def prompt_turns(example: Example, style: str) -> tuple[Turn, ...]:
         raise ConfigError(f"example {example.id!r} has no user turn to answer; end its messages with one")
     if AUDIO_PLACEHOLDER in example.question and not any(isinstance(p, Audio) for turn in turns for p in turn.parts):
         raise DataError(
-            f"example {example.id!r}: its text holds the audio placeholder {AUDIO_PLACEHOLDER!r}, but it has no sound; "
-            "give the clip as an audio part"
+            f"example {example.id!r}: its text holds the audio placeholder {AUDIO_PLACEHOLDER!r}, but it has no sound"
         )
     *parts, last = [part for part in turns[-1].parts if part != Text("")] or [Text("")]
     question = last.text if isinstance(last, Text) else ""
