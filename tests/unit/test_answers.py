@@ -14,7 +14,7 @@ from earwise.answers import (
     parse_sections,
     split_reasoning,
 )
-from earwise.option_texts import normalise
+from earwise.answers.option_texts import normalise
 
 ANIMALS = ("dog barking", "cat", "car horn", "dog")
 PAIR = ("Like", "Dislike")

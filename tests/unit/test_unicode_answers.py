@@ -7,9 +7,9 @@ import pytest
 
 from earwise.algorithms.rewards import accuracy
 from earwise.answers import mentions, option_index, parse
+from earwise.answers.option_texts import canonical, normalise
 from earwise.errors import ScoringError
 from earwise.evaluation.metrics.mmau import score, string_match
-from earwise.option_texts import canonical, normalise
 from earwise.training.rollout.judge import parse_score
 from earwise.types import Example, Text, Turn
 

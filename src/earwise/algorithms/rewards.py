@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 
 from earwise.answers import SECTIONS, answer_blocks, extract_answer_r1aqa, mentions, option_index, parse
+from earwise.answers.option_texts import canonical, normalise
 from earwise.config.resolve import check_parameters, resolve_entry
 from earwise.errors import ScoringError
-from earwise.option_texts import canonical, normalise
 from earwise.types import Example
 
 Reward = Callable[[Example, str], float]

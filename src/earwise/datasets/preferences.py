@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from earwise.answers import parse
+from earwise.answers.option_texts import normalise
 from earwise.data import manifest
 from earwise.errors import DataError
 from earwise.files import read_log
-from earwise.option_texts import normalise
 from earwise.prompts import target_text
 from earwise.types import Example
 

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from earwise.answers import mentions
+from earwise.answers.option_texts import normalise
 from earwise.datasets.sari.chains import PlainText
 from earwise.datasets.teachers.teacher import TeacherRequest
-from earwise.option_texts import normalise
 from earwise.types import Audio, Example, Text, Turn
 
 KIND = "question"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from earwise.answers import extract_answer, mentions, parse
+from earwise.answers.option_texts import canonical, normalise
 from earwise.errors import ScoringError
-from earwise.option_texts import canonical, normalise
 from earwise.types import Example, Parsed, Score
 
 SCORER = "mmau-words/2"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from earwise.answers import extract_answer, mentions
+from earwise.answers.option_texts import normalise
 from earwise.evaluation.metrics.mellow import contains_answer
 from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
-from earwise.option_texts import normalise
 from earwise.types import Example, Score
 
 YES_NO = ("yes", "no")

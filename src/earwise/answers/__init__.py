@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from earwise.option_texts import OUTER_PUNCTUATION, canonical, fold, normalise, places_by_letter, without_labels
+from earwise.answers.option_texts import OUTER_PUNCTUATION, canonical, fold, normalise, places_by_letter, without_labels
 from earwise.types import Parsed, Status
 
 SECTIONS = ("planning", "caption", "reasoning", "summary")

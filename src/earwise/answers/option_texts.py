@@ -1,6 +1,6 @@
 """When two texts are the same to a reader, and which letter an option has.
 
-Below `answers.py`, which finds the option that a completion names. No torch.
+Used by the parser of this package, which finds the option that a completion names. No torch.
 """
 
 import re
