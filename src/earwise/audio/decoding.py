@@ -304,6 +304,7 @@ def _read_part(
     needs_resampling = rate != options.sample_rate
     stream = soxr.ResampleStream(rate, options.sample_rate, 1, dtype="float32") if needs_resampling else None
     parts: list[Waveform] = []
+    is_flushed = False
     for block in reader.blocks(first):
         if wanted is not None and num_read + len(block) > wanted:
             has_more, block = True, block[: wanted - num_read]
@@ -311,13 +312,14 @@ def _read_part(
             mono = mixer.mix(block)
             check_samples(mono, name, f" near {seconds(first + num_read, rate):.2f} s")
             num_read += len(mono)
-            parts.append(mono if stream is None else stream.resample_chunk(mono))
+            is_flushed = reader.samples is not None and first + num_read >= min(reader.samples, stop or reader.samples)
+            parts.append(mono if stream is None else stream.resample_chunk(mono, last=is_flushed))
         if has_more:
             break
         if num_read == wanted and reader.samples is not None:
             has_more = reader.samples > first + num_read
             break
-    if num_read and stream is not None:
+    if num_read and stream is not None and not is_flushed:
         parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
     length = num_samples(seconds(num_read, rate), options.sample_rate)
     waveform = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts])
