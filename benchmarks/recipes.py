@@ -21,7 +21,8 @@ from typing import Any
 
 from baselines.timing import machine
 
-from earwise.config.recipe import EvalConfig, Recipe, check_recipe, load_recipe
+from earwise.config.control.run_control import EvalConfig
+from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluation.compare import compare

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from earwise.config import curriculum, deprecated, recipe, servers, stages
+from earwise.config.control import run_control
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -33,7 +34,7 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "recipe": (recipe.Recipe, None),
     "model": (recipe.ModelConfig, None),
     "model.connector": (recipe.ConnectorConfig, None),
-    "eval": (recipe.EvalConfig, None),
+    "eval": (run_control.EvalConfig, None),
     "stage": (COMMON, None),
     "data": (stages.DataConfig, None),
     "data.mixture": (stages.Source, None),
@@ -80,7 +81,7 @@ def table(name: str) -> str:
     meanings = docstrings(model)
     rows = []
     for key, field in model.model_fields.items():
-        if key not in left_out:
+        if key not in left_out or key in vars(model)["__annotations__"]:
             kind = STAGE_KINDS if key == "kind" and name == "stage" else values_of(field)
             rows.append((f"`{key}`", kind, default_of(field), meanings[key]))
     return markdown(("key", "values", "default", "meaning"), rows)

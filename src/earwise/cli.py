@@ -17,7 +17,7 @@ from earwise import progress
 from earwise.commands import ask, build, chat, completion, demo, doctor, export, models, serve
 from earwise.commands.evaluation import compare, evaluate, report, tasks
 from earwise.commands.terminal import printable
-from earwise.commands.training import ablate, recipe, train
+from earwise.commands.training import ablate, recipe, status, train
 from earwise.errors import EarwiseError
 from earwise.files import disk_error_message
 
@@ -42,8 +42,9 @@ def app(show_traceback: bool) -> None:
 
 
 for command in (
-    ask.command, chat.command, build.group, recipe.command, train.command, ablate.command, evaluate.command,
-    tasks.command, compare.command, report.command, serve.command, doctor.command, export.command, models.command,
+    ask.command, chat.command, build.group, recipe.command, train.command, status.command, ablate.command,
+    evaluate.command, tasks.command, compare.command, report.command, serve.command, doctor.command, export.command,
+    models.command,
     demo.command, completion.command,
 ):  # fmt: skip
     app.add_command(command)

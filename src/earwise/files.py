@@ -168,6 +168,26 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process, this one or another, works in a folder that it has locked with `lock_folder`.
+
+    The lock is tried for a moment; a process that asks for it within that moment is refused.
+    """
+    from filelock import FileLock, Timeout
+
+    if not (folder / ".lock").exists():
+        return False
+    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    lock.release()
+    return False
+
+
 def disk_error_message(error: BaseException, path: Path | None = None) -> str | None:
     """One line about an error that a full or read-only disk caused, whichever library raised it.
 

@@ -71,6 +71,8 @@ def test_defaults_are_those_of_the_schema() -> None:
         raw = STAGE | {"kind": kind, "data": {"mixture": [{"manifest": "a.jsonl"}]} | styles}
         stage = check_recipe({"recipe": "r", "stages": [raw]}, "docs").stages[0].model_dump(mode="json")
         for key, default in re.findall(r"^\| `([\w.]+)` \| [^|]+ \| `([^`]+)` \|", text, re.MULTILINE):
+            if key == "max_steps":  # the stage needs a length, so its default cannot be compared
+                continue
             num_compared += 1
             assert value_of(stage, places[name] + key) == yaml.safe_load(default), (name, key)
     assert num_compared > 60

@@ -53,7 +53,19 @@ def plan(out: Path) -> list[tuple[str, tuple[Line, ...], tuple[Path, ...]]]:
     reasonaqa, sari, rated, speech = out / "reasonaqa.jsonl", out / "sari", out / "rated.jsonl", out / "xs-cot"
     build = ("build", "labels", str(STARTER), "--seed", "1", "--no-check", "--out")
     captions = f"clotho={out / 'clotho_captions_development.csv'}"
-    speak = ("build", "xs-cot", "--limit", "6", "--max-error", MAX_ERROR, "--no-check", "--out", str(speech))
+    speak = (
+        "build",
+        "xs-cot",
+        "--limit",
+        "6",
+        "--val-share",
+        "0.25",
+        "--max-error",
+        MAX_ERROR,
+        "--no-check",
+        "--out",
+        str(speech),
+    )
     has_synthesiser = shutil.which("espeak-ng") is not None
     return [
         ("one clip", ((*build, str(one_clip), "--per-clip", "2"),), (one_clip,)),

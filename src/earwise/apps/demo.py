@@ -19,7 +19,8 @@ import click
 
 from earwise.apps.recipe_eval import evaluate_entry, headline_figures
 from earwise.audio_model import AudioModel
-from earwise.config.recipe import EvalConfig, Recipe, load_recipe
+from earwise.config.control.run_control import EvalConfig
+from earwise.config.recipe import Recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path

@@ -5,22 +5,27 @@ and the demo.
 """
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from earwise.config.recipe import EvalConfig
+from earwise.config.control.run_control import EvalConfig
+from earwise.config.stages import StageConfig
 from earwise.data import manifest
 from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import Engine, SamplingParams
-from earwise.errors import ConfigError
+from earwise.errors import ConfigError, DataError
 from earwise.evaluation.controls import Control
 from earwise.evaluation.results import SAMPLES
 from earwise.evaluation.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
 from earwise.evaluation.scores import headline
+from earwise.evaluation.task_table import load_task
 from earwise.files import read_log
 from earwise.types import Example
 
+ANSWER_METRICS = ("accuracy", "format")
+"""Metrics of answers that every task has, beside the scores of its own."""
 PROGRESS_EVERY_S = 5.0
 """Seconds between two progress lines."""
 
@@ -53,12 +58,56 @@ def evaluate_entry(
     Raises:
         EarwiseError: see `evaluation.run.evaluate`.
     """
-    rows = manifest.select(
-        manifest.read(manifest_path(config.manifest, base), require_audio=not config.allow_text_only), config.where
-    )
+    task, rows = load_task(config.task), eval_rows(config, base)
     sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
     options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed, channel=config.channel)
-    return evaluate_with_controls(engine, evenly_spaced(rows, config.limit), out, options, blind=blind)
+    return evaluate_with_controls(engine, rows, out, options, task=task, blind=blind)
+
+
+def eval_rows(config: EvalConfig, base: Path) -> list[Example]:
+    """The rows that an entry under `eval:`, or an `eval_dataset`, selects.
+
+    Args:
+        config: The entry.
+        base: Folder that a relative path of the file starts from.
+    Raises:
+        DataError: if the file is wrong, or no row is left.
+    """
+    path = manifest_path(config.manifest, base)
+    if config.task == "manifest":
+        rows = manifest.read(path, require_audio=not config.allow_text_only)
+    else:
+        rows = load_task(config.task).load(path, None)
+    rows = manifest.select(rows, config.where)
+    if not rows:
+        raise DataError(f"{path}: has no row with {dict(config.where)}; correct `where`")
+    return evenly_spaced(rows, config.limit)
+
+
+def check_metric(stage: StageConfig) -> None:
+    """Refuse a `metric_for_best_model` that the evaluations of a stage do not measure.
+
+    Raises:
+        ConfigError: naming those that they do.
+    """
+    if stage.eval_dataset is None or stage.metric_for_best_model is None:
+        return
+    task = load_task(stage.eval_dataset.task)
+    names = ["loss"] if stage.has_loss_on_rows and stage.eval_dataset.task == "manifest" else []
+    names += [*ANSWER_METRICS, *task.score_notes] if stage.predict_with_generate else []
+    if stage.metric_for_best_model not in names:
+        near = get_close_matches(stage.metric_for_best_model, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(dict.fromkeys(names))}"
+        raise ConfigError(f"metric_for_best_model {stage.metric_for_best_model!r} is not measured; {hint}")
+
+
+def answer_metrics(metrics: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation during training: `n`, `accuracy` (the headline), `format`, and every score by its
+    name; what has no value is left out."""
+    figures = headline_figures(metrics)
+    values = {"n": figures["n"]} | {name: figures[name] for name in ANSWER_METRICS}
+    values |= {name: metric["accuracy"] for name, metric in (metrics["accuracy"] or {}).items()}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def evenly_spaced(examples: list[Example], limit: int | None) -> list[Example]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from earwise.apps.recipe_eval import evaluate_entry, headline_figures
+from earwise.apps.recipe_eval import answer_metrics, check_metric, eval_rows, evaluate_entry, headline_figures
 from earwise.config.recipe import RECORD, Recipe, recorded_recipe
 from earwise.engine.loading import fetch_base_weights
 from earwise.engine.local import LocalEngine
@@ -19,7 +19,8 @@ from earwise.errors import ConfigError
 from earwise.files import lock_folder
 from earwise.models import detect, hub
 from earwise.training import run
-from earwise.training.check_recipe import check_training
+from earwise.training.check_recipe import CheckedRecipe, check_training
+from earwise.training.control.evaluation import AnswerRequest
 from earwise.training.distributed import parallel
 
 Notify = Callable[[str], None]
@@ -84,14 +85,15 @@ def train_recipe(
         KeyboardInterrupt: if the run was interrupted; the message says how to continue it.
     """
     recipe = run.pin_model(recipe.tracked_in(options.track))
-    checked = check_training(recipe, base, notify)
+    checked = check_run(recipe, base, notify)
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
     if not options.evaluate:
         recipe = recipe.model_copy(update={"eval": ()})  # recorded with the run, so that --resume measures neither
 
     def train() -> Path:
-        return run.start(recipe, out, base, checked=checked, profile=options.profile_steps, notify=notify)
+        run_options = _run_options(recipe, base, options)
+        return run.start(recipe, out, base, checked=checked, options=run_options, notify=notify)
 
     return _train_and_evaluate(recipe, base, out, train, options, notify)
 
@@ -113,7 +115,7 @@ def resume_run(
         KeyboardInterrupt: as `train_recipe`.
     """
     recipe, base = recorded_recipe(out)
-    checked = check_training(recipe.tracked_in(options.track), base, notify)
+    checked = check_run(recipe.tracked_in(options.track), base, notify)
     if (out / "final" / detect.MARKER).exists():
         notify(
             f"{out}: is finished, nothing is left to train; "
@@ -121,9 +123,36 @@ def resume_run(
         )
 
     def train() -> Path:
-        return run.resume(out, checked=checked, track=options.track, profile=options.profile_steps, notify=notify)
+        run_options = _run_options(recipe, base, options)
+        return run.resume(out, checked=checked, track=options.track, options=run_options, notify=notify)
 
     return _train_and_evaluate(recipe, base, out, train, options, notify)
+
+
+def check_run(recipe: Recipe, base: Path, notify: Notify = lambda _: None) -> CheckedRecipe:
+    """Everything of a recipe that can be checked before a model is loaded: its rows, its settings, and that it trains
+    on none of the rows that it is measured on.
+
+    Args:
+        recipe: Resolved recipe.
+        base: Folder that relative manifests start from.
+        notify: Called with lines about progress.
+    Raises:
+        ConfigError, DataError, AudioError: as `check_recipe.check_training`.
+    """
+    for stage in recipe.stages:
+        check_metric(stage)
+    return check_training(recipe, base, notify, load_eval_rows=eval_rows)
+
+
+def _run_options(recipe: Recipe, base: Path, options: TrainOptions) -> run.RunOptions:
+    """The run's own options: among them what answers and scores the held-out rows during training."""
+
+    def evaluate_answers(request: AnswerRequest) -> dict[str, float]:
+        metrics = evaluate_entry(request.config, base, request.engine, request.folder, seed=recipe.seed, blind=())
+        return answer_metrics(metrics)
+
+    return run.RunOptions(options.profile_steps, evaluate_answers)
 
 
 def _train_and_evaluate(

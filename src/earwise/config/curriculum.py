@@ -39,3 +39,9 @@ class CurriculumConfig(Strict):
     """For `online`: a completion counts as passed if this reward is 1."""
     exploration: float = Field(0.1, gt=0, le=1)
     """For `online`: probability of using a row that is outside the band, each time it comes up."""
+
+    @model_validator(mode="after")
+    def _check_keys_of_order(self) -> "CurriculumConfig":
+        self.refuse_idle(self.order in ("banded", "online"), ("band",), "it is for order banded or online")
+        self.refuse_idle(self.order == "online", ("reward", "exploration"), "it is for order online")
+        return self

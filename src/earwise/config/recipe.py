@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from earwise.config.control.run_control import EvalConfig
 from earwise.config.curriculum import BandConfig, CurriculumConfig
 from earwise.config.deprecated import warn_on_stderr, with_new_names
 from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
@@ -27,7 +28,6 @@ from earwise.config.stages import (
     DpoConfig,
     GrpoConfig,
     LoraConfig,
-    RowFilter,
     SftConfig,
     Source,
     StageConfig,
@@ -86,25 +86,6 @@ class ModelConfig(Strict):
         return self
 
 
-class EvalConfig(Strict):
-    """An evaluation that is run before the first stage and after the last."""
-
-    manifest: str
-    """Path of the manifest, relative to the recipe's folder, or `starter:val`."""
-    where: RowFilter = Field(default_factory=dict)
-    """Use only rows whose fields have these values."""
-    allow_text_only: bool = False
-    """As in `data.mixture`: use rows without a clip as they are."""
-    style: str = "answer"
-    """Prompt style, a key of `prompts.INSTRUCTIONS`."""
-    max_new_tokens: int = Field(32, gt=0)
-    """Longest answer, in tokens."""
-    channel: Literal["mean", "first"] = "mean"
-    """Clips of several channels: their mean (the loudest channel where they cancel each other), or the first."""
-    limit: int | None = Field(None, gt=0)
-    """Number of rows, evenly spaced over the manifest; None: all."""
-
-
 class Recipe(Strict):
     """A resolved recipe."""
 
@@ -118,6 +99,9 @@ class Recipe(Strict):
     """Training stages, in order; each starts from the model that the one before has written."""
     eval: tuple[EvalConfig, ...] = ()
     """Evaluations before the first stage and after the last."""
+    on_overlap: Literal["stop", "warn"] = "stop"
+    """A row to train on that is also one to measure on (`eval`, `eval_dataset`, `held_out`): the same clips, by
+    content, with the same question. `warn` trains nevertheless."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
 

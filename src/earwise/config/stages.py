@@ -9,13 +9,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from earwise.config.control.run_control import RowFilter, RunControl
 from earwise.config.curriculum import CurriculumConfig
 from earwise.config.optimizer import OptimizerConfig
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
 from earwise.config.strict import Strict
-
-RowFilter = dict[Literal["task", "category", "source", "split", "language"], str]
-"""Field of a manifest row -> the value that the field must have."""
 
 
 class Source(Strict):
@@ -37,7 +35,7 @@ class DataConfig(Strict):
 
     mixture: tuple[Source, ...] = Field(min_length=1)
     """The manifests that rows are drawn from, with their shares."""
-    styles: dict[str, float] = Field({"answer": 1.0})
+    styles: dict[str, PositiveFloat] = Field({"answer": 1.0}, min_length=1)
     """Prompt style (a key of `prompts.INSTRUCTIONS`) -> weight; one style is drawn per question."""
     long_audio: Literal["error", "truncate", "chunk"] = "error"
     """Clips longer than the model's audio window: stop, use the beginning only, or pass consecutive chunks."""
@@ -104,11 +102,9 @@ class TrainableConfig(Strict):
         return self
 
 
-class _StageConfig(Strict):
+class _StageConfig(RunControl):
     """Settings that all kinds of stages share."""
 
-    kind: str
-    """Kind of the stage."""
     name: str | None = None
     """Name in overrides (`stages.NAME.max_steps`) and folders; None: the folder is named by the kind, and overrides use
     the number."""
@@ -120,28 +116,16 @@ class _StageConfig(Strict):
     """Parts of the model that are trained."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Optimizer and learning rates."""
-    max_steps: int = Field(gt=0)
-    """Optimizer steps."""
-    max_minutes: float | None = Field(None, gt=0)
-    """End the stage, as finished, after this many minutes of the running process; None: no limit."""
     pack_tokens: int = Field(1024, gt=0)
     """Tokens of one forward pass (a micro-batch of packed sequences)."""
     gradient_checkpointing: bool = False
     """Keep only the input of each layer and recompute the rest in the backward pass: about a third more computation,
     and memory that hardly grows with the number of layers."""
-    save_steps: int = Field(50, gt=0)
-    """Steps from one checkpoint to the next."""
-    save_total_limit: int = Field(1, gt=0)
-    """Number of checkpoints that are kept, the newest; a run resumes from the last."""
-    on_nonfinite_loss: Literal["stop", "skip"] = "stop"
-    """A loss or gradient that is not finite: end the run, or skip the update of this step."""
-    max_skipped_steps: int = Field(10, gt=0)
-    """With `skip`: number of consecutive skipped steps; one more ends the run."""
 
     @model_validator(mode="after")
     def _check_learning_rates(self) -> "_StageConfig":
         optimizer, length = self.optimizer, self.optimizer.lr_scheduler_steps
-        if length is None and optimizer.warmup_steps > self.max_steps:
+        if length is None and 0 < self.max_steps < optimizer.warmup_steps:
             raise ValueError(
                 f"optimizer.warmup_steps {optimizer.warmup_steps} is more than max_steps {self.max_steps}, so the "
                 "learning rate never reaches its value; lower it, or set optimizer.lr_scheduler_steps"
@@ -332,10 +316,13 @@ class CompressConfig(_SupervisedConfig):
     """A stub is the first `stub_groups` groups of `words_per_group` words, followed by the ellipsis."""
     order: Literal["left", "right", "random"] = "left"
     """Which units are removed first."""
-    units_per_epoch: float = Field(1.0, gt=0)
-    """Additional units removed per epoch."""
+    schedule_ratio: float = Field(0.8, gt=0, le=1)
+    """Share of the steps after which `cutover` is reached, where neither `units_per_epoch` nor `steps_per_unit` is
+    set."""
+    units_per_epoch: float | None = Field(None, gt=0)
+    """Additional units removed per epoch, in place of `schedule_ratio`."""
     steps_per_unit: int | None = Field(None, gt=0)
-    """Remove one more unit every this many steps, in place of `units_per_epoch`."""
+    """Remove one more unit every this many steps, in place of `schedule_ratio`."""
     cutover: int | None = Field(None, ge=0)
     """Number of removed units from which the whole chain is removed; None: the 95th percentile of sentences per chain,
     or never where the unit is tokens."""
@@ -348,8 +335,8 @@ class CompressConfig(_SupervisedConfig):
     `log_completions_steps`; None: token delay is not measured."""
     held_out_limit: int = Field(8, gt=0)
     """Number of held-out rows that are used."""
-    eval_steps: int = Field(25, gt=0)
-    """Steps between measurements of token delay."""
+    eval_steps: int | None = Field(25, gt=0)
+    """Steps between measurements of token delay, and between evaluations on `eval_dataset`."""
     max_new_tokens: int = Field(256, gt=0)
     """Longest answer to a held-out row, in tokens."""
 
@@ -361,6 +348,23 @@ class CompressConfig(_SupervisedConfig):
             )
         if self.unit == "tokens" and self.order == "random":
             raise ValueError("order random removes sentences; with unit tokens the order is left or right")
+        stub_keys = ("stub_groups", "words_per_group", "ellipsis")
+        self.refuse_idle(self.unit == "sentences", stub_keys, "unit tokens leaves no stub")
+        return self
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> "CompressConfig":
+        if self.units_per_epoch and self.steps_per_unit:
+            raise ValueError("units_per_epoch and steps_per_unit exclude each other; leave one out")
+        has_rate = bool(self.units_per_epoch or self.steps_per_unit)
+        self.refuse_idle(not has_rate, ("schedule_ratio",), "leave out units_per_epoch and steps_per_unit")
+        if self.unit == "tokens" and self.cutover is None and not has_rate:
+            raise ValueError("unit tokens needs cutover, units_per_epoch or steps_per_unit: chains differ in length")
+        return self
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> "CompressConfig":
+        self.refuse_idle(self.held_out is not None, ("held_out_limit", "max_new_tokens"), "set held_out")
         return self
 
 

@@ -89,6 +89,10 @@ class TextTokenizer:
         rest = Piece(first.text.removeprefix(self._opening), from_template=True)
         return (opening_id, *self._encoder.encode((rest, *pieces[1:])))
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text as `encode` gives them, and the first and last character (exclusive) of each token."""
+        return self.encode(text), self._encoder.offsets(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=True)
@@ -204,6 +208,14 @@ class SpanEncoder:
             text = "".join(piece.text for piece in pieces if not piece.from_template)
             raise DataError(f"the tokenizer cannot write {text[:60]!r} without a control token; change this text")
         return ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """First and last character (exclusive) of each token of a user's text."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        if self._controls(encoding.ids):
+            encoding = self._renamed.copy.encode(text, add_special_tokens=False)
+        offsets: list[tuple[int, int]] = encoding.offsets
+        return offsets
 
     def _written_tokens(self, piece: Piece) -> list[str]:
         """The control tokens that a piece writes, in order; none if it is not the template's."""

@@ -103,21 +103,29 @@ def build_mixture(
 
 
 def draw_clip_groups(
-    groups: Iterator[ClipGroup], count: int, clip_loader: ClipLoader, profiler: Profiler
+    groups: Iterator[ClipGroup],
+    count: int,
+    clip_loader: ClipLoader,
+    profiler: Profiler,
+    *,
+    at_most: bool = False,
 ) -> DrawnClips:
     """Draw groups of rows and decode their clips, until `count` groups could be read.
 
     Args:
-        groups: Endless stream of groups.
+        groups: Stream of groups.
         count: Number of groups to draw.
         clip_loader: Decodes the clips.
         profiler: Counts the time as `decode`.
+        at_most: Whether the stream may end before; False for an endless stream.
     """
     drawn: list[DrawnGroup] = []
     waveforms: dict[int, Waveform] = {}
     num_skipped = 0
     while len(drawn) < count:
-        group = next(groups)
+        group = next(groups, None) if at_most else next(groups)
+        if group is None:
+            break
         with profiler.phase("decode"):
             loaded = clip_loader.load_rows(group)
         if loaded is None:

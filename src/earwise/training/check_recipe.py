@@ -11,13 +11,17 @@ from pathlib import Path
 
 from earwise.algorithms.curriculum import Band, pass_rate, within_band
 from earwise.audio import clip_duration
-from earwise.config.recipe import EvalConfig, Recipe
+from earwise.config.control.run_control import EvalConfig
+from earwise.config.recipe import Recipe
 from earwise.config.stages import Source, StageConfig
 from earwise.data import manifest
 from earwise.data.index import ManifestRows, open_rows
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import AudioError, DataError
 from earwise.prompts import question_text
+from earwise.training.control.row_overlap import MeasuredRows, check_overlap
+from earwise.training.control.run_length import with_max_steps
+from earwise.training.logging.sample_log import evenly_spaced_rows
 from earwise.training.logging.tracking import check_trackers
 from earwise.training.stages.stage import StageData
 from earwise.training.stages.table import stage_class
@@ -26,6 +30,8 @@ from earwise.types import AudioClip, Example
 Notify = Callable[[str], None]
 OpenedManifests = dict[tuple[Path, bool], ManifestRows]
 """Manifest, and whether its audio files were looked for -> its rows."""
+LoadEvalRows = Callable[[EvalConfig, Path], Sequence[Example]]
+"""Loads the rows of an entry under `eval:`; the second argument is the folder that its file starts from."""
 
 PROBE_ALL_ROWS = 10_000
 """Largest number of rows of a source whose audio files are all looked at; that of more would take minutes."""
@@ -40,10 +46,12 @@ class CheckedStage:
     """The rows of a stage.
 
     Attributes:
+        config: Settings of the stage, with `max_steps` computed where the recipe gives epochs.
         data: The rows to train on.
         row_counts: Manifest (with its `where`) -> number of rows that the stage uses.
     """
 
+    config: StageConfig
     data: StageData
     row_counts: dict[str, int]
 
@@ -60,13 +68,21 @@ class CheckedRecipe:
         return [stage.row_counts for stage in self.stages]
 
 
-def check_training(recipe: Recipe, base: Path, notify: Notify = lambda line: None) -> CheckedRecipe:
+def check_training(
+    recipe: Recipe,
+    base: Path,
+    notify: Notify = lambda line: None,
+    *,
+    load_eval_rows: LoadEvalRows | None = None,
+) -> CheckedRecipe:
     """Open the rows of all stages and look for everything that would stop the run later.
 
     Args:
         recipe: Resolved recipe.
         base: Folder that relative manifests start from.
         notify: Receives progress.
+        load_eval_rows: Loads the rows of an entry under `eval:`, of any task; None: rows of manifests are read here,
+            those of other tasks are not checked.
     Raises:
         ConfigError: for an unknown style, reward or tracker.
         DataError: for a bad manifest, or rows that a stage cannot train on.
@@ -75,9 +91,31 @@ def check_training(recipe: Recipe, base: Path, notify: Notify = lambda line: Non
     check_trackers(recipe.trackers)
     opened: OpenedManifests = {}
     stages = tuple(check_stage(config, base, opened, notify) for config in recipe.stages)
-    for entry in recipe.eval:
-        _check_evaluation(entry, base, notify)
+    load = load_eval_rows or _manifest_rows
+    entries = {entry.model_dump_json(): entry for entry in (*recipe.eval, *_evaluations_of_stages(recipe))}
+    measured = [MeasuredRows(entry.manifest, load(entry, base)) for entry in entries.values()]
+    for entry, rows in zip(entries.values(), measured, strict=True):
+        question_text("", (), entry.style)  # refuses unknown styles
+        _check_audio(manifest_path(entry.manifest, base), rows.rows, notify)
+    measured += [MeasuredRows("held_out", stage.data.held_out) for stage in stages if stage.data.held_out]
+    trained = [rows for stage in stages for rows, _ in stage.data.mixture]
+    check_overlap(trained, measured, stops=recipe.on_overlap == "stop", notify=notify)
     return CheckedRecipe(stages)
+
+
+def _evaluations_of_stages(recipe: Recipe) -> list[EvalConfig]:
+    return [stage.eval_dataset for stage in recipe.stages if stage.eval_dataset is not None]
+
+
+def _manifest_rows(entry: EvalConfig, base: Path, notify: Notify = lambda line: None) -> Sequence[Example]:
+    """The rows of an entry that names a manifest; none for other tasks."""
+    if entry.task != "manifest":
+        return ()
+    path = manifest_path(entry.manifest, base)
+    rows = manifest.select(manifest.read(path, require_audio=not entry.allow_text_only, notify=notify), entry.where)
+    if not rows:
+        raise DataError(f"eval: {entry.manifest} has no row with {dict(entry.where)}; correct `where`")
+    return evenly_spaced_rows(rows, entry.limit or len(rows))
 
 
 def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify: Notify) -> CheckedStage:
@@ -117,7 +155,32 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
     if held_out_source is not None:
         held_out = _open_source(held_out_source, base, opened, notify, with_preferences=False, check_files=check_files)
     _check_sound(config, mixture)
-    return CheckedStage(StageData(mixture, held_out), row_counts)
+    config = with_max_steps(config, [rows for rows, _ in mixture])
+    eval_rows = _scorable_rows(config, base, opened, notify)
+    return CheckedStage(config, StageData(mixture, held_out, eval_rows), row_counts)
+
+
+def _scorable_rows(config: StageConfig, base: Path, opened: OpenedManifests, notify: Notify) -> Sequence[Example]:
+    """The rows of `eval_dataset` on which the stage can compute a loss.
+
+    Raises:
+        DataError: if the loss on them decides which checkpoint is best, and there are none.
+    """
+    entry = config.eval_dataset
+    if entry is None or entry.task != "manifest":
+        return ()
+    path = manifest_path(entry.manifest, base)
+    if (path, True) not in opened:
+        opened[path, True] = open_rows(path, notify=notify)
+    selected = opened[path, True].select(entry.where)
+    rows = evenly_spaced_rows(selected, entry.limit or len(selected))
+    rows = [row for row in rows if stage_class(config).can_score(config, row)]
+    if not rows and config.best_metric == "loss" and (config.keeps_best or config.early_stopping_patience):
+        raise DataError(
+            f"{path}: no row has the reply that a stage of kind {config.kind} needs for its loss in style "
+            f"{entry.style!r}; set metric_for_best_model: accuracy, or another eval_dataset.style"
+        )
+    return rows
 
 
 def _open_source(
@@ -197,16 +260,6 @@ def _apply_curriculum(config: StageConfig, rows: ManifestRows) -> ManifestRows:
         for row in rows:
             pass_rate(row)
     return rows
-
-
-def _check_evaluation(entry: EvalConfig, base: Path, notify: Notify) -> None:
-    """Check the rows of an entry under `eval:`."""
-    question_text("", (), entry.style)
-    path = manifest_path(entry.manifest, base)
-    rows = manifest.select(manifest.read(path, require_audio=not entry.allow_text_only, notify=notify), entry.where)
-    _check_audio(path, rows, notify)
-    if not rows:
-        raise DataError(f"eval: {entry.manifest} has no row with {dict(entry.where)}; correct `where`")
 
 
 def _check_audio(path: Path, rows: Sequence[Example], notify: Notify) -> None:

@@ -6,7 +6,7 @@ holds the trained parameters, the optimizer's state and the state of the stage; 
 
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def save_checkpoint(
     stage_state: Mapping[str, Any],
     *,
     save_total_limit: int = 1,
+    keep: Collection[int | None] = (),
 ) -> None:
     """Write `folder/checkpoint-STEP`, then delete the oldest checkpoints. All processes call; the first one writes.
 
@@ -40,6 +41,7 @@ def save_checkpoint(
         step: Number of finished optimizer steps.
         stage_state: State of the stage (data position, reference): tensors and plain values only.
         save_total_limit: Number of checkpoints that remain, the newest.
+        keep: Steps whose checkpoints remain too.
     Raises:
         DataError: if the checkpoint cannot be written; the earlier ones remain.
     """
@@ -55,8 +57,9 @@ def save_checkpoint(
             f"{folder}: checkpoint at step {step} cannot be written ({error.__cause__ or error}); "
             "free some space, then --resume"
         ) from error
-    for outdated in [*list_checkpoints(folder)[:-save_total_limit], *folder.glob(f".{PREFIX}*")]:
-        shutil.rmtree(outdated, ignore_errors=True)
+    outdated = [path for path in list_checkpoints(folder)[:-save_total_limit] if checkpoint_step(path) not in keep]
+    for path in [*outdated, *folder.glob(f".{PREFIX}*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -65,10 +68,25 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [by_step[step] for step in sorted(filter(str.isdigit, by_step), key=int)]
 
 
+def checkpoint_step(checkpoint: Path) -> int:
+    """Number of finished steps of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def delete_checkpoints_after(folder: Path, step: int) -> None:
+    """Delete the checkpoints of later steps. All processes call; the first one deletes."""
+    parallel.barrier()
+    if parallel.is_main_process():
+        for path in list_checkpoints(folder):
+            if checkpoint_step(path) > step:
+                shutil.rmtree(path)
+    parallel.barrier()
+
+
 def load_checkpoint(
-    folder: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    folder: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, step: int | None = None
 ) -> tuple[int, dict[str, Any]] | None:
-    """Restore parameters and optimizer from the newest checkpoint, in place.
+    """Restore parameters and optimizer from a checkpoint, in place.
 
     A checkpoint may come from another kind of device, and from another number of processes. Learning rates, weight
     decay and betas are those of the recipe, also where it was edited since the checkpoint was written. Each process
@@ -78,12 +96,13 @@ def load_checkpoint(
         folder: Folder of the stage.
         trained: Parameter name -> what the optimizer updates, as in `save_checkpoint`.
         optimizer: The optimizer of these.
+        step: Number of finished steps of the checkpoint to take; None: the newest.
     Returns:
-        Number of finished steps and the state of the stage; None if there is no checkpoint.
+        Number of finished steps and the state of the stage; None if there is no such checkpoint.
     Raises:
         DataError: if the checkpoint is damaged, or was written with a recipe that trains other parameters.
     """
-    saved = list_checkpoints(folder)
+    saved = [path for path in list_checkpoints(folder) if step in (None, checkpoint_step(path))]
     if not saved:
         return None
     newest = saved[-1]
@@ -104,7 +123,7 @@ def load_checkpoint(
         for name, parameter in trained.items():
             parameter.copy_(shard_like(state["trained"][name], parameter))
     _restore_optimizer(optimizer, state["optimizer"], newest)
-    return int(newest.name.removeprefix(PREFIX)), state["extra"]
+    return checkpoint_step(newest), state["extra"]
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], source: Path) -> None:

@@ -31,18 +31,35 @@ from earwise.models.precision.lora_beside import LOW_PRECISION
 from earwise.training.check_recipe import CheckedRecipe, CheckedStage, check_stage
 from earwise.training.checkpoints import list_checkpoints
 from earwise.training.clip_loader import ClipLoader
+from earwise.training.control.evaluation import AnswerEvaluator
+from earwise.training.control.model_selection import ModelSelection
+from earwise.training.control.out_of_memory import explain_out_of_memory
+from earwise.training.control.stage_setup import check_same_start, evaluation, throughput, trainer_options
 from earwise.training.distributed import parallel
+from earwise.training.logging.run_status import write_process
 from earwise.training.logging.step_log import LogFiles
 from earwise.training.logging.tracking import Tracking, check_trackers
-from earwise.training.policy import forest_tolerance
 from earwise.training.profiler import Profiler, profiler_for
-from earwise.training.stages.stage import Notify, StageContext, StageData
+from earwise.training.stages.stage import Notify, StageContext
 from earwise.training.stages.table import stage_class
 from earwise.training.trainable import set_trainable, trains_encoder
-from earwise.training.trainer import Trainer, TrainerOptions
+from earwise.training.trainer import Trainer
 
 METRICS, SAMPLES, FINAL = "metrics.jsonl", "rollouts.jsonl", "final"
 ENCODER_CACHE_MB = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Settings of a run that do not belong to its recipe.
+
+    Attributes:
+        profile: Whether to log and report where the time of a step goes.
+        answer_evaluator: Answers the held-out rows of `eval_dataset` and scores the answers; None: only losses.
+    """
+
+    profile: bool = False
+    answer_evaluator: AnswerEvaluator | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +71,7 @@ class _Run:
         out: Folder of the run.
         base: Folder that relative manifests start from.
         checked: Rows of the stages, if they are already open.
-        profile: Whether the time of each phase is logged.
+        options: Settings of the run that do not belong to the recipe.
         notify: Receives progress.
     """
 
@@ -62,17 +79,14 @@ class _Run:
     out: Path
     base: Path
     checked: CheckedRecipe | None
-    profile: bool
+    options: "RunOptions"
     notify: Notify
 
-    def stage_data(self, number: int) -> StageData:
-        """Rows of a stage, opened and checked unless this was done before."""
-        checked: CheckedStage
+    def checked_stage(self, number: int) -> CheckedStage:
+        """Settings and rows of a stage, opened and checked unless this was done before."""
         if self.checked is not None:
-            checked = self.checked.stages[number]
-        else:
-            checked = check_stage(self.recipe.stages[number], self.base, {}, self.notify)
-        return checked.data
+            return self.checked.stages[number]
+        return check_stage(self.recipe.stages[number], self.base, {}, self.notify)
 
 
 def start(
@@ -81,7 +95,7 @@ def start(
     base: Path,
     *,
     checked: CheckedRecipe | None = None,
-    profile: bool = False,
+    options: RunOptions = RunOptions(),
     notify: Notify = lambda line: None,
 ) -> Path:
     """Run a recipe in a new folder.
@@ -91,7 +105,7 @@ def start(
         out: Folder of the run: recipe.json, metrics.jsonl, rollouts.jsonl, one folder per stage, `final`.
         base: Folder that relative manifests start from.
         checked: Rows of the recipe from `check_recipe.check_training`; None to open and check them stage by stage.
-        profile: Whether to log and report where the time of a step goes.
+        options: Settings of the run that do not belong to the recipe.
         notify: Receives progress.
     Returns:
         `out / "final"`, the folder of the trained model.
@@ -112,7 +126,7 @@ def start(
     parallel.barrier()  # until every process has seen that the folder is free
     if parallel.is_main_process():
         write_json(out / RECORD, record)
-    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
+    return _run_stages(_Run(recipe, out, base, checked, options, notify))
 
 
 def resume(
@@ -120,7 +134,7 @@ def resume(
     *,
     checked: CheckedRecipe | None = None,
     track: Sequence[str] = (),
-    profile: bool = False,
+    options: RunOptions = RunOptions(),
     notify: Notify = lambda line: None,
 ) -> Path:
     """Continue a run from its folder alone; a finished run is returned as it is.
@@ -129,7 +143,7 @@ def resume(
         out: Folder of the run.
         checked: As in `start`.
         track: Trackers in addition to those of the recipe.
-        profile: As in `start`.
+        options: As in `start`.
         notify: Receives progress.
     Returns:
         `out / "final"`, the folder of the trained model.
@@ -140,7 +154,7 @@ def resume(
     recipe, base = recorded_recipe(out)
     recipe = recipe.tracked_in(track)
     check_trackers(recipe.trackers)
-    return _run_stages(_Run(recipe, out, base, checked, profile, notify))
+    return _run_stages(_Run(recipe, out, base, checked, options, notify))
 
 
 def pin_model(recipe: Recipe) -> Recipe:
@@ -188,7 +202,7 @@ def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
 def _run_stages(run: _Run) -> Path:
     """Run the stages that are not finished; only the first process reports."""
     if not parallel.is_main_process():
-        return _run_stages_locked(_Run(run.recipe, run.out, run.base, run.checked, run.profile, lambda line: None))
+        return _run_stages_locked(replace(run, notify=lambda line: None))
     with lock_folder(run.out):
         _delete_unfinished_files(run.out)
         return _run_stages_locked(run)
@@ -199,7 +213,8 @@ def _run_stages_locked(run: _Run) -> Path:
     for number, config in enumerate(run.recipe.stages):
         folder = run.out / f"stage-{number}-{config.name or config.kind}"
         if not (folder / FINAL / MARKER).exists():
-            _run_stage(run, number, config, folder, weights)
+            with explain_out_of_memory(folder.name, config):
+                _run_stage(run, number, folder, weights)
         weights = folder / FINAL
     final = run.out / FINAL
     if weights is not None and not final.exists() and parallel.is_main_process():
@@ -216,24 +231,27 @@ def _delete_unfinished_files(out: Path) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weights: Path | None) -> None:
+def _run_stage(run: _Run, number: int, folder: Path, weights: Path | None) -> None:
     """Train one stage and write its model.
 
     Args:
         run: What all stages share.
         number: Number of the stage, from 0.
-        config: Its settings.
         folder: Its folder.
         weights: Folder of the model that the stage before has written; None for the first stage.
     """
     model = load_recipe_model(run.recipe, weights)
-    data = run.stage_data(number)
+    checked = run.checked_stage(number)
+    config, data = checked.config, checked.data
+    if parallel.is_main_process():
+        check_same_start(folder, weights, model)
+        write_process(run.out, folder.name, number, len(run.recipe.stages), config.max_steps)
     seed = run.recipe.seed + number
     torch.manual_seed(seed)  # PEFT draws LoRA's initial weights from the global generator; nothing else uses it
     start_values = set_trainable(model, config.trainable, _exact_values(run.recipe, weights))
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model.module)
-    profiler = profiler_for(next(model.module.parameters()).device) if run.profile else Profiler()
+    profiler = profiler_for(next(model.module.parameters()).device) if run.options.profile else Profiler()
     with _open_tracking(run, config, folder) as tracking:
         context = StageContext(
             model=model,
@@ -252,16 +270,20 @@ def _run_stage(run: _Run, number: int, config: StageConfig, folder: Path, weight
             notify=run.notify,
             profiler=profiler,
         )
+        stage = stage_class(config)(context, config)
         trainer = Trainer(
             model,
-            stage_class(config)(context, config),
-            _trainer_options(config, model, run.profile, seed),
+            stage,
+            trainer_options(config, model, run.options.profile, seed),
             folder=folder,
-            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step),
+            log_files=LogFiles(run.out / METRICS, run.out / SAMPLES, tracking.log_step, tracking.log_evaluation),
             encoder_cache=context.encoder_cache,
             start_values=start_values,
             profiler=profiler,
             notify=run.notify,
+            evaluation=evaluation(config, context, stage, run.options.answer_evaluator, run.out / "eval" / folder.name),
+            selection=ModelSelection.of(config),
+            throughput=throughput(model, config),
         )
         trainer.train()
         _report_clips(context.clip_loader, model, config, run.notify)
@@ -285,20 +307,6 @@ def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
     Nothing is kept while the encoder is trained, since its output changes with every step."""
     max_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
     return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"))
-
-
-def _trainer_options(config: StageConfig, model: AudioLM, profile: bool, seed: int) -> TrainerOptions:
-    return TrainerOptions(
-        optimizer=config.optimizer,
-        max_steps=config.max_steps,
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        max_minutes=config.max_minutes,
-        max_skipped_steps=config.max_skipped_steps if config.on_nonfinite_loss == "skip" else 0,
-        profile=profile,
-        forest_tolerance=forest_tolerance(model.module),
-        seed=seed,
-    )
 
 
 @contextmanager

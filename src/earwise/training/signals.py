@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 
@@ -38,3 +39,13 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         self._notify("stopping: this step is finished and saved first (press again to stop at once)")
+
+
+@contextmanager
+def before_error(action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` before any error or interrupt inside the block goes on."""
+    try:
+        yield
+    except BaseException:
+        action()
+        raise

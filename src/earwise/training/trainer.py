@@ -12,8 +12,8 @@ different numbers of micro-batches, or none (`distributed/parallel.py`).
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,54 +22,28 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from earwise.config.optimizer import OptimizerConfig
 from earwise.errors import DataError, ModelError
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
-from earwise.training.checkpoints import load_checkpoint, save_checkpoint
+from earwise.training.checkpoints import delete_checkpoints_after, load_checkpoint, save_checkpoint
+from earwise.training.control.evaluation import HeldOutEvaluation
+from earwise.training.control.model_selection import ModelSelection
+from earwise.training.control.start_checks import StartChecks
+from earwise.training.control.step_guard import StepGuard, Verdict
+from earwise.training.control.trainer_options import TrainerOptions as TrainerOptions
 from earwise.training.distributed import parallel, sharding
 from earwise.training.logging.step_log import LogFiles, StepLog, StepRecord
+from earwise.training.logging.throughput import Throughput
 from earwise.training.optimization.lr_schedule import learning_rate_factor
 from earwise.training.optimization.master_weights import MasterWeights
 from earwise.training.optimization.optimizer import build_optimizer
-from earwise.training.policy import MicroBatch, Policy, check_forest, check_hearing
+from earwise.training.policy import MicroBatch, Policy
 from earwise.training.profiler import Profiler
-from earwise.training.signals import StopRequest
+from earwise.training.signals import StopRequest, before_error
 from earwise.training.stages.stage import Notify, Stage
 
-SKIPPED_STEPS = "bad_steps"
-"""Key in a checkpoint: consecutive steps, up to it, without a finite loss."""
-
-MAX_STEPS_WITHOUT_CLIP = 10
-"""Number of first steps without any clip that ends a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerOptions:
-    """Settings of the loop; most are those of a recipe's stage (`config/stages.py`).
-
-    Attributes:
-        optimizer: AdamW and its schedule.
-        max_steps: Optimizer steps in all.
-        save_steps: Steps from one checkpoint to the next; rounded up to whole rollouts.
-        save_total_limit: Number of checkpoints that are kept.
-        max_minutes: Wall-clock limit of this process; None: no limit.
-        max_skipped_steps: Number of consecutive steps whose loss or gradient may be non-finite; their update is
-            skipped. One more ends the run.
-        profile: Whether the seconds of each phase are logged, and described at intervals.
-        forest_tolerance: Limit of `check_forest`, in nats.
-        seed: Seed of the dropout of LoRA (`lora_dropout`), which is drawn anew at each step.
-    """
-
-    optimizer: OptimizerConfig
-    max_steps: int
-    save_steps: int
-    save_total_limit: int = 1
-    max_minutes: float | None = None
-    max_skipped_steps: int = 0
-    profile: bool = False
-    forest_tolerance: float = 1e-4
-    seed: int = 0
+GUARD, SELECTION, REGULAR_STEP = "step_guard", "model_selection", "regular_step"
+"""Keys in a checkpoint: the states of `StepGuard` and `ModelSelection`, and where a rollback leads."""
 
 
 @dataclass(slots=True)
@@ -100,6 +74,9 @@ class Trainer:
         start_values: Exact float32 values of parameters, from `set_trainable`.
         profiler: Measures the phases of a step; shared with the stage.
         notify: Receives progress.
+        evaluation: Evaluates the model on held-out rows; None: no evaluation.
+        selection: Chooses the best of the evaluated checkpoints, and ends a stage without improvement.
+        throughput: What the work of a step is measured against in the log.
     """
 
     def __init__(
@@ -114,9 +91,15 @@ class Trainer:
         start_values: Mapping[str, Tensor] | None = None,
         profiler: Profiler | None = None,
         notify: Notify = lambda line: None,
+        evaluation: HeldOutEvaluation | None = None,
+        selection: ModelSelection | None = None,
+        throughput: Throughput | None = None,
     ) -> None:
+        self._evaluation = evaluation
+        self._selection = selection or ModelSelection("loss", greater_is_better=False)
+        self._guard = StepGuard(options.failure_policy)
         self._model, self._stage, self._options = model, stage, options
-        self._folder, self._encoder_cache, self._notify = folder, encoder_cache, notify
+        self._folder, self._notify = folder, notify
         self._profiler = profiler or Profiler()
         self._step_log = StepLog(
             log_files,
@@ -126,9 +109,11 @@ class Trainer:
             profiler=self._profiler,
             profile=options.profile,
             notify=notify,
+            throughput=throughput,
         )
         self._accelerator = Accelerator(cpu=parallel.on_cpu())
         self._policy = Policy(model)
+        self._start_checks = StartChecks(self._policy, encoder_cache, options.forest_tolerance, notify)
         self._sharded = sharding.shard_decoder(model, start_values or {})
         self._masters = MasterWeights(model.module, start_values or {})
         self._optimizer = build_optimizer(
@@ -142,14 +127,14 @@ class Trainer:
         self._prepared_policy = self._accelerator.prepare_model(self._policy, evaluation_mode=True)
         self._prepared_optimizer = self._accelerator.prepare_optimizer(self._optimizer)
         self._step = 0
-        self._saved_step = 0
-        self._skipped_in_a_row = 0
+        self._saved_step = -1 if options.failure_policy.rolls_back else 0
+        self._regular_step = 0
+        """Step of the newest checkpoint that does not stem from an interrupt: where a rollback leads."""
         self._checks_done = False
-        self._steps_without_clip = 0
         self._checkpoint_state: dict[str, Any] | None = None
         """State of the stage that belongs to the current weights; None while no checkpoint of them is possible."""
         self._began = 0.0
-        """Time at which training began in this process, in seconds, for `max_minutes`."""
+        """When training began in this process, in seconds."""
 
     def train(self) -> int:
         """Train until `max_steps` or `max_minutes`, from the newest checkpoint if there is one.
@@ -157,27 +142,34 @@ class Trainer:
         Returns:
             Number of finished steps.
         Raises:
-            ModelError: if the forest is not exact on this model, the audio does not reach the loss, or too many losses
-                are not finite.
+            ModelError: if the forest is not exact on this model, the audio does not reach the loss, or too many steps
+                are bad.
             KeyboardInterrupt: if the run was asked to stop; everything is saved.
         """
         self._restore()
         self._began = time.monotonic()
-        with StopRequest(self._notify) as stop, _before_error(self._save_before_error):
+        with StopRequest(self._notify) as stop, before_error(self._save_before_error):
             while self._step < self._options.max_steps:
                 self._prepare_checkpoint()
                 if self._must_stop(stop):
                     break
-                self._reset_optimizer()
+                if self._stage.resets_optimizer(self._step):
+                    self._optimizer.state.clear()
                 step = self._make_batches()
                 self._set_learning_rate(step)
                 self._forward_backward(step)
                 self._clip_gradients(step)
-                self._check_finite(step)
-                self._update(step)
+                verdict = self._judge(step)
+                if verdict == "rollback":
+                    self._roll_back(step)
+                    continue
+                self._update(step, takes_step=verdict == "accept")
                 self._step_log.write(self._step, step.record)
             self._checkpoint_state = self._current_state()
+            if not parallel.any_process(stop.requested):
+                self._evaluate(is_last=True)
             self._save()
+            self._load_best(is_finished=not parallel.any_process(stop.requested))
         self._step_log.report(self._step)
         self.float32_values = self._masters.values | sharding.unshard_parameters(self._model, self._sharded)
         if parallel.any_process(stop.requested):
@@ -194,7 +186,7 @@ class Trainer:
             self._step, state = checkpoint
             self._saved_step = self._step
             self._stage.load_state_dict(state)
-            self._skipped_in_a_row = state.get(SKIPPED_STEPS, 0)
+            self._load_control_state(state)
             self._notify(f"{kind}: resumed after step {self._step}")
         if self._step_log.delete_after(self._step) and checkpoint is None:
             self._notify(f"{kind}: no checkpoint yet (save_steps: {self._options.save_steps}), starts from step 1")
@@ -205,11 +197,38 @@ class Trainer:
         interval = math.ceil(self._options.save_steps / updates_per_rollout) * updates_per_rollout
         at_rollout = self._step % updates_per_rollout == 0
         self._checkpoint_state = self._current_state() if at_rollout else None
-        if self._step % interval == 0:
+        is_best = at_rollout and self._evaluate()
+        if self._step % interval == 0 or is_best:
+            self._regular_step = self._step
             self._save()
 
+    def _evaluate(self, *, is_last: bool = False) -> bool:
+        """Evaluate where it is due, once a step; returns whether the result is the best and its checkpoint is kept.
+
+        The finished steps are already in `_checkpoint_state`, so that an interrupt in the middle loses none of them.
+        """
+        if self._evaluation is None or self._options.eval_steps is None or self._selection.last_step == self._step:
+            return False
+        updates_per_rollout = self._stage.updates_per_rollout
+        interval = math.ceil(self._options.eval_steps / updates_per_rollout) * updates_per_rollout
+        if not self._step or (self._step % interval and not is_last):
+            return False
+        metrics = self._evaluation.measure(self._step, self._policy, self._sharded.layers)
+        is_best = self._selection.observe(self._step, metrics)
+        self._step_log.write_evaluation(self._step, metrics, is_best=is_best)
+        self._checkpoint_state = self._current_state()
+        return is_best and self._selection.keeps_best
+
     def _current_state(self) -> dict[str, Any]:
-        return self._stage.state_dict() | {SKIPPED_STEPS: self._skipped_in_a_row}
+        control = {GUARD: self._guard.state_dict(), SELECTION: self._selection.state_dict()}
+        return self._stage.state_dict() | control
+
+    def _load_control_state(self, state: dict[str, Any]) -> None:
+        """Continue counting bad steps and evaluations; checkpoints of earlier versions have neither count."""
+        if GUARD in state:
+            self._guard.load_state_dict(state[GUARD])
+            self._selection.load_state_dict(state[SELECTION])
+            self._regular_step = state[REGULAR_STEP]
 
     def _save(self) -> None:
         """Write a checkpoint of the current weights, if possible and not yet done."""
@@ -219,10 +238,22 @@ class Trainer:
                 self._masters.trained,
                 self._optimizer,
                 self._step,
-                self._checkpoint_state,
+                self._checkpoint_state | {REGULAR_STEP: self._regular_step},
                 save_total_limit=self._options.save_total_limit,
+                keep={self._selection.kept_step, self._regular_step if self._guard.policy.rolls_back else None},
             )
             self._saved_step = self._step
+
+    def _load_best(self, *, is_finished: bool) -> None:
+        """At the end of the stage, take the weights of the best checkpoint, if the recipe asks for them."""
+        best_step = self._selection.best_step
+        if is_finished and self._options.load_best_model_at_end and best_step not in (None, self._step):
+            load_checkpoint(self._folder, self._masters.trained, self._optimizer, step=best_step)
+            self._masters.round_to_module()
+            self._notify(
+                f"{self._stage.kind}: the weights of step {best_step} are taken, the best by {self._selection.metric} "
+                f"({self._selection.best_value:.4f})"
+            )
 
     def _save_before_error(self) -> None:
         """Save the finished steps before an error goes on. Sharded parameters cannot be saved then, since all processes
@@ -235,12 +266,13 @@ class Trainer:
         """Whether to end before the next step: asked to, or out of time, in any process; only between rollouts."""
         max_minutes = self._options.max_minutes
         is_late = bool(max_minutes and time.monotonic() - self._began > 60 * max_minutes)
+        if self._checkpoint_state is not None and self._selection.should_stop:
+            self._notify(
+                f"{self._stage.kind}: ends after step {self._step}, {self._selection.without_improvement} evaluations "
+                f"in a row without a better {self._selection.metric} (early_stopping_patience)"
+            )
+            return True
         return self._checkpoint_state is not None and parallel.any_process(is_late or stop.requested)
-
-    def _reset_optimizer(self) -> None:
-        """Clear the optimizer's state where the stage asks for it."""
-        if self._stage.resets_optimizer(self._step):
-            self._optimizer.state.clear()
 
     def _make_batches(self) -> _Step:
         """Have the stage make the micro-batches of the next step; the first ones are used for the checks."""
@@ -255,51 +287,14 @@ class Trainer:
             # A first step whose groups are all flat has no micro-batches; then the next step is checked.
             if batches.micro_batches and not self._checks_done:
                 with self._profiler.phase("checks"):
-                    hearing = self._check_model(batches.micro_batches)
-            if hearing is not None:
-                metrics["hearing"] = hearing
+                    hearing = self._start_checks.run(batches.micro_batches)
+            metrics |= {} if hearing is None else {"hearing": hearing}
         passes = parallel.all_gather(len(batches.micro_batches))
         if not self._checks_done:
             self._checks_done = parallel.any_process(hearing is not None)
-            self._refuse_steps_without_clip(any(passes))
+            if any(passes) and not self._checks_done:
+                self._start_checks.refuse_steps_without_clip(self._stage.kind, self._options.max_steps)
         return _Step(batches.micro_batches, passes, StepRecord(started, data_ready, metrics, batches.example_ids))
-
-    def _check_model(self, micro_batches: Sequence[MicroBatch[Any]]) -> float | None:
-        """Check that the forest is exact on this model and that the audio reaches the loss.
-
-        Returns:
-            The result of `check_hearing`; None if no micro-batch has a clip, so that a later step must be checked.
-        """
-        micro_batch = next((batch for batch in micro_batches if batch.forest.audio_clips), micro_batches[0])
-        difference = check_forest(self._policy, micro_batch, tolerance=self._options.forest_tolerance)
-        if not micro_batch.forest.audio_clips:
-            return None
-        silent_states = {}
-        if micro_batch.encoder_states:
-            clips = sorted(set(micro_batch.forest.audio_clips))
-            states = self._encoder_cache.encoder_states([micro_batch.waveforms[clip] * 0 for clip in clips])
-            silent_states = dict(zip(clips, states, strict=True))
-        hearing = check_hearing(self._policy, micro_batch, silent_states)
-        self._notify(
-            f"checks: packed forest equals single sequences within {difference:.1e} nats; "
-            f"silence changes the log-probability by {-hearing:+.3f} nats per token"
-        )
-        return hearing
-
-    def _refuse_steps_without_clip(self, has_passes: bool) -> None:
-        """End a run that trains and trains without ever having a clip that could be compared with silence.
-
-        Args:
-            has_passes: Whether the step has micro-batches in any process.
-        """
-        if self._checks_done or not has_passes:
-            return
-        self._steps_without_clip += 1
-        if self._steps_without_clip >= min(MAX_STEPS_WITHOUT_CLIP, self._options.max_steps):
-            raise ModelError(
-                f"{self._stage.kind}: no row of the first {self._steps_without_clip} steps has a clip, so it cannot be "
-                "checked that the audio reaches the loss; raise the weight of the manifests with sound"
-            )
 
     def _set_learning_rate(self, step: _Step) -> None:
         """Set the learning rates of the step by the schedule."""
@@ -351,36 +346,52 @@ class Trainer:
         num_tokens = float(sum(len(micro_batch.forest) for micro_batch in step.micro_batches))
         step.record.sums = parallel.all_sum(step.record.sums | {"tokens": num_tokens})
 
-    def _check_finite(self, step: _Step) -> None:
-        """Count consecutive steps whose loss or gradient is not finite, and end the run after too many."""
-        self._skipped_in_a_row = 0 if step.record.is_finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row > self._options.max_skipped_steps:
-            in_a_row = f", {self._skipped_in_a_row} such steps in a row" if self._skipped_in_a_row > 1 else ""
-            loss, grad_norm = step.record.sums["loss"], step.record.grad_norm
+    def _judge(self, step: _Step) -> Verdict:
+        """Decide what happens to a step, and end the run if its loss is bad and the recipe allows no other way."""
+        loss, grad_norm = step.record.sums.get("loss", 0.0), step.record.grad_norm
+        verdict, metrics = self._guard.judge(loss, grad_norm)
+        step.record.metrics |= metrics
+        if verdict == "stop":
+            problem, setting = self._guard.explain(self._step + 1, loss, grad_norm)
             raise ModelError(
-                f"{self._stage.kind}: loss {loss:g} and gradient norm {grad_norm:g} at step "
-                f"{self._step + 1}{in_a_row}; lower optimizer.learning_rate or set on_nonfinite_loss: skip in "
-                f"{self._folder.parent / 'recipe.json'}, then --resume"
+                f"{self._stage.kind}: {problem}; lower optimizer.learning_rate or set "
+                f"{setting}: skip in {self._folder.parent / 'recipe.json'}, then --resume"
             )
+        return verdict
 
-    def _update(self, step: _Step) -> None:
-        """Take the optimizer step, unless loss or gradients are not finite."""
+    def _roll_back(self, step: _Step) -> None:
+        """Restore the newest regular checkpoint, and go on from there with the rows that come next.
+
+        A checkpoint that an interrupt left in between is not used, so that an interrupted run goes back to the same
+        step as one that was not.
+        """
+        target, bad_step, rollbacks = self._regular_step, self._step + 1, self._guard.rollbacks + 1
+        delete_checkpoints_after(self._folder, target)
+        restored = load_checkpoint(self._folder, self._masters.trained, self._optimizer, step=target)
+        if restored is None:
+            raise ModelError(f"{self._folder}: the checkpoint of step {target} is gone; start the stage anew")
+        self._masters.round_to_module()
+        self._prepared_optimizer.zero_grad()
+        self._model.module.eval()
+        self._step, state = restored
+        self._saved_step = self._step
+        self._load_control_state(state)  # not the stage's: its position in the data stays after the bad step
+        self._guard.rollbacks = rollbacks
+        self._step_log.delete_after(self._step)
+        self._step_log.count_rollback()
+        self._notify(
+            f"{self._stage.kind}: step {bad_step} has loss {step.record.sums.get('loss', 0.0):g} and gradient norm "
+            f"{step.record.grad_norm:g}; back at step {self._step} (rollback {rollbacks}), the rows in between are left"
+        )
+
+    def _update(self, step: _Step, *, takes_step: bool) -> None:
+        """Take the optimizer step, unless it is to be skipped."""
         self._checkpoint_state = None
         if any(step.passes):
             with self._profiler.phase("optimizer"):
-                if step.record.is_finite:
+                if takes_step:
                     self._prepared_optimizer.step()
                     self._masters.round_to_module()
                 self._prepared_optimizer.zero_grad()
         self._model.module.eval()
         self._step += 1
-
-
-@contextmanager
-def _before_error(action: Callable[[], None]) -> Iterator[None]:
-    """Call `action` before any error or interrupt inside the block goes on."""
-    try:
-        yield
-    except BaseException:
-        action()
-        raise

@@ -202,11 +202,8 @@ def test_sampled_prompts_are_those_of_the_log(rows: Path) -> None:
 
 @pytest.mark.parametrize("order", ["easy_to_hard", "online"])
 def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order: str) -> None:
-    config = recipe(
-        "grpo",
-        {"order": order, "reward": f"{__name__}:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}},
-        max_steps=6,
-    )
+    online = {"reward": f"{__name__}:long_enough", "exploration": 0.3, "band": {"low": 3, "high": 7}}
+    config = recipe("grpo", {"order": order} | (online if order == "online" else {}), max_steps=6)
     stopped, whole = run_interrupted_and_whole(config, rows.parent, after=4)
     assert len(trained_on(whole)) == 6
     whole_state, stopped_state = (

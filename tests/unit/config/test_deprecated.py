@@ -42,12 +42,16 @@ stages:
     name: third
     data: {mixture: [{manifest: c.jsonl}], styles: {think: 1.0}}
     max_steps: 5
-    pieces: tokens
+    pieces: sentences
     k: 1
     group: 2
     rate: 3.0
-    every_steps: 6
     measure_every: 8
+  - kind: compress
+    name: fourth
+    data: {mixture: [{manifest: c.jsonl}], styles: {think: 1.0}}
+    max_steps: 5
+    every_steps: 6
 profiles:
   cpu: {stages.first.optimizer.lr: 2.0e-4, "stages.*.save_every": 1}
   nested: {stages: {second: {sampler_refresh: {every: 7}}}}
@@ -92,12 +96,16 @@ stages:
     name: third
     data: {mixture: [{manifest: c.jsonl}], styles: {think: 1.0}}
     max_steps: 5
-    unit: tokens
+    unit: sentences
     stub_groups: 1
     words_per_group: 2
     units_per_epoch: 3.0
-    steps_per_unit: 6
     eval_steps: 8
+  - kind: compress
+    name: fourth
+    data: {mixture: [{manifest: c.jsonl}], styles: {think: 1.0}}
+    max_steps: 5
+    steps_per_unit: 6
 profiles:
   cpu: {stages.first.optimizer.learning_rate: 2.0e-4, "stages.*.save_steps": 1}
   nested: {stages: {second: {weight_sync: {steps: 7}}}}

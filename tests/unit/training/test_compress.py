@@ -4,12 +4,14 @@ runs are exact, token delay is counted token by token."""
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer, models
 
-from builders import tiny_qwen2_audio, tone
+from builders import byte_tokenizer, tiny_qwen2_audio, tone
 from earwise.answers import answer_start
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
@@ -19,7 +21,8 @@ from earwise.engine.token_delay import token_delay
 from earwise.errors import ConfigError
 from earwise.evaluation.results import EvalRun
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.prompts import target_text, xs_cot_chain
+from earwise.models.tokenizer import TextTokenizer
+from earwise.prompts import QWEN2_AUDIO, target_text, xs_cot_chain
 from earwise.report import result_tables
 from earwise.training import run
 from earwise.training.stages.compression_schedule import answer_marker, plan_schedule, split_reply
@@ -51,8 +54,6 @@ def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     """Three rows with chains, each with its own clip."""
-    from dataclasses import replace
-
     for number in range(3):
         (tmp_path / f"{number}.ogg").write_bytes(encode_ogg(tone(0.5, 300 * (number + 1)), 16000))
     manifest.write(tmp_path / "rows.jsonl", [replace(row, root=tmp_path) for row in (GERMAN, JAPANESE)])
@@ -102,22 +103,26 @@ def test_answer_is_unchanged_and_chain_only_shrinks(example: Example, style: str
     head, chain, tail = split_reply(example, style)
     assert head + chain + tail == target_text(example, style)
     assert tail.endswith(example.answer[0] + ("</answer>" if style == "think" else ""))
-    chains = [schedule.chain_ids(example, chain, step, model) for step in range(40)]
-    assert model.tokenizer.decode(chains[0]) == chain, "nothing is removed at the first step"
-    lengths = [len(ids) for ids in chains]
+    replies = [schedule.reply(example, style, step, model) for step in range(40)]
+    assert replies[0].ids == model.tokenizer.encode(target_text(example, style)), "the first step is plain SFT"
+    texts = [model.tokenizer.decode(reply.ids) for reply in replies]
+    assert all(text.startswith(head) and text.endswith(tail) for text in texts)
+    chains = [text.removeprefix(head).removesuffix(tail) for text in texts]
+    outside = len(model.tokenizer.encode(head + tail))
+    assert all(reply.num_chain_tokens == len(reply.ids) - outside for reply in replies), "one token per byte"
+    lengths = [len(reply.ids) for reply in replies]
     assert all(later <= earlier for earlier, later in itertools.pairwise(lengths))
     assert lengths[-1] < lengths[0]
     if settings.get("unit") != "tokens" and style == "xs-cot":
         markers = ["[de] ", "[en] ", "[en-response] "] if example.language == "de" else ["[ja] ", "[en] "]
-        for ids in chains:
-            text = model.tokenizer.decode(ids)
+        for text in chains:
             positions = [text.find(marker) for marker in markers]
             assert positions == sorted(positions) and positions[0] == 0, "the markers remain, in their order"
 
 
 def test_schedule_by_hand() -> None:
     """Four clips, two per step, are two steps per epoch. The German chain has 5 sentences, the English one 2."""
-    by_epoch = plan_schedule(stage(steps_per_unit=None, cutover=3), [], 4, seed=0)
+    by_epoch = plan_schedule(stage(steps_per_unit=None, cutover=3, units_per_epoch=1.0), [], 4, seed=0)
     assert [by_epoch.removed_units(step) for step in range(9)] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
     faster = plan_schedule(stage(steps_per_unit=None, cutover=9, units_per_epoch=2.0), [], 4, seed=0)
     assert [faster.removed_units(step) for step in range(4)] == [0, 1, 2, 3]
@@ -128,6 +133,8 @@ def test_schedule_by_hand() -> None:
         stage(unit="tokens", steps_per_unit=None, units_per_epoch=4.0, cutover=None), [GERMAN], 16, seed=0
     )
     assert tokens.cutover == math.inf
+    over_the_run = plan_schedule(stage(steps_per_unit=None, cutover=3, max_steps=10), [], 4, seed=0)
+    assert [over_the_run.removed_units(step) for step in range(10)] == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3], "3 at 0.8 * 10"
     assert [tokens.removed_units(step) for step in range(6)] == [0, 0, 1, 1, 2, 2], (
         "four tokens per epoch of eight steps"
     )
@@ -140,11 +147,11 @@ def test_optimizer_is_reset_only_where_more_is_removed() -> None:
 
 
 def test_random_offsets_remove_more_and_are_reproducible() -> None:
-    model, chain = load(), split_reply(GERMAN, "xs-cot")[1]
+    model = load()
 
     def lengths(**settings: Any) -> list[int]:
         schedule = plan_schedule(stage(cutover=5, **settings), [], 2, seed=3)
-        return [len(schedule.chain_ids(GERMAN, chain, step, model)) for step in range(14)]
+        return [schedule.reply(GERMAN, "xs-cot", step, model).num_chain_tokens for step in range(14)]
 
     exact, with_offsets = lengths(), lengths(smoothing=0.3)
     assert all(offset <= without for without, offset in zip(exact, with_offsets, strict=True))
@@ -244,3 +251,56 @@ def test_the_report_plots_score_against_delay() -> None:
     assert (
         result_tables.delay_table([(finished_run("a", [0], 0.5), 1), (finished_run("b", [0], 0.6), 2)], "lenient") == ""
     )
+
+
+# A tokenizer that joins across head, chain and tail ------------------------------------------------------------------
+
+
+def joining_tokenizer() -> Tokenizer:
+    """A byte tokenizer with one more token: a full stop and the line break after it, as Qwen's has."""
+    backend = byte_tokenizer()
+    vocab = backend.get_vocab(with_added_tokens=False) | {".Ċ": backend.get_vocab_size()}
+    joining = Tokenizer(models.BPE(vocab=vocab, merges=[(".", "Ċ")]))
+    joining.pre_tokenizer, joining.decoder = backend.pre_tokenizer, backend.decoder
+    return joining
+
+
+@pytest.mark.parametrize("settings", [{}, {"unit": "tokens", "units_per_epoch": 1.0, "steps_per_unit": None}], ids=str)
+def test_first_step_is_plain_sft_where_tokens_cross_the_joints(settings: dict[str, Any]) -> None:
+    model = load()
+    ids = model.tokenizer
+    model.tokenizer = TextTokenizer(joining_tokenizer(), ids.placeholder_id, ids.eos_ids, QWEN2_AUDIO)
+    schedule = plan_schedule(stage(**settings), [GERMAN], 2, seed=3)
+    whole = model.tokenizer.encode(target_text(GERMAN, "xs-cot"))
+    joined = model.tokenizer.backend.token_to_id(".Ċ")
+    assert whole.count(joined) == 2, "at the end of the German part, and between chain and answer"
+    parts = split_reply(GERMAN, "xs-cot")
+    assert [token for part in parts for token in model.tokenizer.encode(part)] != whole, "the parts alone differ"
+    first = schedule.reply(GERMAN, "xs-cot", 0, model)
+    assert first.ids == whole
+    later = schedule.reply(GERMAN, "xs-cot", 6, model)
+    assert len(later.ids) < len(whole)
+    assert later.ids[-1 - len(GERMAN.answer[0]) :] == whole[-1 - len(GERMAN.answer[0]) :], "the answer's tokens stay"
+
+
+def test_description_says_whether_the_end_is_reached() -> None:
+    rows = [GERMAN]
+    reached = plan_schedule(stage(steps_per_unit=None, cutover=3, max_steps=10), rows, 4, seed=0)
+    assert reached.describe().endswith("from 3 removed sentences, reached at step 9 of 10")
+    short = plan_schedule(stage(steps_per_unit=4, cutover=3, max_steps=10), rows, 4, seed=0)
+    assert "which this run does not reach: it ends at 2; set more max_steps" in short.describe()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"units_per_epoch": 2.0}, "units_per_epoch and steps_per_unit exclude each other"),
+        ({"schedule_ratio": 0.5}, "schedule_ratio 0.5 does nothing here"),
+        ({"unit": "tokens", "stub_groups": 1}, "stub_groups 1 does nothing here; unit tokens leaves no stub"),
+        ({"unit": "tokens", "steps_per_unit": None}, "unit tokens needs cutover"),
+        ({"held_out_limit": 3}, "held_out_limit 3 does nothing here; set held_out"),
+    ],
+)
+def test_settings_that_cannot_act_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        recipe(**settings)

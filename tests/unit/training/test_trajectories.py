@@ -35,8 +35,7 @@ DPO = {"kind": "dpo", "max_steps": 4, "clips_per_step": 2, "questions_per_clip":
 GRPO = {"kind": "grpo", "max_steps": 4, "prompts_per_step": 3, "group_size": 4, "max_new_tokens": 6,
         "rewards": {f"{MODULE}:vowels": 1.0, "format_answer": 0.5}, "log_completions_steps": 1}  # fmt: skip
 COMPRESS = {"kind": "compress", "max_steps": 5, "clips_per_step": 2, "questions_per_clip": 2, "steps_per_unit": 1,
-            "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think": 1.0}}, "max_new_tokens": 8,
-            "eval_steps": 2}  # fmt: skip
+            "data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think": 1.0}}, "eval_steps": 2}  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "sft": SFT,
     "sft, trained encoder, packed small": SFT | {"trainable": FULL | {"encoder": "full"}, "pack_tokens": 150},
@@ -53,7 +52,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "sft, unreadable clip": SFT | {"data": {"mixture": [{"manifest": "broken.jsonl"}], "on_bad_row": "skip"}},
     "dpo, rows": DPO | {"data": {"mixture": [{"manifest": "rows.jsonl"}]}},
     "dpo, options, ipo": DPO | {"negatives": "options", "loss_type": "ipo", "trainable": LORA},
-    "compress, sentences": COMPRESS | {"held_out": {"manifest": "more.jsonl"}, "held_out_limit": 2},
+    "compress, sentences": COMPRESS
+    | {"held_out": {"manifest": "more.jsonl"}, "held_out_limit": 2, "max_new_tokens": 8},
     "compress, tokens": COMPRESS
     | {"unit": "tokens", "smoothing": 2.0, "reset_optimizer": True, "log_completions_steps": 2, "trainable": LORA},
     "grpo": GRPO,

@@ -131,15 +131,16 @@ def _train(options: TrainCommandOptions) -> "TrainResult":
 
 def _plan(options: TrainCommandOptions) -> None:
     """Print what the run would train and need."""
+    from earwise.apps.recipe_run import check_run
     from earwise.commands.training.plan import show_plan
-    from earwise.training.check_recipe import check_training
 
     if options.resume is not None:
         raise ConfigError("--plan is for a run that has not begun; leave out --resume, or give the recipe")
     recipe, base = _load_recipe(options)
     recipe = recipe.tracked_in(options.track)
-    rows = check_training(recipe, base, note).row_counts
-    show_plan(recipe, rows, options.as_json, options.processes, options.engine)
+    checked = check_run(recipe, base, note)
+    recipe = recipe.model_copy(update={"stages": tuple(stage.config for stage in checked.stages)})
+    show_plan(recipe, checked.row_counts, options.as_json, options.processes, options.engine)
 
 
 def _load_recipe(options: TrainCommandOptions) -> "tuple[Recipe, Path]":

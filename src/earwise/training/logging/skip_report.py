@@ -10,6 +10,8 @@ from typing import Any
 
 SKIPPED = {
     "bad_loss": "updates skipped because the loss or gradient was not finite",
+    "spike": "spikes of loss or gradient norm",
+    "rollbacks": "rollbacks to a checkpoint",
     "skipped": "clips or rows skipped because their audio could not be read",
     "reward_errors": "rewards that failed",
     "sampler_errors": "requests to the rollout server that failed and were repeated",

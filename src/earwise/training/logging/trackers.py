@@ -31,6 +31,7 @@ CLIP_SECONDS, CLIP_RATE = 10.0, 16000
 GROUPS = {
     "lr": "optimizer", "grad_norm": "optimizer",
     "seconds": "speed", "data_seconds": "speed", "tokens_per_s": "speed", "audio_s_per_s": "speed",
+    "mfu": "speed",
 }  # fmt: skip
 NOT_RESULTS = ("optimizer/", "speed/", "phase/", "run/")
 """Prefixes of metrics that do not say how well a stage trains, and so are not compared between hyperparameters."""

@@ -106,6 +106,11 @@ class Tracking:
             for tracker in self._trackers:
                 tracker.log(row["step"], metrics, samples)
 
+    def log_evaluation(self, row: LogRow) -> None:
+        """Send the metrics of an evaluation after a step that was logged before."""
+        for tracker in self._trackers:
+            tracker.log(row["step"], group_metrics(row), [], adds_to_step=True)
+
     def close(self) -> None:
         """Finish the stage in every tracker, and report the steps that did not get there."""
         for tracker in self._trackers:
@@ -148,15 +153,17 @@ class _GuardedTracker:
     lost_steps: int = 0
     failures: int = 0
 
-    def log(self, step: int, metrics: Mapping[str, float], samples: Sequence[LoggedSample]) -> None:
-        """Send one step, unless the tracker is disabled or already has it."""
+    def log(
+        self, step: int, metrics: Mapping[str, float], samples: Sequence[LoggedSample], *, adds_to_step: bool = False
+    ) -> None:
+        """Send one step, unless the tracker is disabled or already has it; or more metrics of the last step."""
         if self.failures >= MAX_FAILURES:
             self.lost_steps += 1
             return
         try:
             if self.tracker is None:
                 self.tracker = self._open(step)
-            if not self.tracker.discards_later_steps:
+            if not self.tracker.discards_later_steps and not adds_to_step:
                 if step <= self.progress["step"]:
                     return
                 self.progress["step"] = step

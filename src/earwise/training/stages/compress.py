@@ -1,15 +1,15 @@
 """Compression: supervised training on chains of reasoning from which more and more is removed; the answer stays.
 
-The data flow is that of `supervised.py`. A reply is head, chain and tail, tokenised apart, so that the answer has the
-same tokens at every step; the chain is shortened as `compression_schedule.py` says. It starts whole, so XS-CoT's second
-and third stage are one stage here. Token delay is measured on held-out rows at intervals.
+The data flow is that of `supervised.py`. A reply is head, chain and tail; the chain is shortened as
+`compression_schedule.py` says. It starts whole, and then the stage is SFT token by token, so XS-CoT's second and third
+stage can be one stage here. Token delay is measured on held-out rows at intervals.
 
 Sources: XS-CoT (arXiv:2504.20835) for sentences and stubs; stepwise internalisation (arXiv:2405.14838) for tokens,
 random offsets and optimizer resets. Ours where XS-CoT is silent: an epoch is as many drawn clips as there are clips.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,9 +26,9 @@ from earwise.forest import TokenPath
 from earwise.models.prompt_encoding import completion_path
 from earwise.training.logging.sample_log import NUM_LOGGED_ROWS, evenly_spaced_rows, prompts_for_rows, sample_row
 from earwise.training.policy import MicroBatch
-from earwise.training.stages.compression_schedule import answer_marker, plan_schedule, split_reply
+from earwise.training.stages.compression_schedule import answer_marker, count_chain_tokens, plan_schedule
 from earwise.training.stages.stage import StageContext, StepBatches
-from earwise.training.stages.supervised import SupervisedPipeline, check_reasoning
+from earwise.training.stages.supervised import SupervisedPipeline, SupervisedStep, can_score_reply, check_reasoning
 from earwise.types import Example
 
 
@@ -82,22 +82,24 @@ class CompressStage:
         rows = (row for source, _ in context.data.mixture for row in source)
         self._schedule = plan_schedule(config, rows, self._pipeline.num_clip_groups, context.seed)
         self._delay_meter = TokenDelayMeter(context, config)
-        context.notify(
-            f"compress: an epoch is {self._schedule.steps_per_epoch:.1f} steps; chains are removed as a whole from "
-            f"{self._schedule.cutover:g} removed {config.unit}"
-        )
+        context.notify(self._schedule.describe())
 
     def batches(self, step: int) -> StepBatches[CompressInputs]:
         """Draw clips and questions, shorten the chains, pack them, and measure token delay; see `Stage`."""
         lengths = ChainLengths()
         data = self._pipeline.make_step(step, partial(self._replies, step, lengths))
-        inputs = CompressInputs(data.num_trained_tokens)
-        metrics = data.metrics | {"progress": self._schedule.removed_units(step)} | lengths.metrics()
-        if step % self._config.eval_steps == 0 or step == self._config.max_steps - 1:
+        metrics = {"progress": self._schedule.removed_units(step)} | lengths.metrics()
+        interval = self._config.eval_steps
+        if interval is not None and (step % interval == 0 or step == self._config.max_steps - 1):
             with self._context.profiler.phase("delay"):
                 metrics |= self._delay_meter.measure(step)
-        micro_batches = [micro_batch.with_loss_inputs(inputs) for micro_batch in data.micro_batches]
-        return StepBatches(micro_batches, metrics, data.example_ids)
+        return _with_inputs(data, metrics)
+
+    def held_out_batches(self, step: int) -> Iterator[StepBatches[CompressInputs]]:
+        """Held-out rows with their chains as short as at the step, packed; see `Stage`."""
+        lengths = ChainLengths()
+        data = self._pipeline.held_out_steps(partial(self._replies, step, lengths))
+        yield from (_with_inputs(part, {}) for part in data)
 
     def loss(self, logprobs: Tensor, micro_batch: MicroBatch[CompressInputs]) -> LossOutput:
         """Negative log-likelihood per trained token of the step; see `Stage`."""
@@ -120,17 +122,20 @@ class CompressStage:
     ) -> Sequence[TokenPath]:
         """One branch: head, shortened chain and tail of the row's reply; adds the chain to `lengths`."""
         model = self._context.model
-        head, chain, tail = split_reply(example, style)
-        chain_ids = self._schedule.chain_ids(example, chain, step, model)
-        lengths.trained.append(len(chain_ids))
-        lengths.full.append(len(model.tokenizer.encode(chain)))
-        head_ids = model.tokenizer.encode(head) if head else []
-        return [completion_path([*head_ids, *chain_ids, *model.tokenizer.encode(tail), model.eos_ids[0]])]
+        reply = self._schedule.reply(example, style, step, model)
+        lengths.trained.append(reply.num_chain_tokens)
+        lengths.full.append(count_chain_tokens(example, style, model))
+        return [completion_path([*reply.ids, model.eos_ids[0]])]
 
     @staticmethod
     def trains_on_preferences(config: CompressConfig) -> bool:
         """No: rows need an answer; see `StageClass`."""
         return False
+
+    @staticmethod
+    def can_score(config: CompressConfig, row: Example) -> bool:
+        """Whether the row has the reply that is asked for; see `StageClass`."""
+        return can_score_reply(config, row)
 
     @staticmethod
     def held_out_source(config: CompressConfig) -> Source | None:
@@ -146,6 +151,13 @@ class CompressStage:
     def memory(config: CompressConfig, processes: int = 1) -> StageMemory:
         """Nothing beside the forward pass; see `StageClass`."""
         return StageMemory(decodes_in_batches=CompressStage.decodes_in_batches)
+
+
+def _with_inputs(data: SupervisedStep, metrics: dict[str, float]) -> StepBatches[CompressInputs]:
+    """The batches of a step with the inputs of the loss and further metrics."""
+    inputs = CompressInputs(data.num_trained_tokens)
+    micro_batches = [micro_batch.with_loss_inputs(inputs) for micro_batch in data.micro_batches]
+    return StepBatches(micro_batches, data.metrics | metrics, data.example_ids, data.num_trained_tokens)
 
 
 class TokenDelayMeter:

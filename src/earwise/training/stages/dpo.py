@@ -9,7 +9,7 @@ third stage but does not publish settings.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from earwise.models.prompt_encoding import answer_path
 from earwise.prompts import target_text
 from earwise.training.policy import MicroBatch, Policy
 from earwise.training.stages.stage import StageContext, StepBatches
-from earwise.training.stages.supervised import SupervisedPipeline
+from earwise.training.stages.supervised import SupervisedPipeline, SupervisedStep
 from earwise.training.trainable import Reference
 from earwise.types import Example
 
@@ -74,14 +74,21 @@ class DpoStage:
 
     def batches(self, step: int) -> StepBatches[DpoInputs]:
         """Draw clips and preference pairs, pack them and run the reference; see `Stage`."""
-        data = self._pipeline.make_step(step, self._replies)
+        return self._with_reference(self._pipeline.make_step(step, self._replies))
+
+    def held_out_batches(self, step: int) -> Iterator[StepBatches[DpoInputs]]:
+        """Held-out preference pairs, packed, with the reference's log-probabilities; see `Stage`."""
+        yield from map(self._with_reference, self._pipeline.held_out_steps(self._replies))
+
+    def _with_reference(self, data: SupervisedStep) -> StepBatches[DpoInputs]:
         num_pairs = data.num_branches // 2
         micro_batches = []
         for micro_batch in data.micro_batches:
             with self._context.profiler.phase("reference"):
                 ref_logprobs = self._reference.logprobs(self._policy, micro_batch)
             micro_batches.append(micro_batch.with_loss_inputs(DpoInputs(num_pairs, ref_logprobs)))
-        return StepBatches(micro_batches, data.metrics | {"pairs": float(num_pairs)}, data.example_ids)
+        metrics = data.metrics | {"pairs": float(num_pairs)}
+        return StepBatches(micro_batches, metrics, data.example_ids, float(num_pairs))
 
     def loss(self, logprobs: Tensor, micro_batch: MicroBatch[DpoInputs]) -> LossOutput:
         """DPO loss of the pairs of a micro-batch; see `Stage`."""
@@ -123,6 +130,13 @@ class DpoStage:
     def trains_on_preferences(config: DpoConfig) -> bool:
         """Whether rejected replies come from the rows; see `StageClass`."""
         return config.negatives == "rows"
+
+    @staticmethod
+    def can_score(config: DpoConfig, row: Example) -> bool:
+        """Whether the row has a preference; see `StageClass`."""
+        if config.negatives == "options":
+            return bool(row.answer) and len(row.choices) > 1
+        return bool(row.rejected) and bool(row.chosen or row.answer)
 
     @staticmethod
     def held_out_source(config: DpoConfig) -> Source | None:

@@ -9,7 +9,7 @@ math_verify; 2. every completion is trained on the clip of its own prompt, while
 mix up the clips.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from earwise.training.rollout.batching import GrpoInputs, batch_rollouts
 from earwise.training.rollout.collect import RolloutCollector
 from earwise.training.stages.stage import StageContext, StepBatches
 from earwise.training.trainable import Reference
+from earwise.types import Example
 
 
 class GrpoStage:
@@ -65,6 +66,10 @@ class GrpoStage:
         example_ids = [rollout.example_id for rollout in collected.rollouts]
         self._last_batches = StepBatches(micro_batches, audio_s, example_ids)
         return StepBatches(micro_batches, metrics | audio_s, example_ids)
+
+    def held_out_batches(self, step: int) -> Iterator[StepBatches[GrpoInputs]]:
+        """Nothing: the loss is one on sampled completions; see `Stage`."""
+        return iter(())
 
     def _with_logprobs(self, micro_batch: MicroBatch[GrpoInputs]) -> MicroBatch[GrpoInputs]:
         """Add the log-probabilities under the reference and the old policy, where the loss needs them."""
@@ -115,6 +120,11 @@ class GrpoStage:
     @staticmethod
     def trains_on_preferences(config: GrpoConfig) -> bool:
         """No: rewards need an answer; see `StageClass`."""
+        return False
+
+    @staticmethod
+    def can_score(config: GrpoConfig, row: Example) -> bool:
+        """No: there is no loss on given rows; see `StageClass`."""
         return False
 
     @staticmethod

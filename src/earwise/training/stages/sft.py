@@ -5,7 +5,7 @@ is the mean over all trained tokens of a step.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from earwise.prompts import target_text
 from earwise.training.policy import MicroBatch
 from earwise.training.stages import ridge
 from earwise.training.stages.stage import StageContext, StepBatches
-from earwise.training.stages.supervised import SupervisedPipeline, check_reasoning
+from earwise.training.stages.supervised import SupervisedPipeline, SupervisedStep, can_score_reply, check_reasoning
 from earwise.types import Example
 
 
@@ -52,10 +52,16 @@ class SftStage:
 
     def batches(self, step: int) -> StepBatches[SftInputs]:
         """Draw clips and questions and pack them; see `Stage`."""
-        data = self._pipeline.make_step(step, self._replies)
+        return self._with_inputs(self._pipeline.make_step(step, self._replies))
+
+    def held_out_batches(self, step: int) -> Iterator[StepBatches[SftInputs]]:
+        """Held-out rows, packed; see `Stage`."""
+        yield from map(self._with_inputs, self._pipeline.held_out_steps(self._replies))
+
+    def _with_inputs(self, data: SupervisedStep) -> StepBatches[SftInputs]:
         inputs = SftInputs(data.num_trained_tokens)
         micro_batches = [micro_batch.with_loss_inputs(inputs) for micro_batch in data.micro_batches]
-        return StepBatches(micro_batches, data.metrics, data.example_ids)
+        return StepBatches(micro_batches, data.metrics, data.example_ids, data.num_trained_tokens)
 
     def loss(self, logprobs: Tensor, micro_batch: MicroBatch[SftInputs]) -> LossOutput:
         """Negative log-likelihood per trained token of the step; see `Stage`."""
@@ -82,6 +88,11 @@ class SftStage:
     def trains_on_preferences(config: SftConfig) -> bool:
         """No: rows need an answer; see `StageClass`."""
         return False
+
+    @staticmethod
+    def can_score(config: SftConfig, row: Example) -> bool:
+        """Whether the row has the reply that is asked for; see `StageClass`."""
+        return can_score_reply(config, row)
 
     @staticmethod
     def held_out_source(config: SftConfig) -> Source | None:

@@ -5,7 +5,7 @@ optimizer, and the trainer (`earwise.training.trainer`) never sees a row. All ra
 `(seed, step)`, so that a resumed run continues exactly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,10 +38,12 @@ class StageData:
     Attributes:
         mixture: Rows and weight of each manifest of the mixture.
         held_out: Rows for measurements during the stage; empty if the stage has none.
+        eval_rows: Those rows of `eval_dataset` on which the stage can compute a loss; empty without evaluations.
     """
 
     mixture: Sequence[tuple[Sequence[Example], float]]
     held_out: Sequence[Example] = ()
+    eval_rows: Sequence[Example] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,13 @@ class StepBatches(Generic[Inputs]):
         micro_batches: This process's micro-batches; may be empty.
         metrics: Values to log; the trainer prefixes their names with the kind of the stage.
         example_ids: Ids of the rows of the step, of all processes, in the order in which they were used.
+        weight: What the loss of the step is a mean over (tokens, pairs), where it is averaged with other steps.
     """
 
     micro_batches: list[MicroBatch[Inputs]]
     metrics: dict[str, float]
     example_ids: list[str]
+    weight: float = 1.0
 
 
 class Stage(Protocol[Inputs]):
@@ -104,6 +108,11 @@ class Stage(Protocol[Inputs]):
 
     def batches(self, step: int) -> StepBatches[Inputs]:
         """Make the micro-batches of an optimizer step; `step` counts from 0."""
+        ...
+
+    def held_out_batches(self, step: int) -> Iterator[StepBatches[Inputs]]:
+        """The rows of `StageData.eval_rows`, each once and in their order, as for a loss after `step` finished steps;
+        nothing for a stage without a loss on given rows."""
         ...
 
     def loss(self, logprobs: Tensor, micro_batch: MicroBatch[Inputs]) -> LossOutput:
@@ -137,6 +146,10 @@ class StageClass(Protocol[Config]):
 
     def trains_on_preferences(self, config: Config) -> bool:
         """Whether the stage uses rows with `rejected` replies instead of rows with an answer."""
+        ...
+
+    def can_score(self, config: Config, row: Example) -> bool:
+        """Whether the stage can compute its loss on a held-out row."""
         ...
 
     def held_out_source(self, config: Config) -> Source | None:

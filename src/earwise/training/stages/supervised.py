@@ -8,7 +8,7 @@ Before some steps the model answers a few fixed rows, for a person to read (`log
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from earwise.forest import TokenPath
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import THINKING_STYLES, prompt_turns
 from earwise.training.batches import (
+    DrawnClips,
     DrawnGroup,
     build_micro_batches,
     build_mixture,
@@ -36,6 +37,10 @@ from earwise.types import Audio, Example, Text, Turn
 
 RepliesHook = Callable[[Example, str, random.Random], Sequence[TokenPath]]
 """Row, prompt style and random generator -> token paths of the replies to train on, one branch each."""
+
+
+EVAL_QUESTIONS = 16
+"""Largest number of held-out rows about one clip in one tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +96,51 @@ class SupervisedPipeline:
             step: Number of the step, from 0.
             replies: Gives the token paths of the replies to a row.
         """
-        context, config, model = self._context, self._config, self._context.model
+        context, config = self._context, self._config
         if self._completion_logger is not None:
             self._completion_logger.before_step(step)
         rng = random.Random(f"{context.seed} {config.kind} {step}")
         drawn = draw_clip_groups(self._mixture, config.clips_per_step, context.clip_loader, context.profiler)
+
+        def choose_rows(group: DrawnGroup) -> Sequence[Example]:
+            return rng.sample(group.rows, min(len(group.rows), config.questions_per_clip))
+
+        return self._pack(drawn, choose_rows, lambda: self._draw_style(rng), replies, rng)
+
+    def held_out_steps(self, replies: RepliesHook) -> Iterator[SupervisedStep]:
+        """Micro-batches of the held-out rows, each row once, `clips_per_step` clips at a time; in the style in which
+        they are evaluated.
+
+        Args:
+            replies: Gives the token paths of the replies to a row.
+        """
+        context, config = self._context, self._config
+        if config.eval_dataset is None:
+            return
+        style = config.eval_dataset.style
+        groups = [part for group in group_by_clips(context.data.eval_rows) for part in _parts(group, EVAL_QUESTIONS)]
+        for start in range(0, len(groups), config.clips_per_step):
+            part = groups[start : start + config.clips_per_step]
+            drawn = draw_clip_groups(iter(part), len(part), context.clip_loader, context.profiler, at_most=True)
+            if drawn.groups:
+                rng = random.Random(f"{context.seed} {config.kind} held out {start}")
+                yield self._pack(drawn, lambda group: group.rows, lambda: style, replies, rng)
+
+    def _pack(
+        self,
+        drawn: DrawnClips,
+        choose_rows: Callable[[DrawnGroup], Sequence[Example]],
+        next_style: Callable[[], str],
+        replies: RepliesHook,
+        rng: random.Random,
+    ) -> SupervisedStep:
+        """One tree for the chosen rows of each group, packed."""
+        context, config, model = self._context, self._config, self._context.model
         trees: list[list[TokenPath]] = []
         example_ids: list[str] = []
         for group in drawn.groups:
-            rows = rng.sample(group.rows, min(len(group.rows), config.questions_per_clip))
-            trees.append([path for row in rows for path in self._branches(row, group, replies, rng)])
+            rows = choose_rows(group)
+            trees.append([path for row in rows for path in self._branches(row, next_style(), group, replies, rng)])
             example_ids += [row.id for row in rows]
         micro_batches = build_micro_batches(
             model,
@@ -114,9 +154,13 @@ class SupervisedPipeline:
         num_branches = sum(len(paths) for paths in trees)
         return SupervisedStep(micro_batches, count_trained_tokens(trees), num_branches, example_ids, metrics)
 
-    def _branches(self, row: Example, group: DrawnGroup, replies: RepliesHook, rng: random.Random) -> list[TokenPath]:
+    def _draw_style(self, rng: random.Random) -> str:
+        return rng.choices(self._styles, self._style_weights)[0]
+
+    def _branches(
+        self, row: Example, style: str, group: DrawnGroup, replies: RepliesHook, rng: random.Random
+    ) -> list[TokenPath]:
         """Prompt and reply of each branch of a row; the prompt is tokenised once."""
-        style = rng.choices(self._styles, self._style_weights)[0]
         turns = prompt_turns(row, style)
         paths = []
         if isinstance(self._config, SftConfig) and self._config.assistant_turns == "all":
@@ -150,6 +194,17 @@ class SupervisedPipeline:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a position in the data."""
         self._mixture.load_state_dict(state["mixture"])
+
+
+def _parts(group: Sequence[Example], size: int) -> list[tuple[Example, ...]]:
+    """A group of rows in parts of at most `size` rows."""
+    return [tuple(group[start : start + size]) for start in range(0, len(group), size)]
+
+
+def can_score_reply(config: SftConfig | CompressConfig, row: Example) -> bool:
+    """Whether a held-out row has the reply that the style of the evaluation asks for."""
+    needs_chain = config.eval_dataset is not None and config.eval_dataset.style in (*THINKING_STYLES, "xs-cot")
+    return bool(row.answer) and (not needs_chain or bool(row.reasoning))
 
 
 def check_reasoning(config: SftConfig | CompressConfig, rows: ManifestRows, source_name: str) -> None:

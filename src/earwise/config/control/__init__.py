@@ -1,0 +1,1 @@
+"""What steers a stage beside its updates: length, checkpoints, evaluations, what ends it early."""

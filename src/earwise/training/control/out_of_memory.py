@@ -1,0 +1,45 @@
+"""A GPU without memory left: one line that says what to change, in place of a traceback."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from earwise.config.stages import StageConfig
+from earwise.errors import ModelError
+
+
+@contextmanager
+def explain_out_of_memory(stage: str, config: StageConfig) -> Iterator[None]:
+    """Turn an out-of-memory error of the device inside the block into a ModelError with remedies.
+
+    Args:
+        stage: Name of the stage's folder.
+        config: Settings of the stage.
+    Raises:
+        ModelError: naming, for the settings as they are, what needs less memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{stage}: the GPU's memory is full ({' '.join(str(error).split())[:120]}); finished steps are kept. "
+            f"{remedies(config)}; then --resume"
+        ) from error
+
+
+def remedies(config: StageConfig) -> str:
+    """What needs less memory than the settings as they are, the most useful change first."""
+    changes = []
+    if not config.gradient_checkpointing:
+        changes.append("gradient_checkpointing: true")
+    if config.pack_tokens > 1024:
+        changes.append(f"pack_tokens below {config.pack_tokens}")
+    if config.trainable.encoder == "full":
+        changes.append("trainable.encoder: frozen")
+    if config.trainable.decoder == "full":
+        changes.append("trainable.decoder: lora")
+    if config.kind == "grpo":
+        changes.append("fewer prompts_per_step, or a shorter max_new_tokens")
+    changes.append("several GPUs with the launch configuration fsdp2")
+    return f"In the run's recipe.json set, in this order, {', '.join(changes)} (earwise train --plan shows the need)"
