@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earwise.answers import normalise
+from earwise.answers.option_texts import normalise
 from earwise.errors import DataError
 from earwise.types import Example
 
