@@ -68,10 +68,9 @@ def score(example: Example, completion: object) -> Score:
     strict = bool(answer_text) and canonical(answer_text).strip() in accepted
     if example.choices:
         official = any(string_match(gold, completion, example.choices) for gold in example.answer)
-        named = parsed.answer or ""
-        lenient = any(string_match(gold, named, example.choices) for gold in example.answer) or (
-            bool(named) and canonical(named).strip() in accepted
-        )
+        named = canonical(parsed.answer or "")
+        choices = [canonical(choice) for choice in example.choices]
+        lenient = any(string_match(gold, named, choices) for gold in accepted)
     else:
         official = bool(answer_text) and normalise(answer_text) in {normalise(gold) for gold in example.answer}
         lenient = any(mentions(answer_text, gold) for gold in example.answer) or strict
