@@ -21,7 +21,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ROOT / "locks"
-EXTRAS = {"dev": ("serve", "track", "data", "hub", "eval", "dev"), "base": (), "serve": ("serve",), "docs": ("docs",)}
+EXTRAS = {
+    "dev": ("serve", "track", "data", "hub", "eval", "quantize", "dev"),
+    "base": (),
+    "serve": ("serve",),
+    "docs": ("docs",),
+}
 """Lock -> extras it is made of; the first is the largest, and the others take its versions."""
 TORCH = "torch-cuda"
 OF_TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
