@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from earwise.config import curriculum, deprecated, recipe, servers, stages
+from earwise.config import curriculum, deprecated, hardware, recipe, servers, stages
 from earwise.config.control import run_control
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
@@ -34,6 +34,7 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "recipe": (recipe.Recipe, None),
     "model": (recipe.ModelConfig, None),
     "model.connector": (recipe.ConnectorConfig, None),
+    "hardware": (hardware.HardwareConfig, None),
     "eval": (run_control.EvalConfig, None),
     "stage": (COMMON, None),
     "data": (stages.DataConfig, None),

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.curriculum import BandConfig, CurriculumConfig
 from earwise.config.deprecated import warn_on_stderr, with_new_names
+from earwise.config.hardware import HardwareConfig
 from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
@@ -68,6 +69,9 @@ class ModelConfig(Strict):
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of the weights; None: the family's default. Weights that are trained beside frozen bfloat16 weights stay
     float32."""
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: hold the linear layers of the decoder in 4 bits while LoRA is trained on them (needs the extra
+    `quantize`); what is trained is an adapter of the unquantized model. None: all weights have the dtype."""
     trim: bool | None = None
     """Whether the encoder computes only the frames of the clip, or pads every clip to its window; None: the default of
     the family or checkpoint. The results are equal if the encoder masks the padding; otherwise train and evaluate with
@@ -93,6 +97,9 @@ class Recipe(Strict):
     """Name of the recipe."""
     model: ModelConfig = ModelConfig()
     """The model that training starts from."""
+    hardware: HardwareConfig | None = None
+    """GPUs that these settings are meant for; `earwise train --plan` computes the memory for them. None: this
+    machine."""
     seed: int = 0
     """Seed of everything that is drawn: order of rows, sampling, initial weights."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
@@ -104,6 +111,16 @@ class Recipe(Strict):
     content, with the same question. `warn` trains nevertheless."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
+
+    @model_validator(mode="after")
+    def _check_quantized_stages(self) -> "Recipe":
+        for number, stage in enumerate(self.stages):
+            if self.model.quantization is not None and stage.trainable.decoder != "lora":
+                raise ValueError(
+                    f"model.quantization {self.model.quantization}: stage {stage.name or number} has trainable.decoder "
+                    f"{stage.trainable.decoder}, but 4-bit layers are trained with LoRA only; set it to lora"
+                )
+        return self
 
     def tracked_in(self, more: Sequence[str]) -> "Recipe":
         """The same recipe with more trackers."""
@@ -217,7 +234,7 @@ def _field_names() -> list[str]:
     """Names of all keys of a recipe, to suggest the nearest."""
     models: list[type[BaseModel]] = [
         Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
-        LrSchedulerConfig, SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
+        LrSchedulerConfig, HardwareConfig, SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
         JudgeConfig, WeightSyncConfig, DpoConfig, CompressConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]

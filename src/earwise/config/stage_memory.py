@@ -31,8 +31,12 @@ class StageMemory:
         rollout: The completions of a training step; None if it samples none.
         decodes_in_batches: Whether the decoder runs while the batches of a step are made (sampling, reference,
             measurements). Under FSDP2 every process then holds all layers for that time.
+        moment_bytes: Bytes of the optimizer's state for one trained parameter.
+        clips: Largest number of clips that one process uses in a step; None if it is not known.
     """
 
     keeps_reference: bool = False
     rollout: RolloutSize | None = None
     decodes_in_batches: bool = False
+    clips: int | None = None
+    moment_bytes: float = 8.0

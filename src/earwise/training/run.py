@@ -25,8 +25,9 @@ from earwise.models.detect import MARKER
 from earwise.models.embedded.model import Embedded
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.lora_checkpoint import PeftAdapter
+from earwise.models.memory.plan import this_machine
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
-from earwise.models.precision import float32_values
+from earwise.models.precision import float32_values, nf4
 from earwise.models.precision.lora_beside import LOW_PRECISION
 from earwise.training.check_recipe import CheckedRecipe, CheckedStage, check_stage
 from earwise.training.checkpoints import list_checkpoints
@@ -39,6 +40,7 @@ from earwise.training.distributed import parallel
 from earwise.training.logging.run_status import write_process
 from earwise.training.logging.step_log import LogFiles
 from earwise.training.logging.tracking import Tracking, check_trackers
+from earwise.training.memory_check import check_memory
 from earwise.training.profiler import Profiler, profiler_for
 from earwise.training.stages.stage import Notify, StageContext
 from earwise.training.stages.table import stage_class
@@ -116,6 +118,8 @@ def start(
     parallel.init_processes()
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
+    if not parallel.on_cpu():
+        check_memory(recipe, this_machine(parallel.world_size(), parallel.launcher_engine()))
     recipe = pin_model(recipe)
     record = {
         "recipe": recipe.model_dump(mode="json"),
@@ -182,6 +186,14 @@ def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
         recipe: Resolved recipe; its seed is the seed of randomly drawn weights.
         weights: Folder of a stage's model; None for the model that the recipe starts from.
     """
+    model = _load_unquantized(recipe, weights)
+    if recipe.model.quantization == "nf4":
+        nf4.quantize_decoder(model)
+    return model
+
+
+def _load_unquantized(recipe: Recipe, weights: Path | None) -> AudioLM:
+    """As `load_recipe_model`, with all weights in the dtype that they are loaded in."""
     config = recipe.model
     if weights is not None:
         return load(str(weights), dtype=config.dtype, trim=config.trim)

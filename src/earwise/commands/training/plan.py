@@ -2,6 +2,7 @@
 `models/memory/plan.py`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,15 +16,18 @@ if TYPE_CHECKING:
 GB = 1e9
 
 
-def show_plan(recipe: "Recipe", rows: Sequence[Mapping[str, int]], as_json: bool, processes: int, engine: str) -> None:
+def show_plan(
+    recipe: "Recipe", rows: Sequence[Mapping[str, int]], as_json: bool, processes: int | None, engine: str | None
+) -> None:
     """Print the resolved recipe, then for each stage its data, its trained parameters, and an estimate of its memory.
 
     Args:
         recipe: The resolved recipe.
         rows: For each stage, manifest -> number of rows.
         as_json: Whether to print one JSON object instead.
-        processes: Number of processes that train together: each on its own GPU, or all in this machine's memory.
-        engine: How they share the weights: `ddp` or `fsdp2`.
+        processes: Number of processes that train together: each on its own GPU, or all in this machine's memory; None
+            takes the recipe's `hardware`, or 1.
+        engine: How they share the weights: `ddp` or `fsdp2`; None takes the recipe's `hardware`, or `ddp`.
     Raises:
         ModelError: if the model is unknown.
     """
@@ -33,18 +37,18 @@ def show_plan(recipe: "Recipe", rows: Sequence[Mapping[str, int]], as_json: bool
     from earwise.models.memory.plan import PlannedStage, plan_stages
     from earwise.training.stages.table import stage_class
 
-    model, machine = recipe.model, _this_machine(processes, engine)
+    model, machine = recipe.model, _machine(recipe, processes, engine)
     connector = None if model.connector is None else model.connector.model_dump()
-    sizes = starting_sizes(model.name, model.weights, connector, open_model)
+    sizes = replace(starting_sizes(model.name, model.weights, connector, open_model), quantization=model.quantization)
     stages = [
-        PlannedStage(stage, stage_class(stage).memory(stage, processes), counts)
+        PlannedStage(stage, stage_class(stage).memory(stage, machine.processes), counts)
         for stage, counts in zip(recipe.stages, rows, strict=True)
     ]
     plans = plan_stages(sizes, stages, machine, dtype=model.dtype)
     if as_json:
         where: dict[str, Any] = {"where": machine.name, "free_gb": None}
         where |= {} if machine.free_bytes is None else {"free_gb": round(machine.free_bytes / GB, 1)}
-        where |= {"processes": processes, "engine": engine} if processes > 1 else {}
+        where |= {"processes": machine.processes, "engine": machine.engine} if machine.processes > 1 else {}
         recipe_content = recipe.model_dump(mode="json")
         print_json({"recipe": recipe_content, "stages": [plan.to_json() for plan in plans], "machine": where})
         return
@@ -68,17 +72,21 @@ def _fit_line(plan: "StagePlan", machine: "Machine") -> str:
     """Whether the stage fits, and what to change if not."""
     if machine.free_bytes is None:
         return f"fits      not known: {machine.name} does not say what is free; {plan.dominates} hold most"
-    comparison = f"of {machine.free_bytes / GB:.1f} GB free in {machine.name}, {plan.dominates} hold most"
-    return f"fits      {comparison}" if plan.fits else f"TOO LARGE {comparison}; try {plan.advice}"
+    free = f"{machine.free_bytes / GB:.1f} GB in {machine.name}"
+    needed = f"{plan.needed_gb:.1f} GB with the allocator's overhead, of {free}"
+    if plan.fits:
+        return f"fits      {needed}: {plan.margin_gb:.1f} GB to spare, {plan.dominates} hold most"
+    lacking = -(plan.margin_gb or 0.0)
+    return f"TOO LARGE {needed}: {lacking:.1f} GB too much, {plan.dominates} hold most; set {plan.advice}"
 
 
-def _this_machine(processes: int, engine: str) -> "Machine":
-    """Free memory where the model would be trained: of the GPU if there is one."""
-    import torch
+def _machine(recipe: "Recipe", processes: int | None, engine: str | None) -> "Machine":
+    """The GPUs that the recipe is meant for, or this machine if it names none."""
+    from earwise.models.memory.plan import Machine, this_machine
 
-    from earwise.models.memory.estimate import free_memory
-    from earwise.models.memory.plan import Machine
-
-    if torch.cuda.is_available():
-        return Machine(torch.cuda.get_device_name(), free_memory("cuda"), True, processes, engine)
-    return Machine("this machine's memory", free_memory(), False, processes, engine)
+    hardware = recipe.hardware
+    if hardware is None:
+        return this_machine(processes or 1, engine or "ddp")
+    name = f"a GPU of {hardware.gpu_memory_gb:g} GB (the recipe's hardware)"
+    free_bytes = hardware.gpu_memory_gb * GB
+    return Machine(name, free_bytes, True, processes or hardware.gpus, engine or hardware.engine)

@@ -28,8 +28,8 @@ class TrainCommandOptions:
     data: Path | None
     resume: Path | None
     plan: bool
-    processes: int
-    engine: str
+    processes: int | None
+    engine: str | None
     evaluate: bool
     track: tuple[str, ...]
     profile_step: bool
@@ -58,12 +58,12 @@ class TrainCommandOptions:
     help="Print the resolved recipe, rows, trained parameters and a memory estimate; train nothing.",
 )  # fmt: skip
 @click.option(
-    "--processes", type=click.IntRange(min=1), default=1, metavar="N",
-    help="For --plan: number of processes that will train together.",
+    "--processes", type=click.IntRange(min=1), metavar="N",
+    help="For --plan: number of processes that will train together.  [default: the recipe's `hardware`, or 1]",
 )  # fmt: skip
 @click.option(
-    "--engine", type=click.Choice(["ddp", "fsdp2"]), default="ddp",
-    help="For --plan: how the model is divided between processes.",
+    "--engine", type=click.Choice(["ddp", "fsdp2"]),
+    help="For --plan: how the model is divided between processes.  [default: the recipe's `hardware`, or ddp]",
 )  # fmt: skip
 @click.option(
     "--eval/--no-eval", "evaluate", default=True, show_default=True,

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from earwise.config.stage_memory import RolloutSize, StageMemory
 from earwise.config.stages import ALL_LINEAR, TrainableConfig
-from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES, DecoderShape, ModelSizes
+from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES, DecoderShape, EncoderShape, ModelSizes
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by dtype."""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a weight in bitsandbytes' nf4: half a byte, a scale of one byte for 64, and a scale of those for 256."""
 LIBRARY_BYTES = 0.5e9
 """torch and transformers, imported."""
 LOSS_CHUNK_TOKENS = 512
@@ -111,14 +113,15 @@ def training_memory(
     number_bytes = BYTES[dtype or sizes.dtype]
     full = trained_parameters(sizes, trainable, lora=False)
     connector_extra = sizes.connector * (4 - number_bytes) if trainable.connector == "full" else 0
-    full_bytes = full["encoder"] * number_bytes + full["connector"] * 4 + full["decoder"] * number_bytes
+    in_model_dtype = full["encoder"] + full["decoder"]  # trained in full, computed with in the model's dtype
     lora_bytes = 4 * (sum(trained_parameters(sizes, trainable).values()) - sum(full.values()))
-    updated_bytes = full_bytes + lora_bytes
+    updated = in_model_dtype + full["connector"] + lora_bytes // 4
     permanent = {
-        "weights": sizes.parameters * number_bytes + connector_extra + lora_bytes,
-        "gradients": updated_bytes,
-        "optimizer": 2 * updated_bytes,
-        "reference": full_bytes if stage.keeps_reference else 0.0,
+        "weights": _weight_bytes(sizes, number_bytes) + connector_extra + lora_bytes,
+        "masters": 4.0 * in_model_dtype if number_bytes < 4 else 0.0,
+        "gradients": 4.0 * updated,
+        "optimizer": stage.moment_bytes * updated,
+        "reference": in_model_dtype * number_bytes + 4.0 * full["connector"] if stage.keeps_reference else 0.0,
         "libraries": LIBRARY_BYTES,
     }
     encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
@@ -127,10 +130,17 @@ def training_memory(
         "activations": pack_tokens * _activation_bytes(decoder, number_bytes, trainable, gradient_checkpointing),
         "scores": targets * decoder.vocabulary * (3 * 4 + (number_bytes if number_bytes < 4 else 0)),
     }
+    if trainable.decoder == "full" and number_bytes < 4:  # of the largest parameter, on its way to the master
+        update["gradient in transit"] = float(number_bytes * decoder.vocabulary * decoder.width)
     if trainable.encoder != "frozen":
-        states = CLIPS_PER_PASS * sizes.encoded_s(clip_s) * encoder.states_per_s
-        update["encoder activations"] = states * encoder.layers * (10 * encoder.width + 2 * encoder.ffn) * number_bytes
+        states = _clips_of_a_pack(sizes, stage, pack_tokens, clip_s) * sizes.encoded_s(clip_s) * encoder.states_per_s
+        lora = trainable.encoder == "lora"
+        update["encoder activations"] = states * _encoder_bytes(encoder, number_bytes, gradient_checkpointing, lora)
     phases = {"update": update}
+    if sizes.quantization is not None:  # whole weights are loaded first
+        unquantized = float(sizes.parameters * number_bytes) - _weight_bytes(sizes, number_bytes)
+        not_yet = permanent["gradients"] + permanent["optimizer"] + permanent["reference"]
+        phases["loading"] = {"weights before quantization": max(0.0, unquantized - not_yet)}
     if stage.rollout is not None:
         phases["rollout"] = _rollout_bytes(sizes, number_bytes, clip_s, stage.rollout)
         permanent |= {"packed weights": _prepacked_bytes(sizes, number_bytes)} if cpu else {}
@@ -155,6 +165,39 @@ def trained_parameters(sizes: ModelSizes, trainable: TrainableConfig, *, lora: b
         "connector": sizes.connector if trainable.connector == "full" else 0,
         "decoder": {"full": sizes.decoder, "lora": decoder_lora if lora else 0, "frozen": 0}[trainable.decoder],
     }
+
+
+def _weight_bytes(sizes: ModelSizes, number_bytes: int) -> float:
+    """Bytes of all weights; the linear layers of a decoder in 4 bits take `NF4_BYTES` each."""
+    if sizes.quantization is None:
+        return float(sizes.parameters * number_bytes)
+    shape = sizes.decoder_shape
+    in_layers = shape.layers * sum(rows * columns for rows, columns in shape.linear_layers.values())
+    return in_layers * NF4_BYTES + (sizes.parameters - in_layers) * float(number_bytes)
+
+
+def _clips_of_a_pack(sizes: ModelSizes, stage: StageMemory, pack_tokens: int, clip_s: float) -> int:
+    """Largest number of clips in one forward pass: as many as fit into its tokens with a short prompt each, and not
+    more than the step has."""
+    clip_tokens = round(sizes.encoded_s(clip_s) * sizes.audio_tokens_per_s) + PROMPT_TEXT_TOKENS
+    clips = max(1, pack_tokens // clip_tokens)
+    return clips if stage.clips is None else min(clips, stage.clips)
+
+
+def _encoder_bytes(shape: EncoderShape, number_bytes: int, gradient_checkpointing: bool, lora: bool) -> float:
+    """Bytes that autograd keeps for one state of a trained encoder, in all layers.
+
+    A layer keeps the inputs of its two norms, of its linear layers, queries, keys and values, and the feed-forward part
+    before and after its activation. LoRA in half precision keeps a float32 copy of each linear layer's input. The
+    convolutions in front compute twice as many states, before and after two activations.
+    """
+    layer = number_bytes * (8.0 * shape.width + 2 * shape.ffn)
+    if lora and number_bytes < 4:
+        layer += 4 * (5 * shape.width + shape.ffn)
+    front = number_bytes * 8 * shape.width
+    if gradient_checkpointing:
+        return front + shape.layers * number_bytes * shape.width + layer
+    return front + shape.layers * layer
 
 
 def _target_names(shape: DecoderShape, trainable: TrainableConfig) -> tuple[str, ...]:

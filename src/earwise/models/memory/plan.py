@@ -6,18 +6,33 @@ class in `training/stages/` says itself what it keeps in memory (`config/stage_m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import StageConfig
-from earwise.models.memory.estimate import BYTES, MemoryEstimate, trained_parameters, training_memory
+from earwise.models.memory.estimate import (
+    ASSUMED_CLIP_S,
+    BYTES,
+    PROMPT_TEXT_TOKENS,
+    MemoryEstimate,
+    free_memory,
+    trained_parameters,
+    training_memory,
+)
+from earwise.models.memory.fitting import Settings, fitting_change
 from earwise.models.memory.sizes import ModelSizes
 
 GB = 1e9
 ALLOCATOR_FACTOR = 1.4
-"""Memory that the process takes per byte that is used, with the allocator's overhead; measured on a CPU, see
+"""Memory that a process on a CPU takes per byte that is used, with the allocator's overhead; measured, see
 `docs/reference/models.md`."""
+GPU_FACTOR = 1.1
+"""The same for a GPU, whose allocator keeps freed blocks for later use; assumed, not measured."""
+
+
+MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.0 + 2 * 4 / 256}
+"""Optimizer -> bytes of its state for one trained parameter: two moments, in 8 bits with one scale for 256 of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +82,10 @@ class StagePlan:
         memory_gb: Gigabytes at the largest moment, by what they hold, in each process.
         peak_gb: Their sum.
         dominates: What holds most.
+        needed_gb: The peak with the allocator's overhead, of all processes that share the memory.
+        margin_gb: What then remains of the machine's memory, negative if it does not fit; None if it is not known.
         fits: Whether it fits into the machine; None if its free memory is not known.
-        advice: What to change if it does not fit; "" if it does.
+        advice: The smallest change of settings that makes it fit; "" if it fits.
     """
 
     stage: str
@@ -79,12 +96,23 @@ class StagePlan:
     memory_gb: Mapping[str, float]
     peak_gb: float
     dominates: str
+    needed_gb: float
+    margin_gb: float | None
     fits: bool | None
     advice: str
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
         return asdict(self)
+
+
+def this_machine(processes: int = 1, engine: str = "ddp") -> Machine:
+    """Where a model would be trained here, with its free memory: the GPU if there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Machine(torch.cuda.get_device_name(), free_memory("cuda"), True, processes, engine)
+    return Machine("this machine's memory", free_memory(), False, processes, engine)
 
 
 def plan_stages(
@@ -104,8 +132,9 @@ def plan_stages(
 def _plan_stage(number: int, sizes: ModelSizes, stage: PlannedStage, machine: Machine, dtype: str | None) -> StagePlan:
     config = stage.config
     estimate = process_memory(sizes, stage, machine, dtype=dtype)
-    needed_bytes = estimate.peak * (1 if machine.is_gpu else machine.processes) * ALLOCATOR_FACTOR
-    fits = None if machine.free_bytes is None else needed_bytes <= machine.free_bytes
+    needed_bytes = _needed_bytes(sizes, stage, machine, dtype)
+    margin = None if machine.free_bytes is None else machine.free_bytes - needed_bytes
+    fits = None if margin is None else margin >= 0
     trained = trained_parameters(sizes, config.trainable)
     return StagePlan(
         stage=f"{number} {config.name or config.kind}",
@@ -116,9 +145,28 @@ def _plan_stage(number: int, sizes: ModelSizes, stage: PlannedStage, machine: Ma
         memory_gb={name: round(size / GB, 3) for name, size in estimate.parts.items()},
         peak_gb=round(estimate.peak / GB, 3),
         dominates=estimate.largest_part,
+        needed_gb=round(needed_bytes / GB, 3),
+        margin_gb=None if margin is None else round(margin / GB, 3),
         fits=fits,
-        advice=_advice(estimate.largest_part, config) if fits is False else "",
+        advice=_advice(sizes, stage, machine, dtype) if fits is False else "",
     )
+
+
+def _advice(sizes: ModelSizes, stage: PlannedStage, machine: Machine, dtype: str | None) -> str:
+    """What to change in a stage that does not fit; see `fitting.fitting_change`."""
+
+    def needed(settings: Settings) -> float:
+        changed_stage = replace(stage, config=settings.config)
+        return _needed_bytes(settings.sizes, changed_stage, replace(machine, engine=settings.engine), settings.dtype)
+
+    settings = Settings(stage.config, sizes, dtype, machine.engine)
+    return fitting_change(settings, machine.processes, machine.free_bytes or 0.0, needed)
+
+
+def _needed_bytes(sizes: ModelSizes, stage: PlannedStage, machine: Machine, dtype: str | None) -> float:
+    """Bytes that all processes which share the machine's memory take, with the allocator's overhead."""
+    peak = process_memory(sizes, stage, machine, dtype=dtype).peak
+    return peak * GPU_FACTOR if machine.is_gpu else peak * machine.processes * ALLOCATOR_FACTOR
 
 
 def process_memory(
@@ -131,45 +179,52 @@ def process_memory(
     meanwhile.
     """
     config = stage.config
+    memory = replace(stage.memory, moment_bytes=MOMENT_BYTES[config.optimizer.optim])
     estimate = training_memory(
-        sizes, config.trainable, stage.memory, dtype=dtype, pack_tokens=config.pack_tokens,
+        sizes, config.trainable, memory, dtype=dtype, pack_tokens=_pass_tokens(sizes, stage),
         gradient_checkpointing=config.gradient_checkpointing, cpu=not machine.is_gpu,
     )  # fmt: skip
     if machine.engine != "fsdp2" or machine.processes == 1:
         return estimate
+    return _sharded(estimate, sizes, stage, machine, BYTES[dtype or sizes.dtype])
+
+
+def _pass_tokens(sizes: ModelSizes, stage: PlannedStage) -> int:
+    """Tokens of the largest forward pass: a tree of completions that is larger than a pack gets a pass of its own."""
+    rollout = stage.memory.rollout
+    if rollout is None:
+        return stage.config.pack_tokens
+    prompt_tokens = round(sizes.encoded_s(ASSUMED_CLIP_S) * sizes.audio_tokens_per_s) + PROMPT_TEXT_TOKENS
+    return max(stage.config.pack_tokens, prompt_tokens + rollout.group_size * rollout.max_new_tokens)
+
+
+def _sharded(
+    estimate: MemoryEstimate, sizes: ModelSizes, stage: PlannedStage, machine: Machine, number_bytes: int
+) -> MemoryEstimate:
+    """The estimate of one process that holds its share of the decoder's layers.
+
+    Layers that are trained in full are float32, masters and weights in one, and are gathered in the dtype that they
+    compute in.
+    """
     elsewhere = 1 - 1 / machine.processes  # share of the layers that other processes hold
-    shape, number_bytes = sizes.decoder_shape, BYTES[dtype or sizes.dtype]
+    shape, trainable = sizes.decoder_shape, stage.config.trainable
     if shape.experts:
         layer_parameters = max(0, sizes.decoder - 2 * shape.vocabulary * shape.width)
     else:
         layer_parameters = shape.layers * sum(rows * columns for rows, columns in shape.linear_layers.values())
-    layer_bytes = number_bytes * layer_parameters
-    if config.trainable.decoder == "full":
-        trained_bytes = layer_bytes
-    else:
-        trained_bytes = 4 * trained_parameters(sizes, config.trainable)["decoder"]
+    layer_bytes = float(number_bytes * layer_parameters)
+    in_full = trainable.decoder == "full"
+    trained = layer_parameters if in_full else trained_parameters(sizes, trainable)["decoder"]
     permanent = dict(estimate.permanent)
-    permanent["weights"] -= elsewhere * layer_bytes
-    permanent["gradients"] -= elsewhere * trained_bytes
-    permanent["optimizer"] -= elsewhere * 2 * trained_bytes
+    permanent["weights"] -= layer_bytes if in_full and number_bytes < 4 else elsewhere * layer_bytes
+    permanent["masters"] -= elsewhere * 4 * trained if in_full and number_bytes < 4 else 0.0
+    permanent["gradients"] -= elsewhere * 4 * trained
+    permanent["optimizer"] -= elsewhere * stage.memory.moment_bytes * trained
+    if in_full and stage.memory.keeps_reference:  # a copy of the shares, in their own dtype
+        permanent["reference"] += 4 * trained / machine.processes - layer_bytes
     # While the model is loaded, every process holds all layers, but no gradients and no optimizer state yet.
-    loading_bytes = elsewhere * layer_bytes - permanent["gradients"] - permanent["optimizer"]
-    phases = {**estimate.phases, "loading": {"layers not yet cut": max(0.0, loading_bytes)}}
+    held = permanent["gradients"] + permanent["optimizer"] + permanent["reference"]
+    phases = {**estimate.phases, "loading": {"layers not yet cut": max(0.0, elsewhere * layer_bytes - held)}}
     if stage.memory.decodes_in_batches:
         phases["rollout"] = {**phases.get("rollout", {}), "gathered layers": elsewhere * layer_bytes}
     return MemoryEstimate(permanent, phases)
-
-
-def _advice(largest_part: str, config: StageConfig) -> str:
-    """What to change in a stage that does not fit."""
-    if largest_part == "activations":
-        if config.gradient_checkpointing:
-            return f"pack_tokens below {config.pack_tokens}"
-        return "gradient_checkpointing: true"
-    if largest_part in ("gradients", "optimizer", "reference"):
-        return "LoRA in place of full"
-    if largest_part == "weights":
-        return "model.dtype: bfloat16, or a smaller model"
-    if largest_part in ("keys and values", "hearing and reading"):
-        return "fewer prompts_per_step"
-    return "less at once"

@@ -101,6 +101,7 @@ class ModelSizes:
         window_s: Length in seconds to whose multiples clips are padded: a clip costs the tokens and the encoder time of
             whole windows, however short it is. None if a clip costs only its own length.
         dtype: Dtype of the published weights.
+        quantization: `nf4` if the linear layers of the decoder are held in 4 bits; None if they have the dtype.
     """
 
     weights: str
@@ -114,6 +115,7 @@ class ModelSizes:
     audio_tokens_per_s: float
     window_s: float | None = None
     dtype: str = "bfloat16"
+    quantization: str | None = None
 
     @property
     def parameters(self) -> int:

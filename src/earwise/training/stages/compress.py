@@ -150,7 +150,8 @@ class CompressStage:
     @staticmethod
     def memory(config: CompressConfig, processes: int = 1) -> StageMemory:
         """Nothing beside the forward pass; see `StageClass`."""
-        return StageMemory(decodes_in_batches=CompressStage.decodes_in_batches)
+        clips = -(-config.clips_per_step // processes)
+        return StageMemory(decodes_in_batches=CompressStage.decodes_in_batches, clips=clips)
 
 
 def _with_inputs(data: SupervisedStep, metrics: dict[str, float]) -> StepBatches[CompressInputs]:

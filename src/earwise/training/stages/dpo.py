@@ -158,7 +158,8 @@ class DpoStage:
     @staticmethod
     def memory(config: DpoConfig, processes: int = 1) -> StageMemory:
         """The reference; see `StageClass`."""
-        return StageMemory(keeps_reference=True, decodes_in_batches=DpoStage.decodes_in_batches)
+        clips = -(-config.clips_per_step // processes)
+        return StageMemory(keeps_reference=True, decodes_in_batches=DpoStage.decodes_in_batches, clips=clips)
 
 
 def preference_pair(example: Example, style: str, negatives: str, rng: random.Random) -> tuple[str, str]:

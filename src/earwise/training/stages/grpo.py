@@ -150,6 +150,7 @@ class GrpoStage:
             keeps_reference=True,
             rollout=RolloutSize(prompts, config.group_size, config.max_new_tokens),
             decodes_in_batches=True,
+            clips=prompts,
         )
 
 
