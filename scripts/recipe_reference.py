@@ -23,8 +23,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from earwise.config import curriculum, deprecated, hardware, recipe, servers, stages
-from earwise.config.control import run_control
+from earwise.config import curriculum, deprecated, recipe, servers, stages
+from earwise.config.control import hardware, run_control
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)

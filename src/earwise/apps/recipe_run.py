@@ -22,6 +22,7 @@ from earwise.training import run
 from earwise.training.check_recipe import CheckedRecipe, check_training
 from earwise.training.control.evaluation import AnswerRequest
 from earwise.training.distributed import parallel
+from earwise.training.pinning import pin_model
 
 Notify = Callable[[str], None]
 
@@ -84,7 +85,7 @@ def train_recipe(
         DataError, AudioError: if a manifest or its audio is wrong.
         KeyboardInterrupt: if the run was interrupted; the message says how to continue it.
     """
-    recipe = run.pin_model(recipe.tracked_in(options.track))
+    recipe = pin_model(recipe.tracked_in(options.track))
     checked = check_run(recipe, base, notify)
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")

@@ -19,7 +19,7 @@ from earwise.config.recipe import RECORD, Recipe, recorded_recipe
 from earwise.config.stages import StageConfig
 from earwise.errors import ConfigError
 from earwise.files import append_jsonl, atomic_folder, lock_folder, relative_path, write_json
-from earwise.models import detect, hub, lora_checkpoint, registry
+from earwise.models import detect, lora_checkpoint, registry
 from earwise.models.base import AudioLM, load
 from earwise.models.detect import MARKER
 from earwise.models.embedded.model import Embedded
@@ -41,6 +41,7 @@ from earwise.training.logging.run_status import write_process
 from earwise.training.logging.step_log import LogFiles
 from earwise.training.logging.tracking import Tracking, check_trackers
 from earwise.training.memory_check import check_memory
+from earwise.training.pinning import pin_model
 from earwise.training.profiler import Profiler, profiler_for
 from earwise.training.stages.stage import Notify, StageContext
 from earwise.training.stages.table import stage_class
@@ -159,24 +160,6 @@ def resume(
     recipe = recipe.tracked_in(track)
     check_trackers(recipe.trackers)
     return _run_stages(_Run(recipe, out, base, checked, options, notify))
-
-
-def pin_model(recipe: Recipe) -> Recipe:
-    """The same recipe with the commit of every model that a hub gives, so that the record of a run names the weights
-    that it started from and a resumed run gets the same ones. Fetches what is not in the cache.
-
-    Raises:
-        ModelError: if a model of a hub is neither in the cache nor can it be fetched.
-    """
-    model = recipe.model
-    changes: dict[str, str] = {}
-    if model.weights is None:
-        published = detect.fetch_published(model.name)
-        if published is not None:
-            changes["weights" if registry.find(model.name) else "name"] = published.name
-    elif not Path(model.weights).is_dir() and hub.is_hub_name(model.weights):
-        changes["weights"] = hub.fetch(model.weights).name
-    return recipe.model_copy(update={"model": model.model_copy(update=changes)}) if changes else recipe
 
 
 def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
