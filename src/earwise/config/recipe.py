@@ -112,16 +112,6 @@ class Recipe(Strict):
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
 
-    @model_validator(mode="after")
-    def _check_quantized_stages(self) -> "Recipe":
-        for number, stage in enumerate(self.stages):
-            if self.model.quantization is not None and stage.trainable.decoder != "lora":
-                raise ValueError(
-                    f"model.quantization {self.model.quantization}: stage {stage.name or number} has trainable.decoder "
-                    f"{stage.trainable.decoder}, but 4-bit layers are trained with LoRA only; set it to lora"
-                )
-        return self
-
     def tracked_in(self, more: Sequence[str]) -> "Recipe":
         """The same recipe with more trackers."""
         return self.model_copy(update={"trackers": tuple(dict.fromkeys([*self.trackers, *more]))})

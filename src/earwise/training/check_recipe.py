@@ -23,6 +23,7 @@ from earwise.training.control.row_overlap import MeasuredRows, check_overlap
 from earwise.training.control.run_length import with_max_steps
 from earwise.training.logging.sample_log import evenly_spaced_rows
 from earwise.training.logging.tracking import check_trackers
+from earwise.training.memory_check import check_quantized_stages
 from earwise.training.stages.stage import StageData
 from earwise.training.stages.table import stage_class
 from earwise.types import AudioClip, Example
@@ -88,6 +89,7 @@ def check_training(
         DataError: for a bad manifest, or rows that a stage cannot train on.
         AudioError: for audio that cannot be read, unless the recipe skips such rows; names manifest, row and file.
     """
+    check_quantized_stages(recipe)
     check_trackers(recipe.trackers)
     opened: OpenedManifests = {}
     stages = tuple(check_stage(config, base, opened, notify) for config in recipe.stages)

@@ -13,6 +13,20 @@ from earwise.models.memory.plan import Machine, PlannedStage, plan_stages
 from earwise.training.stages.table import stage_class
 
 
+def check_quantized_stages(recipe: Recipe) -> None:
+    """Refuse a stage that trains a decoder in full whose layers are held in 4 bits.
+
+    Raises:
+        ConfigError: naming the stage.
+    """
+    for number, stage in enumerate(recipe.stages):
+        if recipe.model.quantization is not None and stage.trainable.decoder != "lora":
+            raise ConfigError(
+                f"model.quantization {recipe.model.quantization}: stage {stage.name or number} has trainable.decoder "
+                f"{stage.trainable.decoder}, but 4-bit layers are trained with LoRA only; set it to lora"
+            )
+
+
 def check_memory(recipe: Recipe, machine: Machine) -> None:
     """Check every stage of a recipe whose model's sizes are declared.
 

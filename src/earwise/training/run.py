@@ -40,7 +40,7 @@ from earwise.training.distributed import parallel
 from earwise.training.logging.run_status import write_process
 from earwise.training.logging.step_log import LogFiles
 from earwise.training.logging.tracking import Tracking, check_trackers
-from earwise.training.memory_check import check_memory
+from earwise.training.memory_check import check_memory, check_quantized_stages
 from earwise.training.pinning import pin_model
 from earwise.training.profiler import Profiler, profiler_for
 from earwise.training.stages.stage import Notify, StageContext
@@ -119,6 +119,7 @@ def start(
     parallel.init_processes()
     if (out / RECORD).exists():
         raise ConfigError(f"{out}: already holds a run; continue it with --resume {out}, or choose another --out")
+    check_quantized_stages(recipe)
     if not parallel.on_cpu():
         check_memory(recipe, this_machine(parallel.world_size(), parallel.launcher_engine()))
     recipe = pin_model(recipe)

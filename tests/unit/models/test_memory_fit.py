@@ -218,4 +218,4 @@ def test_lora_is_trained_on_four_bit_layers_and_becomes_an_adapter(tmp_path: Pat
     assert base.load(str(final)).module is not None
     full = raw | {"stages": [sft | {"trainable": {"decoder": "full"}}]}
     with pytest.raises(ConfigError, match="4-bit layers are trained with LoRA only"):
-        check_recipe(full, "test")
+        run.start(check_recipe(full, "test"), tmp_path / "full", Path())
