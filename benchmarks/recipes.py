@@ -36,7 +36,7 @@ from earwise.report.tables import table
 RECIPES = PACKAGED_RECIPES
 NAMES = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "embedded")
 PROFILE = "cpu"
-QUICK = ("stages.*.max_steps=1", "eval.*.limit=2")
+QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")
 WALL = "wall.jsonl"
 """File beside the runs with one row per start of `earwise train`: the run and its seconds."""
 INTERRUPTED = 130
