@@ -99,13 +99,16 @@ def test_evaluation_passes_chunks_in_order(tmp_path: Path) -> None:
 
 
 def test_a_row_that_the_model_cannot_take_is_an_error_and_the_others_are_answered(tmp_path: Path) -> None:
+    model = mellow.tiny(0).model
+    model.template = MELLOW_COMPAT
     task = tone_task(tmp_path, 3)
-    first = task[1].turns[0].parts[0]
-    task[1] = Example("bad", (Turn("user", (first, Text("What is <|AUDIO|>?"))),), ("hiss",), task[1].choices)
-    assert soundfile.info(task[0].audio_paths[0]).samplerate == RATE != 16000, "clips are resampled for the model"
-    metrics = evaluate(LocalEngine(tiny_qwen2_audio()), task, tmp_path / "run")
+    clip = task[1].turns[0].parts[0]
+    three_clips = Turn("user", (clip, clip, clip, Text("What is it?")))
+    task[1] = Example("bad", (three_clips,), ("hiss",), task[1].choices)
+    assert soundfile.info(task[0].audio_paths[0]).samplerate == RATE != 32000, "clips are resampled for the model"
+    metrics = evaluate(LocalEngine(model), task, tmp_path / "run")
     assert metrics["n"] == 3 and metrics["error"]["count"] == 1
-    assert "holds the audio placeholder" in metrics["first_error"]
+    assert "takes 1 to 2 sounds" in metrics["first_error"]
 
 
 def test_too_many_clips_for_a_template_of_two() -> None:

@@ -195,9 +195,14 @@ class SpanEncoder:
         Args:
             pieces: Text of the template and of the user, in order.
         Raises:
-            DataError: if the tokenizer cannot write the user's text without a control token.
+            DataError: if the text is no Unicode text (it holds half of a surrogate pair), or the tokenizer cannot write
+                the user's text without a control token.
         """
-        ids: list[int] = self._backend.encode("".join(p.text for p in pieces), add_special_tokens=False).ids
+        whole_text = "".join(piece.text for piece in pieces)
+        try:
+            ids: list[int] = self._backend.encode(whole_text, add_special_tokens=False).ids
+        except TypeError as error:  # tokenizers takes texts in UTF-8 only
+            raise DataError(f"text holds half of a surrogate pair: {whole_text[:60]!r}; correct its escapes") from error
         allowed = [self._backend.token_to_id(token) for piece in pieces for token in self._written_tokens(piece)]
         if self._controls(ids) == allowed:
             return ids
