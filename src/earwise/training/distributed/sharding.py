@@ -78,6 +78,10 @@ def shard_decoder(model: AudioLM, start_values: Mapping[str, Tensor]) -> Sharded
     for module in (root, *sharded):
         module.set_gradient_divide_factor(1.0)  # losses are divided by counts of the whole step: gradients are summed
         module.set_force_sum_reduction_for_comms(True)
+    # By itself FSDP2 prefetches in the reverse order of all forward passes since the last backward pass. The checks and
+    # evaluations of one process are such passes, and would make it gather layers that the others do not.
+    for place, layer in enumerate(sharded):
+        layer.set_modules_to_backward_prefetch([sharded[max(place - 1, 0)]])
     with torch.no_grad():  # FSDP2 takes the first module that computes as its root
         filler = filler_micro_batch(model)
         Policy(model)(*filler.policy_inputs)
