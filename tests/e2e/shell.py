@@ -47,6 +47,7 @@ stages:
     trainable: {connector: full, decoder: lora, lora: {r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj]}}
 eval:
   - {manifest: questions.jsonl, style: answer, max_new_tokens: 3, limit: 2}
+on_overlap: warn
 profiles:
   short: {"stages.*.max_steps": 1, eval: []}
 """

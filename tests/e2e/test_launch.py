@@ -43,6 +43,7 @@ stages:
 {COMMON}
 eval:
   - {{manifest: rows.jsonl, max_new_tokens: 2, limit: 2}}
+on_overlap: warn
 """
 
 
@@ -56,7 +57,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for number, clips in enumerate((("a",), ("b",), ("a", "b"), ())):
         turns = (Turn("user", (*(Audio(f"{clip}.wav") for clip in clips), Text("pitch?"))),)
-        rows.append(Example(f"r{number}", turns, ("low",), ("low", "high"), root=folder))
+        rows.append(Example(f"r{number}", turns, ("low",), ("low", "high"), root=folder, text_only=not clips))
     manifest.write(folder / "rows.jsonl", rows)
     (folder / "tiny.yaml").write_text(RECIPE.replace("BASE", str(folder / "base")), encoding="utf-8")
     return folder / "tiny.yaml"

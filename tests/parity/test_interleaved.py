@@ -10,6 +10,7 @@ from earwise.evaluation.items import build_items
 from earwise.evaluation.options import EvalOptions
 from earwise.prompts import AUDIO_PLACEHOLDER, QWEN2_AUDIO, prompt_turns, render
 from earwise.serve.chat_request import parse_request
+from earwise.serve.http.limits import ServerLimits
 from earwise.types import Turn
 
 jinja2 = pytest.importorskip("jinja2")
@@ -55,7 +56,7 @@ def test_all_ways_to_a_prompt_give_the_official_text(name: str) -> None:
         (item,) = build_items([example], EvalOptions(style="open"))
         assert rendered(item.request.turns) == expected, "evaluation"
         request = {"messages": [_as_request(message) for message in messages]}
-        assert rendered(parse_request(request).turns) == expected, "server"
+        assert rendered(parse_request(request, ServerLimits()).turns) == expected, "server"
 
 
 def _as_request(message: dict) -> dict:

@@ -254,12 +254,12 @@ def test_models_of_mixed_dtypes_are_checked_and_trained(
         return model
 
     monkeypatch.setattr(sys.modules[__name__], "load", mixed)
-    stage = {"max_steps": 2, "trainable": FULL, "data": {"mixture": [{"manifest": "rows.jsonl"}]}}
+    stage = {"max_steps": 6, "trainable": FULL, "data": {"mixture": [{"manifest": "rows.jsonl"}]}}
     raw = recipe(stage).model_dump(mode="json")
     raw["model"]["dtype"] = None
     run.start(check_recipe(raw, "test"), tmp_path / "run", rows)
     losses = [row["sft/loss"] for row in metrics_rows(tmp_path / "run")]
-    assert losses[1] < losses[0]
+    assert min(losses[3:]) < min(losses[:2]), "the rows of a step differ, so single steps may be worse"
     assert forest_tolerance(mixed().module) == {torch.float16: 0.1, torch.bfloat16: 0.5}[dtype]
 
 

@@ -1,6 +1,8 @@
 """Short runs of every stage end where they ended before: losses, gradient norms, completions and data order per step.
 
-`data/trajectories.json` was written by commit 5113ae8, before the stages were restructured. Texts, token ids, row ids
+`data/trajectories.json` was written by commit 5113ae8, before the stages were restructured, except for the run at
+temperature 0.8 (`grpo, banded, unreadable clip`): since then the temperature is part of the log-probabilities in the
+loss, as in TRL, so that its weights differ from the first update on. Texts, token ids, row ids
 and counts must be equal; floating-point values must agree to 1e-5, because processors round differently.
 """
 
@@ -159,11 +161,13 @@ def test_run_follows_the_recorded_trajectory(name: str, tmp_path: Path, monkeypa
 
 
 def assert_rows_agree(actual: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:
-    """Assert equal keys; floating-point values may differ by rounding, all others must be equal."""
+    """Assert that all recorded keys are there (later versions may log more); floating-point values may differ by
+    rounding, all others must be equal. A margin is a difference of log-probabilities near -30, whose last bit is
+    1.9e-6: on another processor than that of the record it was off by 9.5e-7."""
     for actual_row, expected_row in zip(actual, expected, strict=True):
-        assert actual_row.keys() == expected_row.keys()
+        assert actual_row.keys() >= expected_row.keys()
         for key, value in expected_row.items():
             if isinstance(value, float):
-                assert actual_row[key] == pytest.approx(value, rel=1e-5, abs=1e-7), (expected_row["step"], key)
+                assert actual_row[key] == pytest.approx(value, rel=1e-5, abs=2e-6), (expected_row["step"], key)
             else:
                 assert actual_row[key] == value, (expected_row["step"], key)
