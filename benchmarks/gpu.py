@@ -24,7 +24,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,14 @@ def shape_of(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     return audio, text
 
 
+def _without_masters(held: Mapping[str, float], arguments: argparse.Namespace) -> dict[str, float]:
+    """What is held all the time without float32 masters: this benchmark trains in the dtype of the weights."""
+    if arguments.mode != "full" or memory.BYTES[arguments.dtype] == 4:
+        return dict(held)
+    halved = ("gradients", "optimizer")
+    return {name: size / 2 if name in halved else size for name, size in held.items() if name != "masters"}
+
+
 def estimate(arguments: argparse.Namespace) -> dict[str, float]:
     """Estimated gigabytes of a step, by what they hold.
 
@@ -100,6 +108,7 @@ def estimate(arguments: argparse.Namespace) -> dict[str, float]:
         sizes, TRAINED[arguments.mode], stage, dtype=arguments.dtype, pack_tokens=arguments.pack_tokens,
         gradient_checkpointing=not arguments.keep_activations, clip_s=arguments.seconds, cpu=not on_gpu,
     )  # fmt: skip
+    needed = replace(needed, permanent=_without_masters(needed.permanent, arguments))
     parts = dict(needed.parts)
     if on_gpu:
         decoder = sizes.decoder_shape

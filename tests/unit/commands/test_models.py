@@ -90,7 +90,8 @@ def test_a_plan_needs_no_weights(
     free = plan["machine"]["free_gb"]
     assert free is None or stage["fits"] == (stage["peak_gb"] * 1.4 <= free) or abs(stage["peak_gb"] - free) < 1
     if name == "voxtral":
-        assert stage["trained"]["decoder"] == 4_014_136_320 and 30 < stage["peak_gb"] < 60
+        masters_gb = 18 * 4.014  # bfloat16 weights; float32 masters, gradients and two moments
+        assert stage["trained"]["decoder"] == 4_014_136_320 and masters_gb < stage["peak_gb"] < 100
     text = run_cli(capsys, "train", path, "--plan", "stages.0.gradient_checkpointing=true")[1]
     assert "memory    about" in text and "hold most" in text
 
@@ -99,7 +100,7 @@ def test_a_stage_that_does_not_fit_comes_with_advice(capsys: pytest.CaptureFixtu
     path = tmp_path / "r.yaml"
     path.write_text(RECIPE.replace("NAME", "embedded").replace("MODE", "lora"))
     code, out, _ = run_cli(capsys, "train", path, "--plan", "stages.0.pack_tokens=5000000")
-    assert code == 0 and "TOO LARGE" in out and "try gradient_checkpointing: true" in out
+    assert code == 0 and "TOO LARGE" in out and "set gradient_checkpointing: true" in out
 
 
 def test_the_doctor_checks_a_server(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Batches that take turns, are given up, or fail midway; and what the engine does for them."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -128,12 +129,19 @@ def test_a_stream_whose_batch_fails_is_told_once(monkeypatch: pytest.MonkeyPatch
             raise RuntimeError("out of memory")
         return embed(ids)
 
+    def outcome(body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The events of a stream, or the error of a request that failed before it had sent anything."""
+        response = client.post(body)
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            return [{"error": response.json()["error"]}]
+        return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+
     bodies = [body_of(WAVE, f"q{number}", max_tokens=30, stream=True) for number in range(2)]
     with running(endless, ServerLimits()) as client:
         expected = [client.events(body) for body in bodies]
         monkeypatch.setattr(model, "embed", fail_once)
         with ThreadPoolExecutor(2) as pool:
-            told = list(pool.map(client.events, bodies))
+            told = list(pool.map(outcome, bodies))
     assert calls > 12, "the batch failed, and its requests were sampled alone"
 
     def text(events: list[dict[str, Any]]) -> str:
