@@ -6,15 +6,12 @@ of Mellow's program: the gold answer is contained in the output, so that "know" 
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from earwise.answers import extract_answer, mentions
 from earwise.answers.option_texts import normalise
 from earwise.evaluation.metrics.mellow import contains_answer
 from earwise.evaluation.published.source_file import load_source
-from earwise.evaluation.results import Row
-from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.types import Example, Score
 
@@ -61,11 +58,6 @@ def score(example: Example, completion: str) -> Score:
     return Score(values, "ok", text)
 
 
-def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Means of the scores."""
-    return mean_scores(rows)
-
-
 TASK = Task(
     name="clothoaqa",
     load=load,
@@ -78,7 +70,6 @@ TASK = Task(
         "mellow": "the answer is contained in the output, as in Mellow's program",
     },
     headline="majority",
-    aggregate=aggregate,
     prompts={"clothoaqa": prompt},
     default_style="clothoaqa",
     source="Lipping et al. 2022 (EUSIPCO), Zenodo 6473207",
