@@ -34,9 +34,10 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
         (b'{"a": "\0"}\n', "x: is no text file"),
         (b'{"a": 1}\n{"a": "\xe9"}\n', "x:row 2: is not UTF-8 text .*at byte 7 of the line"),
         (b'{"a": 1}\n\n{"a": 1},\n', "x:row 3: not JSON .*take off the comma at its end"),
-        (gzip.compress(b'{"a": 1}\n' * 999)[:-20], "x: cannot be read"),
+        (gzip.compress(b'{"a": 1}\n' * 999, mtime=0)[:-20], "x: cannot be read"),
         (b"[" * 100_000, "x:row 1: not JSON"),
     ],
+    ids=["utf-16", "utf-16-without-mark", "null-byte", "latin-1", "comma-at-the-end", "cut-gzip", "deep-json"],
 )
 def test_errors_name_the_file_and_the_line(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x").write_bytes(data)
