@@ -12,7 +12,7 @@ from typing import Any
 from earwise.errors import DataError
 from earwise.evaluation.results import EvalRun, Row, read_run
 from earwise.evaluation.scores import score_names, shared_headline
-from earwise.evaluation.summary import GROUPS, paired_scores
+from earwise.evaluation.summary import GROUPS, is_group, paired_scores
 
 
 def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _by_group(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int)
         members: dict[str, list[tuple[Row, Row]]] = {}
         for pair in pairs:
             members.setdefault(str(pair[0][group] or "none"), []).append(pair)
-        if any(value != "none" for value in members):
+        if is_group(group, [row for row, _ in pairs]):
             ordered = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))
             by[group] = {value: _paired(group_pairs, names, seed) for value, group_pairs in ordered}
     return by

@@ -4,6 +4,7 @@ Between the request pipeline and `evaluation.run`, which appends the rows. The f
 earlier versions are read by the same code, so they do not change.
 """
 
+import math
 from pathlib import Path
 
 from earwise.algorithms import rewards
@@ -15,7 +16,7 @@ from earwise.evaluation.results import Row
 from earwise.evaluation.task import Task
 from earwise.files import relative_path
 from earwise.prompts import TAGGED_STYLES, THINKING_STYLES
-from earwise.types import Example
+from earwise.types import Completion, Example
 
 _NO_EXAMPLE = Example("", ())
 """Stands in for the example: the format rewards look at the completion alone."""
@@ -36,6 +37,23 @@ def is_formatted(completion: str, style: str) -> bool | None:
     if style == "adaptive":
         reward = rewards.format_adaptive
     return reward(_NO_EXAMPLE, completion) == 1
+
+
+def answer_confidence(completion: Completion) -> float | None:
+    """The probability that a model gave to the answer it wrote: the product over the tokens from the answer on, given
+    the reasoning before it.
+
+    >>> answer_confidence(Completion("dog", (5, 6), (math.log(0.5), math.log(0.5))))
+    0.25
+
+    Args:
+        completion: The completion; without log-probabilities of its tokens the result is None, as it is if there is no
+            answer.
+    Returns:
+        A probability in [0, 1], or None.
+    """
+    logprobs = completion.logprobs[completion.reasoning_tokens or 0 :]
+    return math.exp(min(0.0, math.fsum(logprobs))) if logprobs else None
 
 
 def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, out: Path, truncated: bool) -> Row:
@@ -79,6 +97,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "formatted": is_formatted(text, style),
         "finish_reason": completion.finish_reason if completion else None,
         "reasoning_tokens": completion.reasoning_tokens if completion else None,
+        "confidence": answer_confidence(completion) if completion else None,
         "audio": [relative_path(clip.path, out) for clip in item.clips],
         "audio_sha256": " ".join(audio.sha256),
         "silent": audio.is_silent,

@@ -15,8 +15,15 @@ from earwise.evaluation.scores import is_correct, score_names
 from earwise.evaluation.task import Aggregate, Task
 from earwise.files import read_log
 
-GROUPS = ("task", "category", "sub_category", "difficulty")
+GROUPS = ("task", "category", "sub_category", "difficulty", "language")
 """Fields of a row by whose values the scores are broken down."""
+
+
+def is_group(group: str, rows: Sequence[Row]) -> bool:
+    """Whether scores are broken down by a field: where any row has a value, and for the language, which every row has,
+    where there are several."""
+    values = {row[group] for row in rows}
+    return len(values) > 1 if group == "language" else any(values)
 
 
 def share(flags: Sequence[bool]) -> dict[str, float]:
@@ -33,7 +40,7 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         task: The task, whose `aggregate` makes metrics of the scores.
     Returns:
         `n` labelled items, `headline` (name of the score that sums up), `accuracy` (every metric of the task), the same
-        `by` task, category, sub_category and difficulty, and by number of options in `kinds` (each with its `chance`,
+        `by` task, category, sub_category, difficulty and language, and by number of options in `kinds` (each with its `chance`,
         None for open questions), counts of `status`, shares of `unparsed`, `ambiguous` and `error`, `format` (None in
         styles without tags), `cut` (completions ended by the token limit), `chance` of the `chance_n` items with
         options, `position` bias and `permutations` (items with options only), numbers of `silent` and `truncated`
@@ -58,7 +65,7 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         "headline": name,
         "settings": settings_hash(settings),
         "accuracy": task.aggregate(labelled) if labelled else None,
-        "by": {group: _by_value(labelled, group, task) for group in GROUPS if any(row[group] for row in labelled)},
+        "by": {group: _by_value(labelled, group, task) for group in GROUPS if is_group(group, labelled)},
         "kinds": _by_options(labelled, task.aggregate),
         "status": dict(sorted(Counter(row["status"] for row in first).items())),
         **{status: share([row["status"] == status for row in first]) for status in ("unparsed", "ambiguous", "error")},
