@@ -11,6 +11,7 @@ from earwise.config.recipe import check_recipe
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.families.qwen2_audio import Qwen2Audio
+from earwise.models.prompt_encoding import conversation_path
 from earwise.training import run
 from earwise.types import Audio, Completion, Example, Text, Turn
 
@@ -58,15 +59,32 @@ def completion_choices(completions: Sequence[Completion], *, with_tokens: bool =
     return choices
 
 
-def serve_policy(model: Qwen2Audio, *, with_tokens: bool = True) -> Callable[[dict[str, Any], int], ServerReply]:
-    """A server that answers with samples of a model, in vLLM's format."""
+def serve_policy(
+    model: Qwen2Audio, *, with_tokens: bool = True, prompt_ids: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
+) -> Callable[[dict[str, Any], int], ServerReply]:
+    """A server that answers with samples of a model, in vLLM's format.
+
+    Bytes at a completion's end that are no character are left out of its text, as vLLM does.
+
+    Args:
+        model: The model.
+        with_tokens: Whether completions have token ids and log-probabilities.
+        prompt_ids: Function from the true token ids of a prompt to those that the server returns.
+    """
     engine, lock = LocalEngine(model), threading.Lock()
 
     def respond(body: dict[str, Any], count: int) -> ServerReply:
         with lock:
             completions = sample_completions(engine, body)
         choices = completion_choices(completions, with_tokens=with_tokens)
-        return ServerReply(choices=choices, usage=count_usage(body, "a"))
+        for choice in choices:
+            choice["message"]["content"] = choice["message"]["content"].rstrip("\ufffd")
+        prompt = request_prompt(body)
+        num_samples = [len(waveform) for waveform in prompt.waveforms]
+        path = conversation_path(model, prompt.turns, range(len(num_samples)), num_samples, generate=True)
+        return ServerReply(
+            choices=choices, usage=count_usage(body, "a"), more={"prompt_token_ids": list(prompt_ids(path.ids))}
+        )
 
     return respond
 

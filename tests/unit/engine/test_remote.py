@@ -25,7 +25,7 @@ from earwise.engine.remote import openai_http
 from earwise.engine.remote.address import ServerAddress
 from earwise.engine.remote.client import RemoteEngine
 from earwise.engine.remote.openai_http import RequestLimits
-from earwise.errors import AudioError, EngineError
+from earwise.errors import AudioError, EngineError, ServerUnavailable
 from earwise.types import Audio, Text, Turn
 
 pytestmark = pytest.mark.usefixtures("own_home")
@@ -185,6 +185,34 @@ def test_a_long_retry_after_is_cut_and_announced(monkeypatch: pytest.MonkeyPatch
     assert 0.2 <= time.monotonic() - started < 5
     shown = f"{float(retry_after):g}"
     assert lines == [f"status 429: quota: the server asks for a pause of {shown} s; trying again after 0.2 s"]
+
+
+def test_a_failure_of_the_server_itself_is_reported_at_once_with_its_text() -> None:
+    """vLLM without its audio packages answers every request with this; a hiccup passes at the second attempt."""
+    body = b'{"error": {"message": "Please install vllm[audio]\\nfor audio support", "type": "Error", "code": 500}}'
+    with run_chat_server(lambda *_: ServerReply(status=500, raw=body)) as chat:
+        engine = RemoteEngine(ServerAddress(chat.url, "m"))  # default settings: eight attempts
+        started = time.monotonic()
+        with pytest.raises(EngineError, match=r"fails with this request: status 500: Please install vllm\[audio\] for"):
+            engine.generate(make_prompts(1), SamplingParams())
+        assert len(chat.bodies) == 2 and time.monotonic() - started < 5
+
+    def fail_first(body: dict[str, Any], count: int) -> ServerReply:
+        return ServerReply(status=500, raw=b"hiccup") if count == 1 else ServerReply("fine")
+
+    with run_chat_server(fail_first) as chat:
+        assert engine_on(chat).generate(make_prompts(1), SamplingParams())[0][0].text == "fine"
+
+
+def test_long_pauses_between_attempts_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_http, "LONG_PAUSE_S", 0.1)
+    lines: list[str] = []
+    limits = RequestLimits(tries=3, backoff_s=0.2)
+    with run_chat_server(lambda *_: ServerReply(status=503, raw=b'{"detail": "loading"}')) as chat:
+        engine = RemoteEngine(ServerAddress(chat.url, "m", limits=limits), notify=lines.append)
+        with pytest.raises(ServerUnavailable, match="status 503: loading"):
+            engine.generate(make_prompts(1), SamplingParams())
+    assert [line.split(": trying")[0] for line in lines] == ["status 503: loading"] * 2
 
 
 def test_temporary_failures_are_retried() -> None:

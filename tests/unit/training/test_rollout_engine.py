@@ -1,6 +1,7 @@
 """Rollouts from a server: a real HTTP server with an audio model, whose log-probabilities enter the policy's ratios."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from earwise.config.recipe import check_recipe
 from earwise.data import manifest
 from earwise.errors import EngineError
 from earwise.training import run
-from earwise.types import Audio, Example, Text, Turn
+from earwise.training.rollout.rollout_engine import accept_sampled
+from earwise.types import Audio, Completion, Example, Text, Turn
 from policy_server import VLLM, serve_policy
 
 STAGE = {
@@ -62,3 +64,25 @@ def test_server_without_token_ids_is_refused(tmp_path: Path) -> None:
         chat.models = VLLM
         with pytest.raises(EngineError, match="serve the model with vLLM, or leave `rollout_server` out"):
             run_one_step(tmp_path, f"{chat.url}#m")
+
+
+def test_a_server_that_reads_the_prompt_otherwise_is_refused(tmp_path: Path) -> None:
+    """Another chat template, or one that obeys control tokens in a user's text: the ids of the prompt show it."""
+    server = serve_policy(tiny_qwen2_audio(4), prompt_ids=lambda ids: (*ids[:9], 7, *ids[9:]))
+    with run_chat_server(server) as chat:
+        chat.models = VLLM
+        with pytest.raises(EngineError, match=r"token 9 begins .* there and .* here; serve the same checkpoint"):
+            run_one_step(tmp_path, f"{chat.url}#m")
+
+
+@pytest.mark.parametrize("spelling", ["犬が", "犬が\ufffd", "犬が\ufffd\ufffd"])
+def test_ids_decide_where_a_completion_ends_inside_a_character(spelling: str) -> None:
+    """A completion cut one byte before the end of a Japanese character: programs write its last two bytes in different
+    ways, or not at all."""
+    model = tiny_qwen2_audio(4)
+    ids = tuple(model.tokenizer.encode("犬が吠"))[:-1]
+    completion = Completion(spelling, ids, (-1.0,) * len(ids), "length")
+    ((accepted,),) = accept_sampled(model, [[completion]], "server")
+    assert accepted == replace(completion, text=model.tokenizer.decode(ids))
+    with pytest.raises(EngineError, match="its token ids decode to '犬が"):
+        accept_sampled(model, [[replace(completion, text="猫が")]], "server")

@@ -55,10 +55,12 @@ class Exchange:
     Attributes:
         choices: The choices of the response, as the server sent them.
         usage: Number of prompt and completion tokens; None if the server did not count them.
+        prompt_ids: Token ids of the prompt on the server; None if it did not return them.
     """
 
     choices: tuple[JsonObject, ...]
     usage: tuple[int, int] | None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 class RemoteEngine:
@@ -82,6 +84,9 @@ class RemoteEngine:
         self.tokens_per_s: float | None = None
         """Prompt tokens per second of audio, as the probe measured them. A response whose prompt has fewer than half
         of the expected tokens is an error: the server dropped or cut the audio."""
+        self.prompt_check: Callable[[Prompt, Sequence[int]], str | None] | None = None
+        """Called by `generate` with each prompt and its token ids on the server, if the server returns them (vLLM).
+        What it returns becomes the error of that prompt."""
         self._sender = RateLimitedSender[JsonObject](
             address.limits, lambda answer: sum(openai_http.token_usage(answer) or (0, 0)), notify=notify
         )
@@ -110,6 +115,10 @@ class RemoteEngine:
             exchange = await self._exchange(client, prompt, fields, num_choices)
             if isinstance(exchange, EngineError):
                 return exchange
+            if self.prompt_check is not None and exchange.prompt_ids is not None:
+                difference = self.prompt_check(prompt, exchange.prompt_ids)
+                if difference is not None:
+                    return EngineError(f"{self.name}: {difference} (prompt {prompt.key!r})")
             return [chat_format.completion(choice) for choice in exchange.choices]
 
         keys = [
@@ -211,6 +220,7 @@ class RemoteEngine:
         expected = round(openai_http.estimate_tokens(texts) + audio_tokens + fields["max_tokens"] * num_choices)
         choices: list[JsonObject] = []
         usage: tuple[int, int] | None = None
+        prompt_ids: tuple[int, ...] | None = None
         while len(choices) < num_choices:
             missing, started = num_choices - len(choices), time.monotonic()
             body: JsonObject = {"model": self.address.model, "messages": messages} | fields
@@ -220,6 +230,8 @@ class RemoteEngine:
                 body["n"] = missing
             reply = await self._send(client, body, expected, prompt.key)
             self._append_to_log(prompt, body, reply, time.monotonic() - started)
+            if isinstance(reply, TemporaryFailure) and reply.is_server_error:
+                return EngineError(f"{self.name}: {self.address.url} fails with this request: {reply.reason}")
             if isinstance(reply, TemporaryFailure):
                 return ServerUnavailable(f"{self.name}: {self.address.url} does not answer: {reply.reason}")
             if isinstance(reply, RejectedRequest):
@@ -231,7 +243,8 @@ class RemoteEngine:
                     f"{audio_tokens:.0f} were due: the server dropped or cut the audio; send fewer or shorter clips"
                 )
             choices += reply["choices"][:missing]
-        return Exchange(tuple(choices), usage)
+            prompt_ids = tuple(reply.get("prompt_token_ids") or ()) or prompt_ids
+        return Exchange(tuple(choices), usage, prompt_ids)
 
     async def _send(
         self, client: "httpx.AsyncClient", body: JsonObject, expected_tokens: int, key: str
@@ -243,7 +256,7 @@ class RemoteEngine:
 
         tries = 1 if self._unavailable else None
         reply = await self._sender.send(attempt, body, expected_tokens, random.Random(key), tries)
-        self._unavailable = isinstance(reply, TemporaryFailure)
+        self._unavailable = isinstance(reply, TemporaryFailure) and not reply.is_server_error
         return reply
 
     async def _count_suffix(self, client: "httpx.AsyncClient", _: None) -> int | EngineError:

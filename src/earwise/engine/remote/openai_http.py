@@ -7,6 +7,7 @@ imports neither torch nor numpy, and httpx only when it is used.
 """
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -36,8 +37,12 @@ MIN_REDACTED_KEY = 6
 """Length from which a key is looked for in what a server says: a shorter one may be an ordinary word."""
 FATAL_STATUSES = (401, 402, 403, 404)
 """Statuses that every further request would get as well: wrong address, key, quota or model."""
-RETRYABLE_STATUSES = (408, 409, 425, 429)
-"""Statuses of a busy server; all 5xx statuses are retried, too."""
+RETRYABLE_STATUSES = (408, 409, 425, 429, 502, 503, 504, 520, 521, 522, 523, 524, 529)
+"""Statuses of a busy server, or of a proxy whose server is busy or away."""
+SERVER_ERROR_TRIES = 2
+"""Attempts of a request that makes the server fail (500 and the like). It fails again unless it was a hiccup."""
+MAX_REASON_CHARS = 300
+"""Longest part of a server's error message that is repeated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,12 @@ class TemporaryFailure:
     Attributes:
         reason: What went wrong.
         retry_after_s: Pause in seconds that the server asked for, if it did.
+        is_server_error: True if the server failed with this request (status 500), which few further attempts mend.
     """
 
     reason: str
     retry_after_s: float | None = None
+    is_server_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ class RateLimitedSender(Generic[T]):
         limits: Request rate and retries.
         used_tokens: Number of tokens that a response used, prompt included.
         on_pause: Called with the reason of every pause that the server caused.
-        notify: Called with a line about every long pause that the server asked for.
+        notify: Called with a line about every long pause.
     """
 
     def __init__(
@@ -168,7 +175,7 @@ class RateLimitedSender(Generic[T]):
                 self._tokens.reserve(used_tokens - expected_tokens, time.monotonic())
                 return reply
             self._tokens.reserve(-expected_tokens, time.monotonic())
-            if number + 1 == tries:
+            if number + 1 >= (min(tries, SERVER_ERROR_TRIES) if reply.is_server_error else tries):
                 break
             pause_s = min(self.limits.max_backoff_s, self.limits.backoff_s * 2**number) * rng.uniform(0.5, 1.0)
             self._on_pause(reply.reason.partition(":")[0])
@@ -181,6 +188,8 @@ class RateLimitedSender(Generic[T]):
                         f"{reply.reason}: the server asks for a pause of {reply.retry_after_s:g} s; "
                         f"trying again after {held_s:g} s"
                     )
+            elif pause_s >= LONG_PAUSE_S:
+                self._notify(f"{reply.reason}: trying again after {pause_s:.0f} s")
             await asyncio.sleep(pause_s)
         return reply
 
@@ -244,13 +253,31 @@ def failure_of(url: str, response: "httpx.Response") -> TemporaryFailure | Rejec
     Raises:
         EngineError: if the server would refuse every request (address, model, key, quota).
     """
-    status, text = response.status_code, " ".join(without_key(response.text, sent_key(response)).split())[:200]
+    status, text = response.status_code, without_key(error_text(response.text), sent_key(response))[:MAX_REASON_CHARS]
     if status in FATAL_STATUSES or (status == 429 and "insufficient_quota" in response.text):
         raise EngineError(f"{url} responds with status {status} ({text}); check the address, the model and the key")
+    reason = f"status {status}: {text}" if text else f"status {status}"
     if status in RETRYABLE_STATUSES or status >= 500:
         pause_s = retry_after_s(response.headers.get("retry-after"), datetime.now(UTC))
-        return TemporaryFailure(f"status {status}: {text}" if text else f"status {status}", pause_s)
-    return RejectedRequest(f"status {status}: {text}") if status >= 400 else None
+        return TemporaryFailure(reason, pause_s, is_server_error=status not in RETRYABLE_STATUSES)
+    return RejectedRequest(reason) if status >= 400 else None
+
+
+def error_text(body: str) -> str:
+    """The message in the body of an error response, in one line: OpenAI's form, FastAPI's form, or the text itself.
+
+    >>> error_text('{"error": {"message": "Please install vllm[audio]", "code": 500}}'), error_text("busy\\n")
+    ('Please install vllm[audio]', 'busy')
+    """
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    if isinstance(content, Mapping):
+        error = content.get("error") or content.get("detail") or content.get("message")
+        message = error.get("message") if isinstance(error, Mapping) else error
+        body = message if isinstance(message, str) and message.strip() else body
+    return " ".join(body.split())
 
 
 def sent_key(response: "httpx.Response") -> str:

@@ -36,7 +36,7 @@ from earwise.training.rollout.reward_runner import (
     rollout_stats,
     step_metrics,
 )
-from earwise.training.rollout.rollout_engine import check_sampled, open_rollout_engine
+from earwise.training.rollout.rollout_engine import accept_sampled, open_rollout_engine
 from earwise.training.rollout.weight_sync import WeightSync
 from earwise.training.stages.stage import StageContext
 from earwise.types import Completion, Example
@@ -196,7 +196,7 @@ class RolloutCollector:
             generate = partial(self._engine.generate, prompts, self._sampling_params, config.group_size)
             groups, num_server_errors = retry_while_away(generate, self._retry_minutes, context.notify)
             if config.rollout_server:
-                check_sampled(context.model, groups, config.rollout_server)
+                groups = accept_sampled(context.model, groups, config.rollout_server)
         with context.profiler.phase("reward"):
             if self._adaptive_rewards is not None:
                 self._adaptive_rewards.observe(groups, step)

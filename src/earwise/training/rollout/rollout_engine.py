@@ -7,6 +7,8 @@ does. `ratio_mean` in the log shows how far policy and server differ; `weight_sy
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from earwise.engine.base import Engine
+from earwise.engine.base import Engine, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import EngineError
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
+from earwise.models.prompt_encoding import conversation_path
 from earwise.training.policy import MicroBatch
 from earwise.types import Completion
 
@@ -26,7 +29,7 @@ from earwise.types import Completion
 def open_rollout_engine(
     address: str | None, model: AudioLM, encoder_cache: EncoderCache, *, batch_size: int, log: Path | None = None
 ) -> Engine:
-    """Open the engine for rollouts.
+    """Open the engine for rollouts. A server that tells the token ids of prompts is held to those of the policy.
 
     Args:
         address: Address of a server that accepts audio; None to sample from the policy in this process.
@@ -41,11 +44,43 @@ def open_rollout_engine(
         return LocalEngine(model, encoder_cache=encoder_cache, batch_size=batch_size)
     from earwise.engine.remote.probe import open_remote_engine  # imports the HTTP client
 
-    return open_remote_engine(address, log=log)
+    engine = open_remote_engine(address, log=log)
+    engine.prompt_check = partial(check_prompt, model)
+    return engine
 
 
-def check_sampled(model: AudioLM, groups: Sequence[Sequence[Completion]], server: str) -> None:
-    """Refuse completions of a server that cannot be trained on.
+def check_prompt(model: AudioLM, prompt: Prompt, server_ids: Sequence[int]) -> str | None:
+    """Compare the token ids of a prompt on the server with those that the policy is trained on.
+
+    Args:
+        model: The policy.
+        prompt: The prompt.
+        server_ids: Its token ids on the server, with one audio placeholder per audio token.
+    Returns:
+        What differs and the remedy; None if all ids are equal.
+    """
+    num_samples = [len(waveform) for waveform in prompt.waveforms]
+    clips = range(len(prompt.waveforms))
+    ids = conversation_path(model, prompt.turns, clips, num_samples, generate=True).ids
+    if tuple(server_ids) == ids:
+        return None
+    place = next(
+        (number for number, pair in enumerate(zip(ids, server_ids, strict=False)) if pair[0] != pair[1]),
+        min(len(ids), len(server_ids)),
+    )
+    here, there = (model.tokenizer.backend.decode(list(part[place : place + 8]), False) for part in (ids, server_ids))
+    return (
+        f"the server reads the prompt as {len(server_ids)} tokens, the policy as {len(ids)}; token {place} begins "
+        f"{there!r} there and {here!r} here; serve the same checkpoint with its own chat template"
+    )
+
+
+def accept_sampled(model: AudioLM, groups: Sequence[Sequence[Completion]], server: str) -> list[list[Completion]]:
+    """Completions of a server as the policy is trained on them: their token ids decide, and their text is what the
+    policy's tokenizer makes of these ids.
+
+    Texts are compared only in whole characters. A completion may be cut inside a character of several bytes, and every
+    program writes such an end in its own way.
 
     Args:
         model: The policy.
@@ -55,21 +90,33 @@ def check_sampled(model: AudioLM, groups: Sequence[Sequence[Completion]], server
         EngineError: if a completion has no token ids or log-probabilities, or its ids decode to another text with the
             policy's tokenizer.
     """
-    for group in groups:
-        for completion in group:
-            if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
-                raise EngineError(
-                    f"{server}: a completion came with {len(completion.token_ids)} token ids and "
-                    f"{len(completion.logprobs)} log-probabilities; rollouts need both: serve the model with vLLM, or "
-                    "leave `rollout_server` out"
-                )
-        first = group[0]
-        decoded = model.tokenizer.decode(first.token_ids)
-        if decoded.strip() != first.text.strip():
-            raise EngineError(
-                f"{server}: its token ids decode to {decoded[:40]!r} here, but its text is {first.text[:40]!r}; serve "
-                f"{model.name}, so that both sides have the same tokenizer"
-            )
+    return [[_accept(model, completion, server) for completion in group] for group in groups]
+
+
+def _accept(model: AudioLM, completion: Completion, server: str) -> Completion:
+    """One completion of a server; see `accept_sampled`."""
+    if not completion.token_ids or len(completion.token_ids) != len(completion.logprobs):
+        raise EngineError(
+            f"{server}: a completion came with {len(completion.token_ids)} token ids and "
+            f"{len(completion.logprobs)} log-probabilities; rollouts need both: serve the model with vLLM, or "
+            "leave `rollout_server` out"
+        )
+    decoded = model.tokenizer.decode(completion.token_ids)
+    if whole_characters(decoded) != whole_characters(completion.text):
+        raise EngineError(
+            f"{server}: its token ids decode to {decoded[:40]!r} here, but its text is {completion.text[:40]!r}; serve "
+            f"{model.name}, so that both sides have the same tokenizer"
+        )
+    return replace(completion, text=decoded)
+
+
+def whole_characters(text: str) -> str:
+    """A text without the marks of bytes that are no character (U+FFFD) and without white space at its ends.
+
+    >>> whole_characters("犬が吠\ufffd\ufffd ") == whole_characters("犬が吠")
+    True
+    """
+    return text.replace("\ufffd", "").strip()
 
 
 def sampled_logprobs(
