@@ -165,3 +165,6 @@ class Score:
     """The answer that was read; None if there is none."""
     explanation: str = ""
     """Why the answer could not be read, or the error; empty for a readable answer."""
+    counts: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What adds up over items where a figure of a corpus is no mean of its items (edits and reference words of an error
+    rate, matched n-grams of BLEU), by name of the score."""

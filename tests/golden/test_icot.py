@@ -39,7 +39,7 @@ def shortened(row: list[int], count: float, side: str) -> tuple[list[int], bool]
 
 def test_schedule_batches_and_resets(golden: Golden) -> None:
     cases = [case for case in golden("icot_schedule.json")["cases"] if "official_error" not in case]
-    assert len(cases) == 46
+    assert cases
     compared = 0
     for case in cases:
         args, plan, per_epoch = case["args"], schedule(case), case["steps_per_epoch"]

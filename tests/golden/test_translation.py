@@ -2,12 +2,17 @@
 
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
+from sacrebleu.metrics.bleu import BLEU
 
 from earwise.evaluation.metrics.translation import (
+    bleu_of_counts,
     corpus_bleu,
     corpus_chrf,
+    resampled_bleu,
     sentence_bleu,
+    sentence_score,
     target_language,
     tokenizer_of,
 )
@@ -56,3 +61,33 @@ def test_sacrebleu(golden) -> None:
         assert bleu == pytest.approx(corpus["sacrebleu_2_6_0"]["bleu"], abs=1e-6)
         assert bleu == pytest.approx(corpus["sacrebleu_1_5_1"]["bleu"], abs=1e-6)
         assert corpus_chrf(references, hypotheses) == pytest.approx(corpus["sacrebleu_2_6_0"]["chrf"], abs=1e-6)
+
+
+def test_sums_of_sentences_are_the_corpus(golden) -> None:
+    """BLEU of added counts is sacreBLEU's of the corpus, and its resampled values lie around it."""
+    record = golden("translation_bleu_chrf.json")
+    for corpus in record["corpora"]:
+        if not is_comparable(corpus["tokenizer"]):
+            continue
+        members = [record["cases"][index] for index in corpus["case_indices"]]
+        language = LANGUAGES[corpus["tokenizer"]]
+        sentences = [sentence_score(case["reference"], case["hypothesis"], language)[1] for case in members]
+        official = corpus["sacrebleu_2_6_0"]["bleu"]
+        assert bleu_of_counts(np.sum(sentences, axis=0)) == pytest.approx(official, abs=1e-6)
+        values = resampled_bleu(sentences, 200, seed=0)
+        low, high = np.quantile(values, [0.0, 1.0])
+        assert low <= official <= high
+
+
+def test_resampling_is_that_of_sacrebleu() -> None:
+    """The interval of corpora that are drawn from a corpus, against sacreBLEU's own bootstrap."""
+    rng = np.random.default_rng(1)
+    words = ["rain", "wind", "dog", "barks", "loudly", "here", "a", "the"]
+    references = [" ".join(rng.choice(words, 12)) for _ in range(80)]
+    hypotheses = [" ".join(word if rng.random() < 0.8 else "sun" for word in text.split()) for text in references]
+    official = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
+    pairs = zip(references, hypotheses, strict=True)
+    values = resampled_bleu([sentence_score(*pair, "en")[1] for pair in pairs], 1000, seed=0)
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert values.mean() == pytest.approx(official._mean, abs=0.3)
+    assert (high - low) / 2 == pytest.approx(official._ci, rel=0.15)

@@ -103,4 +103,5 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "silent": audio.is_silent,
         "truncated": truncated and result.audio is not None,
         "pieces": audio.num_chunks,
+        **({"counts": {name: list(values) for name, values in score.counts.items()}} if score.counts else {}),
     } | segments_field(item.clips)

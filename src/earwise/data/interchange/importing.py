@@ -7,17 +7,19 @@ how a data set can be named wherever a manifest is taken.
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from earwise import progress
 from earwise.data import manifest
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.detection import reader
-from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
+from earwise.data.interchange.foreign_row import Clip, DatasetLocation, ForeignRow
 from earwise.data.interchange.native_rows import native_row
 from earwise.data.interchange.packed_rows import conversation_row, is_clip_value, packed_row
 from earwise.data.interchange.readers.huggingface import hub_files
@@ -25,11 +27,12 @@ from earwise.data.interchange.readers.parquet_tables import parquet_files
 from earwise.data.interchange.readers.tar_samples import tar_files
 from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
-from earwise.files import atomic_folder, cache_dir, relative_path, write_json
+from earwise.files import atomic_folder, cache_dir, relative_path, write_json, write_jsonl
 from earwise.types import Example
 
 CLIPS_FOLDER = "clips"
 MANIFEST_NAME = "manifest.jsonl"
+TABLE_NAME = "table.jsonl"
 VERSION = 1  # incremented whenever the content of a cached conversion changes
 OnSkip = Callable[[str], None]
 
@@ -82,6 +85,54 @@ def cached_manifest(location: DatasetLocation) -> Path:
                 import_dataset(location, part / MANIFEST_NAME, ImportOptions(absolute_paths=True))
                 write_json(part / "dataset.json", asdict(location) | {"path": str(location.path)})
     return path
+
+
+def cached_table(location: DatasetLocation) -> Path:
+    """The rows of a data set in the cache, as JSON lines under their own column names; written now if they are not
+    there.
+
+    Clips that were stored inside the data set are files beside it; a column that held them holds their absolute paths.
+
+    Raises:
+        DataError: if the data set cannot be read, or has no rows.
+        ConfigError: if a library that the form needs is not installed.
+    """
+    folder = cache_dir() / "tables" / _cache_name(location)
+    path = folder / TABLE_NAME
+    if path.is_file():
+        return path
+    with _exclusive(folder):
+        if not path.is_file():
+            with atomic_folder(folder) as part:
+                rows = reader(location.kind)(location, ClipStore(part / CLIPS_FOLDER))
+                plain_rows = (plain_values(row.values, part, folder) for row in rows)
+                if not write_jsonl(part / TABLE_NAME, progress.track(plain_rows, "rows read")):
+                    raise DataError(f"{location.path}: holds no rows; is it the right file, and the right split?")
+    return path
+
+
+def plain_values(values: Mapping[str, Any], part: Path, folder: Path) -> dict[str, Any]:
+    """A row as JSON can hold it: clips as paths, numbers that are none as null.
+
+    Args:
+        values: Column -> value.
+        part: Folder that clips of the data set are written to now.
+        folder: The name that this folder will have.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Clip):
+            path = value.path.absolute()
+            return str(folder / path.relative_to(part) if path.is_relative_to(part) else path)
+        if isinstance(value, Mapping):
+            return {str(name): plain(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+    return {name: plain(value) for name, value in values.items()}
 
 
 def _examples(

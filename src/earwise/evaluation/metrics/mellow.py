@@ -19,6 +19,8 @@ CLASSES = {"a": "Entailment", "b": "Neutral", "c": "Contradiction"}
 """Letter -> class, in the order of the released scorer."""
 TASKS = ("sound", "music", "speech")
 DIFFICULTIES = ("easy", "hard", "medium")
+CAPTION_OPENING = "The audio 1 is "
+"""Words that the released program cuts out of captions."""
 
 
 def head(text: str) -> str:
@@ -150,3 +152,26 @@ def _ratio(part: int, whole: int) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def caption_groups(
+    files: Sequence[str], predictions: Sequence[str], references: Sequence[str]
+) -> list[tuple[str, str, list[str]]]:
+    """Which caption the released program scores against which references.
+
+    Neighbouring rows with one clip are one item, and only the caption of the first of them is scored; rows of a clip
+    that do not stand together become several items.
+
+    Args:
+        files: Clip of each row.
+        predictions: Caption of each row.
+        references: Reference of each row.
+    Returns:
+        Clip, scored caption and references of each item, in order.
+    """
+    groups: list[tuple[str, str, list[str]]] = []
+    for file, prediction, reference in zip(files, predictions, references, strict=True):
+        if not groups or groups[-1][0] != file:
+            groups.append((file, prediction.replace(CAPTION_OPENING, ""), []))
+        groups[-1][2].append(reference)
+    return groups

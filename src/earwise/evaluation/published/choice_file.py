@@ -8,20 +8,17 @@ content of its items (`fingerprint`).
 import ast
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earwise.data import manifest
-from earwise.data.interchange.detection import detect_kind
-from earwise.data.manifest_path import manifest_path
-from earwise.data.readers import row_files
+from earwise.data.interchange.foreign_row import DatasetLocation, ForeignRow
+from earwise.data.interchange.native_rows import native_row
 from earwise.errors import DataError
+from earwise.evaluation.published.table_rows import rows_of, table_location
 from earwise.types import Audio, Example, Text, Turn
 
-TABLE_KINDS = ("parquet", "datasets")
-"""Forms of `interchange.detection` in which benchmarks are published beside JSON."""
 AUDIO_FIELDS = ("audio_id", "audio_path")
 """Names of the clip in the benchmarks' JSON files."""
 
@@ -54,20 +51,16 @@ def fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_items(path: Path, required: tuple[str, ...], key: str = "id") -> list[dict[str, Any]]:
-    """The items of a benchmark file, a JSON list or one object per line.
+    """The items of a benchmark file: a JSON list, one object per line, or a table under its own column names.
 
     Args:
-        path: The file.
+        path: The file, or a name on a hub.
         required: Fields that every item must have.
         key: Field that must differ from item to item; empty: none.
     Raises:
         DataError: if the file is not JSON or empty, an item lacks a field, or two have one key; it names the item.
     """
-    rows = (
-        _table_rows(path) if detect_kind(path) in TABLE_KINDS else [dict(row) for _, row in row_files.read_rows(path)]
-    )
-    if not rows:
-        raise DataError(f"{path}: holds no items; download it again")
+    rows = rows_of(path)
     keys: set[str] = set()
     for number, row in enumerate(rows, 1):
         missing = [name for name in required if name not in row] if isinstance(row, dict) else list(required)
@@ -84,7 +77,8 @@ def read_items(path: Path, required: tuple[str, ...], key: str = "id") -> list[d
 def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
     """The items of a multiple-choice benchmark, each with a list of options under `choices`.
 
-    Some published copies hold the list as text (`"['rain', 'wind']"` or JSON), which is read too.
+    Some published copies hold the list as text (`"['rain', 'wind']"` or JSON), which is read too. The columns of tables
+    get the names of the benchmarks' JSON files (`_json_names`).
 
     Args:
         path: The file.
@@ -92,8 +86,14 @@ def read_rows(path: Path, required: tuple[str, ...]) -> list[dict[str, Any]]:
     Raises:
         DataError: see `read_items`; also if `choices` is no list.
     """
-    rows = read_items(path, required)
+    location = table_location(path)
+    rows = read_items(path, required) if location is None else _json_names(location, read_items(path, (), ""))
     for number, row in enumerate(rows, 1):
+        missing = [name for name in required if name not in row]
+        if missing:
+            raise DataError(
+                f"{path}: item {number} has no {', '.join(missing)}; is this the file of another benchmark?"
+            )
         choices = list_of_texts(row["choices"])
         if choices is None:
             raise DataError(f"{path}: item {number}: choices is {row['choices']!r}, not a list of option texts")
@@ -115,21 +115,26 @@ def list_of_texts(value: Any) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _table_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a benchmark that is published as Parquet or as a table, under the names of its JSON file.
+def _json_names(location: DatasetLocation, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a table under the names of the benchmarks' JSON files.
 
-    Nested columns (such as MMAU's `other_attributes`, which hold the id) become fields of the row.
+    Columns are recognised as those of any other table (`data/interchange/native_rows.py`); nested columns (such as
+    MMAU's `other_attributes`, which hold the id) become fields of the row.
     """
-    rows = []
-    for example in manifest.iterate(manifest_path(str(path), Path())):
-        nested = [value for value in example.meta.values() if isinstance(value, dict)]
-        row: dict[str, Any] = {"id": example.id} | {name: value for part in nested for name, value in part.items()}
-        row |= {name: value for name, value in example.meta.items() if not isinstance(value, dict)}
-        row |= {"question": example.question, "choices": list(example.choices)}
-        row |= {"answer": example.answer[0]} if example.answer else {}
-        row |= dict.fromkeys(AUDIO_FIELDS, str(example.audio_paths[0].absolute()))
-        rows.append(row)
-    return rows
+    named = []
+    for number, values in enumerate(rows, 1):
+        foreign = ForeignRow(f"{location.path}:row {number}", values, Path())
+        native = native_row(foreign, f"row-{number}", columns=location.columns, prompt=location.prompt, path_text=str)
+        audio, question = native["messages"][0]["content"][0], native["messages"][0]["content"][-1]
+        row: dict[str, Any] = {"id": native["id"]}
+        for value in values.values():
+            row |= value if isinstance(value, dict) else {}
+        row |= {name: value for name, value in values.items() if not isinstance(value, dict)}
+        row |= {"question": question["text"]} | dict.fromkeys(AUDIO_FIELDS, audio["audio"])
+        row |= {"choices": native["choices"]} if native["choices"] else {}
+        row |= {"answer": native["answer"][0]} if native["answer"] else {}
+        named.append(row)
+    return named
 
 
 def locate(name: str, path: Path, audio_root: Path | None) -> Path:
@@ -192,3 +197,33 @@ def choice_example(row: Mapping[str, Any], fields: ChoiceFields, benchmark: str,
             **{key: value for key, value in row.items() if key not in used_fields},
         },
     )
+
+
+Edition = Callable[[list[dict[str, Any]]], str]
+"""`edition(rows)`: name of the edition that the items are."""
+
+
+def read_choice_examples(
+    path: Path, audio_root: Path | None, fields: ChoiceFields, benchmark: str, *, required: tuple[str, ...],
+    edition: Edition = fingerprint,
+) -> list[Example]:  # fmt: skip
+    """The items of a multiple-choice benchmark as Examples, in the file's order.
+
+    Args:
+        path: The file, or a name on a hub.
+        audio_root: Folder of the clips, with their sub-folders or without them; None: the file's own folder.
+        fields: Where the benchmark keeps what.
+        benchmark: Name of the benchmark.
+        required: Fields that every item must have.
+        edition: Names the edition of the items.
+    Raises:
+        DataError: if the file is not the benchmark's, or none of its clips exists.
+    """
+    rows = read_rows(path, required)
+    edition_name = edition(rows)
+    examples = [
+        choice_example(row, fields, benchmark, edition_name, locate(str(row[fields.audio]), path, audio_root))
+        for row in rows
+    ]
+    check_audio(examples, path)
+    return examples

@@ -4,13 +4,15 @@ Their programs count the option of the letter that the output names (`metrics/le
 `strict` and `lenient` read the answer as everywhere else (`metrics/mmau.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.letters import LETTERS, choice_verdict, first_or_second_last, lettered_choices
+from earwise.evaluation.published.choice_file import check_audio, locate, read_items
 from earwise.types import Audio, Example, Score, Text, Turn
 
 SCORE_NOTES = {"official": "the option of the letter that the official program reads in the raw output"} | {
@@ -34,27 +36,54 @@ def shown_choices(row: Mapping[str, Any], number: int, path: Path) -> tuple[str,
     return choices
 
 
-def lettered_example(
-    row: Mapping[str, Any], choices: tuple[str, ...], clip: Path, *, identifier: str, task: str, category: str
-) -> Example:
-    """One item as an Example.
+@dataclass(frozen=True, slots=True)
+class LetteredItem:
+    """What a benchmark's own fields say of an item."""
+
+    identifier: str
+    clip: str
+    """The clip, relative to the folder of clips."""
+    task: str
+    category: str
+
+
+Describe = Callable[[Mapping[str, Any], int], LetteredItem]
+"""`describe(row, number)`: the item of a row, counted from 1."""
+
+
+def read_lettered_examples(
+    path: Path, audio_root: Path | None, required: tuple[str, ...], describe: Describe, key: str = ""
+) -> list[Example]:
+    """The items of a file as Examples, in the file's order.
 
     Args:
-        row: The item.
-        choices: Its options.
-        clip: Path of the clip.
-        identifier: Id of the Example.
-        task: Its task.
-        category: Its category.
+        path: The file, or a name on a hub.
+        audio_root: Folder of the clips; None: the file's own folder.
+        required: Fields that every item must have, beside `REQUIRED_FIELDS`.
+        describe: Reads the fields that differ from benchmark to benchmark.
+        key: Field that must differ from item to item; empty: none.
+    Raises:
+        DataError: if the file is not the benchmark's, or none of its clips exists.
     """
+    examples = []
+    for number, row in enumerate(read_items(path, (*REQUIRED_FIELDS, *required), key), 1):
+        item = describe(row, number)
+        clip = locate(item.clip, path, audio_root)
+        examples.append(lettered_example(row, shown_choices(row, number, path), clip, item))
+    check_audio(examples, path)
+    return examples
+
+
+def lettered_example(row: Mapping[str, Any], choices: tuple[str, ...], clip: Path, item: LetteredItem) -> Example:
+    """One item as an Example."""
     used_fields = {*REQUIRED_FIELDS, "choice_c", "choice_d", "task_name", "category", "audio", "path", "id"}
     return Example(
-        id=identifier,
+        id=item.identifier,
         turns=(Turn("user", (Audio(str(clip.absolute())), Text(str(row["question"])))),),
         answer=(str(row["answer_gt"]),),
         choices=choices,
-        task=task,
-        category=category,
+        task=item.task,
+        category=item.category,
         group=str(clip),
         split="test",
         meta={key: value for key, value in row.items() if key not in used_fields},

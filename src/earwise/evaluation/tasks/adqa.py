@@ -7,14 +7,7 @@ Data: `dev.jsonl` (1,607 items with answers) and `eval-noanswer.jsonl` (3,000 it
 from pathlib import Path
 
 from earwise.evaluation.metrics import mmau as metric
-from earwise.evaluation.published.choice_file import (
-    ChoiceFields,
-    check_audio,
-    choice_example,
-    fingerprint,
-    locate,
-    read_rows,
-)
+from earwise.evaluation.published.choice_file import ChoiceFields, read_choice_examples
 from earwise.evaluation.published.submission import write_official
 from earwise.evaluation.results import EvalRun
 from earwise.evaluation.task import Task
@@ -33,13 +26,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not ADQA-Bench's, or none of its clips exists.
     """
-    rows = read_rows(path, ("id", "audio_path", "question", "choices"))
-    edition = fingerprint(rows)
-    examples = [
-        choice_example(row, FIELDS, NAME, edition, locate(str(row["audio_path"]), path, audio_root)) for row in rows
-    ]
-    check_audio(examples, path)
-    return examples
+    return read_choice_examples(path, audio_root, FIELDS, NAME, required=("id", "audio_path", "question", "choices"))
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:

@@ -6,18 +6,19 @@ choice_a` to `choice_d`, `answer_gt` (text), `task_name, dataset_name, uniq_id`.
 official program finds no letter stays in the denominator, as wrong.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from earwise.evaluation.metrics import mmau
-from earwise.evaluation.published.choice_file import check_audio, locate, read_items
 from earwise.evaluation.published.lettered_file import (
-    REQUIRED_FIELDS,
     SCORE_NOTES,
-    lettered_example,
+    LetteredItem,
     lettered_lines,
+    read_lettered_examples,
     score,
-    shown_choices,
 )
+from earwise.evaluation.published.table_rows import clip_names
 from earwise.evaluation.task import Task
 from earwise.types import Example
 
@@ -36,18 +37,20 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not AIR-Bench's, or none of its clips exists.
     """
-    examples = []
-    for number, row in enumerate(read_items(path, (*REQUIRED_FIELDS, "path", "task_name", "dataset_name"), ""), 1):
-        name = f"{row['task_name']}_{row['dataset_name']}/{row['path']}"
-        if row["task_name"] == "Audio_Grounding":
-            name = str(Path(name).with_suffix(".flac"))
-        example = lettered_example(
-            row, shown_choices(row, number, path), locate(name, path, audio_root),
-            identifier=f"airbench-{row.get('uniq_id', number)}", task=row["task_name"], category=row["dataset_name"],
-        )  # fmt: skip
-        examples.append(example)
-    check_audio(examples, path)
-    return examples
+
+    def describe(row: Mapping[str, Any], number: int) -> LetteredItem:
+        identifier = f"airbench-{row.get('uniq_id', number)}"
+        return LetteredItem(identifier, clip_name(row), row["task_name"], row["dataset_name"])
+
+    return read_lettered_examples(path, audio_root, ("task_name", "dataset_name"), describe)
+
+
+def clip_name(row: Mapping[str, Any]) -> str:
+    """The clip of a row: the one that a table holds, or else the file in the folder of its task and data set."""
+    if row.get("audio"):
+        return clip_names(row["audio"])[0]
+    name = f"{row['task_name']}_{row['dataset_name']}/{row.get('path', '')}"
+    return str(Path(name).with_suffix(".flac")) if row["task_name"] == "Audio_Grounding" else name
 
 
 def official_prompt(example: Example) -> str:

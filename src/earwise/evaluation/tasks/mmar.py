@@ -6,17 +6,12 @@ question, choices, answer, modality, category, sub-category, language, source, u
 are left out of the Example.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from earwise.evaluation.metrics import mmau as metric
-from earwise.evaluation.published.choice_file import (
-    ChoiceFields,
-    check_audio,
-    choice_example,
-    fingerprint,
-    locate,
-    read_rows,
-)
+from earwise.evaluation.published.choice_file import ChoiceFields, fingerprint, read_choice_examples
 from earwise.evaluation.published.submission import write_submission
 from earwise.evaluation.results import EvalRun
 from earwise.evaluation.task import Task
@@ -35,6 +30,12 @@ FIELDS = ChoiceFields(
 )
 
 
+def version(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Name of the edition that these items are, or `unknown` with their fingerprint."""
+    digest = fingerprint(rows)
+    return VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")
+
+
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     """Read an MMAR file.
 
@@ -46,13 +47,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not MMAR's, or none of its clips exists.
     """
-    rows = read_rows(path, REQUIRED_FIELDS)
-    digest = fingerprint(rows)
-    edition = VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")
-    clips = [locate(str(row["audio_path"]), path, audio_root) for row in rows]
-    examples = [choice_example(row, FIELDS, NAME, edition, clip) for row, clip in zip(rows, clips, strict=True)]
-    check_audio(examples, path)
-    return examples
+    return read_choice_examples(path, audio_root, FIELDS, NAME, required=REQUIRED_FIELDS, edition=version)
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:

@@ -14,14 +14,7 @@ from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau as metric
-from earwise.evaluation.published.choice_file import (
-    ChoiceFields,
-    check_audio,
-    choice_example,
-    fingerprint,
-    locate,
-    read_rows,
-)
+from earwise.evaluation.published.choice_file import ChoiceFields, fingerprint, read_choice_examples
 from earwise.evaluation.published.submission import write_submission
 from earwise.evaluation.results import EvalRun
 from earwise.evaluation.task import Task
@@ -77,12 +70,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not MMAU's, is a withdrawn edition, or none of its clips exists.
     """
-    rows = read_rows(path, REQUIRED_FIELDS)
-    edition = version(rows)
-    clips = [locate(str(row["audio_id"]), path, audio_root) for row in rows]
-    examples = [choice_example(row, FIELDS, NAME, edition, clip) for row, clip in zip(rows, clips, strict=True)]
-    check_audio(examples, path)
-    return examples
+    return read_choice_examples(path, audio_root, FIELDS, NAME, required=REQUIRED_FIELDS, edition=version)
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:

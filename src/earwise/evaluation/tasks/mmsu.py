@@ -1,23 +1,24 @@
 """MMSU (arXiv:2506.04779): 5,000 questions about spoken language with up to four options, in 47 kinds.
 
 Source: dingdongwang/MMSU@217d1d3 and its data set: rows `id, audio, task_name, question, choice_a` to `choice_d`,
-`answer_gt` (text), `category` (Perception or Reasoning), `sub-category`. `audio` is a path here: unpack a Parquet copy
-first (`earwise build convert`). Deviation: outputs that the official program leaves out of the denominator are wrong.
-It is not the set of the same name inside VoiceBench.
+`answer_gt` (text), `category` (Perception or Reasoning), `sub-category`; as JSON, Parquet, or on a hub. Deviation:
+outputs that the official program leaves out of the denominator are wrong. It is not the set of the same name inside
+VoiceBench.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from earwise.evaluation.metrics import mmau
-from earwise.evaluation.published.choice_file import check_audio, locate, read_items
 from earwise.evaluation.published.lettered_file import (
-    REQUIRED_FIELDS,
     SCORE_NOTES,
-    lettered_example,
+    LetteredItem,
     lettered_lines,
+    read_lettered_examples,
     score,
-    shown_choices,
 )
+from earwise.evaluation.published.table_rows import clip_names
 from earwise.evaluation.task import Task
 from earwise.types import Example
 
@@ -25,7 +26,7 @@ INSTRUCTION = "Choose the most suitable answer from options A, B, C, and D. You 
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
-    """Read the items of MMSU as JSON or JSONL.
+    """Read the items of MMSU.
 
     Args:
         path: The file.
@@ -33,17 +34,12 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     Raises:
         DataError: if the file is not MMSU's, or none of its clips exists.
     """
-    examples = []
-    for number, row in enumerate(read_items(path, (*REQUIRED_FIELDS, "id", "audio")), 1):
-        name = row["audio"]["path"] if isinstance(row["audio"], dict) else row["audio"]
-        example = lettered_example(
-            row, shown_choices(row, number, path), locate(str(name), path, audio_root),
-            identifier=str(row["id"]), task=str(row.get("category") or "mmsu"),
-            category=str(row.get("task_name") or ""),
-        )  # fmt: skip
-        examples.append(example)
-    check_audio(examples, path)
-    return examples
+
+    def describe(row: Mapping[str, Any], number: int) -> LetteredItem:
+        (clip,) = clip_names(row["audio"])[:1] or [""]
+        return LetteredItem(str(row["id"]), clip, str(row.get("category") or "mmsu"), str(row.get("task_name") or ""))
+
+    return read_lettered_examples(path, audio_root, ("id", "audio"), describe, "id")
 
 
 def official_prompt(example: Example) -> str:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from earwise.evaluation.metrics import stats
-from earwise.evaluation.metrics.transcripts import Reading, count_errors
+from earwise.evaluation.metrics.transcripts import ErrorCount, Reading, count_errors
 from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
 from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.results import Row
@@ -54,28 +54,38 @@ def with_question(example: Example, question: str) -> Example:
 def score(example: Example, completion: str) -> Score:
     """Error rates of one transcript under both readings. An empty output is wrong everywhere."""
     text = completion.strip()
-    values = {
-        name: min(count_errors(gold, text, example.language or "en", reading).rate for gold in example.answer or ("",))
+    counts = _counts(example.answer, text, example.language)
+    values = {name: count.rate for name, count in counts.items()}
+    sums = {name: (count.num_edits, count.num_units) for name, count in counts.items()}
+    return Score(values, "ok" if text else "unparsed", text or None, "" if text else "the output is empty", sums)
+
+
+def _counts(references: Sequence[str], text: str, language: str) -> dict[str, ErrorCount]:
+    """Edits and reference units by score, against the reference with the lowest rate."""
+    return {
+        name: min(
+            (count_errors(reference, text, language or "en", reading) for reference in references or ("",)),
+            key=lambda count: count.rate,
+        )
         for name, reading in READINGS.items()
     }
-    return Score(values, "ok" if text else "unparsed", text or None, "" if text else "the output is empty")
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     """Error rates over the corpus, with intervals by resampling items."""
     metrics = mean_scores(rows)
-    for name, reading in READINGS.items():
-        counts = [
-            min(
-                (count_errors(gold, row["output"].strip(), row["language"] or "en", reading) for gold in row["gold"]),
-                key=lambda count: count.rate,
-            )
-            for row in rows
-        ]
-        units = [count.num_units for count in counts]
+    sums = [row.get("counts") or _sums_of_row(row) for row in rows]
+    for name in READINGS:
+        edits, units = zip(*(row_sums[name] for row_sums in sums), strict=True)
         if sum(units):
-            metrics[name] = stats.ratio_row([count.num_edits for count in counts], units)
+            metrics[name] = stats.ratio_row(edits, units)
     return metrics
+
+
+def _sums_of_row(row: Row) -> dict[str, tuple[int, int]]:
+    """Edits and reference units of a row that does not hold them: without a completion, or of an earlier version."""
+    counts = _counts(row["gold"], row["output"].strip(), row["language"])
+    return {name: (count.num_edits, count.num_units) for name, count in counts.items()}
 
 
 TASK = Task(

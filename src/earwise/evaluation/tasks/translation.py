@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from earwise.evaluation.metrics.translation import corpus_bleu, corpus_chrf, sentence_bleu, target_language
+import numpy as np
+
+from earwise.evaluation.metrics.translation import (
+    BleuCounts,
+    bleu_of_counts,
+    corpus_chrf,
+    resampled_bleu,
+    sentence_score,
+    target_language,
+)
 from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
@@ -18,6 +27,8 @@ from earwise.evaluation.tasks import manifest
 from earwise.types import Example, Score
 
 LANGUAGES = {"zh-cn": "zh", "zh-CN": "zh"}
+BOOTSTRAP_DRAWS = 1000
+"""Corpora that are drawn for the interval of BLEU, as many as sacreBLEU draws."""
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -38,33 +49,39 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
 def score(example: Example, completion: str) -> Score:
     """BLEU of one sentence, with n-grams up to its length."""
     text = completion.strip()
-    bleu = max((sentence_bleu(gold, text, _code(example.language)) for gold in example.answer), default=0.0)
-    return Score(
-        {"bleu": bleu / 100}, "ok" if text else "unparsed", text or None, "" if text else "the output is empty"
-    )
+    scored = [sentence_score(gold, text, _code(example.language)) for gold in example.answer]
+    bleu, counts = max(scored, default=(0.0, ()))
+    explanation = "" if text else "the output is empty"
+    return Score({"bleu": bleu / 100}, "ok" if text else "unparsed", text or None, explanation, {"bleu": counts})
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     """Corpus BLEU and chrF: the mean over target languages, each with its own tokenizer.
 
-    The interval is that of the mean sentence BLEU, moved to the corpus value.
+    The interval of BLEU is that of corpora drawn from the sentences of each language.
     """
     metrics = mean_scores(rows)
     by_language: dict[str, list[Row]] = {}
     for row in rows:
         by_language.setdefault(_code(row["language"]), []).append(row)
     bleu = chrf = 0.0
+    draws = np.zeros(BOOTSTRAP_DRAWS)
     for language, members in by_language.items():
+        sentences = [_counts_of_row(row, language) for row in members]
+        bleu += bleu_of_counts(np.sum(sentences, axis=0)) / 100 / len(by_language)
+        draws += resampled_bleu(sentences, BOOTSTRAP_DRAWS, seed=0) / 100 / len(by_language)
         references, hypotheses = [row["gold"][0] for row in members], [row["output"].strip() for row in members]
-        bleu += corpus_bleu(references, hypotheses, language)[0] / 100 / len(by_language)
         chrf += corpus_chrf(references, hypotheses) / 100 / len(by_language)
-    sentence = metrics["bleu"]
-    shift = bleu - sentence["accuracy"]
-    metrics["bleu"] = {
-        "accuracy": bleu, "n": len(rows), "low": max(0.0, sentence["low"] + shift), "high": sentence["high"] + shift,
-    }  # fmt: skip
+    low, high = np.quantile(draws, [0.025, 0.975])
+    metrics["bleu"] = {"accuracy": bleu, "n": len(rows), "low": float(low), "high": float(high)}
     metrics["chrf"] = {"accuracy": chrf, "n": len(rows)}
     return metrics
+
+
+def _counts_of_row(row: Row, language: str) -> BleuCounts:
+    """Counts of a row; of one without a completion, or of an earlier version, they are made now."""
+    counts = row.get("counts") or {}
+    return tuple(counts["bleu"]) if "bleu" in counts else sentence_score(row["gold"][0], row["output"], language)[1]
 
 
 def _code(language: str) -> str:

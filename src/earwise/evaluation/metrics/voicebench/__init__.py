@@ -1,0 +1,1 @@
+"""VoiceBench's rules (arXiv:2410.17196): option letters, refusals, verifiable instructions, BIG-bench Hard."""
