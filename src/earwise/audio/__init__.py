@@ -15,6 +15,7 @@ from earwise.audio.decoding import (
     decode_bytes,
     decode_clip,
     probe,
+    read_samples,
 )
 from earwise.audio.mixing import CHANNELS, Channel
 from earwise.audio.options import LONG_AUDIO, LONG_AUDIO_REMEDY, AudioSpec, DecodeOptions, LongAudio
@@ -23,6 +24,7 @@ from earwise.audio.waveforms import (
     SILENCE_PEAK,
     chunks,
     encode_ogg,
+    encode_samples,
     encode_wav,
     is_silent,
     num_samples,
@@ -53,10 +55,12 @@ __all__ = [
     "decode_bytes",
     "decode_clip",
     "encode_ogg",
+    "encode_samples",
     "encode_wav",
     "is_silent",
     "num_samples",
     "probe",
+    "read_samples",
     "seconds",
     "to_waveform",
     "waveform_sha256",

@@ -19,7 +19,7 @@ import numpy as np
 import soxr
 from numpy.typing import ArrayLike
 
-from earwise.audio.mixing import Channel, Mixer, loudest_channel, warn_of_cancelling
+from earwise.audio.mixing import Block, Channel, Mixer, loudest_channel, warn_of_cancelling
 from earwise.audio.options import LONG_AUDIO_REMEDY, DecodeOptions, LongAudio, too_long_message
 from earwise.audio.parts import find_parts
 from earwise.audio.readers import STATED_LENGTH_TOLERANCE_S, SoundReader, open_part
@@ -145,6 +145,24 @@ def decode_bytes(
     options = DecodeOptions(sample_rate, "error", max_s, channel, long_audio_remedy)
     with _open_handle(io.BytesIO(data), len(data), name) as readers:
         return _decode_readers(readers, AudioClip(Path(name)), options, name).waveform
+
+
+def read_samples(clip: AudioClip) -> tuple[Block, int]:
+    """All channels of a clip at the file's own sample rate, for a copy of a segment.
+
+    Returns:
+        Float32 `(samples, channels)`, and the sample rate in Hz.
+    Raises:
+        AudioError: as `decode`; also for a file of several sounds that differ in sample rate or channels.
+    """
+    with _open_file(clip.path) as readers:
+        first = readers[0]
+        if any((r.sample_rate, r.channels) != (first.sample_rate, first.channels) for r in readers):
+            raise AudioError(f"{clip.path}: changes its sample rate or channels; convert it (ffmpeg -i IN OUT.wav)")
+        samples = np.concatenate([block for reader in readers for block in reader.blocks(0)])
+    _check_segment(clip, seconds(len(samples), first.sample_rate), str(clip))
+    end = None if clip.end is None else num_samples(clip.end, first.sample_rate)
+    return samples[num_samples(clip.start, first.sample_rate) : end], first.sample_rate
 
 
 def audio_sha256(path: Path) -> str:

@@ -7,15 +7,18 @@ from typing import Any
 import click
 
 from earwise.commands.build.check import check_built, optional_check_option
-from earwise.commands.loading import field_values, find_manifest, json_option, note, print_json
+from earwise.commands.loading import STYLES, field_values, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options
 from earwise.errors import ConfigError
 
 FILE = click.Path(path_type=Path)
 MANIFEST = "manifest"
-# The keys of WRITERS in data/interchange/writers/exporting.py, repeated here because that module imports large ones.
-# A test compares the two.
-FORMS = (MANIFEST, "parquet", "datasets", "webdataset", "csv", "tsv", "nemo", "lhotse", "kaldi")
+# The keys of WRITERS in data/interchange/writers/exporting.py and of FORMS in writers/chat/forms.py, repeated here
+# because those modules import large ones. A test compares them.
+CHAT_FORMS = (
+    "openai", "audio-url", "messages", "swift", "sharegpt", "audio-flamingo", "query", "alpaca", "prompt", "question",
+)  # fmt: skip
+FORMS = (MANIFEST, *CHAT_FORMS, "parquet", "datasets", "webdataset", "csv", "tsv", "nemo", "lhotse", "kaldi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class ConvertCommand:
     prompt: str | None
     split: str | None
     config: str | None
+    style: str | None
     val_share: float
     skip_bad: bool
     run_checks: bool
@@ -51,6 +55,12 @@ class ConvertCommand:
 @click.option("--split", help="Only this split of IN.  [default: all]")
 @click.option("--config", help="Configuration (subset) of a data set on a hub.")
 @click.option(
+    "--style",
+    type=click.Choice(STYLES),
+    help="For rows of conversations: word question, options and replies in this prompt style, so that another program "
+    "trains the same text.  [default: the bare question, with options in a field of their own]",
+)
+@click.option(
     "--val-share",
     default=0.0,
     show_default=True,
@@ -70,8 +80,11 @@ def command(**values: Any) -> None:
     earwise build convert questions.csv --column question=Frage --out questions.jsonl
     earwise build convert "hf://datasets/org/name@main" --split test --out test.jsonl
     earwise build convert questions.jsonl --to lhotse --out lhotse/
+    earwise build convert questions.jsonl --to swift --style answer --out swift.jsonl
     """
     chosen = collect_options(ConvertCommand, values)
+    if chosen.style is not None and chosen.form not in CHAT_FORMS:
+        raise ConfigError(f"--style words rows of conversations; --to {chosen.form} keeps the fields as they are")
     if chosen.out.exists():
         raise ConfigError(f"{chosen.out}: already exists; choose another --out or delete it")
     count, skipped = _convert(chosen)
@@ -88,7 +101,6 @@ def _convert(chosen: ConvertCommand) -> tuple[int, int]:
     """Convert; returns the numbers of rows that were written and left out."""
     from earwise.data.interchange.detection import check_columns, find_dataset
     from earwise.data.interchange.importing import ImportOptions, cached_manifest, import_dataset
-    from earwise.data.interchange.writers.exporting import WRITERS
     from earwise.data.sources.skip_log import SkipLog
 
     columns = dict(field_values(chosen.columns, "--column"))
@@ -97,9 +109,7 @@ def _convert(chosen: ConvertCommand) -> tuple[int, int]:
     if location is None:
         _refuse_unused(chosen)
         path = find_manifest(chosen.source)
-        return (
-            _copy_manifest(path, chosen.out) if chosen.form == MANIFEST else WRITERS[chosen.form](path, chosen.out)
-        ), 0
+        return _copy_manifest(path, chosen.out) if chosen.form == MANIFEST else _write_form(path, chosen), 0
     location = replace(
         location,
         columns={**location.columns, **columns},
@@ -108,12 +118,23 @@ def _convert(chosen: ConvertCommand) -> tuple[int, int]:
         config=chosen.config or location.config,
     )
     if chosen.form != MANIFEST:
-        return WRITERS[chosen.form](cached_manifest(location), chosen.out), 0
+        return _write_form(cached_manifest(location), chosen), 0
     if not chosen.skip_bad:
         return import_dataset(location, chosen.out, ImportOptions(val_share=chosen.val_share)), 0
     with SkipLog(chosen.out, note) as skip_log:
         options = ImportOptions(on_skip=skip_log, val_share=chosen.val_share)
         return import_dataset(location, chosen.out, options), skip_log.count
+
+
+def _write_form(path: Path, chosen: ConvertCommand) -> int:
+    """Write a manifest in the form of another program; returns the number of rows."""
+    if chosen.form in CHAT_FORMS:
+        from earwise.data.interchange.writers.chat.exporting import write_chat
+
+        return write_chat(path, chosen.out, chosen.form, style=chosen.style, notify=note)
+    from earwise.data.interchange.writers.exporting import WRITERS
+
+    return WRITERS[chosen.form](path, chosen.out)
 
 
 def _copy_manifest(path: Path, out: Path) -> int:

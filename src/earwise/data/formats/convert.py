@@ -121,6 +121,8 @@ def standard_row(row: Mapping[str, Any], location: str) -> Mapping[str, Any]:
     messages = parsed.messages if text_only else place_clips(parsed.messages, _clips(row, sources, location), location)
     fields = dict(parsed.fields)
     messages = _take_reply(row, messages, fields, location)
+    if row.get("answer") is not None and "answer" not in parsed.used_keys:
+        fields.pop("answer", None)  # the row's own accepted answers, beside the reply
     remaining = {key: value for key, value in row.items() if key not in parsed.used_keys and key not in sources}
     identifier = row["id"] if row.get("id") is not None else content_id(row)
     return {**remaining, **fields, "id": identifier, "messages": [message.row() for message in messages]}

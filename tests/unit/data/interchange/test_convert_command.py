@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from earwise.cli import run
-from earwise.commands.build.convert import FORMS, MANIFEST
+from earwise.commands.build.convert import CHAT_FORMS, FORMS, MANIFEST
 from earwise.data import manifest
 from earwise.data.interchange.writers.exporting import WRITERS
 from earwise.data.manifest_path import manifest_path
@@ -33,7 +33,7 @@ def comparable(example: Example) -> dict[str, Any]:
 
 
 def test_the_command_lists_all_writers() -> None:
-    assert (MANIFEST, *WRITERS) == FORMS
+    assert (MANIFEST, *CHAT_FORMS, *WRITERS) == FORMS
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in (MANIFEST, "kaldi")])

@@ -1,13 +1,12 @@
 """Audio that is stored inside a table: bytes with a path, a path alone, or decoded samples with their rate."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
+from earwise.audio import encode_samples
 from earwise.data.interchange.clip_store import ClipStore
 from earwise.data.interchange.foreign_row import Clip
 from earwise.errors import DataError
@@ -62,12 +61,8 @@ class AudioCell:
 
 
 def _wav_bytes(value: Mapping[str, Any], location: str) -> bytes:
-    """A WAV file of decoded samples `(samples,)` or `(channels, samples)`, in 32-bit floats."""
+    """A WAV file of decoded samples `(samples,)` or `(channels, samples)`."""
     samples = np.asarray(value["array"], np.float32)
     if samples.size == 0 or samples.ndim > 2 or not value.get("sampling_rate"):
         raise DataError(f"{location}: the decoded audio has no samples or no sampling_rate; take the row out")
-    buffer = io.BytesIO()
-    soundfile.write(
-        buffer, samples.T if samples.ndim == 2 else samples, int(value["sampling_rate"]), "FLOAT", format="WAV"
-    )
-    return buffer.getvalue()
+    return encode_samples(samples.T if samples.ndim == 2 else samples[:, None], int(value["sampling_rate"]))
