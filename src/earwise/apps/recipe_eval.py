@@ -19,7 +19,7 @@ from earwise.errors import ConfigError, DataError
 from earwise.evaluation.controls import Control
 from earwise.evaluation.results import SAMPLES
 from earwise.evaluation.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
-from earwise.evaluation.scores import headline
+from earwise.evaluation.scores import headline, lower_is_better
 from earwise.evaluation.task_table import load_task
 from earwise.files import read_log
 from earwise.types import Example
@@ -101,6 +101,16 @@ def check_metric(stage: StageConfig) -> None:
         raise ConfigError(f"metric_for_best_model {stage.metric_for_best_model!r} is not measured; {hint}")
 
 
+def error_metrics(stage: StageConfig) -> frozenset[str]:
+    """Metrics of a stage's evaluations for which less is better, for its best checkpoint and early stopping."""
+    config = stage.eval_dataset
+    if config is None:
+        return frozenset()
+    task = load_task(config.task)
+    headline_name = task.headline_of(task.style_of(config.style))
+    return task.lower_is_better | ({"accuracy"} if headline_name in task.lower_is_better else set())
+
+
 def answer_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The figures of an evaluation during training: `n`, `accuracy` (the headline), `format`, and every score by its
     name; what has no value is left out."""
@@ -147,13 +157,15 @@ def headline_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     """The figures that sum up an evaluation before or after training.
 
     Returns:
-        `n`, the headline `score` by name, `accuracy` (its value with the real sound), `blind_accuracy` (under silence)
-        and `format` (share of completions in the requested format); None where there is no value.
+        `n`, the headline `score` by name, whether it counts errors (`lower_is_better`), `accuracy` (its value with the
+        real sound), `blind_accuracy` (under silence) and `format` (share of completions in the requested format); None
+        where there is no value.
     """
     real, blind = headline(metrics), headline(metrics, control="silence")
     return {
         "n": metrics["n"],
         "score": metrics["headline"],
+        "lower_is_better": lower_is_better(metrics, metrics["headline"]),
         "accuracy": real.value if real else None,
         "blind_accuracy": blind.value if blind else None,
         "format": metrics["format"]["accuracy"] if metrics["format"] else None,

@@ -11,7 +11,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from earwise.apps.recipe_eval import answer_metrics, check_metric, eval_rows, evaluate_entry, headline_figures
+from earwise.apps.recipe_eval import (
+    answer_metrics,
+    check_metric,
+    error_metrics,
+    eval_rows,
+    evaluate_entry,
+    headline_figures,
+)
 from earwise.config.recipe import RECORD, Recipe, recorded_recipe
 from earwise.engine.loading import fetch_base_weights
 from earwise.engine.local import LocalEngine
@@ -153,7 +160,7 @@ def _run_options(recipe: Recipe, base: Path, options: TrainOptions) -> run.RunOp
         metrics = evaluate_entry(request.config, base, request.engine, request.folder, seed=recipe.seed, blind=())
         return answer_metrics(metrics)
 
-    return run.RunOptions(options.profile_steps, evaluate_answers)
+    return run.RunOptions(options.profile_steps, evaluate_answers, error_metrics)
 
 
 def _train_and_evaluate(

@@ -5,14 +5,17 @@ which is most of the noise, cancels out. Runs on different items are refused, be
 things.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluation.results import EvalRun, Row, read_run
-from earwise.evaluation.scores import score_names, shared_headline
+from earwise.evaluation.scores import LOWER_IS_BETTER, lower_is_better, score_names, shared_headline
 from earwise.evaluation.summary import GROUPS, is_group, paired_scores
+
+Formulas = Mapping[str, str | None]
+"""Name of a score -> its formula over a corpus, a key of `corpus.FORMULAS`; None: it is a mean."""
 
 
 def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -25,9 +28,10 @@ def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed:
         seed: Seed of the intervals.
     Returns:
         `a`, `b` (names), `n`, `only_a`, `only_b` (items left out), `headline` (name of the score that sums up both),
-        `scorers`, and for every score that both runs have: `accuracy_a`, `accuracy_b`, the paired `difference` with its
-        interval and p, `wins` (correct in b alone), `losses` (correct in a alone) and the `method` (see
-        `stats.paired_difference`). The same for every value of every group under `by`.
+        `scorers`, `lower_is_better` (names of the scores that count errors), and for every score that both runs have:
+        `accuracy_a`, `accuracy_b`, the paired `difference` with its interval and p, `wins` (better in b), `losses`
+        (better in a) and the `method` (see `summary.paired_scores`). A difference above 0 means that b is better, also
+        for error rates. The same for every value of every group under `by`.
     Raises:
         DataError: if a folder holds no finished run, the runs are on different items and `common` is False, or they
             share no item or no score.
@@ -47,6 +51,7 @@ def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed:
         )
     pairs = [(rows_a[item], rows_b[item]) for item in shared]
     names = [name for name in score_names(list(rows_a.values())) if name in score_names(list(rows_b.values()))]
+    formulas = {name: run_b.metrics.get("corpus", {}).get(name) for name in names}
     return {
         "a": run_a.name,
         "b": run_b.name,
@@ -55,8 +60,9 @@ def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed:
         "only_b": only_b,
         "headline": shared_headline([run_a, run_b]),
         "scorers": sorted({run_a.metrics["scorer"], run_b.metrics["scorer"]}),
-        **_paired(pairs, names, seed),
-        "by": _by_group(pairs, names, seed),
+        LOWER_IS_BETTER: [name for name in names if lower_is_better(run_b.metrics, name)],
+        **_paired(pairs, formulas, seed),
+        "by": _by_group(pairs, formulas, seed),
     }
 
 
@@ -75,7 +81,9 @@ def as_text(result: dict[str, Any], name: str | None = None) -> str:
         raise DataError(f"score {name!r} is not in both runs; choose one of {', '.join(available)}")
     width = max(18, *(len(value) + 2 for group in result["by"].values() for value in group)) if result["by"] else 18
     a, b = result["a"][:12], result["b"][:12]
-    header = f"{'':{width}}{'n':>6}  {a:>12}  {b:>12}  {'difference':>10}  {'95 % interval':>16}  {'p':>7}  wins/losses"
+    counts_errors = name in result[LOWER_IS_BETTER]
+    change = "better by" if counts_errors else "difference"
+    header = f"{'':{width}}{'n':>6}  {a:>12}  {b:>12}  {change:>10}  {'95 % interval':>16}  {'p':>7}  wins/losses"
     lines = [header, _line("all", result[name], width)]
     for group, members in result["by"].items():
         lines.append(f"by {group.replace('_', '-')}")
@@ -85,13 +93,14 @@ def as_text(result: dict[str, Any], name: str | None = None) -> str:
             f"left out: {result['only_a']} items only in {result['a']}, {result['only_b']} only in {result['b']}"
         )
     lines.append(
-        f"{name} scores, percent and points; paired over items: bootstrap, or exact (marked *) where few differ; "
+        f"{name} scores, percent and points{', less is better' * counts_errors}; paired over items: bootstrap, or "
+        "exact (marked *) where few differ; "
         f"scorer {', '.join(result['scorers'])}"
     )
     return "\n".join(lines)
 
 
-def _by_group(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def _by_group(pairs: Sequence[tuple[Row, Row]], formulas: Formulas, seed: int) -> dict[str, Any]:
     """The comparison for the values of every group that any item has a value of, the most common value first."""
     by: dict[str, Any] = {}
     for group in GROUPS:
@@ -100,19 +109,12 @@ def _by_group(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int)
             members.setdefault(str(pair[0][group] or "none"), []).append(pair)
         if is_group(group, [row for row, _ in pairs]):
             ordered = sorted(members.items(), key=lambda item: (-len(item[1]), item[0]))
-            by[group] = {value: _paired(group_pairs, names, seed) for value, group_pairs in ordered}
+            by[group] = {value: _paired(group_pairs, formulas, seed) for value, group_pairs in ordered}
     return by
 
 
-def _paired(pairs: Sequence[tuple[Row, Row]], names: Sequence[str], seed: int) -> dict[str, Any]:
-    return {
-        name: {
-            **paired_scores(pairs, name, seed),
-            "accuracy_a": sum(before["scores"][name] for before, _ in pairs) / len(pairs),
-            "accuracy_b": sum(after["scores"][name] for _, after in pairs) / len(pairs),
-        }
-        for name in names
-    }
+def _paired(pairs: Sequence[tuple[Row, Row]], formulas: Formulas, seed: int) -> dict[str, Any]:
+    return {name: paired_scores(pairs, name, seed, formula) for name, formula in formulas.items()}
 
 
 def _line(label: str, row: dict[str, Any], width: int) -> str:

@@ -13,6 +13,7 @@ from earwise.data.clip_fields import segments_field
 from earwise.engine.request_pipeline import RequestAudio, RequestResult
 from earwise.evaluation.items import EvalItem
 from earwise.evaluation.results import Row
+from earwise.evaluation.scores import LOWER_IS_BETTER
 from earwise.evaluation.task import Task
 from earwise.files import relative_path
 from earwise.prompts import TAGGED_STYLES, THINKING_STYLES
@@ -70,7 +71,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
     example, audio = item.example, result.audio or _NO_AUDIO
     completion = result.completions[0] if result.completions else None
     text = completion.text if completion else ""
-    score = task.error_score(str(result.error)) if completion is None else task.score(example, text)
+    score = task.error_score(example, str(result.error)) if completion is None else task.score(example, text)
     parsed = parse(text, example.choices)
     meta = example.meta
     return {
@@ -103,5 +104,6 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "silent": audio.is_silent,
         "truncated": truncated and result.audio is not None,
         "pieces": audio.num_chunks,
-        **({"counts": {name: list(values) for name, values in score.counts.items()}} if score.counts else {}),
+        **({LOWER_IS_BETTER: sorted(task.lower_is_better)} if task.lower_is_better else {}),
+        **({"counts": {name: list(counts) for name, counts in score.counts.items()}} if score.counts else {}),
     } | segments_field(item.clips)

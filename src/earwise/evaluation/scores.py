@@ -14,8 +14,10 @@ from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import EvalRun, Row
 
 DEFAULT_HEADLINE = "official"
-LOWER_IS_BETTER = frozenset({"wer", "wer_whisper"})
-"""Names of scores that count errors: 0 is the best, and values above 1 are possible."""
+LOWER_IS_BETTER = "lower_is_better"
+"""Field of a row and of `metrics.json`: names of the scores that count errors. For them 0 is the best value."""
+EARLIER_ERROR_RATES = ("wer", "wer_whisper")
+"""What that field would be in rows of versions that did not write it."""
 Metric = dict[str, float]
 """One figure over rows: `accuracy` (its value), `n` (items) and, where it has an interval, `low` and `high` (95 %)."""
 
@@ -34,6 +36,8 @@ class Headline:
     """Lower end of the 95 % interval."""
     high: float
     """Upper end of the 95 % interval."""
+    lower_is_better: bool = False
+    """Whether the score counts errors."""
 
 
 def headline(metrics: Mapping[str, Any], name: str | None = None, control: str | None = None) -> Headline | None:
@@ -51,7 +55,31 @@ def headline(metrics: Mapping[str, Any], name: str | None = None, control: str |
     metric = (source.get("accuracy") or {}).get(name)
     if metric is None:
         return None
-    return Headline(name, metric["accuracy"], int(metric["n"]), metric["low"], metric["high"])
+    errors = lower_is_better(metrics, name)
+    return Headline(name, metric["accuracy"], int(metric["n"]), metric["low"], metric["high"], errors)
+
+
+def lower_is_better(record: Mapping[str, Any], name: str) -> bool:
+    """Whether less is better in a score.
+
+    Args:
+        record: A row, or what `metrics.json` holds.
+        name: Name of the score.
+    """
+    return name in record.get(LOWER_IS_BETTER, EARLIER_ERROR_RATES)
+
+
+def improvement(difference: Mapping[str, Any], errors: bool) -> dict[str, Any]:
+    """A difference with its interval, turned so that above 0 is better.
+
+    Args:
+        difference: `difference`, `low` and `high` of after minus before, and whatever else.
+        errors: Whether the score counts errors, so that less is better.
+    """
+    if not errors:
+        return dict(difference)
+    turned = {"difference": -difference["difference"], "low": -difference["high"], "high": -difference["low"]}
+    return {**difference, **{name: value + 0.0 for name, value in turned.items()}}
 
 
 def shared_headline(runs: Sequence[EvalRun]) -> str:
@@ -80,7 +108,7 @@ def is_correct(row: Row, name: str) -> bool:
     is not."""
     if row["scores"] is None or name not in row["scores"]:
         return False
-    return bool(row["scores"][name] <= 0 if name in LOWER_IS_BETTER else row["scores"][name] >= 1)
+    return bool(row["scores"][name] <= 0 if lower_is_better(row, name) else row["scores"][name] >= 1)
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earwise.evaluation.aggregates.corpus import corpus_difference
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import SAMPLES, EvalSettings, Row, settings_hash
-from earwise.evaluation.scores import is_correct, score_names
+from earwise.evaluation.scores import LOWER_IS_BETTER, improvement, is_correct, lower_is_better, score_names
 from earwise.evaluation.task import Aggregate, Task
 from earwise.files import read_log
 
@@ -39,12 +40,13 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         settings: The run's settings.
         task: The task, whose `aggregate` makes metrics of the scores.
     Returns:
-        `n` labelled items, `headline` (name of the score that sums up), `accuracy` (every metric of the task), the same
-        `by` task, category, sub_category, difficulty and language, and by number of options in `kinds` (each with its `chance`,
-        None for open questions), counts of `status`, shares of `unparsed`, `ambiguous` and `error`, `format` (None in
-        styles without tags), `cut` (completions ended by the token limit), `chance` of the `chance_n` items with
-        options, `position` bias and `permutations` (items with options only), numbers of `silent` and `truncated`
-        clips, `seconds`, and name, version, source and licence of the `task`.
+        `n` labelled items, `headline` (name of the score that sums up), `lower_is_better` (names of the scores that
+        count errors), `corpus` (formulas of the scores that are defined over a corpus), `accuracy` (every metric of the
+        task), the same `by` task, category, sub_category, difficulty and language, and by number of options in `kinds`
+        (each with its `chance`, None for open questions), counts of `status`, shares of `unparsed`, `ambiguous` and
+        `error`, `format` (None in styles without tags), `cut` (completions ended by the token limit), `chance` of the
+        `chance_n` items with options, `position` bias and `permutations` (items with options only), numbers of `silent`
+        and `truncated` clips, `seconds`, and name, version, source and licence of the `task`.
     """
     all_rows = list(rows)
     first = [row for row in all_rows if not row["permutation"]]
@@ -63,6 +65,8 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         "scorer": settings["scorer"],
         "score_notes": dict(task.score_notes),
         "headline": name,
+        LOWER_IS_BETTER: sorted(task.lower_is_better),
+        "corpus": dict(task.corpus),
         "settings": settings_hash(settings),
         "accuracy": task.aggregate(labelled) if labelled else None,
         "by": {group: _by_value(labelled, group, task) for group in GROUPS if is_group(group, labelled)},
@@ -89,34 +93,50 @@ def blind_summary(real: Path, blind: Path, task: Task, seed: int) -> dict[str, A
         task: The task of both runs.
         seed: Seed of the intervals.
     Returns:
-        `accuracy` (the metrics of the blind run) and `hearing_gain` (see `paired_scores`, by name of the score).
+        `accuracy` (the metrics of the blind run) and `hearing_gain` (see `paired_scores`, by name of the score): above
+        0 where the sound helps, also for error rates.
     """
     with_sound, without_sound = _labelled_rows(real), _labelled_rows(blind)
     shared = [item for item in with_sound if item in without_sound]
     pairs = [(without_sound[item], with_sound[item]) for item in shared]
     # Without a gold answer there are no scores, and without shared items no pairs.
-    gain = {name: paired_scores(pairs, name, seed) for name in score_names([row for _, row in pairs])}
+    names = score_names([row for _, row in pairs])
+    gain = {name: paired_scores(pairs, name, seed, task.corpus.get(name)) for name in names}
     return {"accuracy": task.aggregate(list(without_sound.values())), "hearing_gain": gain}
 
 
-def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int) -> dict[str, Any]:
-    """Mean difference of a score between two runs on the same items.
+def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int, formula: str | None = None) -> dict[str, Any]:
+    """How much better a score is in one run than in another on the same items.
 
     Args:
         pairs: Rows of one item each, before and after.
         name: Name of the score.
         seed: Seed of the interval.
+        formula: Key of `corpus.FORMULAS` if the score is defined over a corpus; None: it is a mean.
     Returns:
-        What `stats.paired_difference` returns, for after minus before. Where scores are not only 0 or 1, the interval
-        is a bootstrap, and `wins` and `losses` count the items whose score rose and fell.
+        What `stats.paired_difference` returns, turned so that above 0 is better: after minus before, and before minus
+        after for scores that count errors. Where scores are not only 0 or 1, the interval is a bootstrap, and `wins`
+        and `losses` count the items whose score became better and worse. `accuracy_b` and `accuracy_a` are the values
+        after and before.
     """
     before, after = ([row["scores"][name] for row in side] for side in zip(*pairs, strict=True))
-    if stats.is_binary(before) and stats.is_binary(after):
-        return stats.paired_difference([value == 1 for value in after], [value == 1 for value in before], seed=seed)
-    wins = sum(a > b for a, b in zip(after, before, strict=True))
-    losses = sum(a < b for a, b in zip(after, before, strict=True))
-    difference = stats.paired_bootstrap(after, before, seed=seed)
-    return {**difference, "wins": wins, "losses": losses, "method": "bootstrap"}
+    errors = lower_is_better(pairs[0][1], name)
+    means = {"accuracy_a": sum(before) / len(pairs), "accuracy_b": sum(after) / len(pairs)}
+    if formula is not None and all(name in row.get("counts", {}) for pair in pairs for row in pair):
+        counts_before, counts_after = ([row["counts"][name] for row in side] for side in zip(*pairs, strict=True))
+        groups = [row["language"] or "" for _, row in pairs]
+        difference: dict[str, Any] = corpus_difference(counts_after, counts_before, groups, formula, seed=seed)
+        means = {"accuracy_a": difference.pop("before"), "accuracy_b": difference.pop("after")}
+    elif stats.is_binary(before) and stats.is_binary(after):
+        best = 0 if errors else 1
+        flags = [value == best for value in after], [value == best for value in before]
+        return stats.paired_difference(*flags, seed=seed) | means
+    else:
+        difference = stats.paired_bootstrap(after, before, seed=seed)
+    rises = sum(a > b for a, b in zip(after, before, strict=True))
+    falls = sum(a < b for a, b in zip(after, before, strict=True))
+    wins, losses = (falls, rises) if errors else (rises, falls)
+    return improvement(difference, errors) | means | {"wins": wins, "losses": losses, "method": "bootstrap"}
 
 
 def _labelled_rows(folder: Path) -> dict[str, Row]:

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from earwise.errors import ConfigError
+from earwise.evaluation.aggregates.corpus import FORMULAS
 from earwise.evaluation.results import EvalRun, Row
-from earwise.evaluation.scores import LOWER_IS_BETTER, Metric, mean_scores
+from earwise.evaluation.scores import Metric, mean_scores
 from earwise.prompts import INSTRUCTIONS, REASONING_STYLES
 from earwise.types import Example, Score
 
@@ -63,6 +64,11 @@ class Task:
     """Name of the score that sums up a run."""
     reasoning_headline: str | None = None
     """The same for prompt styles that reason before the answer; None: `headline`."""
+    lower_is_better: frozenset[str] = frozenset()
+    """Names of the scores that count errors: 0 is the best value, and values above 1 are possible."""
+    corpus: Mapping[str, str] = field(default_factory=dict)
+    """Scores that are defined over a corpus: name -> formula of the counts in its rows, a key of
+    `aggregates.corpus.FORMULAS`. All others are means."""
     prompts: Mapping[str, Wording] = field(default_factory=dict)
     """Prompts of the benchmark's own program, and of others that people use for it, by name. Each is a prompt style
     beside those of `prompts.INSTRUCTIONS`."""
@@ -88,7 +94,12 @@ class Task:
                 raise ConfigError(
                     f"task {self.name!r}: headline {headline!r} is none of its scores ({', '.join(self.score_notes)})"
                 )
-
+        for name, formula in self.corpus.items():
+            if name not in self.score_notes or formula not in FORMULAS:
+                raise ConfigError(
+                    f"task {self.name!r}: corpus {name}: {formula}: name one of its scores, and a formula of "
+                    f"{', '.join(FORMULAS)}"
+                )
         if self.default_style not in {*self.prompts, *INSTRUCTIONS}:
             raise ConfigError(
                 f"task {self.name!r}: default_style {self.default_style!r} is neither one of its prompts nor a style"
@@ -111,7 +122,8 @@ class Task:
         """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""
         return (style in REASONING_STYLES and self.reasoning_headline) or self.headline
 
-    def error_score(self, explanation: str) -> Score:
+    def error_score(self, example: Example, explanation: str) -> Score:
         """The score of an item without a completion: as bad as an empty one, so that it counts as wrong."""
-        values = {name: float(name in LOWER_IS_BETTER) for name in self.score_notes}
-        return Score(values, "error", None, explanation)
+        values = {name: float(name in self.lower_is_better) for name in self.score_notes}
+        counts = self.score(example, "").counts if self.corpus else {}
+        return Score(values, "error", None, explanation, counts)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from earwise.evaluation.scores import headline
+from earwise.evaluation.scores import headline, lower_is_better
 
 LABEL_WIDTH, SCORE_WIDTH = 20, 10
 
@@ -18,10 +18,11 @@ def as_text(metrics: Mapping[str, Any]) -> str:
         no_score = f"{metrics['unlabelled']} items were asked and none has a gold answer, so there is no score"
         return "\n".join([no_score, *_notes(metrics)])
     names = list(metrics["accuracy"])
+    less = ", less is better" if lower_is_better(metrics, metrics["headline"]) else ""
     columns = "".join(f"{name:>{_width(name)}}" for name in names)
     lines = [
         f"{metrics['model']}: n = {metrics['n']}{_chance(metrics)}",
-        f"{'':{LABEL_WIDTH}}{columns}   95 % interval ({metrics['headline']})",
+        f"{'':{LABEL_WIDTH}}{columns}   95 % interval ({metrics['headline']}{less})",
         _line("with sound", metrics["accuracy"], names, metrics["headline"]),
     ]
     if len(metrics["kinds"]) > 1:

@@ -6,7 +6,7 @@ whose `final` exists is skipped, so `resume` continues in the stage that was sto
 """
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -59,10 +59,12 @@ class RunOptions:
     Attributes:
         profile: Whether to log and report where the time of a step goes.
         answer_evaluator: Answers the held-out rows of `eval_dataset` and scores the answers; None: only losses.
+        error_metrics: Metrics for which less is better, of the evaluations during a stage.
     """
 
     profile: bool = False
     answer_evaluator: AnswerEvaluator | None = None
+    error_metrics: Callable[[StageConfig], Collection[str]] = lambda config: ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +280,7 @@ def _run_stage(run: _Run, number: int, folder: Path, weights: Path | None) -> No
             profiler=profiler,
             notify=run.notify,
             evaluation=evaluation(config, context, stage, run.options.answer_evaluator, run.out / "eval" / folder.name),
-            selection=ModelSelection.of(config),
+            selection=ModelSelection.of(config, run.options.error_metrics(config)),
             throughput=throughput(model, config),
         )
         trainer.train()

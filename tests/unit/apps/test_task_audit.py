@@ -8,7 +8,6 @@ import pytest
 from earwise.apps.task_audit import audit
 from earwise.evaluation.items import build_items
 from earwise.evaluation.options import EvalOptions
-from earwise.evaluation.scores import LOWER_IS_BETTER
 from earwise.evaluation.task_table import TASKS, load_task
 
 SPEC = importlib.util.spec_from_file_location("benchmark_files", Path(__file__).parents[2] / "benchmark_files.py")
@@ -30,7 +29,7 @@ def test_audit(name: str, tmp_path: Path) -> None:
     examples = task.load(benchmark_files.FILES[name](tmp_path), None)
     results = audit(task, examples)
     assert {result["n"] for result in results.values()} == {len(examples)}
-    best, worst = (0.0, 1.0) if task.headline in LOWER_IS_BETTER else (1.0, 0.0)
+    best, worst = (0.0, 1.0) if task.headline in task.lower_is_better else (1.0, 0.0)
     if name in LETTER_TASKS:
         best_value = results["perfect"]["metrics"]["lenient"]["accuracy"]
     else:

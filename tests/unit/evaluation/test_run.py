@@ -219,7 +219,11 @@ evaluate(ScriptedEngine(slow), tone_task(Path(sys.argv[1]), 60), Path(sys.argv[2
 
 def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     out = tmp_path / "killed"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(out)], env=environment)
     log, limit = out / "samples.jsonl", time.monotonic() + 60
     while not (log.exists() and log.read_bytes().count(b"\n") >= 6) and time.monotonic() < limit:

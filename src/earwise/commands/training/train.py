@@ -163,4 +163,5 @@ def _figures_text(figures: dict[str, Any]) -> str:
         for name in ("blind_accuracy", "format")
         if figures[name] is not None
     )
-    return f"{figures['accuracy']:.3f} (n {figures['n']}{others})"
+    name = f"{figures['score']} " if figures.get("lower_is_better") else ""
+    return f"{name}{figures['accuracy']:.3f} (n {figures['n']}{others})"

@@ -62,8 +62,8 @@ class RunControl(Strict):
     """Metric of the evaluations that decides which checkpoint is best: `loss`, `accuracy`, `format`, or the name of a
     score. None: `loss` in stages that have one on given rows, `accuracy` in grpo."""
     greater_is_better: bool | None = None
-    """Whether larger values of `metric_for_best_model` are better; None: yes, except for names that end in `loss`,
-    `wer` or `cer`."""
+    """Whether larger values of `metric_for_best_model` are better; None: yes, except for the loss and for scores that
+    count errors (`wer`, also as `accuracy` of the task `transcription`)."""
     load_best_model_at_end: bool = False
     """End the stage with the weights of the best checkpoint instead of the last ones."""
     early_stopping_patience: int | None = Field(None, gt=0)

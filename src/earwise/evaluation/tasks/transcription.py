@@ -99,6 +99,8 @@ TASK = Task(
         "wer_whisper": "error rate after Whisper's own normalisation; lower is better",
     },
     headline="wer",
+    lower_is_better=frozenset(READINGS),
+    corpus=dict.fromkeys(READINGS, "ratio"),
     aggregate=aggregate,
     default_style="open",
     max_new_tokens=256,

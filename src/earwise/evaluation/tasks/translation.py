@@ -95,6 +95,7 @@ TASK = Task(
     scorer="sacrebleu-2/1",
     score_notes={"bleu": "BLEU by sacreBLEU with the tokenizer of the target language, divided by 100"},
     headline="bleu",
+    corpus={"bleu": "bleu"},
     aggregate=aggregate,
     default_style="open",
     max_new_tokens=256,

@@ -5,7 +5,7 @@ and asks `should_stop`. As transformers' Trainer and its EarlyStoppingCallback: 
 evaluations, and an evaluation counts as an improvement if it exceeds the best value so far by more than the threshold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +40,17 @@ class ModelSelection:
     last_step: int | None = None
 
     @classmethod
-    def of(cls, config: StageConfig) -> "ModelSelection":
-        """The selection that a recipe's stage asks for."""
+    def of(cls, config: StageConfig, error_metrics: Collection[str] = ()) -> "ModelSelection":
+        """The selection that a recipe's stage asks for.
+
+        Args:
+            config: The stage.
+            error_metrics: Metrics of its evaluations for which less is better; `greater_is_better` of the stage, where
+                it is set, counts more.
+        """
+        counts_errors = config.greater_is_better is None and config.best_metric in error_metrics
         return cls(
-            config.best_metric, config.best_is_greatest, config.early_stopping_patience,
+            config.best_metric, config.best_is_greatest and not counts_errors, config.early_stopping_patience,
             config.early_stopping_threshold, config.keeps_best,
         )  # fmt: skip
 

@@ -197,6 +197,18 @@ def test_selection_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "is_greatest"),
+    [({}, False), ({"greater_is_better": True}, True), ({"metric_for_best_model": "format"}, True)],
+    ids=["error-rate", "setting", "other-metric"],
+)
+def test_an_error_rate_is_best_where_it_is_least(settings: dict[str, Any], is_greatest: bool) -> None:
+    changes = {"metric_for_best_model": "wer_whisper", "early_stopping_patience": 1} | settings
+    (config,) = recipe(**changes).stages
+    selection = ModelSelection.of(config, {"accuracy", "wer", "wer_whisper"})
+    assert selection.greater_is_better == is_greatest and ModelSelection.of(config).greater_is_better
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"eval_steps": None}, "eval_dataset is never evaluated; set eval_steps"),
