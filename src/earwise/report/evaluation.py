@@ -16,9 +16,9 @@ from earwise.evaluation.results import SAMPLES, EvalRun, read_run
 from earwise.evaluation.scores import shared_headline
 from earwise.files import write_text
 from earwise.report import answer_tables, highlights, result_tables, training
-from earwise.report.cards import AUDIO_BUDGET, cards
 from earwise.report.page import Section, page
 from earwise.report.plots import COLOURS
+from earwise.report.samples.section import AUDIO_BUDGET, sample_section
 from earwise.report.tables import ColouredRun
 from earwise.report.training import TrainingLog
 
@@ -26,6 +26,10 @@ RunSource = Path | EvalRun
 """The folder of a finished run, or a run that was read already."""
 TRAINING_NOTE = "Over optimizer steps. Thin: every logged value; thick: its mean over a tenth of the run."
 SAMPLED_NOTE = "Prompts and completions sampled during training, with the reward of each completion."
+SAMPLES_NOTE = (
+    "Every item: arrows move through the list, Enter opens, Escape closes, / searches. Each sample has an address of "
+    "its own."
+)
 INTERVALS_NOTE = (
     "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
 )
@@ -48,7 +52,7 @@ def write_report(
         training_logs: Training logs to draw, each a curve in every figure, named by its folder; samples of the last one
             are shown. Without runs, the page is about them.
         title: Title of the page.
-        seed: Seed of the selection of sample cards.
+        seed: Seed of the order in which clips are embedded.
         audio_budget: Number of bytes that embedded clips may take (base64).
     Returns:
         `out`.
@@ -74,10 +78,14 @@ def write_report(
         first_colour = 0 if len(eval_runs) > 1 else 1
         coloured = [(run, (first_colour + number) % COLOURS) for number, run in enumerate(eval_runs)]
         paired = result_tables.paired_or_none(coloured)
+        clip_budget = audio_budget - sampled_budget
+        samples, sample_data = sample_section(coloured, name, seed, out.parent, clip_budget)
         sections = [
             *_result_sections(coloured, paired, name),
             *training_sections,
-            *_sample_sections(coloured, name, seed, audio_budget - sampled_budget),
+            Section("Confusions", answer_tables.confusions(_ends(eval_runs))),
+            Section("Samples", samples, SAMPLES_NOTE, sample_data),
+            _provenance_section(coloured),
         ]
         lead, tiles = highlights.lead(eval_runs, paired, name), highlights.tiles(eval_runs, paired, name)
         text = page(title, lead, tiles, sections, foot + INTERVALS_NOTE)
@@ -133,13 +141,12 @@ def _result_sections(runs: Sequence[ColouredRun], paired: dict[str, Any] | None,
     ]
 
 
-def _sample_sections(runs: Sequence[ColouredRun], name: str, seed: int, audio_budget: int) -> list[Section]:
-    """Confusions, sample cards and provenance."""
-    first, last = runs[0][0], runs[-1][0]
+def _provenance_section(runs: Sequence[ColouredRun]) -> Section:
+    """Everything that produced the numbers."""
     hashes = [hashlib.sha256((run.path / SAMPLES).read_bytes()).hexdigest() for run, _ in runs]
-    provenance = answer_tables.provenance(runs, hashes)
-    return [
-        Section("Confusions", answer_tables.confusions([first, last] if len(runs) > 1 else [first])),
-        Section("Listen", cards(runs, name, seed, audio_budget)),
-        Section("Settings and provenance", f'<div class="settings">{provenance}</div>'),
-    ]
+    return Section("Settings and provenance", f'<div class="settings">{answer_tables.provenance(runs, hashes)}</div>')
+
+
+def _ends(runs: Sequence[EvalRun]) -> list[EvalRun]:
+    """The first and the last run, or the only one."""
+    return [runs[0], runs[-1]] if len(runs) > 1 else list(runs)

@@ -229,9 +229,9 @@ def heat_map(counts: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequ
             strong = " strong" if share > 0.55 else ""
             cells.append(f'<td class="heat{strong}" style="{shade}" title="{count} of {total}">{count or ""}</td>')
         body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}<td class="total">{total}</td></tr>')
-    top = f'<tr><th></th>{head}<th scope="col"><span>n</span></th></tr>'
+    top = f'<tr><td></td>{head}<th scope="col"><span>n</span></th></tr>'
     table = f'<table class="confusion"><thead>{top}</thead><tbody>{"".join(body)}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
 def _short(value: float) -> str:

@@ -29,7 +29,8 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "")
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in body
     )
     note = f'<p class="note">{caption}</p>' if caption else ""
-    return f'<div class="scroll"><table><thead><tr>{head_cells}</tr></thead><tbody>{rows}</tbody></table></div>{note}'
+    content = f"<table><thead><tr>{head_cells}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{content}</div>{note}'
 
 
 def interval_cell(metric: Mapping[str, Any] | None) -> str:

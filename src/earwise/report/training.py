@@ -18,9 +18,9 @@ from earwise.data.clip_fields import clips_of_row
 from earwise.errors import DataError
 from earwise.evaluation.results import METRICS, EvalRun, read_run
 from earwise.files import read_log
-from earwise.report.cards import players
 from earwise.report.page import tile
 from earwise.report.plots import COLOURS, Series, curves
+from earwise.report.samples.clips import players
 from earwise.report.tables import table
 from earwise.training.logging.trackers import LoggedSample, flatten_settings, group_metrics
 from earwise.training.stages.table import STAGES

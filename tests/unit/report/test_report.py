@@ -1,5 +1,8 @@
 """The report is one file that loads nothing else, shows the numbers of the runs, and escapes all text of models."""
 
+import base64
+import hashlib
+import html
 import json
 import os
 import re
@@ -7,6 +10,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +21,10 @@ from earwise.evaluation.results import read_run
 from earwise.evaluation.run import EvalOptions, evaluate, evaluate_with_controls
 from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
-from earwise.report.cards import draw_items, outcome
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
+from earwise.report.samples.clips import page_clips
+from earwise.report.samples.outcomes import draw_items, outcome
+from earwise.types import AudioClip
 from scripted_engine import ScriptedEngine, answer_by_pitch, answer_first_option, tone_task
 
 VOID = {"meta", "input", "br", "circle", "line", "polyline"}
@@ -54,9 +60,15 @@ def parsed(path: Path) -> PageParser:
     return page
 
 
+def data_of(path: Path) -> dict[str, Any]:
+    """What the page's list of samples holds."""
+    (block,) = re.findall(r'<script type="application/json" id="sample-data">(.*?)</script>', path.read_text("utf-8"))
+    return dict(json.loads(block))
+
+
 def answer_half(prompt: Prompt) -> str:
     """Answers every other item by its pitch, the others without tags or not at all."""
-    number = int(prompt.key[-3:])
+    number = int(prompt.key.split("#")[0][-3:])
     return answer_by_pitch(prompt) if number % 2 else ("" if number % 4 else answer_first_option(prompt)[8:-9])
 
 
@@ -101,19 +113,25 @@ def test_before_and_after_in_one_file(tmp_path: Path, runs: list[Path]) -> None:
         "By task",
         "Training",
         "Confusions",
-        "Listen",
+        "Samples",
     ):
         assert section in text
     assert "Reward" in text and "KL to the reference" in text and "Completion length" not in text
-    assert page.tags.count("audio") == 24
-    assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
+    samples = data_of(out)
+    assert len(samples["samples"]) == 24 and sum("url" in clip for clip in samples["clips"]) == 24
+    assert page.tags.count("script") == 3 and "link" not in page.tags and "img" not in page.tags
 
 
 def test_nothing_is_fetched(tmp_path: Path, runs: list[Path]) -> None:
     out = write_report(tmp_path / "report.html", runs)
-    page = parsed(out)
-    assert page.fetched and all(value.startswith("data:audio/wav;base64,") for value in page.fetched)
-    assert not re.search(r"https?://|@import|url\(", out.read_text())
+    page, text = parsed(out), out.read_text()
+    assert page.fetched and all(value.startswith("#") for value in page.fetched)
+    assert all(clip["url"].startswith("data:audio/wav;base64,") for clip in data_of(out)["clips"])
+    assert not re.search(r"https?://|@import|[ :]url\(", text)
+    policy = html.unescape(re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[0])
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
 def test_one_run_without_controls(tmp_path: Path) -> None:
@@ -152,8 +170,12 @@ def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
     evaluate(engine, task, tmp_path / "run", EvalOptions(style="think"))
     out = write_report(tmp_path / "r.html", [replace(read_run(tmp_path / "run"), name=markup)], title=markup)
     page = parsed(out)
-    assert "script" not in page.tags and "<script" not in out.read_text()
-    assert markup in " ".join(page.words)
+    assert page.tags.count("script") == 3 and "<script>alert" not in out.read_text()
+    assert '</script>"' not in out.read_text() and markup in " ".join(page.words)
+    (sample, *_) = data_of(out)["samples"]
+    (answer,) = sample["answers"]
+    assert sample["task"] == sample["gold"][0] == markup and answer["output"].startswith(f"<think>{markup}</think>")
+    assert answer["output"][slice(*answer["reasoning"])] == markup
 
 
 def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:
@@ -166,13 +188,26 @@ def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -
     assert "100.0 %" in " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
 
 
-def test_clips_stay_within_the_budget_and_missing_ones_are_named(tmp_path: Path, runs: list[Path]) -> None:
+def test_clips_stay_within_the_budget_and_the_others_are_linked(tmp_path: Path, runs: list[Path]) -> None:
     (tmp_path / "clips" / "3.wav").unlink()
-    page = parsed(write_report(tmp_path / "r.html", runs, audio_budget=60_000))
-    assert 0 < sum(map(len, page.fetched)) <= 60_000
-    text = " ".join(page.words)
-    assert "3.wav cannot be read here" in text and "left out to keep the page small" in text
-    assert str(tmp_path) not in text
+    (tmp_path / "pages").mkdir()
+    out = write_report(tmp_path / "pages" / "r.html", runs, audio_budget=60_000)
+    parsed(out)
+    clips = {clip["name"]: clip for clip in data_of(out)["clips"]}
+    embedded = [clip["url"] for clip in clips.values() if "url" in clip]
+    linked = [clip["href"] for clip in clips.values() if "href" in clip]
+    assert 0 < sum(map(len, embedded)) <= 60_000 and len(embedded) + len(linked) == 23
+    assert clips["3.wav"] == {"name": "3.wav"}
+    assert all((out.parent / href).is_file() and href.startswith("../clips/") for href in linked)
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_a_link_is_never_read_as_a_scheme_or_a_fragment(tmp_path: Path) -> None:
+    clip = AudioClip(tmp_path / "javascript:alert(1)#?%41 .wav", 0.5, 1.5)
+    clip.path.write_bytes(b"x")
+    (entry,) = page_clips([clip, clip], tmp_path, 0).values()
+    assert entry["href"] == "./javascript%3Aalert%281%29%23%3F%2541%20.wav"
+    assert (entry["start"], entry["end"]) == (0.5, 1.5)
 
 
 def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:

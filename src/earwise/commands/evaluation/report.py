@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from earwise.report import RunSource
 
 
-@click.command("report", short_help="One HTML page of runs, with players and training curves.")
+@click.command("report", short_help="One HTML page of runs, with every sample, players and training curves.")
 @click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), help="File to write. [default: report.html in the last RUN]"
@@ -25,10 +25,29 @@ if TYPE_CHECKING:
     help="Folder of a training run (or its metrics.jsonl) whose curves are drawn; may be repeated.",
 )
 @click.option("--title", help="Title of the page. [default: Evaluation; for training runs their names]")
-@click.option("--seed", default=0, show_default=True, help="Seed of the selection of sample clips.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order in which clips are put into the page.")
+@click.option(
+    "--audio-mb",
+    default=6.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Megabytes of clips in the page; the others are linked by their path.",
+)
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for every table of the page as CSV, Markdown and LaTeX.",
+)
 @json_option
 def command(
-    folders: tuple[Path, ...], out: Path | None, training: tuple[Path, ...], title: str | None, seed: int, as_json: bool
+    folders: tuple[Path, ...],
+    out: Path | None,
+    training: tuple[Path, ...],
+    title: str | None,
+    seed: int,
+    audio_mb: float,
+    tables: Path | None,
+    as_json: bool,
 ) -> None:
     """Write one self-contained page about RUNs.
 
@@ -41,8 +60,10 @@ def command(
     earwise report runs/first
     earwise report runs/r1-aqa-cpu
     earwise report runs/before runs/after --training runs/r1-aqa --out report.html
+    earwise report runs/first --tables tables/
     """
     from earwise.report import write_report
+    from earwise.report.table_files import write_tables
     from earwise.report.training import is_training_run, read_evaluations
 
     if out is not None and out.is_dir():
@@ -53,9 +74,13 @@ def command(
         runs += read_evaluations(folder, len(folders) == 1) if folder in training_runs else [folder]
     logs = [path / "metrics.jsonl" if path.is_dir() else path for path in (*training_runs, *training)]
     default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
-    path = write_report(out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed)
+    path = write_report(
+        out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed,
+        audio_budget=int(audio_mb * 1e6),
+    )  # fmt: skip
+    table_files = write_tables(path.read_text(encoding="utf-8"), tables) if tables is not None else []
     if as_json:
-        print_json({"report": str(path)})
+        print_json({"report": str(path)} | ({"tables": [str(file) for file in table_files]} if table_files else {}))
     else:
         note(f"{path.stat().st_size / 1e6:.1f} MB")
         click.echo(str(path))

@@ -1,0 +1,68 @@
+"""What became of an item: right, wrong or in between in one run, gained or lost between two.
+
+Part of `earwise.report`.
+"""
+
+import random
+from collections.abc import Sequence
+
+from earwise.evaluation.results import EvalRun, Row
+from earwise.evaluation.scores import LOWER_IS_BETTER, is_correct
+
+OUTCOMES = {
+    "gained": "worse before, better after",
+    "lost": "better before, worse after",
+    "right": "right",
+    "partly": "between right and wrong",
+    "wrong": "wrong",
+    "unlabelled": "without a gold answer",
+}
+"""Outcome of an item, by the first and the last run of a page."""
+
+
+def grade(row: Row, name: str) -> str:
+    """`right`, `partly` or `wrong` by the score `name`; `unlabelled` without a gold answer."""
+    if row["scores"] is None:
+        return "unlabelled"
+    if is_correct(row, name):
+        return "right"
+    value = row["scores"].get(name, 0.0)
+    return "partly" if 0 < value < 1 else "wrong"
+
+
+def outcome(item: str, runs: Sequence[EvalRun], name: str) -> str:
+    """Which of `OUTCOMES` an item has in the first and the last run, by the score `name`."""
+    after, before = runs[-1].first[item], runs[0].first.get(item)
+    change = 0.0 if before is None else _goodness(after, name) - _goodness(before, name)
+    return "gained" if change > 0 else "lost" if change < 0 else grade(after, name)
+
+
+def draw_items(runs: Sequence[EvalRun], name: str, seed: int, limit: int | None = None) -> list[tuple[str, str]]:
+    """Put items into a random order in which every outcome that occurs has its turn.
+
+    Args:
+        runs: The runs of the page.
+        name: Name of the score that decides the outcome.
+        seed: Seed of the random order.
+        limit: Number of items at most; None: all.
+    Returns:
+        Pairs `(item id, outcome)`.
+    """
+    items_by_outcome: dict[str, list[str]] = {result: [] for result in OUTCOMES}
+    for item in runs[-1].first:
+        items_by_outcome[outcome(item, runs, name)].append(item)
+    rng = random.Random(seed)
+    for items in items_by_outcome.values():
+        rng.shuffle(items)
+    drawn: list[tuple[str, str]] = []
+    while any(items_by_outcome.values()):
+        drawn += [(items.pop(), result) for result, items in items_by_outcome.items() if items]
+    return drawn if limit is None else drawn[:limit]
+
+
+def _goodness(row: Row, name: str) -> float:
+    """The score of a row, negative where a lower one is better; 0 without a gold answer."""
+    if row["scores"] is None:
+        return 0.0
+    value = float(row["scores"].get(name, 0.0))
+    return -value if name in LOWER_IS_BETTER else value
