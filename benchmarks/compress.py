@@ -149,7 +149,7 @@ def summarize_run(name: str) -> dict[str, Any]:
     log = [row for row in read_log(folder / "metrics.jsonl") if "step" in row]
     stages = []
     for number, stage in enumerate(recipe.stages):
-        label = stage.name or stage.kind
+        label = stage.label
         stages.append(stage_row(label, stage.kind, [row for row in log if row["stage"] == f"stage-{number}-{label}"]))
     delay_course = [
         {"step": row["step"]} | {key: round(row[f"compress/{key}"], 3) for key in DELAY_KEYS}

@@ -34,7 +34,6 @@ from baselines import flops
 from baselines.qwen2_audio_7b import AUDIO, SMALL_AUDIO, SMALL_TEXT, TEXT, build, questions
 from baselines.timing import high_water_mb, machine
 
-from earwise.config.stage_memory import RolloutSize, StageMemory
 from earwise.config.stages import DataConfig, GrpoConfig, LoraConfig, OptimizerConfig, Source, TrainableConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
@@ -44,6 +43,7 @@ from earwise.models.base import DTYPES, AudioLM, best_device
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.memory import estimate as memory
 from earwise.models.memory.measured_sizes import measure_loaded
+from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.prompts import prompt_turns
 from earwise.training.clip_loader import ClipLoader

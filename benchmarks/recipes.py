@@ -131,7 +131,7 @@ def summarize_recipe(recipe_name: str, out: Path) -> Row:
     log = [row for row in read_log(folder / "metrics.jsonl") if "step" in row]
     stages = []
     for number, stage in enumerate(recipe.stages):
-        name = stage.name or stage.kind
+        name = stage.label
         stages.append(stage_row(name, stage.kind, [row for row in log if row["stage"] == f"stage-{number}-{name}"]))
     held_out = []
     for number, entry in enumerate(recipe.eval):

@@ -29,7 +29,7 @@ from earwise.config.control import hardware, run_control
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
 
-COMMON = stages._StageConfig
+COMMON = stages.StageConfig
 TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "recipe": (recipe.Recipe, None),
     "model": (recipe.ModelConfig, None),
@@ -52,7 +52,7 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "compress": (stages.CompressConfig, COMMON),
 }
 """Name of a table -> the model whose fields it lists, and the model whose fields are left out."""
-STAGE_KINDS = "`sft`, `grpo`, `dpo` or `compress`"
+STAGE_KINDS = "`sft`, `grpo`, `dpo`, `compress`, or a stage of your own as `file.py:name`"
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
 
 

@@ -18,6 +18,7 @@ from earwise.commands import ask, build, chat, completion, demo, doctor, export,
 from earwise.commands.evaluation import compare, evaluate, report, tasks
 from earwise.commands.terminal import printable
 from earwise.commands.training import ablate, recipe, status, train
+from earwise.config.resolve import own_code_location
 from earwise.errors import EarwiseError
 from earwise.files import disk_error_message
 
@@ -94,6 +95,10 @@ def run(arguments: Sequence[str]) -> int:
         if message := disk_error_message(error):
             return _fail(message, WRONG_INPUT)
         line = f"{type(error).__name__}: {error}"
+        place, is_theirs = own_code_location(error)
+        if is_theirs:
+            return _fail(f"{place}: {line}; raised in your own code (`earwise --traceback ...` shows how)", WRONG_INPUT)
+        line += f" (called from {place})" if place else ""
         return _fail(
             f"internal error, our fault: {line}; run `earwise --traceback ...` and report what it shows", OUR_FAULT
         )

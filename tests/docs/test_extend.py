@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-import earwise
 from earwise.models import registry
 from earwise.models.family import ModelFamily
 
@@ -40,15 +38,13 @@ def write_files(page: str, folder: Path) -> list[str]:
     return commands
 
 
-def run_commands(commands: list[str], folder: Path, package: Path | None = None) -> None:
-    """Run command lines of `earwise` in a folder as a user would, with the package at `package` if it is given."""
-    program = f"import sys; sys.path.insert(0, {str(package)!r}); " if package else ""
-    program += "from earwise.cli import main; main()"
+def run_commands(commands: list[str], folder: Path) -> None:
+    """Run command lines of `earwise` in a folder as a user would."""
     for command in commands:
         name, *arguments = shlex.split(command)
         assert name == "earwise"
         done = subprocess.run(
-            [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "earwise", *arguments], cwd=folder, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
 
@@ -61,7 +57,7 @@ def run_tests(folder: Path) -> None:
 
 
 @pytest.mark.weights
-@pytest.mark.parametrize("page", ["reward", "task", "data-source"])
+@pytest.mark.parametrize("page", ["reward", "task", "data-source", "stage"])
 def test_a_page_works_as_it_stands(page: str, tmp_path: Path) -> None:
     commands = write_files(page, tmp_path)
     assert commands, "the page runs something"
@@ -71,31 +67,13 @@ def test_a_page_works_as_it_stands(page: str, tmp_path: Path) -> None:
     if page == "data-source":
         assert (tmp_path / "birds.jsonl").read_text().count("heron") == 1
     if page == "reward":
-        assert "grpo/my_rewards:brief" in (tmp_path / "runs" / "brief" / "metrics.jsonl").read_text()
-
-
-@pytest.mark.weights
-def test_the_stage_of_the_page_trains(tmp_path: Path) -> None:
-    """The additions are made to a copy of the package."""
-    package = tmp_path / "package" / "earwise"
-    shutil.copytree(Path(earwise.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    commands = write_files("stage", tmp_path)
-    for title, text in snippets("stage"):
-        if not title.startswith("src/earwise/"):
-            continue
-        path = package / title.removeprefix("src/earwise/")
-        if path.name == "stages.py":
-            before, union, after = path.read_text().partition("StageConfig = Annotated[")
-            rest = after.partition('Field(discriminator="kind")]')[2]
-            assert union and rest is not None
-            path.write_text(before + text + rest)
-        elif path.name == "table.py":
-            before, start, after = path.read_text().partition("STAGES = {\n")
-            path.write_text(before + start + text + after)
-        else:
-            path.write_text(text)
-    run_commands(commands, tmp_path, package.parent)
-    assert '"per_answer/loss"' in (tmp_path / "runs" / "per-answer" / "metrics.jsonl").read_text()
+        assert "grpo/my_rewards.py:brief" in (tmp_path / "runs" / "brief" / "metrics.jsonl").read_text()
+    if page == "stage":
+        per_answer, better_only = tmp_path / "runs" / "per-answer", tmp_path / "runs" / "better-only"
+        assert '"per_answer/nll"' in (per_answer / "metrics.jsonl").read_text()
+        assert '"loss"' in (per_answer / "evaluations.jsonl").read_text(), "the loss on held-out rows"
+        assert (per_answer / "stage-0-PerAnswerStage" / "final").is_dir()
+        assert '"grpo/reward"' in (better_only / "metrics.jsonl").read_text()
 
 
 def test_the_family_of_the_page_is_the_one_that_is_tested() -> None:

@@ -31,7 +31,7 @@ model_option = click.option(
     show_default=True,
     metavar="MODEL",
     help="A family (see `earwise models`), a folder with a trained model, ORGANISATION/MODEL@REVISION on a hub, "
-    "module:function, or a server: URL#NAME.",
+    "file.py:function, or a server: URL#NAME.",
 )
 # The values of audio.CHANNELS, repeated here because that module imports numpy. A test compares the two.
 channel_option = click.option(

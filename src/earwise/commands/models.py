@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16")
 )
 @json_option
 def command(model: str | None, dtype: str | None, as_json: bool) -> None:
-    """List what `--model` takes by name; or describe MODEL: a family, a checkpoint's folder, or module:function.
+    """List what `--model` takes by name; or describe MODEL: a family, a checkpoint's folder, or file.py:function.
 
     \b
     earwise models
@@ -76,8 +76,8 @@ def _print_families(families: dict[str, dict[str, Any]]) -> None:
                 f"{'':17}{row['weights']:37}{row['parameters']['all'] / 1e9:6.2f}B{_length(row['max_audio_s']):>9}"
                 f"{row['audio_tokens_per_s']:6.1f}/s   {'':12}{answer:6.1f}{lora:7.1f}{full:7.1f}"
             )
-    click.echo("\nA folder with a trained model, module:function and a server (URL#NAME) work as well; more about one: "
-               "earwise models NAME")  # fmt: skip
+    click.echo("\nA folder with a trained model, file.py:function and a server (URL#NAME) work as well; more about "
+               "one: earwise models NAME")  # fmt: skip
 
 
 def _print_model(row: dict[str, Any]) -> None:

@@ -64,7 +64,11 @@ def warn_on_stderr(line: str) -> None:
 
 
 def with_new_names(
-    settings: Mapping[Any, Any], source: str, warn: Callable[[str], None] = warn_on_stderr
+    settings: Mapping[Any, Any],
+    source: str,
+    warn: Callable[[str], None] = warn_on_stderr,
+    *,
+    keeps_stage_keys: bool = False,
 ) -> dict[Any, Any]:
     """Copy settings with every old key and value replaced by its new name.
 
@@ -72,19 +76,21 @@ def with_new_names(
         settings: A whole recipe, or a mapping of dotted keys, as read from YAML or JSON.
         source: Path of the file, or `command line`, for messages.
         warn: Called once for each old key or value that is used.
+        keeps_stage_keys: Whether keys of stages stay as they are: a stage outside the package may give such a name a
+            meaning of its own.
     Returns:
         The settings under their new names; nothing is changed in place.
     Raises:
         ConfigError: if a mapping has an old key and its new one.
     """
-    return _Renaming(source, warn).mapping(settings, ())
+    return _Renaming(source, warn, keeps_stage_keys).mapping(settings, ())
 
 
 class _Renaming:
     """One pass over nested settings; remembers which old names it has warned about."""
 
-    def __init__(self, source: str, warn: Callable[[str], None]) -> None:
-        self._source, self._warn = source, warn
+    def __init__(self, source: str, warn: Callable[[str], None], keeps_stage_keys: bool) -> None:
+        self._source, self._warn, self._keeps_stage_keys = source, warn, keeps_stage_keys
         self._warned: set[str] = set()
 
     def mapping(self, settings: Mapping[Any, Any], place: _Place) -> dict[Any, Any]:
@@ -105,7 +111,7 @@ class _Renaming:
         if isinstance(value, list):
             element_place = (*place, "*") if place else place  # a profile or arm may be a list
             return [self._value(element, element_place) for element in value]
-        new_value = RENAMED_VALUES.get(".".join(place), {}).get(value) if isinstance(value, str) else None
+        new_value = self._names(RENAMED_VALUES, place).get(value) if isinstance(value, str) else None
         if new_value is None:
             return value
         self._tell(f"{place[-1]}: {value}", f"{place[-1]}: {new_value}")
@@ -121,12 +127,16 @@ class _Renaming:
                 new_parts.append(part)
                 place = ()
                 continue
-            new_part = RENAMED_KEYS.get(".".join(place), {}).get(part, part)
+            new_part = self._names(RENAMED_KEYS, place).get(part, part)
             if new_part != part:
                 self._tell(".".join((*place, part)), new_part)
             new_parts.append(new_part)
             place = (*place, "*" if place in (("stages",), ("eval",)) else new_part)
         return ".".join(new_parts), place
+
+    def _names(self, table: Mapping[str, dict[str, str]], place: _Place) -> dict[str, str]:
+        """Old name -> new name at a place."""
+        return {} if self._keeps_stage_keys and place[:2] == ("stages", "*") else table.get(".".join(place), {})
 
     def _tell(self, old: str, new: str) -> None:
         if old not in self._warned:

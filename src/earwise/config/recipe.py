@@ -23,17 +23,8 @@ from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
-from earwise.config.stages import (
-    CompressConfig,
-    DataConfig,
-    DpoConfig,
-    GrpoConfig,
-    LoraConfig,
-    SftConfig,
-    Source,
-    StageConfig,
-    TrainableConfig,
-)
+from earwise.config.stage_kinds import STAGE_CONFIGS, UNKNOWN_KIND, AnyStageConfig, own_kinds, settings_class
+from earwise.config.stages import DataConfig, LoraConfig, Source, TrainableConfig
 from earwise.config.strict import Strict
 from earwise.config.variants import change_definitions, compose, take_definitions
 from earwise.errors import ConfigError
@@ -41,8 +32,6 @@ from earwise.files import lock_folder
 
 RECORD = "recipe.json"
 """File in a run's folder with the resolved recipe and the folder that its manifests start from."""
-STAGE_KINDS = ("sft", "grpo", "dpo", "compress")
-"""Kinds of stages, the tags of the union `StageConfig`."""
 
 
 class ConnectorConfig(Strict):
@@ -62,7 +51,7 @@ class ModelConfig(Strict):
 
     name: str = "embedded"
     """Family (see `earwise models`), folder of a model, `ORGANISATION/MODEL@REVISION` on a hub, or
-    `module:function`."""
+    `file.py:function`."""
     weights: str | None = None
     """Folder of the checkpoint or adapter, or `ORGANISATION/MODEL@REVISION` on a hub, whose commit is recorded; None:
     the family's default."""
@@ -102,7 +91,7 @@ class Recipe(Strict):
     machine."""
     seed: int = 0
     """Seed of everything that is drawn: order of rows, sampling, initial weights."""
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[AnyStageConfig, ...] = Field(min_length=1)
     """Training stages, in order; each starts from the model that the one before has written."""
     eval: tuple[EvalConfig, ...] = ()
     """Evaluations before the first stage and after the last."""
@@ -110,7 +99,7 @@ class Recipe(Strict):
     """A row to train on that is also one to measure on (`eval`, `eval_dataset`, `held_out`): the same clips, by
     content, with the same question. `warn` trains nevertheless."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `module:function`."""
+    """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `file.py:function`."""
 
     def tracked_in(self, more: Sequence[str]) -> "Recipe":
         """The same recipe with more trackers."""
@@ -140,7 +129,8 @@ def load_recipe(
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a recipe is a mapping with `recipe:` and `stages:`, this is {type(raw).__name__}")
-    raw = with_new_names(raw, str(path))
+    keeps_names = bool(own_kinds(raw.get("stages")))
+    raw = with_new_names(raw, str(path), keeps_stage_keys=keeps_names)
     definitions = take_definitions(raw, str(path))
     if profile is not None:
         parts = compose(definitions, "profiles", profile, str(path))
@@ -152,7 +142,7 @@ def load_recipe(
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"override {override!r} is not key=value; write for example stages.0.max_steps=10")
-        settings.append(with_new_names({key: yaml.safe_load(value)}, "command line"))
+        settings.append(with_new_names({key: yaml.safe_load(value)}, "command line", keeps_stage_keys=keeps_names))
     before = deepcopy(raw)
     lay_over(raw, settings, "command line")
     return check_recipe(raw, "command line" if settings and _is_valid(before) else str(path))
@@ -162,7 +152,7 @@ def _is_valid(raw: dict[str, Any]) -> bool:
     """Whether a recipe is valid as it is, so that what is wrong after a change of it comes from the change."""
     try:
         Recipe.model_validate(raw)
-    except ValidationError:
+    except (ValidationError, ConfigError):
         return False
     return True
 
@@ -177,55 +167,63 @@ def check_recipe(raw: dict[str, Any], source: str) -> Recipe:
         ConfigError: naming the recipe, the key, the value and the remedy.
     """
     old_names: list[str] = []
-    raw = with_new_names(raw, source, old_names.append)
+    own = own_kinds(raw.get("stages"))
+    raw = with_new_names(raw, source, old_names.append, keeps_stage_keys=bool(own))
     if old_names:
         changes = ", ".join(line.removeprefix(f"{source}: ").partition(";")[0] for line in old_names)
         warn_on_stderr(f"{source}: {changes}; old names work for one more release")
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_first_problem(error)}") from error
+        raise ConfigError(f"{source}: {_first_problem(error, own)}") from error
 
 
-def _first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line, with the nearest name for an unknown key."""
+def _first_problem(error: ValidationError, own: Sequence[str]) -> str:
+    """The first problem that pydantic found, in one line, with the nearest name for an unknown key.
+
+    Args:
+        error: What pydantic found.
+        own: The recipe's stages outside the package, whose keys are known too.
+    """
     problems = error.errors(include_url=False)
     if any(problem["loc"][:1] == ("stages",) and len(problem["loc"]) > 1 for problem in problems):
         # pydantic drops a wrong stage, and then says also that the list is too short
         problems = [problem for problem in problems if problem["loc"] != ("stages",)]
     problem = problems[0]
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    parts = list(problem["loc"])
-    if len(parts) > 2 and parts[0] == "stages":
-        del parts[2]  # pydantic adds the stage's kind here, which stands nowhere in the recipe
-    place = ".".join(map(str, parts))
+    place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         name = str(problem["loc"][-1])
-        near = difflib.get_close_matches(name, _field_names(), 1)
+        near = difflib.get_close_matches(name, _field_names(own), 1)
         return (
             f"unknown key {place!r}"
             + (f"; did you mean {near[0]!r}?" if near else "; see docs/reference/recipes.md for the keys")
             + more
         )
-    if problem["type"] == "union_tag_invalid":
-        kind = str(problem["ctx"]["tag"])
-        near = difflib.get_close_matches(kind, STAGE_KINDS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{place}.kind {kind!r} is none of {', '.join(STAGE_KINDS)}{hint}{more}"
-    if problem["type"] == "union_tag_not_found":
-        return f"{place}.kind is missing; set it to one of {', '.join(STAGE_KINDS)}{more}"
+    if problem["type"] == UNKNOWN_KIND:
+        return f"{place}.kind {_kind_problem(problem['ctx']['kind'])}{more}"
     if problem["type"] == "value_error":  # raised by a check of ours, whose message is complete
         return f"{place}: {problem['ctx']['error']}{more}"
     value = json.dumps(problem["input"], default=str)
     return f"{place}: {problem['msg']}, got {value[:80]}{more}"
 
 
-def _field_names() -> list[str]:
-    """Names of all keys of a recipe, to suggest the nearest."""
+def _kind_problem(kind: object) -> str:
+    """What is wrong with the `kind` of a stage that is none of those in the package, and what to write instead."""
+    kinds = ", ".join(STAGE_CONFIGS)
+    if kind in (None, ""):
+        return f"is missing; set it to one of {kinds}"
+    near = difflib.get_close_matches(str(kind), STAGE_CONFIGS, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as file.py:name"
+    return f"{kind!r} is none of {kinds}; {hint}"
+
+
+def _field_names(own: Sequence[str]) -> list[str]:
+    """Names of all keys of a recipe, to suggest the nearest; those of the recipe's own stages come first."""
     models: list[type[BaseModel]] = [
-        Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig, TrainableConfig, OptimizerConfig,
-        LrSchedulerConfig, HardwareConfig, SftConfig, GrpoConfig, BandConfig, CurriculumConfig,
-        JudgeConfig, WeightSyncConfig, DpoConfig, CompressConfig, EvalConfig,
+        *map(settings_class, own), Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig,
+        TrainableConfig, OptimizerConfig, LrSchedulerConfig, HardwareConfig, *STAGE_CONFIGS.values(), BandConfig,
+        CurriculumConfig, JudgeConfig, WeightSyncConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]
 

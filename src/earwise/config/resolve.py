@@ -1,9 +1,9 @@
 """Look up a name in a table of lazy entries, or load a user's own `module:function`. No torch.
 
-Models, rewards, tasks and data sources are explicit dictionaries from names to `module:function` strings; the module is
-imported when the entry is used. A user's own is a module that Python finds, also in the working folder, or a file:
-`my_rewards:mine`, `my_rewards.py:mine`, `code/my_rewards.py:mine`. Whatever is wrong with it is the user's input, told
-in one line.
+Models, rewards, tasks, stages and data sources are explicit dictionaries from names to `module:function` strings; the
+module is imported when the entry is used. A user's own is a module that Python finds, also in the working folder, or a
+file: `my_rewards:mine`, `my_rewards.py:mine`, `code/my_rewards.py:mine`. Whatever is wrong with it is the user's input,
+told in one line.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ from types import ModuleType
 from typing import Any
 
 from earwise.errors import ConfigError, EarwiseError, location_in_module
+
+OWN_MARK = "__earwise_own__"
+"""Name that is set in every user's module that is loaded here, so that its faults can be told from ours."""
 
 
 def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
@@ -35,7 +38,7 @@ def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
     module_name, colon, function = table.get(name, name).rpartition(":")
     if not colon:
         near = get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as module:function"
+        hint = f"did you mean {near[0]!r}?" if near else "name one of them or your own as file.py:function"
         raise ConfigError(f"{kind} {name!r} is none of {', '.join(table)}; {hint}")
     if name in table:
         try:
@@ -43,11 +46,33 @@ def resolve_entry(table: Mapping[str, str], name: str, kind: str) -> Any:
         except ImportError as error:
             raise ConfigError(f"{kind} {name!r} cannot be loaded ({error}); install what it needs") from error
     content = vars(_import_users_module(module_name, f"{kind} {name!r}"))
+    content[OWN_MARK] = True
     if function not in content:
         near = get_close_matches(function, [key for key in content if not key.startswith("_")], n=1)
         hint = f"did you mean {near[0]!r}?" if near else "check the name"
         raise ConfigError(f"{kind} {name!r} cannot be loaded: no {function!r} in {module_name!r}; {hint}")
     return content[function]
+
+
+def own_code_location(error: BaseException) -> tuple[str, bool]:
+    """Where an exception passed through a user's module that was loaded here.
+
+    Args:
+        error: The exception, with its traceback.
+    Returns:
+        The last such place as `FILE:LINE`, or "" if there is none; and whether it was raised there, or in what the
+        module called outside earwise, so that the fault is the module's.
+    """
+    location, is_theirs = "", False
+    traceback = error.__traceback__
+    while traceback is not None:
+        content = traceback.tb_frame.f_globals
+        if OWN_MARK in content:
+            location, is_theirs = f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}", True
+        elif str(content.get("__name__")).partition(".")[0] == "earwise":
+            is_theirs = False
+        traceback = traceback.tb_next
+    return location, is_theirs
 
 
 def check_parameters(function: Any, parameters: Sequence[str], name: str, kind: str) -> None:

@@ -1,11 +1,11 @@
-"""Schema of the training stages of a recipe: one pydantic model per kind of stage, a union on `kind`. No torch.
+"""Schema of the training stages of a recipe: one pydantic model per kind of stage. No torch.
 
 `config/recipe.py` reads these from YAML; `training/stages/*` take the values out and pass them on as plain arguments.
-Names of settings are those of TRL, transformers and PEFT where these have one. `config/deprecated.py` lists the names
-that earlier versions used.
+`config/stage_kinds.py` says which model belongs to a `kind`. Names of settings are those of TRL, transformers and PEFT
+where these have one. `config/deprecated.py` lists the names that earlier versions used.
 """
 
-from typing import Annotated, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -102,8 +102,9 @@ class TrainableConfig(Strict):
         return self
 
 
-class _StageConfig(RunControl):
-    """Settings that all kinds of stages share."""
+class StageConfig(RunControl):
+    """Settings that all kinds of stages share. The settings of a stage outside the package are a class derived from
+    this one, or from one of those below."""
 
     name: str | None = None
     """Name in overrides (`stages.NAME.max_steps`) and folders; None: the folder is named by the kind, and overrides use
@@ -122,8 +123,19 @@ class _StageConfig(RunControl):
     """Keep only the input of each layer and recompute the rest in the backward pass: about a third more computation,
     and memory that hardly grows with the number of layers."""
 
+    @property
+    def short_kind(self) -> str:
+        """The kind in names of folders, messages and random generators: without the file or module of a stage that is
+        named as `file.py:name`."""
+        return self.kind.rpartition(":")[2]
+
+    @property
+    def label(self) -> str:
+        """What the stage is called in messages and in the name of its folder."""
+        return self.name or self.short_kind
+
     @model_validator(mode="after")
-    def _check_learning_rates(self) -> "_StageConfig":
+    def _check_learning_rates(self) -> "StageConfig":
         optimizer, length = self.optimizer, self.optimizer.lr_scheduler_steps
         if length is None and 0 < self.max_steps < optimizer.warmup_steps:
             raise ValueError(
@@ -143,8 +155,8 @@ class _StageConfig(RunControl):
         return self
 
     @model_validator(mode="after")
-    def _check_online_has_completions(self) -> "_StageConfig":
-        if self.curriculum.order == "online" and self.kind != "grpo":
+    def _check_online_has_completions(self) -> "StageConfig":
+        if self.curriculum.order == "online" and not self.samples_completions:
             raise ValueError(
                 "curriculum.order online needs completions that the policy samples in training, and a stage of kind "
                 f"{self.kind} samples none; use easy_to_hard"
@@ -152,21 +164,21 @@ class _StageConfig(RunControl):
         return self
 
 
-class _SupervisedConfig(_StageConfig):
+class SupervisedConfig(StageConfig):
     """Settings of the stages that train on given replies and sample nothing by themselves."""
 
-    log_completions_steps: int = Field(50, ge=0)
-    """Steps between greedy answers to a few fixed training rows, logged for a person to read; 0: none."""
-
-
-class SftConfig(_SupervisedConfig):
-    """Supervised fine-tuning; all questions about a clip share one tree."""
-
-    kind: Literal["sft"]
     clips_per_step: int = Field(16, gt=0)
     """Clips per optimizer step."""
     questions_per_clip: int = Field(4, gt=0)
     """Largest number of questions about a clip in one step."""
+    log_completions_steps: int = Field(50, ge=0)
+    """Steps between greedy answers to a few fixed training rows, logged for a person to read; 0: none."""
+
+
+class SftConfig(SupervisedConfig):
+    """Supervised fine-tuning; all questions about a clip share one tree."""
+
+    kind: Literal["sft"]
     assistant_turns: Literal["last", "all"] = "last"
     """Assistant turns of a conversation that the loss counts: the reply that is the answer, or all of them."""
     connector_init: Literal["none", "ridge"] = "none"
@@ -174,8 +186,11 @@ class SftConfig(_SupervisedConfig):
     word embeddings of the answers; `none`: use the connector as it was loaded."""
 
 
-class GrpoConfig(_StageConfig):
+class GrpoConfig(StageConfig):
     """Group relative policy optimisation; names as in TRL's GRPOConfig."""
+
+    has_loss_on_rows: ClassVar[bool] = False
+    samples_completions: ClassVar[bool] = True
 
     kind: Literal["grpo"]
     prompts_per_step: int = Field(8, gt=0)
@@ -192,7 +207,7 @@ class GrpoConfig(_StageConfig):
     top_k: int = Field(0, ge=0)
     """Sample from this number of most probable tokens; 0: all."""
     rewards: dict[str, float] = Field({"accuracy": 1.0, "format_answer": 1.0})
-    """Reward, by its name or as `module:function` -> weight in the sum."""
+    """Reward, by its name or as `file.py:function` -> weight in the sum."""
     balance_thinking: bool = False
     """For `adaptive_thinking` and `adaptive_consistent`: the larger the share of a step's completions that think, the
     lower the reward of thinking, and likewise for answering at once; the effect fades towards `max_steps`."""
@@ -274,7 +289,7 @@ class GrpoConfig(_StageConfig):
         return self
 
 
-class DpoConfig(_SupervisedConfig):
+class DpoConfig(SupervisedConfig):
     """Direct preference optimisation: chosen and rejected replies to one clip are branches of one tree."""
 
     kind: Literal["dpo"]
@@ -298,14 +313,14 @@ class DpoConfig(_SupervisedConfig):
         return self
 
 
-class CompressConfig(_SupervisedConfig):
+class CompressConfig(SupervisedConfig):
     """Semi-implicit reasoning: supervised training on chains of reasoning that get shorter as training goes on."""
+
+    measures_at_eval_steps: ClassVar[bool] = True  # token delay
 
     kind: Literal["compress"]
     clips_per_step: int = Field(8, gt=0)
     """Clips per optimizer step."""
-    questions_per_clip: int = Field(4, gt=0)
-    """Largest number of questions about a clip in one step."""
     unit: Literal["sentences", "tokens"] = "sentences"
     """What is removed from a chain: sentences, each leaving a stub, or tokens, leaving nothing."""
     stub_groups: int = Field(3, ge=0)
@@ -366,6 +381,3 @@ class CompressConfig(_SupervisedConfig):
     def _check_held_out(self) -> "CompressConfig":
         self.refuse_idle(self.held_out is not None, ("held_out_limit", "max_new_tokens"), "set held_out")
         return self
-
-
-StageConfig = Annotated[SftConfig | GrpoConfig | DpoConfig | CompressConfig, Field(discriminator="kind")]

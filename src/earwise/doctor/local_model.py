@@ -8,7 +8,6 @@ from time import perf_counter
 
 import torch
 
-from earwise.config.stage_memory import RolloutSize
 from earwise.doctor.check import Check, check_row
 from earwise.doctor.questions import (
     MIN_TOKENS_PER_S,
@@ -24,6 +23,7 @@ from earwise.engine.local import LocalEngine
 from earwise.errors import ModelError
 from earwise.models.base import AudioLM
 from earwise.models.memory import estimate
+from earwise.models.memory.stage_memory import RolloutSize
 from earwise.types import Completion, Waveform
 
 MAX_SCORE_DIFFERENCE = 1e-3

@@ -13,7 +13,7 @@ from earwise.algorithms.curriculum import Band, pass_rate, within_band
 from earwise.audio import clip_duration
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.recipe import Recipe
-from earwise.config.stages import Source, StageConfig
+from earwise.config.stages import SftConfig, Source, StageConfig
 from earwise.data import manifest
 from earwise.data.index import ManifestRows, open_rows
 from earwise.data.manifest_path import manifest_path
@@ -142,9 +142,9 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
         rows = _open_source(source, base, opened, notify, with_preferences=with_preferences, check_files=check_files)
         name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
         stage.check(config, rows, name)
-        if config.kind == "sft" and config.assistant_turns == "last" and (conversations := rows.with_history()):
+        if isinstance(config, SftConfig) and config.assistant_turns == "last" and (talks := rows.with_history()):
             notify(
-                f"{name}: {len(conversations)} rows have earlier assistant turns, which are read and not trained; "
+                f"{name}: {len(talks)} rows have earlier assistant turns, which are read and not trained; "
                 "assistant_turns: all trains them too"
             )
         if check_files:
@@ -249,8 +249,7 @@ def _check_sound(config: StageConfig, mixture: Sequence[tuple[ManifestRows, floa
     if not any(rows.with_sound() for rows, _ in mixture):
         count = sum(len(rows) for rows, _ in mixture)
         raise DataError(
-            f"stage {config.name or config.kind}: none of its {count} rows has a clip; add a manifest with sound to "
-            "data.mixture"
+            f"stage {config.label}: none of its {count} rows has a clip; add a manifest with sound to data.mixture"
         )
 
 

@@ -44,7 +44,7 @@ from earwise.training.memory_check import check_memory, check_quantized_stages
 from earwise.training.pinning import pin_model
 from earwise.training.profiler import Profiler, profiler_for
 from earwise.training.stages.stage import Notify, StageContext
-from earwise.training.stages.table import stage_class
+from earwise.training.stages.table import make_stage
 from earwise.training.trainable import set_trainable, trains_encoder
 from earwise.training.trainer import Trainer
 
@@ -209,7 +209,7 @@ def _run_stages(run: _Run) -> Path:
 def _run_stages_locked(run: _Run) -> Path:
     weights: Path | None = None
     for number, config in enumerate(run.recipe.stages):
-        folder = run.out / f"stage-{number}-{config.name or config.kind}"
+        folder = run.out / f"stage-{number}-{config.label}"
         if not (folder / FINAL / MARKER).exists():
             with explain_out_of_memory(folder.name, config):
                 _run_stage(run, number, folder, weights)
@@ -268,7 +268,7 @@ def _run_stage(run: _Run, number: int, folder: Path, weights: Path | None) -> No
             notify=run.notify,
             profiler=profiler,
         )
-        stage = stage_class(config)(context, config)
+        stage = make_stage(config, context)
         trainer = Trainer(
             model,
             stage,

@@ -183,7 +183,7 @@ def test_a_users_own_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_unknown_rewards() -> None:
     with pytest.raises(ConfigError, match="did you mean 'accuracy'"):
         rewards.load_reward("acuracy")
-    with pytest.raises(ConfigError, match="module:function"):
+    with pytest.raises(ConfigError, match=r"file\.py:function"):
         rewards.load_reward("zzz")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         rewards.load_reward("no_such_module_anywhere:f")

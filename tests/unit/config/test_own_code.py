@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from earwise.algorithms.rewards import load_reward
-from earwise.config.resolve import check_parameters, resolve_entry
+from earwise.config.resolve import check_parameters, own_code_location, resolve_entry
 from earwise.data.sources import loader
 from earwise.errors import ConfigError
 from earwise.evaluation.task_table import load_task
@@ -101,3 +101,38 @@ def test_sources_and_tasks_of_one_s_own(folder: Path) -> None:
 def test_defaults_and_star_arguments_fit() -> None:
     check_parameters(lambda example, completion, scale=2: 0, ("example", "completion"), "x", "reward")
     check_parameters(lambda *values: 0, ("example", "completion"), "x", "reward")
+
+
+FAULTS = """
+import helper_beside
+from earwise.answers import normalise
+
+
+def own(): raise ValueError("mine")
+def standard(): return int("x")
+def helper(): return helper_beside.divide()
+def package(): return normalise(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "is_theirs"), [("own", 6, True), ("standard", 7, True), ("helper", 8, True), ("package", 9, False)]
+)
+@pytest.mark.parametrize("form", ["faults.py", "faults"])
+def test_where_an_exception_passed_through_own_code(
+    folder: Path, form: str, name: str, line: int, is_theirs: bool
+) -> None:
+    """Faults in what the file calls are the file's, except in the package, to which it may have given anything."""
+    (folder / "helper_beside.py").write_text("def divide(): return 1 / 0\n")
+    (folder / "faults.py").write_text(FAULTS)
+    function = resolve_entry({}, f"{form}:{name}", "task")
+    with pytest.raises(Exception) as caught:
+        function()
+    place, theirs = own_code_location(caught.value)
+    assert place.endswith(f"faults.py:{line}") and theirs == is_theirs
+
+
+def test_an_exception_of_the_package_has_no_place_in_own_code() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_task("mma")
+    assert own_code_location(caught.value) == ("", False)

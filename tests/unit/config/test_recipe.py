@@ -2,12 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
-from earwise.config.recipe import STAGE_KINDS, check_recipe, load_recipe
-from earwise.config.stages import GrpoConfig, SftConfig, StageConfig
+from earwise.config.recipe import check_recipe, load_recipe
+from earwise.config.stages import GrpoConfig, SftConfig
 from earwise.errors import ConfigError
 
 RECIPE = """
@@ -100,7 +99,11 @@ def test_wrong_settings_are_named(recipe: Path, overrides: list[str], message: s
             "stages.0.max_steps=two",
             'stages.0.max_steps: Input should be a valid integer, unable to parse string as an integer, got "two"',
         ),
-        ("stages.0.kind=per_anser", "stages.0.kind 'per_anser' is none of sft, grpo, dpo, compress"),
+        (
+            "stages.0.kind=per_anser",
+            "stages.0.kind 'per_anser' is none of sft, grpo, dpo, compress; "
+            "name one of them or your own as file.py:name",
+        ),
         (
             "stages.0.kind=comprss",
             "stages.0.kind 'comprss' is none of sft, grpo, dpo, compress; did you mean 'compress'?",
@@ -120,11 +123,6 @@ def test_problems_are_counted_and_blamed_where_they_are(recipe: Path, override: 
     recipe.write_text(RECIPE.replace("max_steps: 20", "max_steps: twenty"))
     with pytest.raises(ConfigError, match=rf"^{re.escape(str(recipe))}: stages\.1\.max_steps: .*\"twenty\"$"):
         load_recipe(recipe, overrides=["stages.0.max_steps=3"])
-
-
-def test_the_kinds_of_stages_are_those_of_the_schema() -> None:
-    tags = [get_args(config.model_fields["kind"].annotation)[0] for config in get_args(get_args(StageConfig)[0])]
-    assert tuple(tags) == STAGE_KINDS
 
 
 @pytest.mark.parametrize("text", ["", "- a list", "recipe: [unclosed", "recipe: x\n\tstages: y", "just words"])

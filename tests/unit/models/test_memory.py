@@ -12,7 +12,6 @@ from torch import Tensor
 
 from builders import tiny_qwen2_audio, tone, user_question
 from earwise.audio import AudioSpec
-from earwise.config.stage_memory import RolloutSize, StageMemory
 from earwise.config.stages import LoraConfig, SftConfig, TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import Forest
@@ -26,6 +25,7 @@ from earwise.models.memory import estimate
 from earwise.models.memory.measured_sizes import measure, measure_folder, measure_loaded
 from earwise.models.memory.plan import Machine, PlannedStage, process_memory
 from earwise.models.memory.sizes import DecoderShape, EncoderShape, ModelSizes
+from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import LayerMix
 from earwise.models.prompt_encoding import answer_path, conversation_path

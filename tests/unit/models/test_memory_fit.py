@@ -27,7 +27,6 @@ from builders import (
 )
 from earwise.config.optimizer import OptimizerConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ConfigError
 from earwise.models import base, registry
@@ -37,6 +36,7 @@ from earwise.models.memory import estimate
 from earwise.models.memory.measured_sizes import measure_loaded
 from earwise.models.memory.plan import Machine, PlannedStage, StagePlan, plan_stages
 from earwise.models.memory.sizes import EncoderShape
+from earwise.models.memory.stage_memory import StageMemory
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.training import run

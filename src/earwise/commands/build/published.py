@@ -73,7 +73,7 @@ def source(**values: Any) -> None:
 
     NAME is one of audiocaps, clotho, clothoaqa, entailment, adiff, reasonaqa, avqa, musicbench, meld, audioset,
     wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice, covost2, multilingual-alpaca-speech, own
-    (paths and captions of your clips), or your own module:function. Rows that cannot be used are listed in
+    (paths and captions of your clips), or your own file.py:function. Rows that cannot be used are listed in
     OUT.skipped.txt.
 
     \b

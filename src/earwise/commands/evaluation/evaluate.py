@@ -87,7 +87,7 @@ class EvaluateCommand:
     default="manifest",
     show_default=True,
     metavar="TASK",
-    help="A name that `earwise tasks` lists, or your own module:object.",
+    help="A name that `earwise tasks` lists, or your own file.py:NAME.",
 )
 @click.option("--data", required=True, metavar="PATH", help="The task's file, or starter:val for the bundled clips.")
 @click.option("--audio-root", type=FOLDER, help="Folder of the clips, if it is not the file's own.")

@@ -71,7 +71,7 @@ class TrainCommandOptions:
 )  # fmt: skip
 @click.option(
     "--track", multiple=True, metavar="NAME",
-    help="Also log to this tracker: wandb, trackio, or your own module:function; may be given several times.",
+    help="Also log to this tracker: wandb, trackio, or your own file.py:function; may be given several times.",
 )  # fmt: skip
 @click.option(
     "--profile-step", is_flag=True, help="Report where the time of a step goes (every 10 steps, and at the end)."

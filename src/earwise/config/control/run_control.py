@@ -4,7 +4,7 @@ The base of every kind of stage (`config/stages.py`). Names are those of transfo
 EarlyStoppingCallback where these have one.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,7 +20,7 @@ class EvalConfig(Strict):
     manifest: str
     """Path of the manifest, or of the file of another task, relative to the recipe's folder, or `starter:val`."""
     task: str = "manifest"
-    """Task that reads the file and scores the answers: `manifest`, `mmau`, `mmar`, `mellow`, or `module:object`."""
+    """Task that reads the file and scores the answers: `manifest`, `mmau`, `mmar`, `mellow`, or `file.py:NAME`."""
     where: RowFilter = Field(default_factory=dict)
     """Use only rows whose fields have these values."""
     allow_text_only: bool = False
@@ -36,7 +36,16 @@ class EvalConfig(Strict):
 
 
 class RunControl(Strict):
-    """Length, checkpoints, evaluations and failures of a stage."""
+    """Length, checkpoints, evaluations and failures of a stage.
+
+    Three facts are the same for all stages of a kind and are no keys of a recipe: `has_loss_on_rows` (whether the stage
+    computes a loss on given rows, also on held-out ones), `samples_completions` (whether the policy samples in
+    training), and `measures_at_eval_steps` (whether `eval_steps` has a meaning without `eval_dataset`).
+    """
+
+    has_loss_on_rows: ClassVar[bool] = True
+    samples_completions: ClassVar[bool] = False
+    measures_at_eval_steps: ClassVar[bool] = False
 
     kind: str
     """Kind of the stage."""
@@ -84,11 +93,6 @@ class RunControl(Strict):
     """With `rollback`: number of rollbacks in a stage; one more ends the run."""
 
     @property
-    def has_loss_on_rows(self) -> bool:
-        """Whether the stage computes a loss on given rows, also on held-out ones; grpo samples instead."""
-        return self.kind != "grpo"
-
-    @property
     def best_metric(self) -> str:
         """Metric that decides which checkpoint is best."""
         return self.metric_for_best_model or ("loss" if self.has_loss_on_rows else "accuracy")
@@ -119,7 +123,7 @@ class RunControl(Strict):
             "predict_with_generate", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
             "early_stopping_patience", "early_stopping_threshold",
         )  # fmt: skip
-        keys += () if self.kind == "compress" else ("eval_steps",)  # compress measures token delay at the same steps
+        keys += () if self.measures_at_eval_steps else ("eval_steps",)
         self.refuse_idle(self.eval_dataset is not None, keys, "set eval_dataset, or leave it out")
         uses_metric = self.keeps_best or self.early_stopping_patience is not None
         self.refuse_idle(uses_metric, ("greater_is_better",), "set metric_for_best_model")

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from earwise.config.stage_memory import RolloutSize, StageMemory
 from earwise.config.stages import ALL_LINEAR, TrainableConfig
 from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES, DecoderShape, EncoderShape, ModelSizes
+from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by dtype."""

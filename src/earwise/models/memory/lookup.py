@@ -49,7 +49,7 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
         )
     if ":" not in model:
         raise ModelError(
-            f"model {model!r} is none of {', '.join(registry.names())}; or give a checkpoint folder or module:function"
+            f"model {model!r} is none of {', '.join(registry.names())}; or give a checkpoint folder or file.py:function"
         )
     from earwise.models.memory.measured_sizes import measure_loaded
 

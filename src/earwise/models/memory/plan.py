@@ -1,7 +1,7 @@
 """Whether the stages of a recipe fit into a machine's memory: rows for `earwise train --plan`. No torch.
 
 The model, the stages and the machine come in as plain values, so that a plan can be made for any of them. Each stage
-class in `training/stages/` says itself what it keeps in memory (`config/stage_memory.py`); the sums are those of
+class in `training/stages/` says itself what it keeps in memory (`stage_memory.py`); the sums are those of
 `estimate.py`.
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import StageConfig
 from earwise.models.memory.estimate import (
     ASSUMED_CLIP_S,
@@ -22,6 +21,7 @@ from earwise.models.memory.estimate import (
 )
 from earwise.models.memory.fitting import Settings, fitting_change
 from earwise.models.memory.sizes import ModelSizes
+from earwise.models.memory.stage_memory import StageMemory
 
 GB = 1e9
 ALLOCATOR_FACTOR = 1.4
@@ -137,7 +137,7 @@ def _plan_stage(number: int, sizes: ModelSizes, stage: PlannedStage, machine: Ma
     fits = None if margin is None else margin >= 0
     trained = trained_parameters(sizes, config.trainable)
     return StagePlan(
-        stage=f"{number} {config.name or config.kind}",
+        stage=f"{number} {config.label}",
         steps=config.max_steps,
         rows=stage.rows,
         parameters=sizes.parameters,

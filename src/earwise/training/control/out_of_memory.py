@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from earwise.config.stages import StageConfig
+from earwise.config.stages import GrpoConfig, StageConfig
 from earwise.errors import ModelError
 
 
@@ -39,7 +39,7 @@ def remedies(config: StageConfig) -> str:
         changes.append("trainable.encoder: frozen")
     if config.trainable.decoder == "full":
         changes.append("trainable.decoder: lora")
-    if config.kind == "grpo":
+    if isinstance(config, GrpoConfig):
         changes.append("fewer prompts_per_step, or a shorter max_new_tokens")
     changes.append("several GPUs with the launch configuration fsdp2")
     return f"In the run's recipe.json set, in this order, {', '.join(changes)} (earwise train --plan shows the need)"

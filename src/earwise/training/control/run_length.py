@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from earwise.config.stages import GrpoConfig, StageConfig
+from earwise.config.stages import GrpoConfig, StageConfig, SupervisedConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import ConfigError
 from earwise.training.batches import group_by_clips
@@ -18,9 +18,16 @@ def steps_per_epoch(config: StageConfig, sources: Sequence[ManifestRows]) -> flo
     Args:
         config: Settings of the stage.
         sources: The rows of each manifest.
+    Raises:
+        ConfigError: for a stage outside the package whose settings do not say what it draws in a step.
     """
     if isinstance(config, GrpoConfig):
         return max(1.0, sum(len(rows) for rows in sources) / config.prompts_per_step) * config.num_iterations
+    if not isinstance(config, SupervisedConfig):
+        raise ConfigError(
+            f"stage {config.label}: how much it draws in a step is not known, since its settings are derived from "
+            "neither SupervisedConfig nor GrpoConfig; set max_steps instead of num_train_epochs"
+        )
     return max(1.0, sum(len(group_by_clips(rows)) for rows in sources) / config.clips_per_step)
 
 
@@ -33,7 +40,7 @@ def with_max_steps(config: StageConfig, sources: Sequence[ManifestRows]) -> Stag
     if config.max_steps:
         return config
     if config.num_train_epochs is None:
-        raise ConfigError(f"stage {config.name or config.kind}: set max_steps or num_train_epochs")
+        raise ConfigError(f"stage {config.label}: set max_steps or num_train_epochs")
     return config.model_copy(
         update={"max_steps": math.ceil(round(config.num_train_epochs * steps_per_epoch(config, sources), 6))}
     )

@@ -13,7 +13,7 @@ discarded after use.
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
+from earwise.config.stages import SupervisedConfig
 from earwise.data.clip_fields import segments_field
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
@@ -85,9 +85,7 @@ class CompletionLogger:
         AudioError: if the audio of a chosen row cannot be read and such rows stop the run.
     """
 
-    def __init__(
-        self, context: StageContext, config: SftConfig | DpoConfig | CompressConfig, *, decodes_in_batches: bool
-    ) -> None:
+    def __init__(self, context: StageContext, config: SupervisedConfig, *, decodes_in_batches: bool) -> None:
         self._context = context
         self._interval = config.log_completions_steps
         self._prompts: list[tuple[Example, Prompt]] = []
@@ -95,7 +93,7 @@ class CompletionLogger:
             return
         if sharding.is_sharded() and not decodes_in_batches:
             context.notify(
-                f"{config.kind}: the layers are sharded over processes, so no answers are logged "
+                f"{config.short_kind}: the layers are sharded over processes, so no answers are logged "
                 "(log_completions_steps)"
             )
             return

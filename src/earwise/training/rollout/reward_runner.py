@@ -19,8 +19,9 @@ from enum import Enum
 from typing import Any, Literal, cast
 
 from earwise.algorithms.rewards import REWARDS, load_reward
+from earwise.config.resolve import own_code_location
 from earwise.engine.remote.client import run_coroutine
-from earwise.errors import ScoringError, location_in_module
+from earwise.errors import ScoringError
 from earwise.training.distributed import parallel
 from earwise.types import Completion, Example
 
@@ -212,7 +213,7 @@ class RewardRunner:
             for (example, _), value in zip(items, values, strict=True):
                 if isinstance(value, Exception):
                     errors[name] += 1
-                    message = f"reward {name!r} failed on example {example.id!r} ({_describe_error(value, name)})"
+                    message = f"reward {name!r} failed on example {example.id!r} ({_describe_error(value)})"
                     reason = reason or message
                     if self._on_error == "stop":
                         raise ScoringError(
@@ -258,9 +259,9 @@ def _as_value(result: object) -> RewardValue:
     return ScoringError(f"returned {result!r}, not a finite number")
 
 
-def _describe_error(error: Exception, reward: str) -> str:
-    """Type and message of an exception, and for a user's `module:function` its place in the user's file."""
-    place = location_in_module(error, reward.partition(":")[0]) if ":" in reward else ""
+def _describe_error(error: Exception) -> str:
+    """Type and message of an exception, and for a user's own function its place in the user's file."""
+    place, _ = own_code_location(error)
     return f"{type(error).__name__}: {error}" + (f", at {place}" if place else "")
 
 

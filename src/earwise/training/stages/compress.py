@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from earwise.algorithms.losses import LossOutput, sft_loss
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import CompressConfig, Source
 from earwise.data.index import ManifestRows
 from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.forest import TokenPath
+from earwise.models.memory.stage_memory import StageMemory
 from earwise.models.prompt_encoding import completion_path
 from earwise.training.logging.sample_log import NUM_LOGGED_ROWS, evenly_spaced_rows, prompts_for_rows, sample_row
 from earwise.training.policy import MicroBatch

@@ -17,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earwise.algorithms.losses import DpoLossType, LossOutput, dpo_loss
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import DpoConfig, Source
 from earwise.data.index import ManifestRows
 from earwise.errors import DataError
 from earwise.forest import TokenPath
+from earwise.models.memory.stage_memory import StageMemory
 from earwise.models.prompt_encoding import answer_path
 from earwise.prompts import target_text
 from earwise.training.policy import MicroBatch, Policy

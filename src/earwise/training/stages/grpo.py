@@ -19,10 +19,10 @@ from torch import Tensor
 from earwise.algorithms.losses import LossOutput
 from earwise.algorithms.policy_loss import grpo_loss
 from earwise.algorithms.rewards import load_reward
-from earwise.config.stage_memory import RolloutSize, StageMemory
 from earwise.config.stages import GrpoConfig, Source
 from earwise.data.index import ManifestRows
 from earwise.engine.remote.address import parse_address
+from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 from earwise.training.distributed import parallel
 from earwise.training.policy import MicroBatch, Policy
 from earwise.training.rollout.batching import GrpoInputs, batch_rollouts

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from earwise.algorithms.losses import LossOutput, sft_loss
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import SftConfig, Source
 from earwise.data.index import ManifestRows
 from earwise.forest import TokenPath
+from earwise.models.memory.stage_memory import StageMemory
 from earwise.models.prompt_encoding import answer_path
 from earwise.prompts import target_text
 from earwise.training.policy import MicroBatch

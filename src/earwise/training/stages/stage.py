@@ -13,11 +13,11 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor
 
 from earwise.algorithms.losses import LossOutput
-from earwise.config.stage_memory import StageMemory
 from earwise.config.stages import Source
 from earwise.data.index import ManifestRows
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
+from earwise.models.memory.stage_memory import StageMemory
 from earwise.training.clip_loader import ClipLoader
 from earwise.training.policy import MicroBatch
 from earwise.training.profiler import Profiler
@@ -138,7 +138,10 @@ class Stage(Protocol[Inputs]):
 
 
 class StageClass(Protocol[Config]):
-    """What the class of a stage offers before a model is loaded; the table is `stages/table.py`."""
+    """What the class of a stage offers before a model is loaded; the table is `stages/table.py`.
+
+    A class outside the package has one attribute more, `settings`: the class of its settings in a recipe.
+    """
 
     def __call__(self, context: StageContext, config: Config) -> Stage[Any]:
         """Make the stage."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.config.stages import CompressConfig, DpoConfig, SftConfig
+from earwise.config.stages import SftConfig, SupervisedConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import DataError
 from earwise.forest import TokenPath
@@ -75,7 +75,7 @@ class SupervisedPipeline:
     def __init__(
         self,
         context: StageContext,
-        config: SftConfig | DpoConfig | CompressConfig,
+        config: SupervisedConfig,
         *,
         decodes_in_batches: bool,
         log_completions: bool = True,
@@ -99,7 +99,7 @@ class SupervisedPipeline:
         context, config = self._context, self._config
         if self._completion_logger is not None:
             self._completion_logger.before_step(step)
-        rng = random.Random(f"{context.seed} {config.kind} {step}")
+        rng = random.Random(f"{context.seed} {config.short_kind} {step}")
         drawn = draw_clip_groups(self._mixture, config.clips_per_step, context.clip_loader, context.profiler)
 
         def choose_rows(group: DrawnGroup) -> Sequence[Example]:
@@ -123,7 +123,7 @@ class SupervisedPipeline:
             part = groups[start : start + config.clips_per_step]
             drawn = draw_clip_groups(iter(part), len(part), context.clip_loader, context.profiler, at_most=True)
             if drawn.groups:
-                rng = random.Random(f"{context.seed} {config.kind} held out {start}")
+                rng = random.Random(f"{context.seed} {config.short_kind} held out {start}")
                 yield self._pack(drawn, lambda group: group.rows, lambda: style, replies, rng)
 
     def _pack(
@@ -201,13 +201,13 @@ def _parts(group: Sequence[Example], size: int) -> list[tuple[Example, ...]]:
     return [tuple(group[start : start + size]) for start in range(0, len(group), size)]
 
 
-def can_score_reply(config: SftConfig | CompressConfig, row: Example) -> bool:
+def can_score_reply(config: SupervisedConfig, row: Example) -> bool:
     """Whether a held-out row has the reply that the style of the evaluation asks for."""
     needs_chain = config.eval_dataset is not None and config.eval_dataset.style in (*THINKING_STYLES, "xs-cot")
     return bool(row.answer) and (not needs_chain or bool(row.reasoning))
 
 
-def check_reasoning(config: SftConfig | CompressConfig, rows: ManifestRows, source_name: str) -> None:
+def check_reasoning(config: SupervisedConfig, rows: ManifestRows, source_name: str) -> None:
     """Refuse rows without reasoning where a prompt style asks for it.
 
     Raises:

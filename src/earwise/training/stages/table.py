@@ -1,7 +1,8 @@
 """The table of stages: kind in a recipe -> class. Importing it loads no torch.
 
-To add a stage: its settings in `config/stages.py`, a class in this folder (see `stage.py` for the interface), and a row
-here. The run, the recipe check, the memory plan and the report read this table.
+To add a stage: its settings in `config/stages.py` with a row in `config/stage_kinds.py`, a class in this folder (see
+`stage.py` for the interface), and a row here. The run, the recipe check, the memory plan and the report read this
+table. A stage outside the package needs none of these rows: its kind is `file.py:name`.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from earwise.config.resolve import resolve_entry
 from earwise.config.stages import StageConfig
+from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from earwise.training.stages.stage import StageClass
+    from earwise.training.stages.stage import Stage, StageClass, StageContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,37 @@ STAGES = {
 
 
 def stage_class(config: StageConfig) -> "StageClass[Any]":
-    """The class of a stage; it is imported by this call."""
+    """The class of a stage, of the package or a user's own; it is imported by this call.
+
+    Raises:
+        ConfigError: if a user's own cannot be imported, or lacks a method that every stage has.
+    """
     implementations = {kind: entry.implementation for kind, entry in STAGES.items()}
-    return cast("StageClass[Any]", resolve_entry(implementations, config.kind, "stage"))
+    implementation = resolve_entry(implementations, config.kind, "stage")
+    if config.kind not in STAGES:
+        from earwise.training.stages.stage import Stage, StageClass
+
+        methods = [name for protocol in (Stage, StageClass) for name in vars(protocol) if not name.startswith("_")]
+        missing = [f"{name}()" for name in methods if not callable(getattr(implementation, name, None))]
+        _refuse_missing(missing, config.kind)
+    return cast("StageClass[Any]", implementation)
+
+
+def make_stage(config: StageConfig, context: "StageContext") -> "Stage[Any]":
+    """The stage at work.
+
+    Raises:
+        ConfigError: if a user's own lacks an attribute that every stage has.
+    """
+    stage = stage_class(config)(context, config)
+    if config.kind not in STAGES:
+        from earwise.training.stages.stage import Stage
+
+        _refuse_missing([name for name in Stage.__annotations__ if not hasattr(stage, name)], config.kind)
+    return stage
+
+
+def _refuse_missing(names: list[str], kind: str) -> None:
+    """Raise the error for what a user's class lacks, if it lacks anything."""
+    if names:
+        raise ConfigError(f"stage {kind!r} lacks {', '.join(names)}; docs/extend/stage.md shows what a stage has")
