@@ -23,7 +23,7 @@ from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
-from earwise.config.stage_kinds import STAGE_CONFIGS, UNKNOWN_KIND, AnyStageConfig, own_kinds, settings_class
+from earwise.config.stage_kinds import STAGE_CONFIGS, AnyStageConfig, own_kinds, settings_class
 from earwise.config.stages import DataConfig, LoraConfig, Source, TrainableConfig
 from earwise.config.strict import Strict
 from earwise.config.variants import change_definitions, compose, take_definitions
@@ -200,8 +200,8 @@ def _first_problem(error: ValidationError, own: Sequence[str]) -> str:
             + (f"; did you mean {near[0]!r}?" if near else "; see docs/reference/recipes.md for the keys")
             + more
         )
-    if problem["type"] == UNKNOWN_KIND:
-        return f"{place}.kind {_kind_problem(problem['ctx']['kind'])}{more}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"{place}.kind {_kind_problem(problem.get('ctx', {}).get('tag'))}{more}"
     if problem["type"] == "value_error":  # raised by a check of ours, whose message is complete
         return f"{place}: {problem['ctx']['error']}{more}"
     value = json.dumps(problem["input"], default=str)

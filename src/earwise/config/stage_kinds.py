@@ -6,10 +6,9 @@ loaded. No torch here, but the user's module may import it.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, SerializeAsAny, WrapValidator
 
 from earwise.config.resolve import resolve_entry
 from earwise.config.stages import CompressConfig, DpoConfig, GrpoConfig, SftConfig, StageConfig
@@ -22,9 +21,6 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     "compress": CompressConfig,
 }
 """Kind of a stage -> its settings. The classes of the stages themselves are in `training/stages/table.py`."""
-_BuiltIn = SftConfig | GrpoConfig | DpoConfig | CompressConfig
-UNKNOWN_KIND = "stage_kind"
-"""Type of the pydantic error for a kind that is missing or unknown; its message follows the place of the stage."""
 
 
 def own_kinds(stages: object) -> list[str]:
@@ -63,27 +59,19 @@ def _validate_stage(value: Any, validate: Any) -> StageConfig:
     """The settings of a stage, checked by the class that belongs to its kind."""
     if isinstance(value, StageConfig):
         return value
-    if not isinstance(value, Mapping):
-        return validate(value)  # type: ignore[no-any-return]
-    kind = value.get("kind")
     if own_kinds([value]):
-        return settings_class(str(kind)).model_validate(value)
-    if not isinstance(kind, str) or kind not in STAGE_CONFIGS:
-        raise PydanticCustomError(UNKNOWN_KIND, "unknown kind", {"kind": kind})
-    return STAGE_CONFIGS[kind].model_validate(value)
+        return settings_class(value["kind"]).model_validate(value)
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if isinstance(kind, str) and kind in STAGE_CONFIGS:
+        return STAGE_CONFIGS[kind].model_validate(value)
+    return validate(value)  # type: ignore[no-any-return]  # says what is wrong
 
 
-class _StageSchema:
-    """Tells pydantic how a stage is checked, written, and described in a JSON schema (by the package's settings)."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(
-            _validate_stage,
-            handler.generate_schema(Annotated[_BuiltIn, Field(discriminator="kind")]),
-            serialization=core_schema.simple_ser_schema("any"),
-        )
-
-
-AnyStageConfig = Annotated[StageConfig, _StageSchema]
-"""A stage of a recipe."""
+# For type checkers a stage has what all kinds share. pydantic describes the package's kinds in the JSON schema, and
+# writes every key of a stage, also of one whose settings are none of these.
+if TYPE_CHECKING:
+    AnyStageConfig = StageConfig
+else:
+    _BuiltIn = Annotated[SftConfig | GrpoConfig | DpoConfig | CompressConfig, Field(discriminator="kind")]
+    AnyStageConfig = Annotated[SerializeAsAny[_BuiltIn], WrapValidator(_validate_stage)]
+    """A stage of a recipe."""

@@ -118,7 +118,7 @@ def test_a_resolved_recipe_with_own_settings_is_read_back_unchanged(folder: Path
         ("broken.py:MyStage", {}, "broken.py:2: ModuleNotFoundError: No module named 'not_there'; raised for stage"),
         ("mystage", {}, "stages.0.kind 'mystage' is none of sft, grpo, dpo, compress; name one of them or your own as"),
         ("", {}, "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress"),
-        ({"a": 1}, {}, "stages.0.kind {'a': 1} is none of sft, grpo, dpo, compress"),
+        ({"a": 1}, {}, "{'a': 1}\" is none of sft, grpo, dpo, compress"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("own") else None,
 )  # fmt: skip
