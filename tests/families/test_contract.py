@@ -4,8 +4,6 @@ Each case goes through the contract alone (`models/base.py`) and the code that u
 the local engine, `load`. Only the reference of `Tiny` depends on the family.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,21 +11,17 @@ import torch
 from torch import Tensor
 
 from builders import max_abs
-from earwise.algorithms.losses import LossOutput, sft_loss
+from earwise.algorithms.losses import LossOutput
 from earwise.algorithms.policy_loss import group_advantages, grpo_loss
-from earwise.config.stages import OptimizerConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import AudioError, DataError
 from earwise.forest import build_tree, pack
-from earwise.models.base import AudioLM, load
+from earwise.models.base import load
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.training.batches import build_micro_batches
-from earwise.training.logging.step_log import LogFiles
 from earwise.training.policy import MicroBatch, Policy
-from earwise.training.stages.stage import StepBatches
-from earwise.training.trainer import Trainer, TrainerOptions
 from earwise.types import Waveform
 from families.forests import (
     FULL,
@@ -45,11 +39,11 @@ from families.forests import (
     valid_lengths,
 )
 from families.tiny import Tiny
+from families.training import train, train_sft
 
 LOGITS = 1e-4
 LOGPROBS = 2e-5  # float32 rounding reaches 1.05e-5 on some processors (Mellow with LoRA)
 GRADIENTS = 1e-4
-Loss = Callable[[Tensor, MicroBatch], LossOutput]
 
 
 def two_clips(tiny: Tiny) -> dict[int, Waveform]:
@@ -269,54 +263,11 @@ def test_what_was_trained_is_saved(fresh: Tiny, tmp_path: Path, part: str) -> No
     assert torch.equal(scores(model, path, waveforms), changed), "saving changed the model"
 
 
-@dataclass
-class FixedBatchStage:
-    """A stage that trains on the same micro-batches at every step."""
-
-    micro_batches: list[MicroBatch]
-    loss: Loss
-    kind = "test"
-    updates_per_rollout = 1
-    decodes_in_batches = False
-
-    def batches(self, step: int) -> StepBatches:
-        return StepBatches(self.micro_batches, {}, [])
-
-    def resets_optimizer(self, step: int) -> bool:
-        return False
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        raise AssertionError("there is no checkpoint to load")
-
-
-def train(model: AudioLM, micro_batches: list[MicroBatch], loss: Loss, out: Path, steps: int) -> None:
-    """Train on one batch, with the checks of forest and hearing before the first step."""
-    optimizer = OptimizerConfig(learning_rate=5e-3, lr_scheduler_type="constant")
-    messages: list[str] = []
-    Trainer(
-        model, FixedBatchStage(micro_batches, loss), TrainerOptions(optimizer, max_steps=steps, save_steps=100),
-        folder=out, log_files=LogFiles(out / "metrics.jsonl"), encoder_cache=EncoderCache(model),
-        notify=messages.append,
-    ).train()  # fmt: skip
-    assert any(line.startswith("checks: packed forest equals single sequences") for line in messages)
-
-
 def test_sft_lowers_the_loss(fresh: Tiny, tmp_path: Path) -> None:
     model = ready(fresh.model, lora(fresh.model), moved=False)
     waveforms = two_clips(fresh)
-    micro_batches = build_micro_batches(model, EncoderCache(model), trees(model, waveforms)[:2], waveforms, 4096)
-    losses: list[float] = []
-
-    def loss(logprobs: Tensor, micro_batch: MicroBatch) -> LossOutput:
-        output = sft_loss(logprobs, micro_batch.forest.loss_mask)
-        losses.append(float(output.loss.detach()))
-        return output
-
-    train(model, micro_batches, loss, tmp_path, 4)
-    assert len(losses) == 4 * len(micro_batches)
+    losses = train_sft(model, waveforms, tmp_path, 4)
+    assert len(losses) == 4
     assert losses[-1] < losses[0] - 0.05
     assert losses == sorted(losses, reverse=True)
 

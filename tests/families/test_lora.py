@@ -11,23 +11,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from builders import max_abs
-from earwise.algorithms.losses import LossOutput, sft_loss
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.errors import ConfigError
 from earwise.models import lora_checkpoint, registry
-from earwise.models.base import AudioLM
-from earwise.models.encoder_cache import EncoderCache
 from earwise.models.export import ExportOptions, export
-from earwise.training.batches import build_micro_batches
-from earwise.training.policy import MicroBatch
 from earwise.training.trainable import set_trainable
-from families.forests import conversation, lengths, make_clip, ready, scores, trees, turn
-from families.test_contract import train
+from families.forests import conversation, lengths, make_clip, ready, scores, turn
 from families.tiny import Tiny
+from families.training import train_sft
 
 LOGITS = 1e-4
 FROZEN: dict[str, Any] = {"encoder": "frozen", "connector": "frozen", "decoder": "frozen"}
@@ -66,7 +61,7 @@ def test_what_was_trained_is_saved_loaded_merged_and_exported(fresh: Tiny, tmp_p
     model = ready(fresh.model, decoder_lora(), moved=False)
     waveforms = {0: make_clip(model, long), 1: make_clip(model, short, 900.0, 1)}
     path = conversation(model, [turn("user", "What is it?", 0)], waveforms)
-    losses = train_twice(model, waveforms, tmp_path / "training")
+    losses = train_sft(model, waveforms, tmp_path / "training", 2)
     assert losses[-1] < losses[0]
     untrained = [name for name, layer in adapted(model.module).items() if not layer.lora_B["default"].weight.any()]
     assert untrained == []
@@ -93,20 +88,6 @@ def test_what_was_trained_is_saved_loaded_merged_and_exported(fresh: Tiny, tmp_p
             assert max_abs([scores(copy, path, waveforms) - trained]) < LOGITS
         lora_checkpoint.merge(base.module, published, names, tmp_path / "adapter")
         assert max_abs([scores(base, path, waveforms) - trained]) < LOGITS
-
-
-def train_twice(model: AudioLM, waveforms: dict[int, Any], out: Path) -> list[float]:
-    """Two steps of SFT; the loss of each micro-batch."""
-    micro_batches = build_micro_batches(model, EncoderCache(model), trees(model, waveforms)[:2], waveforms, 4096)
-    losses: list[float] = []
-
-    def loss(logprobs: Tensor, micro_batch: MicroBatch) -> LossOutput:
-        output = sft_loss(logprobs, micro_batch.forest.loss_mask)
-        losses.append(float(output.loss.detach()))
-        return output
-
-    train(model, micro_batches, loss, out, 2)
-    return losses
 
 
 def test_a_target_that_matches_nothing_is_refused(fresh: Tiny) -> None:

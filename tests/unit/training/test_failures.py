@@ -16,30 +16,13 @@ from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import AudioError, ConfigError, DataError, EngineError, ModelError, ServerUnavailable
-from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training import checkpoints, clip_loader, run
 from earwise.training.logging.skip_report import skip_summary
 from earwise.training.rollout import retry
 from earwise.types import Audio, Example, Text, Turn
+from nan_model import NAN_MODEL, NAN_TEXT
 from policy_server import VLLM, serve_policy
 from resumed import assert_same_result, metrics_rows, run_interrupted_and_whole
-
-NAN_TEXT = "~~"
-"""Text that makes the model return NaN; two characters, since a policy may sample a single one."""
-
-
-def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below: returns NaN wherever it is trained on a text that contains `NAN_TEXT`."""
-    model = tiny_qwen2_audio(3)
-    nan_token, _ = model.tokenizer.encode(NAN_TEXT)
-
-    def return_nan(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        is_nan_token = inputs[0] == nan_token
-        contains_text = bool((is_nan_token[:-1] & is_nan_token[1:]).any())
-        return output * float("nan") if model.module.training and contains_text else output
-
-    model.module.model.language_model.embed_tokens.register_forward_hook(return_nan)
-    return model
 
 
 def length_of(example: Example, text: str) -> float:
@@ -82,7 +65,7 @@ def recipe(stage: dict[str, Any], **settings: Any) -> Recipe:
         "optimizer": {"learning_rate": 3e-3},
         "trainable": {"decoder": "full"},
     }
-    top = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "trackers": []}
+    top = {"recipe": "t", "model": {"name": NAN_MODEL}, "seed": 5, "trackers": []}
     return check_recipe(top | {"stages": [common | stage | settings]}, "test")
 
 

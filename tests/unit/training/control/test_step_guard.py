@@ -5,21 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from builders import tiny_qwen2_audio, tone
+from builders import tone
 from earwise.audio import encode_ogg
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, ModelError
-from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.training import checkpoints, run
 from earwise.training.control.step_guard import MIN_STEPS, FailurePolicy, StepGuard
 from earwise.types import Audio, Example, Text, Turn
+from nan_model import NAN_MODEL, NAN_TEXT
 from resumed import assert_same_result, metrics_rows, run_interrupted_and_whole
-
-NAN_TEXT = "~~"
-"""Text that makes the model return NaN in training."""
 
 
 def guard_after(values: list[float], **policy: Any) -> StepGuard:
@@ -71,20 +67,6 @@ def test_state_is_restored() -> None:
 # Runs ---------------------------------------------------------------------------------------------------------------
 
 
-def load(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
-    """The model of the recipes below: returns NaN wherever it is trained on a text that contains `NAN_TEXT`."""
-    model = tiny_qwen2_audio(3)
-    nan_token, _ = model.tokenizer.encode(NAN_TEXT)
-
-    def return_nan(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        is_nan_token = inputs[0] == nan_token
-        contains_text = bool((is_nan_token[:-1] & is_nan_token[1:]).any())
-        return output * float("nan") if model.module.training and contains_text else output
-
-    model.module.model.language_model.embed_tokens.register_forward_hook(return_nan)
-    return model
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Nine rows about one clip each; training on row 4 gives NaN."""
@@ -104,7 +86,7 @@ def recipe(**settings: Any) -> Recipe:
         "data": {"mixture": [{"manifest": "rows.jsonl"}]}, "trainable": {"decoder": "full"},
         "on_nonfinite_loss": "rollback",
     }  # fmt: skip
-    top = {"recipe": "t", "model": {"name": f"{__name__}:load"}, "seed": 5, "trackers": []}
+    top = {"recipe": "t", "model": {"name": NAN_MODEL}, "seed": 5, "trackers": []}
     return check_recipe(top | {"stages": [stage | settings]}, "test")
 
 
