@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from earwise.errors import DataError
-from earwise.evaluation.metrics import stats
+from earwise.evaluation.aggregates import clusters
 from earwise.evaluation.results import EvalRun, Row
 
 DEFAULT_HEADLINE = "official"
@@ -118,9 +118,10 @@ def score_names(rows: Sequence[Row]) -> list[str]:
 
 
 def mean_scores(rows: Sequence[Row]) -> dict[str, Metric]:
-    """The mean of every score over labelled rows, with n and a 95 % interval: what a task without figures of its own
-    aggregates (`Task.aggregate`)."""
-    return {name: stats.mean_row([row["scores"][name] for row in rows]) for name in score_names(rows)}
+    """The mean of every score over labelled rows, with n and a 95 % interval, clustered where rows share a clip: what a
+    task without figures of its own aggregates (`Task.aggregate`)."""
+    shared = clusters.clip_clusters(rows)
+    return {name: clusters.mean_row([row["scores"][name] for row in rows], shared) for name in score_names(rows)}
 
 
 def blind_controls(metrics: Mapping[str, Any]) -> dict[str, Any]:

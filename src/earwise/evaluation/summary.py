@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from earwise.evaluation.aggregates import clusters
 from earwise.evaluation.aggregates.corpus import corpus_difference
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import SAMPLES, EvalSettings, Row, settings_hash
@@ -114,7 +115,7 @@ def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int, formul
         seed: Seed of the interval.
         formula: Key of `corpus.FORMULAS` if the score is defined over a corpus; None: it is a mean.
     Returns:
-        What `stats.paired_difference` returns, turned so that above 0 is better: after minus before, and before minus
+        What `stats.paired_difference` returns, from whole clips where items share them, turned so that above 0 is better: after minus before, and before minus
         after for scores that count errors. Where scores are not only 0 or 1, the interval is a bootstrap, and `wins`
         and `losses` count the items whose score became better and worse. `accuracy_b` and `accuracy_a` are the values
         after and before.
@@ -130,9 +131,14 @@ def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int, formul
     elif stats.is_binary(before) and stats.is_binary(after):
         best = 0 if errors else 1
         flags = [value == best for value in after], [value == best for value in before]
-        return stats.paired_difference(*flags, seed=seed) | means
+        shared = clusters.clip_clusters([row for _, row in pairs])
+        clustered = clusters.paired_difference(*flags, shared, seed=seed)
+        return stats.paired_difference(*flags, seed=seed) | means | (clustered or {})
     else:
-        difference = stats.paired_bootstrap(after, before, seed=seed)
+        shared = clusters.clip_clusters([row for _, row in pairs])
+        difference = clusters.paired_difference(after, before, shared, seed=seed) or stats.paired_bootstrap(
+            after, before, seed=seed
+        )
     rises = sum(a > b for a, b in zip(after, before, strict=True))
     falls = sum(a < b for a, b in zip(after, before, strict=True))
     wins, losses = (falls, rises) if errors else (rises, falls)

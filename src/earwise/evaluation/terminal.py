@@ -55,6 +55,12 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
             f"{metrics['cut']['count']} of {metrics['cut']['n']} completions were cut at the token limit; allow more "
             "with --max-new-tokens"
         )
+    shared = (metrics["accuracy"] or {}).get(metrics["headline"], {})
+    if "clips" in shared:
+        lines.append(
+            f"{metrics['n']} questions share {int(shared['clips'])} clips: intervals are clustered by clip "
+            f"(design effect {shared['design_effect']:.2f})"
+        )
     if metrics["silent"]:
         lines.append(f"{metrics['silent']} items have silent clips")
     return lines

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
+from earwise.evaluation.aggregates.agreement import order_agreement
 from earwise.evaluation.results import EvalRun
 from earwise.report.plots import heat_map, percent
 from earwise.report.tables import NO_VALUE, ColouredRun, interval_cell, run_name, table
@@ -38,6 +39,33 @@ def positions(runs: Sequence[ColouredRun]) -> str:
                 cells += [percent(row["chosen_share"]), interval_cell(row) if row["n"] else NO_VALUE]
         body.append(cells)
     return table(head, body)
+
+
+def orders(runs: Sequence[ColouredRun], name: str) -> str:
+    """How much the score moves between orders of the options; empty if no run was asked in several.
+
+    Args:
+        runs: The runs.
+        name: Name of the headline score.
+    """
+    measured = [
+        (run, colour, result) for run, colour in runs if (result := order_agreement(run.rows, name)) is not None
+    ]
+    body = []
+    for run, colour, result in measured:
+        lowest, highest = min(result.accuracies), max(result.accuracies)
+        body.append(
+            [
+                run_name(run, colour), f"{result.n}<small>{result.num_orders} orders</small>", percent(result.mean),
+                f"{percent(lowest)} to {percent(highest)}<small>standard deviation {100 * result.spread:.1f}</small>",
+                percent(result.always_right), percent(result.never_right), percent(result.same_option),
+            ]
+        )  # fmt: skip
+    head = [
+        "Run", "Items", "Mean over orders", "Lowest to highest order", "Right in every order", "Right in no order",
+        "Same option in every order",
+    ]  # fmt: skip
+    return table(head, body) if body else ""
 
 
 def confusions(runs: Sequence[EvalRun]) -> str:

@@ -16,6 +16,7 @@ from earwise.evaluation.results import SAMPLES, EvalRun, read_run
 from earwise.evaluation.scores import shared_headline
 from earwise.files import write_text
 from earwise.report import answer_tables, highlights, result_tables, training
+from earwise.report.calibration import calibration_section
 from earwise.report.page import Section, page
 from earwise.report.plots import COLOURS
 from earwise.report.samples.section import AUDIO_BUDGET, sample_section
@@ -31,7 +32,8 @@ SAMPLES_NOTE = (
     "its own."
 )
 INTERVALS_NOTE = (
-    "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ."
+    "Intervals: Wilson for accuracies; paired over items for differences, by bootstrap, exact where few differ; "
+    "clustered by clip where questions share clips."
 )
 
 
@@ -110,7 +112,13 @@ def _result_sections(runs: Sequence[ColouredRun], paired: dict[str, Any] | None,
         name: Name of the headline score.
     """
     return [
-        Section("Result", result_tables.headline_figure(runs, name) + result_tables.overall(runs)),
+        Section(
+            "Result",
+            result_tables.headline_figure(runs, name)
+            + result_tables.caveats(runs, name)
+            + result_tables.overall(runs)
+            + result_tables.outcome_counts(runs, name),
+        ),
         Section(
             "Does it hear?",
             result_tables.blind_table(runs, name),
@@ -132,11 +140,21 @@ def _result_sections(runs: Sequence[ColouredRun], paired: dict[str, Any] | None,
             result_tables.delay_table(runs, name),
             "The cost of reasoning aloud: tokens that a listener waits for before the answer begins.",
         ),
-        Section("By task, category and difficulty", result_tables.by_group(runs, paired, name)),
+        Section("By task, category, difficulty and language", result_tables.by_group(runs, paired, name)),
         Section(
             "Position habits",
             answer_tables.positions(runs),
             "Options are shuffled by seed: a run that prefers one position guesses more than it listens.",
+        ),
+        Section(
+            "Orders of the options",
+            answer_tables.orders(runs, name),
+            "The same items with their options in other orders: a run that hears gives the same answer in all of them.",
+        ),
+        Section(
+            "Calibration",
+            calibration_section(runs, name),
+            "Does the run know what it knows? Its confidence, beside how often it is right.",
         ),
     ]
 

@@ -28,9 +28,14 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     run = runs[-1]
     score = headline(run.metrics, name)
     assert score is not None
+    interval = f"95 % interval {100 * score.low:.1f}–{100 * score.high:.1f}"
+    is_share = all(row["scores"] is None or row["scores"].get(name) in (0, 1) for row in run.first.values())
+    direction = ", an error rate: lower is better" if score.lower_is_better else ""
     text = (
-        f"<b>{escape(run.name)}</b> answers <b>{percent(score.value)}</b> of {score.n} questions right "
-        f"(95 % interval {100 * score.low:.1f}–{100 * score.high:.1f})"
+        f"<b>{escape(run.name)}</b> answers <b>{percent(score.value)}</b> of {score.n} questions right ({interval})"
+        if is_share and not score.lower_is_better
+        else f"<b>{escape(run.name)}</b> has <b>{percent(score.value)}</b> {escape(score.name)} on {score.n} items "
+        f"({interval}{direction})"
     )
     if paired is not None:
         gain = paired[name]

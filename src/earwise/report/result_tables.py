@@ -4,9 +4,11 @@ Part of `earwise.report`; rows and metrics in, HTML out. All text of runs is esc
 the headline score, one for all runs of a page (`evaluation.scores.shared_headline`).
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 from earwise.errors import DataError
 from earwise.evaluation.compare import compare
@@ -15,6 +17,7 @@ from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import blind_controls, headline, is_correct, mean_delay
 from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
+from earwise.report.samples.outcomes import OUTCOMES, outcome
 from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
 
 GROUPS_SHOWN = 24
@@ -48,6 +51,59 @@ def headline_figure(runs: Sequence[ColouredRun], name: str) -> str:
     return intervals(lines, _chance_of_all(runs[-1][0]))
 
 
+def caveats(runs: Sequence[ColouredRun], name: str) -> str:
+    """What a reader must know before comparing or trusting the figures: runs on different items, questions that share
+    clips, answers in the right form that cannot be read (HTML; empty if there is nothing to say).
+
+    Args:
+        runs: The runs.
+        name: Name of the headline score.
+    """
+    notes = [*_different_items([run for run, _ in runs])]
+    for run, _ in runs:
+        shared = (run.metrics["accuracy"] or {}).get(name, {})
+        if "clips" in shared:
+            notes.append(
+                f"<b>{escape(run.name)}</b>: {run.metrics['n']} questions share {int(shared['clips'])} clips. Answers "
+                "on one clip are not independent, so intervals are clustered by clip (design effect of the headline "
+                f"score: {shared['design_effect']:.2f})."
+            )
+        notes += _unread_in_form(run)
+    return "".join(f'<p class="caveat">{note}</p>' for note in notes)
+
+
+def _different_items(runs: Sequence[EvalRun]) -> list[str]:
+    """Sentences about runs that were not asked the same items (HTML)."""
+    last, notes = runs[-1], []
+    for run in runs[:-1]:
+        num_shared = len(run.first.keys() & last.first.keys())
+        names = f"<b>{escape(run.name)}</b> and <b>{escape(last.name)}</b>"
+        if not num_shared:
+            notes.append(
+                f"{names} have no item in common: they stand on one scale here, but a difference between them may be "
+                "one of the items and not of the models."
+            )
+        elif num_shared < max(len(run.first), len(last.first)):
+            notes.append(
+                f"{names} share {num_shared} items of {len(run.first)} and {len(last.first)}: paired differences are "
+                "of these, the scores above of all items of each run."
+            )
+    return notes
+
+
+def _unread_in_form(run: EvalRun) -> list[str]:
+    """A sentence about answers that are in the requested form and still cannot be read (HTML)."""
+    formatted = [row for row in run.first.values() if row.get("formatted")]
+    num_unread = sum(row["status"] in ("unparsed", "ambiguous") for row in formatted)
+    if not num_unread:
+        return []
+    return [
+        f"<b>{escape(run.name)}</b>: {num_unread} of {len(formatted)} answers in the requested form could still not be "
+        "read. “Format” asks only whether the tags are there; “unparsed” and “ambiguous” whether the text between them "
+        f'names exactly one option. <a href="#samples?status=unparsed">Look at them</a>.'
+    ]
+
+
 def overall(runs: Sequence[ColouredRun]) -> str:
     """One line per run: all its scores, the format, and the items that could not be scored."""
     names = list(dict.fromkeys(name for run, _ in runs for name in run.metrics["accuracy"]))
@@ -68,6 +124,29 @@ def overall(runs: Sequence[ColouredRun]) -> str:
     listed = "; ".join(f"<b>{escape(name)}</b>: {escape(note)}" for name, note in notes.items())
     caption = f"Scores in percent, 95 % intervals. {listed}. An answer that cannot be read is wrong and stays in n."
     return table(head, body, caption)
+
+
+def outcome_counts(runs: Sequence[ColouredRun], name: str) -> str:
+    """What was won and lost between the first and the last run, each count a link to these samples; empty for one run.
+
+    Args:
+        runs: The runs.
+        name: Name of the headline score.
+    """
+    plain_runs = [run for run, _ in runs]
+    first, last = plain_runs[0], plain_runs[-1]
+    shared = [item for item in last.first if item in first.first]
+    if first is last or not shared:
+        return ""
+    counts = Counter(outcome(item, plain_runs, name) for item in shared)
+    results = [result for result in OUTCOMES if counts[result]]
+    cells = [
+        f'<a href="#samples?outcome={result}">{counts[result]}</a>'
+        f"<small>{percent(counts[result] / len(shared))}</small>"
+        for result in results
+    ]
+    head = ["Compared", "Items", *(result.capitalize() for result in results)]
+    return table(head, [[f"{escape(first.name)} → {escape(last.name)}", str(len(shared)), *cells]])
 
 
 def by_options(runs: Sequence[ColouredRun], name: str) -> str:
@@ -103,7 +182,8 @@ def by_group(runs: Sequence[ColouredRun], paired: dict[str, Any] | None, name: s
         for value in values[:GROUPS_SHOWN]:
             metrics = [run.metrics["by"].get(group, {}).get(value, {}).get(name) for run, _ in runs]
             n = next(metric["n"] for metric in metrics if metric)
-            cells = [escape(value), str(n), *(interval_cell(metric) for metric in metrics)]
+            link = f'<a href="#samples?{escape(urlencode({group: value}))}">{escape(value)}</a>'
+            cells = [link, str(n), *(interval_cell(metric) for metric in metrics)]
             if paired is not None:
                 differences = paired["by"].get(group, {}).get(value)
                 cells.append(gain_cell(differences[name]) if differences else NO_VALUE)

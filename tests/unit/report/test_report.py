@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -17,15 +18,18 @@ import pytest
 from earwise import cli
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
+from earwise.evaluation.metrics.stats import wilson
 from earwise.evaluation.results import read_run
 from earwise.evaluation.run import EvalOptions, evaluate, evaluate_with_controls
+from earwise.evaluation.terminal import as_text
 from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
 from earwise.report.samples.clips import page_clips
 from earwise.report.samples.outcomes import draw_items, outcome
-from earwise.types import AudioClip
-from scripted_engine import ScriptedEngine, answer_by_pitch, answer_first_option, tone_task
+from earwise.report.table_files import page_tables
+from earwise.types import AudioClip, Completion
+from scripted_engine import ScriptedEngine, answer_by_pitch, answer_first_option, pitch_name, tone_task
 
 VOID = {"meta", "input", "br", "circle", "line", "polyline"}
 
@@ -176,6 +180,70 @@ def test_text_of_models_and_data_is_escaped(tmp_path: Path) -> None:
     (answer,) = sample["answers"]
     assert sample["task"] == sample["gold"][0] == markup and answer["output"].startswith(f"<think>{markup}</think>")
     assert answer["output"][slice(*answer["reasoning"])] == markup
+
+
+def test_what_was_won_and_lost_is_counted_and_linked(tmp_path: Path, runs: list[Path]) -> None:
+    text = write_report(tmp_path / "r.html", runs).read_text()
+    before, after = (read_run(run).first for run in runs)
+    gained = sum(after[item]["scores"]["official"] > row["scores"]["official"] for item, row in before.items())
+    assert gained and f'<a href="#samples?outcome=gained">{gained}</a>' in text
+    assert '<a href="#samples?task=pitch">pitch</a>' in text
+
+
+def test_runs_on_other_items_stand_side_by_side_with_a_caveat(tmp_path: Path, runs: list[Path]) -> None:
+    task = [replace(example, id=f"new-{number}") for number, example in enumerate(tone_task(tmp_path / "new", 4))]
+    evaluate(ScriptedEngine(answer_first_option), task, tmp_path / "elsewhere")
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [runs[0], tmp_path / "elsewhere"])).words)
+    assert "have no item in common" in text
+    evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path / "part", 6), tmp_path / "part")
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "part", runs[0]])).words)
+    assert "share 6 items of 6 and 24" in text
+    assert "items of" not in " ".join(parsed(write_report(tmp_path / "r.html", runs)).words)
+
+
+def test_answers_in_the_right_form_that_cannot_be_read_are_explained(tmp_path: Path) -> None:
+    engine = ScriptedEngine(lambda prompt: "<answer>something else</answer>")
+    evaluate(engine, tone_task(tmp_path, 8), tmp_path / "run")
+    text = " ".join(" ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words).split())
+    assert "8 of 8 answers in the requested form could still not be read" in text
+
+
+def test_questions_on_one_clip_are_not_independent(tmp_path: Path) -> None:
+    task = tone_task(tmp_path, 8)
+    task = [replace(example, id=f"{example.id}-{copy}") for example in task for copy in range(5)]
+
+    def hears_low_tones(prompt: Prompt) -> str:
+        return "<answer>low tone</answer>" if pitch_name(prompt.waveforms[0]) == "low tone" else "<answer>hiss</answer>"
+
+    metrics = evaluate(ScriptedEngine(hears_low_tones), task, tmp_path / "run")
+    row = metrics["accuracy"]["official"]
+    assert row["clips"] == 8 and row["n"] == 40 and row["low"] < wilson(round(40 * row["accuracy"]), 40)[0]
+    text = " ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "run"])).words)
+    assert "40 questions share 8 clips" in text and "clustered by clip" in as_text(metrics)
+
+
+def test_orders_and_calibration_have_their_sections(tmp_path: Path) -> None:
+    class SureEngine(ScriptedEngine):
+        def generate(self, prompts: Any, sampling_params: Any, n: int = 1) -> list[list[Completion]]:
+            return [[replace(completion, logprobs=(math.log(0.9), 0.0)) for completion in completions]
+                    for completions in super().generate(prompts, sampling_params, n)]  # fmt: skip
+
+    options = EvalOptions(permutations=2)
+    evaluate(SureEngine(answer_by_pitch), tone_task(tmp_path, 24), tmp_path / "run", options)
+    evaluate(ScriptedEngine(answer_first_option), tone_task(tmp_path, 24), tmp_path / "first", options)
+    out = write_report(tmp_path / "r.html", [tmp_path / "first", tmp_path / "run"])
+    text = " ".join(" ".join(parsed(out).words).split())
+    assert "Right in every order" in text and "Mean confidence" in text
+    tables = {table.section: table for table in page_tables(out.read_text())}
+    (head, line) = [[cell.text for cell in row] for row in tables["Calibration"].rows]
+    assert dict(zip(head, line, strict=True)) == {
+        "Run": "run", "Answers": "24", "Mean confidence": "90.0 %", "Right": "100.0 %", "ECE, points": "10.0",
+        "Largest gap, points": "10.0", "Brier score": "0.010",
+    }  # fmt: skip
+    by_run = {row[0].text: [cell.text for cell in row[1:]] for row in tables["Orders of the options"].rows}
+    assert by_run["run"][-3:] == ["100.0 %", "0.0 %", "100.0 %"] and by_run["first"][-3] == "0.0 %"
+    (sample, *_) = data_of(out)["samples"]
+    assert len(sample["answers"][1]["orders"]) == 2 and sample["answers"][1]["confidence"] == 0.9
 
 
 def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 from earwise.evaluation.results import EvalRun, Row
-from earwise.evaluation.scores import LOWER_IS_BETTER, is_correct
+from earwise.evaluation.scores import is_correct, lower_is_better
 
 OUTCOMES = {
     "gained": "worse before, better after",
@@ -65,4 +65,4 @@ def _goodness(row: Row, name: str) -> float:
     if row["scores"] is None:
         return 0.0
     value = float(row["scores"].get(name, 0.0))
-    return -value if name in LOWER_IS_BETTER else value
+    return -value if lower_is_better(row, name) else value
