@@ -115,10 +115,10 @@ def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int, formul
         seed: Seed of the interval.
         formula: Key of `corpus.FORMULAS` if the score is defined over a corpus; None: it is a mean.
     Returns:
-        What `stats.paired_difference` returns, from whole clips where items share them, turned so that above 0 is better: after minus before, and before minus
-        after for scores that count errors. Where scores are not only 0 or 1, the interval is a bootstrap, and `wins`
-        and `losses` count the items whose score became better and worse. `accuracy_b` and `accuracy_a` are the values
-        after and before.
+        What `stats.paired_difference` returns, from whole clips where items share them, turned so that above 0 is
+        better: after minus before, and before minus after for scores that count errors. Where scores are not only 0 or
+        1, the interval is a bootstrap, and `wins` and `losses` count the items whose score became better and worse.
+        `accuracy_b` and `accuracy_a` are the values after and before.
     """
     before, after = ([row["scores"][name] for row in side] for side in zip(*pairs, strict=True))
     errors = lower_is_better(pairs[0][1], name)
