@@ -363,6 +363,7 @@ def load(
     name: str | PathLike[str] = "embedded",
     notify: Callable[[str], None] = ignore_progress,
     channel: Channel = "mean",
+    compute: str = "float32",
 ) -> AudioModel:
     """Load a model, or connect to a server that runs one.
 
@@ -372,8 +373,10 @@ def load(
         notify: Called with lines about progress, for example `print`.
         channel: What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the
             `first`.
+        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, or `auto`, which measures
+            once what is faster on this machine.
     Raises:
-        ModelError: if there is no such model, or its weights cannot be loaded.
+        ModelError: if there is no such model, its weights cannot be loaded, or it cannot compute as asked.
         EngineError: if the server does not answer, or does not use the audio it is sent.
     """
-    return AudioModel(open_engine(str(name), notify), notify, channel)
+    return AudioModel(open_engine(str(name), notify, compute=compute), notify, channel)

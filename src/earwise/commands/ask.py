@@ -9,6 +9,7 @@ import click
 
 from earwise.commands.loading import (
     channel_option,
+    compute_option,
     json_option,
     max_new_tokens_option,
     model_option,
@@ -40,6 +41,7 @@ class AskOptions:
     seed: int
     long_audio: str
     channel: str
+    compute: str
     allow_silent: bool
 
 
@@ -63,6 +65,7 @@ class AskOptions:
     help="For a file longer than the model accepts: refuse it, use its beginning, or ask about each chunk of it.",
 )  # fmt: skip
 @channel_option
+@compute_option
 @click.option("--allow-silent", is_flag=True, help="Accept files without any sound.")
 def command(**values: Any) -> None:
     """Ask QUESTION about one FILE or several (in the order given).
@@ -89,7 +92,7 @@ def command(**values: Any) -> None:
     started = perf_counter()
     for path in options.files:
         probe(path)  # refuses a bad file before a model is loaded
-    model = load(options.model, note, "first" if options.channel == "first" else "mean")
+    model = load(options.model, note, "first" if options.channel == "first" else "mean", options.compute)
     loaded = perf_counter()
     answers = _ask(model, options, choices)
     if options.as_json:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import (
+    compute_option,
     max_new_tokens_option,
     model_option,
     note,
@@ -24,7 +25,10 @@ HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, 
 @max_new_tokens_option(256)
 @temperature_option
 @seed_option
-def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperature: float, seed: int) -> None:
+@compute_option
+def command(
+    sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperature: float, seed: int, compute: str
+) -> None:
     """Talk with MODEL about SOUND; attach more sounds with /audio PATH.
 
     \b
@@ -39,7 +43,7 @@ def command(sounds: tuple[Path, ...], model: str, max_new_tokens: int, temperatu
     from earwise.audio_model import load
     from earwise.engine.base import SamplingParams
 
-    conversation = load(model, note).chat(SamplingParams(max_new_tokens, temperature, seed=seed))
+    conversation = load(model, note, compute=compute).chat(SamplingParams(max_new_tokens, temperature, seed=seed))
     note(HELP)
 
     def attach(path: Path) -> None:

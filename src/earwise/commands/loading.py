@@ -38,6 +38,11 @@ channel_option = click.option(
     "--channel", default="mean", show_default=True, type=click.Choice(["mean", "first"]),
     help="What several channels become: their mean (the loudest where they cancel each other), or the first.",
 )  # fmt: skip
+# The values of models.precision.compute.COMPUTE_CHOICES, repeated here because that module imports torch.
+compute_option = click.option(
+    "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "auto"]),
+    help="Precision of products with frozen weights on the CPU; auto measures once what is faster on this machine.",
+)  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
@@ -85,11 +90,11 @@ def fetch_base(name: str) -> Path | None:
     return fetch_base_weights(name, note)
 
 
-def open_engine(name: str) -> "LocalEngine | RemoteEngine":
+def open_engine(name: str, compute: str = "float32") -> "LocalEngine | RemoteEngine":
     """Open a model in this process or on a server; see `engine.loading.open_engine`."""
     from earwise.engine import loading
 
-    return loading.open_engine(name, note)
+    return loading.open_engine(name, note, compute=compute)
 
 
 def find_manifest(name: str) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.loading import channel_option, model_option, note, open_engine
+from earwise.commands.loading import channel_option, compute_option, model_option, note, open_engine
 from earwise.commands.options import collect_options
 from earwise.errors import ConfigError
 
@@ -41,6 +41,7 @@ class ServeOptions:
     upload_timeout: float
     timeout: float
     channel: str
+    compute: str
     access_log: bool
     allow_files: Path | None
     allow_host: tuple[str, ...]
@@ -92,6 +93,7 @@ class ServeOptions:
 @click.option("--timeout", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True),
               help="Longest time for a request from arrival to end, in seconds.")  # fmt: skip
 @channel_option
+@compute_option
 @click.option("--access-log/--no-access-log", default=True, show_default=True,
               help="Write a line per request to stderr.")  # fmt: skip
 @click.option(
@@ -145,7 +147,7 @@ def command(**values: Any) -> None:
     from earwise.serve.run_server import open_socket, run_server
 
     server_socket = open_socket(options.host, options.port)
-    engine = open_engine(options.model)
+    engine = open_engine(options.model, options.compute)
     if not isinstance(engine, LocalEngine):
         raise ConfigError(f"--model {options.model}: is on a server already; name a family or a folder")
     run_server(engine, server_socket, _server_config(options), note)

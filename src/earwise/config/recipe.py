@@ -61,6 +61,9 @@ class ModelConfig(Strict):
     quantization: Literal["nf4"] | None = None
     """`nf4`: hold the linear layers of the decoder in 4 bits while LoRA is trained on them (needs the extra
     `quantize`); what is trained is an adapter of the unquantized model. None: all weights have the dtype."""
+    compute: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Precision of products with frozen weights on the CPU, in sampling, evaluation and training; `auto` measures what
+    is faster on the machine that runs the recipe. LoRA, connector, norms and losses stay float32."""
     trim: bool | None = None
     """Whether the encoder computes only the frames of the clip, or pads every clip to its window; None: the default of
     the family or checkpoint. The results are equal if the encoder masks the padding; otherwise train and evaluate with

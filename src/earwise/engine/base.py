@@ -53,7 +53,8 @@ class Engine(Protocol):
     name: str
     """Model name, stored in result rows."""
     revision: str
-    """Hash of the weights, or the version that a remote server reports."""
+    """Hash of the weights, with `+` the precision of products that are not computed in float32 (`+bfloat16`); or the
+    version that a remote server reports."""
     sample_rate: int
     """Sample rate in Hz that `Prompt.waveforms` must have."""
     max_audio_s: float

@@ -21,22 +21,29 @@ if TYPE_CHECKING:
 Notify = Callable[[str], None]
 
 
-def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | RemoteEngine":
+def open_engine(
+    name: str, notify: Notify = lambda _: None, *, compute: str = "float32"
+) -> "LocalEngine | RemoteEngine":
     """Load a model, or connect to the server that serves it.
 
     Args:
         name: Name of the model, see above.
         notify: Called with lines about progress (weights that are being fetched, the log of a server's replies).
+        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, or `auto`, which measures
+            what is faster here (`models.precision.compute`).
     Returns:
         The engine; its `name` tells two checkpoints of one family apart, and names the commit of a hub's model.
     Raises:
-        ModelError: if there is no such model, or its weights cannot be loaded.
+        ModelError: if there is no such model, its weights cannot be loaded, or it cannot compute as asked.
         EngineError: if the server does not answer, or does not use the audio it is sent.
     """
     from earwise.engine.remote import address
 
     if address.is_remote(name):
         from earwise.engine.remote.probe import open_remote_engine
+
+        if compute == "bfloat16":
+            raise ModelError(f"{name}: a server chooses its own precision; leave compute out")
 
         log = cache_dir() / "remote" / f"{address.slug(name)}.jsonl"
         remote_engine = open_remote_engine(name, log=log, notify=notify)
@@ -54,7 +61,12 @@ def open_engine(name: str, notify: Notify = lambda _: None) -> "LocalEngine | Re
         from earwise.models import detect
 
         published = detect.fetch_published(name)
-        engine = LocalEngine(load_model(str(published.folder) if published else name, notify))
+        model = load_model(str(published.folder) if published else name, notify)
+        if compute != "float32":
+            from earwise.models.precision.compute import set_compute
+
+            notify(f"products with frozen weights: {set_compute(model, compute)}")
+        engine = LocalEngine(model)
         gc.freeze()
     finally:
         gc.enable()

@@ -17,6 +17,7 @@ import queue
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import torch
@@ -44,6 +45,7 @@ from earwise.models.base import AudioLM
 from earwise.models.cpu_decode.prepacked import CHEAP_ROWS, MIN_ROWS, PrepackedWeights
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.parts.attention import TreeAttention
+from earwise.models.precision import compute
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.types import Completion, Waveform
 
@@ -77,7 +79,8 @@ class LocalEngine:
     ) -> None:  # fmt: skip
         self.model = model
         self.name = model.name
-        self.revision = model.revision
+        plan = compute.plan_of(model.module)
+        self.revision = model.revision if plan == compute.FLOAT32 else f"{model.revision}+{plan}"
         self.sample_rate = model.spec.sample_rate
         self.max_audio_s = model.spec.max_s
         self.encoder_cache = encoder_cache or EncoderCache(model)
@@ -195,7 +198,9 @@ class LocalEngine:
         for members in assign_bins([len(tree) for tree in trees], SCORE_PACK_TOKENS):
             forest = pack([trees[tree] for tree in members], self._device)
             embeddings = insert_audio_embeddings(self.model.embed(forest.ids), forest, audio_embeddings)
-            hidden = self.model.decode(embeddings, forest.positions, TreeAttention(forest))
+            with self._fast_prefill():
+                hidden = self.model.decode(embeddings, forest.positions, TreeAttention(forest))
+            # The output head computes the log-probabilities in float32 whatever the precision of the layers is.
             sums = branch_logprobs(target_logprobs(hidden, forest, self.model.logits), forest).sum(1)
             for tree, value in zip(forest.branch_trees.tolist(), sums.tolist(), strict=True):
                 tree_scores[members[tree]].append(value)
@@ -209,6 +214,13 @@ class LocalEngine:
     @property
     def _device(self) -> torch.device:
         return next(self.model.module.parameters()).device
+
+    def _fast_prefill(self) -> AbstractContextManager[object]:
+        """The context in which prompts are computed: in bfloat16 with packed weights, for any number of rows."""
+        plan = compute.plan_of(self.model.module)
+        if plan.prefill == plan.decode == "bfloat16":
+            return self._prepacked.active(MIN_ROWS, passes=1)
+        return nullcontext()
 
     def _check(self, prompt: Prompt) -> None:
         """Reject clips that are longer than the model accepts."""
@@ -254,7 +266,7 @@ class LocalEngine:
         chunk_tokens = None if wants_pause is None else PREFILL_CHUNK_TOKENS
         cache = TreeCache()
         chunks = prefill(self.model, paths, audio_embeddings, cache, n, self.stats, chunk_tokens)
-        start = yield from _pausing(chunks, pauses)
+        start = yield from _pausing(chunks, pauses, self._fast_prefill)
         self.cache_bytes_per_token = cache.bytes_per_slot
         if self._static_cache is not None:
             with self._static_cache.loaded(cache):  # its buffers hold one batch at a time, so it is not interrupted
@@ -326,11 +338,14 @@ def _passes(sampling_params: SamplingParams) -> int:
     return sampling_params.max_new_tokens - 1
 
 
-def _pausing(work: Generator[None, None, T], pauses: Callable[[], bool]) -> Generator[None, None, T]:
-    """Run a generator to its result, and yield where it does only if a pause is wanted."""
+def _pausing(
+    work: Generator[None, None, T], pauses: Callable[[], bool], context: Callable[[], AbstractContextManager[object]]
+) -> Generator[None, None, T]:
+    """Run a generator to its result, each step inside a context, and yield where it does only if a pause is wanted."""
     while True:
         try:
-            next(work)
+            with context():
+                next(work)
         except StopIteration as end:
             return cast("T", end.value)
         if pauses():

@@ -28,6 +28,7 @@ from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.models.memory.plan import this_machine
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
 from earwise.models.precision import float32_values, nf4
+from earwise.models.precision.compute import set_compute
 from earwise.models.precision.lora_beside import LOW_PRECISION
 from earwise.training.check_recipe import CheckedRecipe, CheckedStage, check_stage
 from earwise.training.checkpoints import list_checkpoints
@@ -175,6 +176,7 @@ def load_recipe_model(recipe: Recipe, weights: Path | None = None) -> AudioLM:
     model = _load_unquantized(recipe, weights)
     if recipe.model.quantization == "nf4":
         nf4.quantize_decoder(model)
+    set_compute(model, recipe.model.compute)
     return model
 
 

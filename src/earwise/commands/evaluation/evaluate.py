@@ -8,6 +8,7 @@ import click
 
 from earwise.commands.loading import (
     channel_option,
+    compute_option,
     field_values,
     find_manifest,
     json_option,
@@ -51,6 +52,7 @@ class EvaluateCommand:
     batch: int
     long_audio: "LongAudio"
     channel: "Channel"
+    compute: str
     allow_errors: bool
     as_json: bool
 
@@ -161,6 +163,7 @@ class EvaluateCommand:
     help="For clips longer than the model accepts: count an error, use the beginning, or pass several clips in a row.",
 )
 @channel_option
+@compute_option
 @click.option(
     "--allow-errors",
     is_flag=True,
@@ -191,7 +194,7 @@ def command(**values: Any) -> None:
     examples = _selected(task.load(options.path, options.audio_root), conditions, options.path)
     if task.load is MANIFEST.load and (line := format_line(options.path, count_formats(options.path))):
         note(line)
-    engine = open_engine(options.model)
+    engine = open_engine(options.model, options.compute)
     try:
         metrics = evaluate_with_controls(
             engine,

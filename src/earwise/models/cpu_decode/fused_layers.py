@@ -4,12 +4,13 @@ In a layer of Llama's or Qwen2's kind, query, key and value are one product, and
 layer (an output head, or any linear layer of another decoder) is only packed. LoRA is merged into the packed weights:
 computed separately, as 240 thin products per pass, it made a rollout of 32 tokens slower (3.7 s instead of 2.7 to 2.9).
 
-The operator is `mkl_linear`, which torch's compiler uses for frozen weights. Results differ from the original layers by
-rounding (1e-6). Used by `models.cpu_decode.prepacked`.
+In float32 the operator is `mkl_linear`, which torch's compiler uses for frozen weights; results differ from the
+original layers by rounding (1e-6). In bfloat16 it is oneDNN's (`models.precision.bfloat16_products`), for any number of
+rows. Used by `models.cpu_decode.prepacked`.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,30 @@ from torch.nn import functional
 
 from earwise.models.parts import lora
 from earwise.models.parts.attention import AttentionFn
+from earwise.models.precision.bfloat16_products import multiplication, round_stochastically
 
 SUPPORTED_LAYERS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
 """transformers' layer classes whose parts are exactly those that `_FusedLayer` reads."""
 Forward = Callable[..., Tensor]
 Scratch = dict[tuple[int, int], Tensor]
 """Reusable buffers for weights with LoRA added, by shape. Allocating fresh memory costs more than the sum itself."""
+EXACT_LOGITS = 64
+"""Logits per row that an output head in bfloat16 computes anew in float32: the largest."""
+
+
+class _Product(Protocol):
+    """`x @ weight.T + bias` of layers that read the same input, for up to `rows` rows."""
+
+    @property
+    def rows(self) -> float:
+        """Largest number of rows."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input with as many rows as the product wants."""
+        ...
 
 
 def is_supported_layer(layer: Any) -> bool:
@@ -31,18 +50,25 @@ def is_supported_layer(layer: Any) -> bool:
 
 
 @torch.no_grad()
-def packed_forward(layer: Any, rows: int, scratch: Scratch) -> Forward | None:
+def packed_forward(layer: Any, rows: int, scratch: Scratch, *, bfloat16: bool = False) -> Forward | None:
     """A replacement for the `forward` of a layer, while nothing is trained.
 
     Args:
         layer: A supported decoder layer, a linear layer, or a linear layer with PEFT's LoRA.
         rows: Passes of up to this many rows use packed weights; larger ones call the original forward.
         scratch: Buffers shared by the layers of one packing; empty at first.
+        bfloat16: True computes products in bfloat16, for any number of rows.
     Returns:
         The replacement; None if the layer has another dtype than float32 or LoRA of an unusual kind.
     """
+
+    def product(*layers: Any) -> _Product:
+        return _Bfloat16Product(layers, scratch) if bfloat16 else _PackedProduct(layers, rows, scratch)
+
     if not is_supported_layer(layer):
-        return _PackedLinear(layer, _PackedProduct((layer,), rows, scratch)) if _is_packable(layer) else None
+        if not _is_packable(layer):
+            return None
+        return _Bfloat16Head(layer) if bfloat16 and _is_head(layer) else _PackedLinear(layer, product(layer))
     attention, mlp = layer.self_attn, layer.mlp
     groups = (
         (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -50,12 +76,9 @@ def packed_forward(layer: Any, rows: int, scratch: Scratch) -> Forward | None:
         (mlp.gate_proj, mlp.up_proj),
         (mlp.down_proj,),
     )
-    products = []
-    for group in groups:
-        if not all(_is_packable(part) for part in group):
-            return None
-        products.append(_PackedProduct(group, rows, scratch))
-    return _FusedLayer(layer, products)
+    if not all(_is_packable(part) for group in groups for part in group):
+        return None
+    return _FusedLayer(layer, [product(*group) for group in groups])
 
 
 class _PackedProduct:
@@ -68,10 +91,8 @@ class _PackedProduct:
     """
 
     def __init__(self, layers: tuple[Any, ...], rows: int, scratch: Scratch) -> None:
-        bases = [getattr(layer, "base_layer", layer) for layer in layers]
         weight = _merged_weight(layers, scratch)
-        biases = [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
-        self._bias = torch.cat(biases).detach() if any(base.bias is not None for base in bases) else None
+        self._bias = _joint_bias(layers)
         self._packed_weight = torch.ops.mkl._mkl_reorder_linear_weight(weight, rows)
         self._shape = weight.new_zeros(1).expand(weight.shape)  # the operator reads only the shape of this argument
         self.rows = rows
@@ -86,10 +107,63 @@ class _PackedProduct:
         return x if len(x) == self.rows else functional.pad(x, (0, 0, 0, self.rows - len(x)))
 
 
+class _Bfloat16Product:
+    """`x @ weight.T + bias` in bfloat16 with float32 input and output, for any number of rows.
+
+    LoRA is merged by stochastic rounding (`round_stochastically`), with a seed that depends on the layer's shape only:
+    an update that is smaller than the spacing of bfloat16 numbers arrives on average.
+
+    Args:
+        layers: Linear layers that read the same input; their outputs are concatenated.
+        scratch: See `Scratch`.
+    """
+
+    rows = float("inf")
+
+    def __init__(self, layers: tuple[Any, ...], scratch: Scratch) -> None:
+        weight = _merged_weight(layers, scratch)
+        has_lora = any(hasattr(layer, "base_layer") for layer in layers)
+        rounded = round_stochastically(weight, seed=weight.shape[0]) if has_lora else weight.bfloat16()
+        self._multiply = multiplication(rounded)
+        self._bias = _joint_bias(layers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, `(rows, out)`."""
+        out = self._multiply(x.bfloat16()).float()
+        return out if self._bias is None else out.add_(self._bias)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input as it is: a row's result does not depend on the number of rows."""
+        return x
+
+
+class _Bfloat16Head:
+    """Replacement `forward` of an output head: logits in bfloat16, the largest of each row exact.
+
+    Between 16 and 32 bfloat16 numbers are 0.125 apart, too far for log-probabilities. The `EXACT_LOGITS` largest logits
+    of a row are computed anew in float32; errors of the others average out in the sum over the vocabulary.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight, self._bias = layer.weight.detach(), layer.bias
+        self._multiply = multiplication(layer.weight.detach().bfloat16())
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logits = self._multiply(flat.bfloat16()).float()
+        if self._bias is not None:
+            logits += self._bias
+        largest = logits.topk(min(EXACT_LOGITS, logits.shape[1]), sorted=False).indices
+        exact = torch.einsum("rd,rkd->rk", flat, self._weight[largest])
+        if self._bias is not None:
+            exact += self._bias[largest]
+        return logits.scatter_(1, largest, exact).view(*hidden.shape[:-1], -1)
+
+
 class _PackedLinear:
     """Replacement `forward` of a linear layer."""
 
-    def __init__(self, layer: nn.Module, product: _PackedProduct) -> None:
+    def __init__(self, layer: nn.Module, product: _Product) -> None:
         self._original: Forward = layer.forward
         self._product = product
 
@@ -108,7 +182,7 @@ class _FusedLayer:
         products: Products of query, key and value; of the attention output; of gate and up; of down.
     """
 
-    def __init__(self, layer: Any, products: list[_PackedProduct]) -> None:
+    def __init__(self, layer: Any, products: list[_Product]) -> None:
         self._original: Forward = layer.forward
         self._qkv, self._out, self._gate_up, self._down = products
         norms = [
@@ -162,6 +236,20 @@ def _rms_norm(x: Tensor, scaled_weight: Tensor, scaled_eps: Tensor) -> Tensor:
         scaled_eps: Square root of width times epsilon.
     """
     return x * scaled_weight / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), scaled_eps)
+
+
+def _is_head(layer: Any) -> bool:
+    """True for a bare linear layer with so many outputs that it must be an output head."""
+    return type(layer) is nn.Linear and layer.out_features >= 16 * layer.in_features
+
+
+def _joint_bias(layers: tuple[Any, ...]) -> Tensor | None:
+    """The biases of layers that read the same input, concatenated; None if no layer has one."""
+    bases = [getattr(layer, "base_layer", layer) for layer in layers]
+    if all(base.bias is None for base in bases):
+        return None
+    biases = [base.weight.new_zeros(base.out_features) if base.bias is None else base.bias for base in bases]
+    return torch.cat(biases).detach()
 
 
 def _is_packable(layer: Any) -> bool:

@@ -11,6 +11,8 @@ passes. Packed weights stay valid until the original weights change; when only L
 packed once. On other devices, in other dtypes, without MKL, and for large models, nothing is packed and nothing
 changes.
 
+In bfloat16 (`compute: bfloat16`) one packed copy serves any number of rows, so that prompts are computed with it too.
+
 `models.cpu_decode.fused_layers` builds the replacement `forward` of each layer; this file decides when to use it.
 """
 
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from earwise.models.cpu_decode import fused_layers
 from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES
+from earwise.models.precision import compute
 
 ROW_COUNTS = (8, 16, 32, 64, 96)
 """Numbers of rows that weights are packed for. Beyond the last, the ordinary product is as fast."""
@@ -44,8 +47,8 @@ class PrepackedWeights:
     def __init__(self, module: nn.Module, decoder: tuple[str, ...]) -> None:
         self._module = module
         self._decoder = decoder
-        self._rows = 0
-        """Number of rows that the current packing is for."""
+        self._rows: float = 0
+        """Number of rows that the current packing is for; infinite in bfloat16."""
         self._packed: dict[nn.Module, tuple[tuple[int, ...], Callable[..., Tensor] | None]] = {}
         """Layer -> versions of the weights that were packed, and the replacement `forward` (None if there is none)."""
 
@@ -57,13 +60,14 @@ class PrepackedWeights:
             rows: Rows of the widest pass that is expected.
             passes: Number of passes that are expected. For fewer than `BREAK_EVEN_PASSES`, nothing is packed anew.
         Yields:
-            The number of rows that every pass is padded to, or 0 if nothing is packed.
+            The number of rows that a pass can have at little more cost than `rows`: in float32 every pass is padded to
+            it. 0 if that is no more than `rows`, or nothing is packed.
         """
+        bfloat16 = compute.plan_of(self._module).decode == "bfloat16"
         padded_rows = next((count for count in ROW_COUNTS if count >= rows), ROW_COUNTS[-1])
-        if (
-            rows < MIN_ROWS
-            or not torch.backends.mkl.is_available()
-            or not self._pack(padded_rows, may_pack=passes >= BREAK_EVEN_PASSES)
+        usable = bfloat16 or (rows >= MIN_ROWS and torch.backends.mkl.is_available())
+        if not usable or not self._pack(
+            padded_rows, bfloat16=bfloat16, may_pack=bfloat16 or passes >= BREAK_EVEN_PASSES
         ):
             yield 0
             return
@@ -72,7 +76,7 @@ class PrepackedWeights:
         for layer, forward in forwards:
             layer.forward = forward  # type: ignore[method-assign]
         try:
-            yield padded_rows
+            yield padded_rows if rows >= MIN_ROWS else 0
         finally:
             for (layer, _), original in zip(forwards, originals, strict=True):
                 if original is None:
@@ -81,11 +85,12 @@ class PrepackedWeights:
                     layer.forward = original
 
     @torch.no_grad()
-    def _pack(self, rows: int, *, may_pack: bool) -> bool:
+    def _pack(self, rows: int, *, bfloat16: bool, may_pack: bool) -> bool:
         """Pack the layers that are not packed already.
 
         Args:
             rows: Number of rows to pack for.
+            bfloat16: True packs in bfloat16, for any number of rows.
             may_pack: False only checks whether everything is packed already.
         Returns:
             True if packed weights can be used.
@@ -97,18 +102,20 @@ class PrepackedWeights:
         if any(parameter.device.type != "cpu" for parameter in parameters):
             return False
         versions = {layer: _weight_versions(layer) for layer in layers}
+        packed_rows = float("inf") if bfloat16 else rows
         still_valid = {
             layer: packed
             for layer, packed in self._packed.items()
-            if rows == self._rows and layer in versions and packed[0] == versions[layer]
+            if packed_rows == self._rows and layer in versions and packed[0] == versions[layer]
         }
         if len(still_valid) < len(layers) and not may_pack:
             return False
-        self._packed, self._rows = still_valid, rows  # release outdated copies before new ones are made
+        self._packed, self._rows = still_valid, packed_rows  # release outdated copies before new ones are made
         scratch: fused_layers.Scratch = {}
         for layer in layers:
             if layer not in still_valid:
-                self._packed[layer] = versions[layer], fused_layers.packed_forward(layer, rows, scratch)
+                forward = fused_layers.packed_forward(layer, rows, scratch, bfloat16=bfloat16)
+                self._packed[layer] = versions[layer], forward
         return any(forward is not None for _, forward in self._packed.values())
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from earwise.models.parts import lora
+from earwise.models.precision import bfloat16_products
+from earwise.models.precision.bfloat16_products import Bfloat16Weight
 
 
 def fuse_lora_layers(module: nn.Module) -> int:
@@ -61,7 +63,9 @@ class FusedLoraForward:
         if layer.merged or not rows.dtype == base.weight.dtype == lora_a.dtype == torch.float32:
             return self._original(layer, rows, *other_arguments, **named_arguments)
         flat = rows.reshape(-1, rows.shape[-1])
-        product = LoraProduct.apply(flat, base.weight, base.bias, lora_a, lora_b, layer.scaling["default"])  # type: ignore[no-untyped-call]
+        product = LoraProduct.apply(  # type: ignore[no-untyped-call]
+            flat, base.weight, base.bias, lora_a, lora_b, layer.scaling["default"], bfloat16_products.weight_of(base)
+        )
         return product.view(*rows.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
@@ -71,13 +75,16 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
-        scale: float,
+        scale: float, bfloat16: Bfloat16Weight | None = None,
     ) -> Tensor:  # fmt: skip
-        """Compute the product for rows `(rows, in)`."""
+        """Compute the product for rows `(rows, in)`; with `bfloat16`, that of the frozen weight in bfloat16."""
         low_rank = rows @ lora_a.T
-        out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        if bfloat16 is not None:
+            out = bfloat16.product(rows) if bias is None else bfloat16.product(rows).add_(bias)
+        else:
+            out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         ctx.save_for_backward(rows, weight, lora_a, lora_b, low_rank)
-        ctx.scale = scale  # type: ignore[attr-defined]
+        ctx.scale, ctx.bfloat16 = scale, bfloat16  # type: ignore[attr-defined]
         return out.addmm_(low_rank, lora_b.T, alpha=scale)
 
     @staticmethod
@@ -87,9 +94,12 @@ class LoraProduct(torch.autograd.Function):
         rows, weight, lora_a, lora_b, low_rank = ctx.saved_tensors
         needs_grad = ctx.needs_input_grad
         grad_low_rank = (grad @ lora_b).mul_(ctx.scale)
-        grad_rows = (grad @ weight).addmm_(grad_low_rank, lora_a) if needs_grad[0] else None
+        grad_rows = None
+        if needs_grad[0]:
+            grad_rows = grad @ weight if ctx.bfloat16 is None else ctx.bfloat16.input_gradient(grad)
+            grad_rows.addmm_(grad_low_rank, lora_a)
         grad_weight = grad.T @ rows if needs_grad[1] else None
         grad_bias = grad.sum(0) if needs_grad[2] else None
         grad_lora_a = grad_low_rank.T @ rows if needs_grad[3] else None
         grad_lora_b = (grad.T @ low_rank).mul_(ctx.scale) if needs_grad[4] else None
-        return grad_rows, grad_weight, grad_bias, grad_lora_a, grad_lora_b, None
+        return grad_rows, grad_weight, grad_bias, grad_lora_a, grad_lora_b, None, None
