@@ -209,6 +209,19 @@ def disk_error_message(error: BaseException, path: Path | None = None) -> str | 
     return f"{name}: cannot be written ({os.strerror(number)}); free some space or choose another folder"
 
 
+def expand_home(text: str) -> str:
+    """A text that may be a path, with `~` or `~user` at its beginning replaced by that home folder, if there is one.
+
+    >>> expand_home("starter:val"), expand_home("https://host//a"), expand_home("~nobody-of-this-name/a")
+    ('starter:val', 'https://host//a', '~nobody-of-this-name/a')
+    """
+    if not text.startswith("~"):
+        return text
+    with suppress(RuntimeError):  # no such user, or no home
+        return str(Path(text).expanduser())
+    return text
+
+
 def relative_path(path: Path, folder: Path) -> str:
     """A path relative to a folder, so that a project may be moved as a whole; absolute where that is impossible."""
     try:

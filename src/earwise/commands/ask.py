@@ -19,6 +19,7 @@ from earwise.commands.loading import (
     temperature_option,
 )
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE
 from earwise.commands.terminal import printable
 from earwise.errors import ConfigError
 
@@ -46,7 +47,7 @@ class AskOptions:
 
 
 @click.command("ask", short_help="Ask a question about a sound.")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FILE)
 @click.argument("question")
 @click.option(
     "--choices",

@@ -13,6 +13,7 @@ from earwise.commands.loading import (
     seed_option,
     temperature_option,
 )
+from earwise.commands.paths import FILE
 from earwise.commands.terminal import printable
 from earwise.errors import EarwiseError
 
@@ -20,7 +21,7 @@ HELP = "/audio PATH attaches a sound to your next question, /reset starts anew, 
 
 
 @click.command("chat", short_help="Talk with a model about sounds, turn by turn.")
-@click.argument("sounds", nargs=-1, metavar="[SOUND]...", type=click.Path(path_type=Path))
+@click.argument("sounds", nargs=-1, metavar="[SOUND]...", type=FILE)
 @model_option
 @max_new_tokens_option(256)
 @temperature_option

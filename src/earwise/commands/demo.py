@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import print_json
+from earwise.commands.paths import FILE
 
 
 @click.command("demo", short_help="Ask, train and measure the default model, in minutes.")
-@click.option("--out", "-o", default="runs/demo", show_default=True, type=click.Path(path_type=Path),
+@click.option("--out", "-o", default="runs/demo", show_default=True, type=FILE,
               help="Folder of the demo; an interrupted demo is continued, a finished one is replaced.")  # fmt: skip
 @click.option("--recipe", default="r1-aqa", show_default=True, help="Recipe with a profile `cpu`: a name or a path.")
 def command(out: Path, recipe: str) -> None:

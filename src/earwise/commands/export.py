@@ -6,14 +6,13 @@ from typing import Any
 import click
 
 from earwise.commands.loading import json_option, model_option, note, print_json, refuse_existing
+from earwise.commands.paths import FILE
 from earwise.errors import ModelError
 
 
 @click.command("export", short_help="Write a model, or its LoRA alone, for use elsewhere.")
 @model_option
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder to write; must not hold anything yet."
-)
+@click.option("--out", "-o", required=True, type=FILE, help="Folder to write; must not hold anything yet.")
 @click.option(
     "--format",
     default="merged",

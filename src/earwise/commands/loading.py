@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from earwise.commands.paths import NAME_OR_PATH
 from earwise.commands.terminal import printable, printable_json
 from earwise.errors import ConfigError
 
@@ -30,6 +31,7 @@ model_option = click.option(
     default="embedded",
     show_default=True,
     metavar="MODEL",
+    type=NAME_OR_PATH,
     help="A family (see `earwise models`), a folder with a trained model, ORGANISATION/MODEL@REVISION on a hub, "
     "file.py:function, or a server: URL#NAME.",
 )

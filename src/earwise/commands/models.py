@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from earwise.commands.loading import json_option, open_model, print_json
+from earwise.commands.paths import NAME_OR_PATH
 from earwise.errors import ModelError
 
 GB = 1e9
@@ -16,7 +17,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 @click.command("models", short_help="List the model families, or describe one: sizes, limits, memory.")
-@click.argument("model", required=False)
+@click.argument("model", type=NAME_OR_PATH, required=False)
 @click.option(
     "--dtype", type=click.Choice(DTYPES), help="Dtype of the weights for the memory.  [default: as published]"
 )

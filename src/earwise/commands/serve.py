@@ -9,6 +9,7 @@ import click
 
 from earwise.commands.loading import channel_option, compute_option, model_option, note, open_engine
 from earwise.commands.options import collect_options
+from earwise.commands.paths import UserPath
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class ServeOptions:
     "be given several times; without it, a server with a key does not look at names.",
 )  # fmt: skip
 @click.option(
-    "--allow-files", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+    "--allow-files", type=UserPath(exists=True, file_okay=False), metavar="DIR",
     help="Let requests refer to files below DIR as file:// addresses.",
 )  # fmt: skip
 @click.option(

@@ -25,7 +25,7 @@ from earwise.config.recipe_files import find_recipe
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
 from earwise.config.stage_kinds import STAGE_CONFIGS, AnyStageConfig, own_kinds, settings_class
 from earwise.config.stages import DataConfig, LoraConfig, Source, TrainableConfig
-from earwise.config.strict import Strict
+from earwise.config.strict import Strict, UserPath
 from earwise.config.variants import change_definitions, compose, take_definitions
 from earwise.errors import ConfigError
 from earwise.files import lock_folder
@@ -49,10 +49,10 @@ class ConnectorConfig(Strict):
 class ModelConfig(Strict):
     """The model that a recipe starts from."""
 
-    name: str = "embedded"
+    name: UserPath = "embedded"
     """Family (see `earwise models`), folder of a model, `ORGANISATION/MODEL@REVISION` on a hub, or
     `file.py:function`."""
-    weights: str | None = None
+    weights: UserPath | None = None
     """Folder of the checkpoint or adapter, or `ORGANISATION/MODEL@REVISION` on a hub, whose commit is recorded; None:
     the family's default."""
     dtype: Literal["float32", "bfloat16"] | None = None

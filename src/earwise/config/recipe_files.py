@@ -51,7 +51,7 @@ def find_recipe(name: str | Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: if there is neither such a file nor such a packaged recipe.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if path.is_file():
         return path, Path() if path.resolve().parent == PACKAGED_RECIPES.resolve() else path.parent
     if path.name == str(name) and not path.suffix and str(name) not in launch_configs():

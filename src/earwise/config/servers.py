@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from earwise.config.strict import Strict
+from earwise.config.strict import Strict, UserPath
 
 
 class JudgeConfig(Strict):
@@ -29,5 +29,5 @@ class WeightSyncConfig(Strict):
     earwise serve)."""
     steps: int = Field(1, gt=0)
     """Steps from one version to the next; the first version is sent before the first rollout."""
-    folder: str | None = None
+    folder: UserPath | None = None
     """Folder for the versions, which this machine and the server both see; None: `sampler` in the stage's folder."""

@@ -1,6 +1,13 @@
 """Base class of everything that a recipe may contain. No torch."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from earwise.files import expand_home
+
+UserPath = Annotated[str, AfterValidator(expand_home)]
+"""A text that may be a path; `~` at its beginning is the user's home folder."""
 
 
 class Strict(BaseModel):

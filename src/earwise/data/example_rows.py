@@ -138,7 +138,7 @@ def _suggestion(name: str, valid_names: tuple[str, ...]) -> str:
 def _check_names(row: Mapping[str, Any], location: str) -> None:
     """Reject unknown fields that are almost the name of a missing field: a row with `anwser` would have no answer."""
     unknown_keys = [key for key, value in row.items() if key not in FIELD_SET and value is not None]
-    absent_fields = tuple(name for name in FIELDS if name not in row) if unknown_keys else ()
+    absent_fields = tuple(name for name in FIELDS if row.get(name) is None) if unknown_keys else ()
     for key in unknown_keys:
         if hint := _suggestion(key, absent_fields):
             raise DataError(f"{location}: unknown field {key!r}{hint} (rename either)")

@@ -45,8 +45,9 @@ def read(
 
 
 def iterate(
-    path: Path, *, check_files: bool = False, require_audio: bool = True, notify: Notify = lambda _: None
-) -> Iterator[Example]:
+    path: Path, *, check_files: bool = False, require_audio: bool = True, notify: Notify = lambda _: None,
+    on_bad: Notify | None = None,
+) -> Iterator[Example]:  # fmt: skip
     """Read a manifest row by row; blank lines are skipped.
 
     Args:
@@ -54,24 +55,31 @@ def iterate(
         check_files: Whether to require that every audio file exists.
         require_audio: Whether to refuse rows without a clip that do not declare `text_only`.
         notify: Receives, after the last row, a line that names the formats of other programs and their rows.
+        on_bad: Receives the message about each row that cannot be used, which is then left out; None raises it.
     Raises:
         DataError: naming `file:row N`, for invalid JSON, a row of no known format, a missing or mistyped field, a
             misspelt field name, an answer that is none of the choices, equal choices, a repeated id, sound that is
             named and not understood, a row without a clip, or (with `check_files`) a missing audio file.
     """
-    root, locations, existing_files = path.parent, dict[str, str](), set[str]()
+    locations, existing_files = dict[str, str](), set[str]()
     formats, copies = Counter[str](), Counter[str]()
-    for location, row in read_rows(path):
-        example = from_row(row, root=root, location=location)
-        if require_audio:
-            check_has_audio(example, location)
-        if check_files:
-            check_audio_files(example, existing_files, location)
-        if example.id in locations:
-            if row.get("id") is not None:
+    for location, row in read_rows(path, on_bad=on_bad):
+        try:
+            example = from_row(row, root=path.parent, location=location)
+            if require_audio:
+                check_has_audio(example, location)
+            if check_files:
+                check_audio_files(example, existing_files, location)
+            if example.id in locations and row.get("id") is not None:
                 first_row = locations[example.id].removeprefix(f"{path}:")
                 raise DataError(f"{location}: id {example.id!r} is taken by {first_row}; ids must differ")
-            copies[example.id] += 1  # a row that occurs again, and whose id was made from its content
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(str(error))
+            continue
+        if example.id in locations:  # a row that occurs again, and whose id was made from its content
+            copies[example.id] += 1
             example = replace(example, id=f"{example.id}-{copies[example.id] + 1}")
         locations[example.id] = location
         formats[recognise(row) or OWN] += 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from earwise.audio import AudioSpec
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ConfigError, ModelError
+from earwise.files import expand_home
 from earwise.models import hub, registry
 from earwise.models.detect import FLOAT32_FOLDER, PEFT_CONFIG, find_checkpoint
 from earwise.models.parts.attention import AttentionFn
@@ -139,6 +140,8 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    name = expand_home(name)
+    weights = expand_home(weights) if isinstance(weights, str) else weights
     if isinstance(weights, str) and not Path(weights).is_dir() and hub.is_hub_name(weights):
         weights = hub.fetch(weights).folder
     if weights is None and hub.is_hub_name(name):

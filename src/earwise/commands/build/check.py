@@ -9,9 +9,8 @@ import click
 
 from earwise.commands.loading import find_manifest, json_option, note, open_engine, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import ConfigError, DataError
-
-FILE = click.Path(path_type=Path)
 
 check_option = click.option(
     "--check/--no-check",
@@ -45,7 +44,7 @@ class CheckCommandOptions:
 
 
 @click.command("check", short_help="Check a manifest: bias, leaks, copies, silence.")
-@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST...")
+@click.argument("manifests", nargs=-1, required=True, type=NAME_OR_PATH, metavar="MANIFEST...")
 @click.option("--strict", is_flag=True, help="Fail (exit code 2) if there is any problem.")
 @click.option(
     "--listen/--no-listen",
@@ -59,6 +58,7 @@ class CheckCommandOptions:
     "benchmarks",
     multiple=True,
     metavar="BENCHMARK",
+    type=NAME_OR_PATH,
     help="Benchmark that must not be in the data: its question file, a manifest, or a file written with --prints or "
     "--asked. May be given several times.",
 )
@@ -70,7 +70,11 @@ class CheckCommandOptions:
     "--asked", "hashes_out", type=FILE, help="File to write with hashes of all questions and videos, for --against."
 )
 @click.option(
-    "--deaf", "blind_model", metavar="MODEL", help="Also ask this model every question, with silence as the audio."
+    "--deaf",
+    "blind_model",
+    metavar="MODEL",
+    type=NAME_OR_PATH,
+    help="Also ask this model every question, with silence as the audio.",
 )
 @click.option(
     "--filtered",
@@ -118,6 +122,8 @@ def command(**values: Any) -> None:
         print_json(report)
     else:
         _print_report(report, names, options.page)
+    if count := report["bad_rows"]:
+        raise DataError(f"{names}: {count} rows cannot be used, as listed; correct them, or take them out")
     if options.strict and report["problems"]:
         raise DataError(f"{names}: {report['problems'][0]} ({len(report['problems'])} problems in all)")
 

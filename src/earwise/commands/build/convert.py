@@ -9,9 +9,9 @@ import click
 from earwise.commands.build.check import check_built, optional_check_option
 from earwise.commands.loading import STYLES, field_values, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import ConfigError
 
-FILE = click.Path(path_type=Path)
 MANIFEST = "manifest"
 # The keys of WRITERS in data/interchange/writers/exporting.py and of FORMS in writers/chat/forms.py, repeated here
 # because those modules import large ones. A test compares them.
@@ -40,7 +40,7 @@ class ConvertCommand:
 
 
 @click.command("convert", short_help="Data sets of other programs to a manifest, and back.")
-@click.argument("source", metavar="IN")
+@click.argument("source", type=NAME_OR_PATH, metavar="IN")
 @click.option("--to", "form", type=click.Choice(FORMS), default=MANIFEST, show_default=True, help="Form to write.")
 @click.option("--out", "-o", required=True, type=FILE, help="File to write; a folder for forms of several files.")
 @click.option(

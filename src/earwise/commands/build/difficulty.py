@@ -18,12 +18,11 @@ from earwise.commands.loading import (
     print_json,
 )
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 
 if TYPE_CHECKING:
     from earwise.audio import Channel, LongAudio
     from earwise.datasets.difficulty import DifficultyOptions
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class DifficultyCommand:
 
 
 @click.command("difficulty", short_help="How often does a model get each question right?")
-@click.argument("name", metavar="MANIFEST")
+@click.argument("name", type=NAME_OR_PATH, metavar="MANIFEST")
 @click.option("--out", "-o", required=True, type=FILE, help="Manifest to write, with pass rates.")
 @model_option
 @click.option(

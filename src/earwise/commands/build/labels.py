@@ -9,8 +9,7 @@ import click
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import field_values, json_option, note, print_json
 from earwise.commands.options import collect_options, old_option
-
-FILE = click.Path(path_type=Path)
+from earwise.commands.paths import FILE
 
 
 @dataclass(frozen=True, slots=True)

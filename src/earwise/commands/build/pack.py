@@ -8,14 +8,14 @@ import click
 
 from earwise.commands.build.check import check_built, optional_check_option
 from earwise.commands.loading import find_manifest, json_option, print_json, refuse_existing
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import ConfigError
 
-FILE = click.Path(path_type=Path)
 MB = 1 << 20
 
 
 @click.command("shards", short_help="Manifest to WebDataset shards, and back.")
-@click.argument("source", metavar="MANIFEST|DIR")
+@click.argument("source", type=NAME_OR_PATH, metavar="MANIFEST|DIR")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder to write; or, from DIR, the manifest to write.")
 @click.option(
     "--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Size of the audio in a shard, MiB."
@@ -38,7 +38,7 @@ def shards(source: str, out: Path, shard_mb: int, run_checks: bool, as_json: boo
 
 
 @click.command("parquet", short_help="Manifest to Parquet (Hugging Face layout), and back.")
-@click.argument("source", metavar="MANIFEST|DIR")
+@click.argument("source", type=NAME_OR_PATH, metavar="MANIFEST|DIR")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder to write; or, from DIR, the manifest to write.")
 @click.option(
     "--shard-mb", default=500, show_default=True, type=click.IntRange(1), help="Size of the audio in a file, MiB."

@@ -8,6 +8,7 @@ import click
 
 from earwise.commands.loading import STYLES, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 
 if TYPE_CHECKING:
     from earwise.datasets.preferences import ScoreKind
@@ -28,9 +29,11 @@ class PreferencesCommand:
 
 
 @click.command("preferences", short_help="Pairs for DPO from evaluations or rollouts.")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--rows", required=True, metavar="MANIFEST", help="Manifest of the questions that were asked.")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Manifest to write.")
+@click.argument("runs", nargs=-1, required=True, type=FILE, metavar="RUN...")
+@click.option(
+    "--rows", required=True, type=NAME_OR_PATH, metavar="MANIFEST", help="Manifest of the questions that were asked."
+)
+@click.option("--out", "-o", required=True, type=FILE, help="Manifest to write.")
 @click.option(
     "--score", default="lenient", show_default=True, type=click.Choice(["official", "strict", "lenient"]),
     help="Score of an evaluation that counts; for rollouts it is the reward.",

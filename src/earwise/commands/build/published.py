@@ -11,12 +11,12 @@ import click
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options, old_option
+from earwise.commands.paths import FILE
 
 if TYPE_CHECKING:
     from earwise.data.sources.clothoaqa import Votes
     from earwise.datasets.published.missing_audio import OnMissing
 
-FILE = click.Path(path_type=Path)
 out_option = click.option("--out", "-o", required=True, type=FILE, help="Manifest to write (JSON lines).")
 audio_option = click.option(
     "--audio-root", type=FILE, help="Folder that audio paths start from.  [default: the folder of the data file]"

@@ -17,14 +17,13 @@ from earwise.commands.build.published import (
 from earwise.commands.build.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.datasets.published.missing_audio import OnMissing
     from earwise.datasets.reasonaqa.builder import ReasonAQAResult
     from earwise.datasets.teachers.request_runner import RunEstimate
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,7 @@ def _parse_file(file: str) -> tuple[str, Path]:
     name, equals, path = file.partition("=")
     if not equals or not path:
         raise ConfigError(f"{file!r} is not SOURCE=PATH; write for example clotho=clotho_captions_development.csv")
-    return name, Path(path)
+    return name, Path(path).expanduser()
 
 
 def _print_result(summary: ManifestSummary, result: "ReasonAQAResult", as_json: bool) -> None:

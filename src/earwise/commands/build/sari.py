@@ -10,12 +10,11 @@ from earwise.commands.build.check import check_built, check_option
 from earwise.commands.build.teacher import TeacherOptions, open_teacher, teacher_limits, teacher_options
 from earwise.commands.loading import STYLES, find_manifest, json_option, note, open_engine, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 
 if TYPE_CHECKING:
     from earwise.datasets.sari.options import SariModels, SariOptions
     from earwise.datasets.teachers.teacher import Teacher
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,21 @@ class SariCommand:
 
 
 @click.command("sari", short_help="Captions into questions, pass rates and chains.")
-@click.argument("collections", nargs=-1, metavar="[COLLECTION]...")
+@click.argument("collections", nargs=-1, type=NAME_OR_PATH, metavar="[COLLECTION]...")
 @click.option("--out", "-o", required=True, type=FILE, help="Folder of the corpus.")
-@click.option("--items", multiple=True, metavar="MANIFEST", help="Multiple-choice questions that exist already (AVQA).")
-@click.option("--captioner", metavar="MODEL", help="Audio model that describes clips without a caption.")
-@click.option("--policy", metavar="MODEL", help="Audio model whose attempts tell how difficult a question is.")
+@click.option(
+    "--items",
+    multiple=True,
+    type=NAME_OR_PATH,
+    metavar="MANIFEST",
+    help="Multiple-choice questions that exist already (AVQA).",
+)
+@click.option(
+    "--captioner", type=NAME_OR_PATH, metavar="MODEL", help="Audio model that describes clips without a caption."
+)
+@click.option(
+    "--policy", type=NAME_OR_PATH, metavar="MODEL", help="Audio model whose attempts tell how difficult a question is."
+)
 @click.option(
     "--sft", "n_sft", default=2000, show_default=True, type=click.IntRange(0), help="Number of questions with chains."
 )

@@ -9,12 +9,11 @@ import click
 from earwise.commands.build.check import check_built, optional_check_option
 from earwise.commands.loading import find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options, old_option
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import DataError
 
 if TYPE_CHECKING:
     from earwise.datasets.scan.clip_stats import Backend
-
-FILE = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class ScanCommandOptions:
 
 
 @click.command("scan", short_help="Decode every clip once: unreadable files, levels, silence.")
-@click.argument("name", metavar="MANIFEST")
+@click.argument("name", type=NAME_OR_PATH, metavar="MANIFEST")
 @click.option(
     "--out", "-o", "log", type=FILE, help="Log with one JSON object per clip; clips in it are not decoded again."
 )

@@ -10,6 +10,7 @@ import click
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from earwise.datasets.xs_cot.instructions import InstructionFiles
     from earwise.datasets.xs_cot.jobs import SpeechJob
 
-FILE = click.Path(path_type=Path)
 SKIPPED_ROWS_SHOWN = 3
 
 

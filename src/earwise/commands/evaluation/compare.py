@@ -5,13 +5,12 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, print_json
-
-FOLDER = click.Path(path_type=Path)
+from earwise.commands.paths import FILE
 
 
 @click.command("compare", short_help="Two runs on the same items: is the difference real?")
-@click.argument("before", type=FOLDER)
-@click.argument("after", type=FOLDER)
+@click.argument("before", type=FILE)
+@click.argument("after", type=FILE)
 @click.option("--common", is_flag=True, help="If the runs are on different items, compare on those that both have.")
 @click.option(
     "--score", metavar="NAME", help="Score shown in the table, for example strict. [default: the runs' headline score]"

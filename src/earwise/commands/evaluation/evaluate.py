@@ -18,6 +18,7 @@ from earwise.commands.loading import (
     print_json,
 )
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from earwise.evaluation.task import Task
     from earwise.types import Example
 
-FOLDER = click.Path(path_type=Path)
 THINKING_TOKENS = 512
 """Default of --max-new-tokens in styles that reason before the answer; in all others the task's own."""
 
@@ -91,14 +91,20 @@ class EvaluateCommand:
     metavar="TASK",
     help="A name that `earwise tasks` lists, or your own file.py:NAME.",
 )
-@click.option("--data", required=True, metavar="PATH", help="The task's file, or starter:val for the bundled clips.")
-@click.option("--audio-root", type=FOLDER, help="Folder of the clips, if it is not the file's own.")
+@click.option(
+    "--data",
+    required=True,
+    type=NAME_OR_PATH,
+    metavar="PATH",
+    help="The task's file, or starter:val for the bundled clips.",
+)
+@click.option("--audio-root", type=FILE, help="Folder of the clips, if it is not the file's own.")
 @model_option
 @click.option(
     "--out",
     "-o",
     required=True,
-    type=FOLDER,
+    type=FILE,
     help="Folder for samples.jsonl and metrics.json; the same command again continues a stopped run.",
 )
 @click.option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from earwise.commands.loading import json_option, note, print_json
+from earwise.commands.paths import FILE, UserPath
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -13,15 +14,13 @@ if TYPE_CHECKING:
 
 
 @click.command("report", short_help="One HTML page of runs, with every sample, players and training curves.")
-@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option(
-    "--out", "-o", type=click.Path(path_type=Path), help="File to write. [default: report.html in the last RUN]"
-)
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=FILE)
+@click.option("--out", "-o", type=FILE, help="File to write. [default: report.html in the last RUN]")
 @click.option(
     "--training",
     "-t",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Folder of a training run (or its metrics.jsonl) whose curves are drawn; may be repeated.",
 )
 @click.option("--title", help="Title of the page. [default: Evaluation; for training runs their names]")
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tables",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=UserPath(file_okay=False),
     help="Folder for every table of the page as CSV, Markdown and LaTeX.",
 )
 @json_option

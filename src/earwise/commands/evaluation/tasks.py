@@ -6,12 +6,13 @@ from typing import Any
 import click
 
 from earwise.commands.loading import json_option, print_json
+from earwise.commands.paths import FILE
 
 
 @click.command("tasks", short_help="List the tasks of `evaluate`, or audit the scorer of one.")
 @click.option("--audit", "audited", metavar="TASK", help="Score models whose answers are known on this task's --data.")
-@click.option("--data", type=click.Path(path_type=Path), help="File of the audited task.")
-@click.option("--audio-root", type=click.Path(path_type=Path), help="Folder of the clips, if it is not the file's own.")
+@click.option("--data", type=FILE, help="File of the audited task.")
+@click.option("--audio-root", type=FILE, help="Folder of the clips, if it is not the file's own.")
 @json_option
 def command(audited: str | None, data: Path | None, audio_root: Path | None, as_json: bool) -> None:
     """List the tasks of `earwise evaluate`: headline score, prompt styles of their own, source and licence.

@@ -5,24 +5,23 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, note, print_json
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.commands.training.recipe import complete_recipe
 from earwise.config.resolve import require
 
 
 @click.command("ablate", short_help="Train arms of a recipe with several seeds and test the difference.")
-@click.argument("recipe", shell_complete=complete_recipe)
+@click.argument("recipe", type=NAME_OR_PATH, shell_complete=complete_recipe)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--arms", required=True, metavar="A,B,...", help="Names under `arms:`; the others are tested against the first."
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Number of runs of each arm.")
-@click.option(
-    "--out", "-o", required=True, type=click.Path(path_type=Path), help="Folder of all runs and of the table."
-)
+@click.option("--out", "-o", required=True, type=FILE, help="Folder of all runs and of the table.")
 @click.option("--profile", "-p", help="Profile of the recipe: a name under its `profiles:`, for example cpu.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="DIR",
     help="Folder that the manifests start from. [default: the recipe's]",
 )

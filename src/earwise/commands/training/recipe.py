@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from earwise.commands.loading import json_option, print_json
+from earwise.commands.paths import NAME_OR_PATH
 from earwise.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def complete_recipe(_context: click.Context, _parameter: click.Parameter, incomp
 
 
 @click.command("recipe", short_help="List the recipes of the package, or print one.")
-@click.argument("name", required=False, shell_complete=complete_recipe)
+@click.argument("name", type=NAME_OR_PATH, required=False, shell_complete=complete_recipe)
 @click.option("--path", "show_path", is_flag=True, help="Print the path of the file in place of its content.")
 @json_option
 def command(name: str | None, show_path: bool, as_json: bool) -> None:

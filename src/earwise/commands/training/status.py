@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, print_json
+from earwise.commands.paths import FILE
 
 
 @click.command("status", short_help="How far a training run is, and whether its process lives.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=FILE)
 @json_option
 def command(run: Path, as_json: bool) -> None:
     """Print stage, step, pace, time left, last values and last evaluation of the training run in the folder RUN.

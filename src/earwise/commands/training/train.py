@@ -8,6 +8,7 @@ import click
 
 from earwise.commands.loading import json_option, note, print_json
 from earwise.commands.options import collect_options
+from earwise.commands.paths import FILE
 from earwise.commands.training.recipe import complete_recipe
 from earwise.config.resolve import require
 from earwise.errors import ConfigError
@@ -43,16 +44,14 @@ class TrainCommandOptions:
 @click.option(
     "--out",
     "-o",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Folder of the run. [default: runs/RECIPE-PROFILE-ARM, without parts that are not given]",
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), metavar="DIR",
+    "--data", type=FILE, metavar="DIR",
     help="Folder that the manifests start from. [default: the recipe's; for a recipe of the package the current one]",
 )  # fmt: skip
-@click.option(
-    "--resume", type=click.Path(path_type=Path), metavar="DIR", help="Continue a stopped run from its folder alone."
-)
+@click.option("--resume", type=FILE, metavar="DIR", help="Continue a stopped run from its folder alone.")
 @click.option(
     "--plan", is_flag=True,
     help="Print the resolved recipe, rows, trained parameters and a memory estimate; train nothing.",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from earwise.data.readers.text_lines import half_character
+
 CHUNK_CHARS = 1 << 20
 MAX_ITEM_CHARS = 1 << 22  # a longer item is treated as damaged
 _SEPARATORS = re.compile(r"[\s,]*")
@@ -61,6 +63,8 @@ def list_items(
         number += 1
         if "\ufffd" in buffer[position:end]:
             on_skip(f"{path}:item {number}: not UTF-8")
+        elif message := half_character(buffer[position:end], value):
+            on_skip(f"{path}:item {number}: {message}")
         else:
             yield f"{path}:item {number}", value
         position = end

@@ -13,33 +13,40 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from earwise.data.readers.json_list import CHUNK_CHARS, list_items
-from earwise.data.readers.text_lines import GZIP_MAGIC, json_lines, open_bytes
+from earwise.data.readers.text_lines import GZIP_MAGIC, half_character, json_lines, open_bytes
 from earwise.errors import DataError
 from earwise.files import cache_dir, write_jsonl
 
 Reader = Callable[[Path], Iterator[tuple[str, Mapping[str, Any]]]]
 """Reads a file as pairs of location (such as `questions.csv:row 3`) and row (see `data/formats/convert.py`)."""
+OnBad = Callable[[str], None]
+"""Is told of a row that cannot be used, in one line."""
 READERS: dict[str, Reader] = {}
 """Suffix of a file, in lower case -> its reader; any other file is JSON."""
 WRAPPING_KEYS = ("data", "rows", "examples", "annotations", "items")
 """Keys under which a JSON object may hold the list of rows."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_rows(path: Path, *, on_bad: OnBad | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The rows of a file of any kind, with their locations.
 
     Args:
         path: The file.
+        on_bad: Called with the message about each row that is no JSON object, which is then left out; None raises it.
     Raises:
         DataError: if it cannot be read, or a row is not a JSON object.
     """
-    reader = READERS.get(path.suffix.lower(), _json_rows)
-    for location, row in reader(path):
-        if not isinstance(row, Mapping):
-            raise DataError(
-                f"{location}: a JSON {type(row).__name__} where an object is expected; a manifest is one object a line"
-            )
-        yield location, row
+    reader = READERS.get(path.suffix.lower())
+    for location, row in _json_rows(path, on_bad) if reader is None else reader(path):
+        if isinstance(row, Mapping):
+            yield location, row
+            continue
+        message = (
+            f"{location}: a JSON {type(row).__name__} where an object is expected; a manifest is one object a line"
+        )
+        if on_bad is None:
+            raise DataError(message)
+        on_bad(message)
 
 
 def is_plain_lines(path: Path) -> bool:
@@ -77,12 +84,12 @@ def line_copy(path: Path, rows: Callable[[], Iterable[Mapping[str, Any]]]) -> Pa
     return copy
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_rows(path: Path, on_bad: OnBad | None) -> Iterator[tuple[str, Any]]:
     """The rows of JSON lines, or of a JSON list."""
     if _is_document(path):
         yield from _document_rows(path)
         return
-    for number, value in json_lines(path):
+    for number, value in json_lines(path, on_bad=on_bad):
         yield f"{path}:row {number}", value
 
 
@@ -125,6 +132,8 @@ def _document_rows(path: Path) -> Iterator[tuple[str, Any]]:
             f"{path}: a JSON object with {', '.join(map(str, value))[:80]}; write one row a line, or a list of rows"
         )
     for number, item in enumerate(value[key], 1):
+        if message := half_character(json.dumps(item), item):
+            raise DataError(f"{path}:item {number}: {message}")
         yield f"{path}:item {number}", item
 
 

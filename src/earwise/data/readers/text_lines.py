@@ -10,8 +10,9 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,6 +21,8 @@ from earwise.errors import DataError
 GZIP_MAGIC = b"\x1f\x8b"
 DELIMITERS = (",", ";", "\t", "|")
 csv.field_size_limit(1 << 24)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""The escape of half a character of more than 16 bits; two in a row are a character."""
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -51,15 +54,26 @@ def numbered_lines(path: Path, *, fallback: str | None = None) -> Iterator[tuple
         ) from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def json_lines(path: Path, *, on_bad: Callable[[str], None] | None = None) -> Iterator[tuple[int, Any]]:
     """The values of a JSON Lines file with the numbers of their lines; blank lines are left out.
 
+    Args:
+        path: The file.
+        on_bad: Called with the message about each line that is not JSON, which is then left out; None raises it.
     Raises:
         DataError: as `numbered_lines`, and for a line that is not JSON.
     """
     for number, line in numbered_lines(path):
-        if line.strip():
-            yield number, parse_json(line, f"{path}:row {number}")
+        if not line.strip():
+            continue
+        try:
+            value = parse_json(line, f"{path}:row {number}")
+        except DataError as error:
+            if on_bad is None:
+                raise
+            on_bad(str(error))
+        else:
+            yield number, value
 
 
 def parse_json(line: str, location: str) -> Any:
@@ -69,13 +83,37 @@ def parse_json(line: str, location: str) -> Any:
         line: The line.
         location: Prefix of the error message.
     Raises:
-        DataError: if it is not JSON.
+        DataError: if it is not JSON, or holds half a character (an unpaired surrogate such as `\\ud800`), which no
+            tokenizer and no file can hold.
     """
     try:
-        return json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError) as error:
         hint = "; take off the comma at its end" if line.rstrip().endswith("},") else ""
         raise DataError(f"{location}: not JSON ({error}); a manifest is one JSON object a line{hint}") from error
+    if message := half_character(line, value):
+        raise DataError(f"{location}: {message}")
+    return value
+
+
+def half_character(text: str, value: Any) -> str:
+    """What is wrong with a value that holds an unpaired surrogate; empty for any other.
+
+    Args:
+        text: The JSON that it was read from.
+        value: The value.
+    """
+    if _SURROGATE.search(text) is None:
+        return ""
+    written = json.dumps(value, ensure_ascii=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError as error:
+        before = written[max(0, error.start - 24) : error.start]
+        return (
+            f"half a character, {written[error.start]!r}, after {before!r} (a text cut inside an emoji?); take it out"
+        )
+    return ""
 
 
 def read_text(path: Path) -> str:

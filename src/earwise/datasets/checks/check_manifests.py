@@ -21,6 +21,7 @@ from earwise.errors import DataError
 from earwise.types import Example
 
 SMALL_BYTES = 300_000  # manifests of about 500 rows in all; starting processes for fewer takes longer than it saves
+MAX_BAD_ROWS = 50  # rows that cannot be used are listed up to this number; the others are counted
 MANY_ROWS = 20_000  # after a builder, more rows are checked without their audio, which would take minutes
 
 Notify = Callable[[str], None]
@@ -74,15 +75,17 @@ def check_manifests(
         blind: Model to ask without audio; None for the text-only baselines alone.
         notify: Callback that receives a line for each file that is written, and progress messages.
     Returns:
-        The report of `check_examples`, with the score of the blind model under `bias`.
+        The report of `check_examples`, with the score of the blind model under `bias`. Rows that cannot be used are
+        counted under `bad_rows`, the first of them are the first `problems`, and all other checks go on without them.
     Raises:
-        DataError: if a manifest is empty or invalid, or a benchmark cannot be read.
+        DataError: if a manifest is empty or cannot be read, or a benchmark cannot be read.
     """
     options = options or CheckOptions()
+    bad_rows = BadRows()
     benchmarks = [_read_benchmark(path, options.workers) for path in options.benchmarks]
     workers = _choose_workers(paths, options.workers)
     report = check_examples(
-        _rows(paths, check_files=options.read_audio, notify=notify),
+        _rows(paths, bad_rows, check_files=options.read_audio, notify=notify),
         read_audio=options.read_audio,
         seed=options.seed,
         benchmark_clips=[clip for fingerprints, _ in benchmarks for clip in fingerprints],
@@ -90,9 +93,11 @@ def check_manifests(
         workers=workers,
     )
     if blind is not None:
-        _ask_blind_model(report, list(_rows(paths)), blind, options.filtered_out, notify)
+        _ask_blind_model(report, list(_rows(paths, BadRows())), blind, options.filtered_out, notify)
+    report["bad_rows"] = bad_rows.count
+    report["problems"] = [*bad_rows.problems(), *report["problems"]]
     if options.fingerprints_out is not None:
-        clips = (path for example in _rows(paths) for path in example.audio_paths)
+        clips = (path for example in _rows(paths, BadRows()) for path in example.audio_paths)
         count = fingerprint.write(options.fingerprints_out, fingerprint_clips(clips, workers))
         notify(f"{options.fingerprints_out}: {count} fingerprints")
     if options.hashes_out is not None:
@@ -100,7 +105,7 @@ def check_manifests(
         notify(f"{options.hashes_out}: {count} hashes")
     if options.page is not None:
         title = title or ", ".join(path.name for path in paths)
-        html_report.write(options.page, report, title, _rows(paths), options.seed)
+        html_report.write(options.page, report, title, _rows(paths, BadRows()), options.seed)
     return report
 
 
@@ -135,17 +140,45 @@ def check_built_manifests(
     return report
 
 
-def _rows(paths: Sequence[Path], check_files: bool = False, notify: Notify = lambda _: None) -> Iterator[Example]:
+class BadRows:
+    """Counts the rows that cannot be used, and keeps the messages about the first `MAX_BAD_ROWS`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Number of rows that cannot be used."""
+        self._first: list[str] = []
+
+    def __call__(self, message: str) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self._first) < MAX_BAD_ROWS:
+            self._first.append(message)
+
+    def problems(self) -> list[str]:
+        """The messages, and the number of rows that are not listed."""
+        more = self.count - len(self._first)
+        return [*self._first, *([f"{more} more rows cannot be used"] if more else [])]
+
+
+def _rows(
+    paths: Sequence[Path], bad_rows: BadRows | None = None, check_files: bool = False,
+    notify: Notify = lambda _: None,
+) -> Iterator[Example]:  # fmt: skip
     """The rows of all manifests, one manifest after the other; an empty manifest raises DataError.
 
-    Rows without a clip are let through, since the report lists them.
+    Rows without a clip are let through, since the report lists them. Rows that cannot be used are left out where
+    `bad_rows` counts them, and raise DataError where nothing does.
     """
     for path in paths:
         count = 0
-        for example in manifest.iterate(path, check_files=check_files, require_audio=False, notify=notify):
+        for example in manifest.iterate(
+            path, check_files=check_files, require_audio=False, notify=notify, on_bad=bad_rows
+        ):
             count += 1
             yield example
         if not count:
+            if bad_rows is not None and bad_rows.count:
+                raise DataError(f"{path}: no row can be used; {bad_rows.problems()[0].removeprefix(f'{path}:')}")
             raise DataError(f"{path}: holds no rows; write at least one")
 
 
