@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,28 +258,25 @@ def test_the_page_lists_the_problems_and_escapes_texts(tmp_path):
 def test_all_rows_that_cannot_be_used_are_listed_up_to_a_bound(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     soundfile.write("a.wav", 0.1 * np.sin(np.arange(8000)), 8000)
-    good = {"id": "1", "messages": [{"role": "user", "content": [
-        {"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "What? \U0001f436"}]}], "answer": "x"}  # fmt: skip
+    content = [{"type": "audio", "audio": "a.wav"}, {"type": "text", "text": "What? \U0001f436"}]
+    good = {"id": "1", "messages": [{"role": "user", "content": content}], "answer": "x"}
     bad = [
         json.dumps({"id": "2", "mesages": []}), json.dumps({"path": "a.wav", "label": "x"}), '{"id": 3,', "[1]",
         json.dumps(good), json.dumps({**good, "id": "4", "answr": "y", "answer": None}),
         json.dumps({**good, "id": "5", "question": "cut \ud83d"}),
         json.dumps(good).replace("a.wav", "gone.wav").replace('"1"', '"6"'),
     ]  # fmt: skip
-    with open("m.jsonl", "w") as handle:
-        handle.write("\n".join([json.dumps(good), *bad]) + "\n")
+    Path("m.jsonl").write_text("\n".join([json.dumps(good), *bad]) + "\n")
     assert run(["build", "check", "m.jsonl"]) == 2
     out, err = capsys.readouterr()
     listed = [line for line in out.splitlines() if "m.jsonl:row" in line]
     assert [line.split("row ")[1].split(":")[0] for line in listed] == ["2", "3", "4", "5", "6", "7", "8", "9"]
     assert "did you mean 'messages'?" in listed[0] and "half a character, '\\ud83d'" in listed[6]
     assert "8 rows cannot be used" in err
-    with open("m.jsonl", "w") as handle:
-        handle.write("\n".join([json.dumps(good), *["{}"] * (MAX_BAD_ROWS + 7)]) + "\n")
+    Path("m.jsonl").write_text("\n".join([json.dumps(good), *["{}"] * (MAX_BAD_ROWS + 7)]) + "\n")
     assert run(["build", "check", "m.jsonl", "--json", "--no-listen"]) == 2
     report = json.loads(capsys.readouterr().out)
     assert report["bad_rows"] == MAX_BAD_ROWS + 7 and "7 more rows cannot be used" in report["problems"]
-    with open("m.jsonl", "w") as handle:
-        handle.write("{}\n")
+    Path("m.jsonl").write_text("{}\n")
     assert run(["build", "check", "m.jsonl"]) == 2
     assert "no row can be used; row 1" in capsys.readouterr().err
