@@ -1,0 +1,1 @@
+"""Results of runs in the log forms of other programs; see `table.FORMS`."""
