@@ -17,7 +17,7 @@ from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import blind_controls, headline, is_correct, mean_delay
 from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
-from earwise.report.samples.outcomes import OUTCOMES, outcome
+from earwise.report.samples.outcomes import OUTCOMES, outcomes
 from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
 
 GROUPS_SHOWN = 24
@@ -135,10 +135,10 @@ def outcome_counts(runs: Sequence[ColouredRun], name: str) -> str:
     """
     plain_runs = [run for run, _ in runs]
     first, last = plain_runs[0], plain_runs[-1]
-    shared = [item for item in last.first if item in first.first]
+    shared = last.first.keys() & first.first.keys()
     if first is last or not shared:
         return ""
-    counts = Counter(outcome(item, plain_runs, name) for item in shared)
+    counts = Counter(result for item, result in outcomes(plain_runs, name).items() if item in shared)
     results = [result for result in OUTCOMES if counts[result]]
     cells = [
         f'<a href="#samples?outcome={result}">{counts[result]}</a>'
@@ -224,7 +224,8 @@ def blind_table(runs: Sequence[ColouredRun], name: str) -> str:
 
 def format_apart(before: EvalRun, after: EvalRun, name: str) -> str:
     """How much of a gain is form (answers that can be read at all), and how much is knowing the answer."""
-    pairs = [(before.first[item], row) for item, row in after.first.items() if item in before.first and row["scores"]]
+    rows_before = before.first
+    pairs = [(rows_before[item], row) for item, row in after.first.items() if item in rows_before and row["scores"]]
     readable_pairs = [pair for pair in pairs if all(row["status"] == "ok" for row in pair)]
     body = []
     for side, run in enumerate((before, after)):

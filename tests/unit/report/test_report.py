@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,7 +27,7 @@ from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
 from earwise.report.plots import Series, curves, heat_map, nice_ticks, smoothed
 from earwise.report.samples.clips import page_clips
-from earwise.report.samples.outcomes import draw_items, outcome
+from earwise.report.samples.outcomes import draw_items, outcomes
 from earwise.report.table_files import page_tables
 from earwise.types import AudioClip, Completion
 from scripted_engine import ScriptedEngine, answer_by_pitch, answer_first_option, pitch_name, tone_task
@@ -246,6 +247,21 @@ def test_orders_and_calibration_have_their_sections(tmp_path: Path) -> None:
     assert len(sample["answers"][1]["orders"]) == 2 and sample["answers"][1]["confidence"] == 0.9
 
 
+def test_the_time_of_a_page_grows_with_its_samples_and_not_with_their_square(tmp_path: Path, runs: list[Path]) -> None:
+    read = [read_run(run) for run in runs]
+
+    def seconds(copies: int) -> float:
+        many = [
+            replace(run, rows=tuple({**row, "id": f"{row['id']}-{n}"} for row in run.rows for n in range(copies)))
+            for run in read
+        ]
+        started = time.process_time()
+        write_report(tmp_path / "r.html", many)
+        return time.process_time() - started
+
+    assert seconds(200) < 4 + 20 * seconds(20)
+
+
 def test_thinking_styles_are_summed_up_by_the_extracted_answer(tmp_path: Path) -> None:
     def aloud(prompt: Prompt) -> str:
         return f"<think>not a hiss, not a low tone, maybe a high tone or middle tone</think>{answer_by_pitch(prompt)}"
@@ -283,7 +299,7 @@ def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:
     first = draw_items(read, "official", 0, 8)
     assert first == draw_items(read, "official", 0, 8) != draw_items(read, "official", 1, 8)
     assert {name for _, name in first} == {"gained", "right"}
-    assert all(outcome(item, read, "official") == name for item, name in first)
+    assert all(outcomes(read, "official")[item] == name for item, name in first)
     assert {name for _, name in draw_items(read[::-1], "official", 0)} == {"lost", "right"}
 
 

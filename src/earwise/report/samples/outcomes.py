@@ -30,9 +30,20 @@ def grade(row: Row, name: str) -> str:
     return "partly" if 0 < value < 1 else "wrong"
 
 
-def outcome(item: str, runs: Sequence[EvalRun], name: str) -> str:
-    """Which of `OUTCOMES` an item has in the first and the last run, by the score `name`."""
-    after, before = runs[-1].first[item], runs[0].first.get(item)
+def outcomes(runs: Sequence[EvalRun], name: str) -> dict[str, str]:
+    """Which of `OUTCOMES` each item of the last run has in the first and the last run.
+
+    Args:
+        runs: The runs of the page, before first, after last.
+        name: Name of the score that decides.
+    Returns:
+        Outcome by item id, in the order of the last run.
+    """
+    before, after = runs[0].first, runs[-1].first
+    return {item: _outcome(before.get(item), row, name) for item, row in after.items()}
+
+
+def _outcome(before: Row | None, after: Row, name: str) -> str:
     change = 0.0 if before is None else _goodness(after, name) - _goodness(before, name)
     return "gained" if change > 0 else "lost" if change < 0 else grade(after, name)
 
@@ -49,8 +60,8 @@ def draw_items(runs: Sequence[EvalRun], name: str, seed: int, limit: int | None 
         Pairs `(item id, outcome)`.
     """
     items_by_outcome: dict[str, list[str]] = {result: [] for result in OUTCOMES}
-    for item in runs[-1].first:
-        items_by_outcome[outcome(item, runs, name)].append(item)
+    for item, result in outcomes(runs, name).items():
+        items_by_outcome[result].append(item)
     rng = random.Random(seed)
     for items in items_by_outcome.values():
         rng.shuffle(items)

@@ -11,7 +11,7 @@ from earwise.data.clip_fields import clips_of_row
 from earwise.evaluation.results import SAMPLES, EvalRun, Row
 from earwise.evaluation.scores import blind_controls
 from earwise.files import read_log
-from earwise.report.samples.outcomes import grade, outcome
+from earwise.report.samples.outcomes import grade, outcomes
 from earwise.types import AudioClip
 
 MAX_TEXT = 20_000
@@ -45,15 +45,16 @@ def sample_objects(runs: Sequence[EvalRun], name: str, clip_numbers: Mapping[Aud
     first_rows = [run.first for run in runs]
     orders = [_orders(run) for run in runs]
     blind = [_blind_rows(run) for run in runs]
+    results = outcomes(runs, name)
     samples = []
-    for item, row in last.first.items():
+    for item, row in first_rows[-1].items():
         answers = [
             answer_object(rows[item], name, run_orders.get(item, ()), controls) if item in rows else None
             for rows, run_orders, controls in zip(first_rows, orders, blind, strict=True)
         ]
         sample = {
             "id": item,
-            "outcome": outcome(item, runs, name),
+            "outcome": results[item],
             **{field: row.get(field) for field in ITEM_FIELDS},
             "clips": [clip_numbers[clip] for clip in clips_of_row(row, last.path)],
             "prompt": _clipped(row["prompt"]),

@@ -44,7 +44,8 @@ def sample_section(
     """
     plain_runs = [run for run, _ in runs]
     last = plain_runs[-1]
-    drawn = [last.first[item] for item, _ in draw_items(plain_runs, name, seed)]
+    rows = last.first
+    drawn = [rows[item] for item, _ in draw_items(plain_runs, name, seed)]
     clips = page_clips((clip for row in drawn for clip in clips_of_row(row, last.path)), folder, budget)
     samples = sample_objects(plain_runs, name, {clip: number for number, clip in enumerate(clips)})
     data = {
