@@ -19,6 +19,7 @@ from earwise.report import answer_tables, highlights, result_tables, training
 from earwise.report.calibration import calibration_section
 from earwise.report.page import Section, page
 from earwise.report.plots import COLOURS
+from earwise.report.published_figures import PublishedFigure
 from earwise.report.samples.section import AUDIO_BUDGET, sample_section
 from earwise.report.tables import ColouredRun
 from earwise.report.training import TrainingLog
@@ -45,6 +46,7 @@ def write_report(
     title: str = "Evaluation",
     seed: int = 0,
     audio_budget: int = AUDIO_BUDGET,
+    published: Sequence[PublishedFigure] = (),
 ) -> Path:
     """Write a self-contained HTML report.
 
@@ -56,6 +58,7 @@ def write_report(
         title: Title of the page.
         seed: Seed of the order in which clips are embedded.
         audio_budget: Number of bytes that embedded clips may take (base64).
+        published: Published figures to show beside the headline score.
     Returns:
         `out`.
     Raises:
@@ -83,7 +86,7 @@ def write_report(
         clip_budget = audio_budget - sampled_budget
         samples, sample_data = sample_section(coloured, name, seed, out.parent, clip_budget)
         sections = [
-            *_result_sections(coloured, paired, name),
+            *_result_sections(coloured, paired, name, published),
             *training_sections,
             Section("Confusions", answer_tables.confusions(_ends(eval_runs))),
             Section("Samples", samples, SAMPLES_NOTE, sample_data),
@@ -103,18 +106,21 @@ def _training_sections(paths: Sequence[Path], logs: Sequence[TrainingLog], audio
     ]
 
 
-def _result_sections(runs: Sequence[ColouredRun], paired: dict[str, Any] | None, name: str) -> list[Section]:
+def _result_sections(
+    runs: Sequence[ColouredRun], paired: dict[str, Any] | None, name: str, published: Sequence[PublishedFigure]
+) -> list[Section]:
     """Scores, controls and their breakdown.
 
     Args:
         runs: The runs.
         paired: The comparison of the last run with the first; None: there is none.
         name: Name of the headline score.
+        published: Published figures.
     """
     return [
         Section(
             "Result",
-            result_tables.headline_figure(runs, name)
+            result_tables.headline_figure(runs, name, published)
             + result_tables.caveats(runs, name)
             + result_tables.overall(runs)
             + result_tables.outcome_counts(runs, name),

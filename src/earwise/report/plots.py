@@ -21,8 +21,10 @@ class Interval:
 
     label: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    """Lower end of the interval; None for a figure without an interval, which is drawn as a diamond."""
+    high: float | None
+    """Upper end of the interval; None like `low`."""
     colour: int
     """Number of the line's colour; -1 draws a hollow dot (blind controls)."""
     note: str = ""
@@ -67,14 +69,17 @@ def intervals(rows: Sequence[Interval], chance: float | None) -> str:
     """
     lines = []
     for row in rows:
-        style = f"--low:{100 * row.low:.2f}%;--high:{100 * row.high:.2f}%;--value:{100 * row.value:.2f}%"
-        hollow = " hollow" if row.colour < 0 else ""
+        low, high = (row.value if end is None else end for end in (row.low, row.high))
+        ends = {"low": low, "high": high, "value": row.value}
+        style = ";".join(f"--{name}:{100 * min(1.0, max(0.0, value)):.2f}%" for name, value in ends.items())
+        kind = " published" if row.low is None else " hollow" if row.colour < 0 else ""
+        interval = "published" if row.low is None else f"{100 * low:.1f}–{100 * high:.1f}"
         mark = "" if chance is None else f'<i class="chance" style="left:{100 * chance:.2f}%"></i>'
         lines.append(
             f'<div class="irow"><div class="ilabel">{escape(row.label)}<small>{escape(row.note)}</small></div>'
-            f'<div class="itrack{hollow}" style="{style};--c:var(--c{max(row.colour, 0)})">{mark}'
+            f'<div class="itrack{kind}" style="{style};--c:var(--c{max(row.colour, 0)})">{mark}'
             f'<i class="iline"></i><i class="idot"></i></div><div class="ivalue">{percent(row.value)}'
-            f"<small>{100 * row.low:.1f}–{100 * row.high:.1f}</small></div></div>"
+            f"<small>{interval}</small></div></div>"
         )
     axis = "".join(
         f'<span style="left:{tick}%">{tick}{" %" if tick == 100 else ""}</span>' for tick in (0, 25, 50, 75, 100)

@@ -17,6 +17,7 @@ from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import blind_controls, headline, is_correct, mean_delay
 from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
+from earwise.report.published_figures import PublishedFigure, published_table
 from earwise.report.samples.outcomes import OUTCOMES, outcomes
 from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
 
@@ -35,8 +36,14 @@ def paired_or_none(runs: Sequence[ColouredRun]) -> dict[str, Any] | None:
         return None
 
 
-def headline_figure(runs: Sequence[ColouredRun], name: str) -> str:
-    """The headline score of every run and of its blind controls on one scale."""
+def headline_figure(runs: Sequence[ColouredRun], name: str, published: Sequence[PublishedFigure] = ()) -> str:
+    """The headline score of every run and of its blind controls on one scale, beside published figures.
+
+    Args:
+        runs: The runs.
+        name: Name of the headline score.
+        published: Figures of other models.
+    """
     lines = []
     for run, colour in runs:
         score = headline(run.metrics, name)
@@ -48,7 +55,8 @@ def headline_figure(runs: Sequence[ColouredRun], name: str) -> str:
             if score is not None:
                 note = f"blind control · n = {score.n}"
                 lines.append(Interval(f"{run.name}, {control}", score.value, score.low, score.high, -1, note))
-    return intervals(lines, _chance_of_all(runs[-1][0]))
+    lines += [Interval(each.model, each.value / 100, None, None, 0, each.source) for each in published]
+    return intervals(lines, _chance_of_all(runs[-1][0])) + published_table(published)
 
 
 def caveats(runs: Sequence[ColouredRun], name: str) -> str:

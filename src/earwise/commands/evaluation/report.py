@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     help="Megabytes of clips in the page; the others are linked by their path.",
 )
 @click.option(
+    "--published",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON or CSV of published figures (model, value in percent, source) to show beside the score.",
+)
+@click.option(
     "--tables",
     type=UserPath(file_okay=False),
     help="Folder for every table of the page as CSV, Markdown and LaTeX.",
@@ -45,6 +50,7 @@ def command(
     title: str | None,
     seed: int,
     audio_mb: float,
+    published: Path | None,
     tables: Path | None,
     as_json: bool,
 ) -> None:
@@ -62,6 +68,7 @@ def command(
     earwise report runs/first --tables tables/
     """
     from earwise.report import write_report
+    from earwise.report.published_figures import read_published
     from earwise.report.table_files import write_tables
     from earwise.report.training import is_training_run, read_evaluations
 
@@ -75,7 +82,7 @@ def command(
     default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
     path = write_report(
         out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed,
-        audio_budget=int(audio_mb * 1e6),
+        audio_budget=int(audio_mb * 1e6), published=read_published(published) if published is not None else (),
     )  # fmt: skip
     table_files = write_tables(path.read_text(encoding="utf-8"), tables) if tables is not None else []
     if as_json:
