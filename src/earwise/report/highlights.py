@@ -13,7 +13,12 @@ from earwise.report.page import tile
 from earwise.report.plots import percent, points
 from earwise.report.tables import p_value
 
-CONTROL_NAMES = {"silence": "silence", "noise": "noise", "shuffled": "the sound of another item"}
+CONTROL_NAMES = {
+    "silence": "silence",
+    "noise": "noise",
+    "shuffled": "the sound of another item",
+    "text-only": "nothing",
+}
 """Blind controls in words that complete "with ... in place of the sound"."""
 
 
@@ -51,7 +56,7 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     is_certain = row["hearing_gain"][name]["low"] > 0
     warning = "" if is_certain else " The hearing gain is not distinguishable from zero."
     blind_value = percent(row["accuracy"][name]["accuracy"])
-    return f"{text}. With {CONTROL_NAMES[control]} in place of the sound: <b>{blind_value}</b>.{warning}"
+    return f"{text}. With {CONTROL_NAMES.get(control, control)} in place of the sound: <b>{blind_value}</b>.{warning}"
 
 
 def tiles(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> list[str]:

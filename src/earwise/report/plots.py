@@ -85,9 +85,7 @@ def intervals(rows: Sequence[Interval], chance: float | None) -> str:
         f'<span style="left:{tick}%">{tick}{" %" if tick == 100 else ""}</span>' for tick in (0, 25, 50, 75, 100)
     )
     foot = (
-        ""
-        if chance is None
-        else f'<p class="note">Dashed line: chance, {percent(chance)}. Bars: 95 % intervals (Wilson).</p>'
+        "" if chance is None else f'<p class="note">Dashed line: chance, {percent(chance)}. Bars: 95 % intervals.</p>'
     )
     return f'<div class="intervals">{"".join(lines)}<div class="irow"><div class="iaxis">{axis}</div></div></div>{foot}'
 

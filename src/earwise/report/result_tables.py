@@ -18,7 +18,7 @@ from earwise.evaluation.scores import blind_controls, headline, is_correct, mean
 from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
 from earwise.report.published_figures import PublishedFigure, published_table
-from earwise.report.samples.outcomes import OUTCOMES, outcomes
+from earwise.report.samples.outcomes import OUTCOMES, outcomes, shared_items
 from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
 
 GROUPS_SHOWN = 24
@@ -84,7 +84,7 @@ def _different_items(runs: Sequence[EvalRun]) -> list[str]:
     """Sentences about runs that were not asked the same items (HTML)."""
     last, notes = runs[-1], []
     for run in runs[:-1]:
-        num_shared = len(run.first.keys() & last.first.keys())
+        num_shared = len(shared_items(run, last))
         names = f"<b>{escape(run.name)}</b> and <b>{escape(last.name)}</b>"
         if not num_shared:
             notes.append(
@@ -143,7 +143,7 @@ def outcome_counts(runs: Sequence[ColouredRun], name: str) -> str:
     """
     plain_runs = [run for run, _ in runs]
     first, last = plain_runs[0], plain_runs[-1]
-    shared = last.first.keys() & first.first.keys()
+    shared = shared_items(first, last)
     if first is last or not shared:
         return ""
     counts = Counter(result for item, result in outcomes(plain_runs, name).items() if item in shared)

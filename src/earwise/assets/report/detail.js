@@ -57,7 +57,7 @@ function scoreTable(answer, run) {
   if (!answer.scores) return element("p", {class: "note"}, "The item has no gold answer, so no score.");
   const rows = Object.entries(answer.scores).map(([name, value]) => element("tr", {},
     element("th", {scope: "row"}, name, name === data.headline ? element("small", {}, " headline") : null),
-    element("td", {class: value >= 1 ? "up" : ""}, Number.isInteger(value) ? value : value?.toFixed(3) ?? "–"),
+    element("td", {class: name === data.headline && answer.grade === "right" ? "up" : ""}, Number.isInteger(value) ? value : value?.toFixed(3) ?? "–"),
     element("td", {class: "why"}, run.notes[name] || "")));
   const reason = answer.why ? element("p", {class: "note"}, `Why: ${answer.why}`) : null;
   return [element("table", {class: "scores"}, element("caption", {}, "Scores"), element("tbody", {}, rows)), reason];

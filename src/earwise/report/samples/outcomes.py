@@ -40,7 +40,18 @@ def outcomes(runs: Sequence[EvalRun], name: str) -> dict[str, str]:
         Outcome by item id, in the order of the last run.
     """
     before, after = runs[0].first, runs[-1].first
-    return {item: _outcome(before.get(item), row, name) for item, row in after.items()}
+    shared = shared_items(runs[0], runs[-1])
+    return {item: _outcome(before[item] if item in shared else None, row, name) for item, row in after.items()}
+
+
+def shared_items(before: EvalRun, after: EvalRun) -> set[str]:
+    """Ids of the items that both runs were asked: one id, one question, one gold answer."""
+    rows_before, rows_after = before.first, after.first
+    return {
+        item
+        for item in rows_before.keys() & rows_after.keys()
+        if all(rows_before[item][field] == rows_after[item][field] for field in ("question", "gold"))
+    }
 
 
 def _outcome(before: Row | None, after: Row, name: str) -> str:
