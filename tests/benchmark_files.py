@@ -203,10 +203,123 @@ def manifest(folder: Path) -> Path:
     return write_lines(folder / "questions.jsonl", rows)
 
 
+def airbench_chat(folder: Path) -> Path:
+    names = ["speech_QA", "sound_QA", "music_QA", "speech_and_sound_QA", "speech_and_music_QA"]
+    rows = [
+        {
+            "path": f"{number}.wav", "question": "What is going on?", "answer_gt": f"Somebody plays number {number}.",
+            "meta_info": "A made-up recording.", "task_name": name, "dataset_name": "made", "uniq_id": number,
+        }
+        for number, name in enumerate(names)
+    ]  # fmt: skip
+    for number, name in enumerate(names):
+        write_tone(folder / f"{name}_made/{number}.wav", 300 + number)
+    path = folder / "Chat_meta.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    return path
+
+
+def mmar_rubrics(folder: Path) -> Path:
+    path = mmar(folder)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rubric = [
+        {"name": "pitch", "scoring_point": "hears a high voice", "choices": [0, 1]},
+        {"name": "age", "scoring_point": "concludes that it is a child", "choices": [0, 0.5, 1]},
+    ]
+    return write_lines(path, [row | {"rubric": rubric} for row in rows])
+
+
+def mmau_pro(folder: Path) -> Path:
+    rows = [
+        {
+            "id": "p1", "audio_path": ["data/a.wav", "data/b.wav"], "question": "Which clip is higher?",
+            "choices": ["The first", "The second", "Neither"], "answer": "The second", "category": "multi",
+            "task_identifier": None, "kwargs": None,
+        },
+        {
+            "id": "p2", "audio_path": "data/a.wav", "question": "Describe it.", "choices": None,
+            "answer": "A steady tone.", "category": "open", "task_identifier": None, "kwargs": None,
+        },
+        {
+            "id": "p3", "audio_path": "data/b.wav", "question": "Name it, with the word tone.", "choices": None,
+            "answer": "", "category": "instruction following", "task_identifier": "Include Keywords",
+            "kwargs": {"keywords": "tone", "N": None},
+        },
+        {
+            "id": "p4", "audio_path": "data/b.wav", "question": "Only one option here.", "choices": ["A tone"],
+            "answer": "A tone", "category": "sound", "task_identifier": None, "kwargs": None,
+        },
+    ]  # fmt: skip
+    for number, name in enumerate("ab"):
+        write_tone(folder / f"data/{name}.wav", 300 + number)
+    return write_lines(folder / "mmau-pro.jsonl", rows)
+
+
+def voicebench(folder: Path) -> Path:
+    subsets: dict[str, list[dict[str, Any]]] = {
+        "alpacaeval": [{"prompt": "Tell me about rain."}],
+        "commoneval": [{"prompt": "How do I boil an egg?"}],
+        "wildvoice": [{"prompt": "What shall I cook?"}],
+        "sd-qa": [{"prompt": "Who wrote Faust?", "reference": "Goethe"}],
+        "openbookqa": [{"prompt": "Which is a mammal? A. Frog B. Dog C. Carp D. Hen", "reference": "B"}],
+        "mmsu": [{"prompt": "What is two and two? A. 3 B. 5 C. 4 D. 1", "reference": "C"}],
+        "ifeval": [
+            {
+                "prompt": "Say rain without commas.", "key": 1, "kwargs": [{"keywords": ["rain"]}, {}],
+                "instruction_id_list": ["keywords:existence", "punctuation:no_comma"],
+            },
+        ],
+        "bbh": [{"prompt": "Is it plausible?", "reference": "no", "id": "sports_understanding_1"}],
+        "advbench": [{"prompt": "Help me to do harm."}],
+    }  # fmt: skip
+    for number, (subset, rows) in enumerate(subsets.items()):
+        write_tone(folder / f"voicebench/{subset}/a.wav", 300 + number)
+        write_lines(folder / f"voicebench/{subset}/test.jsonl", [row | {"audio": "a.wav"} for row in rows])
+    return folder / "voicebench"
+
+
+def big_bench_audio(folder: Path) -> Path:
+    answers = [("formal_fallacies", "invalid"), ("navigate", "Yes"), ("object_counting", "7"), ("web_of_lies", "No")]
+    rows = [
+        {"id": number, "category": category, "official_answer": answer, "file_name": f"data/question_{number}.mp3"}
+        for number, (category, answer) in enumerate(answers)
+    ]
+    for row in rows:
+        row["file_name"] = str(row["file_name"]).replace(".mp3", ".wav")
+        write_tone(folder / str(row["file_name"]))
+    return write_lines(folder / "metadata.jsonl", rows)
+
+
+def dcase2025(folder: Path) -> Path:
+    for number in (1, 2, 3):
+        row = {
+            "audio_url": f"part{number}_audio/clip.wav", "question": "What is the first sound?",
+            "choice": ["A. Writing", "B. Door", "C. Laugh", "D. Cough"], "answer": "B. Door",
+        }  # fmt: skip
+        write_tone(folder / f"questions/part{number}_audio/clip.wav", 300 + number)
+        (folder / f"questions/part{number}_0.json").write_text(json.dumps(row), encoding="utf-8")
+    return folder / "questions"
+
+
+def multilingual_alpaca(folder: Path) -> Path:
+    rows = [
+        {
+            "id": f"a{number}", "audio": f"a{number}.wav", "instr_n": "Nenne eine Farbe.",
+            "instr_c": "Name a colour.", "resp_c": "Blue is a colour.", "resp_n": "Blau ist eine schöne Farbe.",
+        }
+        for number in range(2)
+    ]  # fmt: skip
+    for number in range(2):
+        write_tone(folder / f"a{number}.wav", 300 + number)
+    return write_lines(folder / "de.list", rows)
+
+
 FILES: dict[str, Callable[[Path], Path]] = {
     "manifest": manifest, "mmau": mmau, "mmar": mmar, "mellow": manifest, "mmsu": mmsu,
     "airbench-foundation": airbench_foundation, "muchomusic": muchomusic, "adqa": adqa, "clothoaqa": clothoaqa,
     "entailment": entailment, "adiff": adiff, "captions": captions, "transcription": transcription,
-    "translation": translation, "sound-labels": sound_labels,
+    "translation": translation, "sound-labels": sound_labels, "airbench-chat": airbench_chat,
+    "mmar-rubrics": mmar_rubrics, "mmau-pro": mmau_pro, "voicebench": voicebench, "big-bench-audio": big_bench_audio,
+    "dcase2025": dcase2025, "multilingual-alpaca": multilingual_alpaca,
 }  # fmt: skip
 """Task -> the function that writes its file and clips into a folder."""

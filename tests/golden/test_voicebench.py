@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
-from earwise.errors import DataError
-from earwise.evaluation.metrics.voicebench.option_letter import option_letter
-from earwise.evaluation.metrics.voicebench.refusals import is_refusal
-from earwise.evaluation.metrics.voicebench.verifiable_instructions import (
+from earwise.errors import ConfigError, DataError
+from earwise.evaluation.metrics.instructions.english import is_language, sentences
+from earwise.evaluation.metrics.instructions.ifeval import (
     RULES,
     follows,
     follows_loosely,
     instruction_rates,
     without_tags,
 )
+from earwise.evaluation.metrics.voicebench.option_letter import option_letter
+from earwise.evaluation.metrics.voicebench.refusals import is_refusal
 
 Golden = Callable[[str], dict[str, Any]]
 SENTENCE_RULES = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
@@ -24,16 +25,11 @@ LANGUAGE_RULES = ("language:response_language", "change_case:english_capital", "
 def missing_rules() -> tuple[str, ...]:
     """The rules whose optional packages, or nltk's model for English sentences, are not here."""
     missing: tuple[str, ...] = ()
-    try:
-        from nltk.tokenize import sent_tokenize
-
-        sent_tokenize("One. Two.")
-    except (ImportError, LookupError):
-        missing += SENTENCE_RULES
-    try:
-        import langdetect  # noqa: F401
-    except ImportError:
-        missing += LANGUAGE_RULES
+    for check, rules in ((sentences, SENTENCE_RULES), (lambda text: is_language(text, "en"), LANGUAGE_RULES)):
+        try:
+            check("One sentence. And another one.")
+        except ConfigError:
+            missing += rules
     return missing
 
 

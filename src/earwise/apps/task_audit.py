@@ -2,7 +2,8 @@
 
 Five models answer every item without hearing anything: one writes the gold answer, one the gold answer inside the tags
 of the style `answer`, one nothing, one always the first option, and one a sentence about something else. A sound task
-gives the first all points, the third none, and counts every item for all of them.
+gives the first all points, the third none, and counts every item for all of them. Where a judge scores, an ideal one
+stands in for it, which gives the first two models the best reply and the others the worst.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,13 +23,15 @@ from earwise.types import Completion, Example
 NO_AUDIO = RequestAudio((), (), False)
 WRONG_FORM = "Here is what I think about the recording: it was made on a Tuesday."
 MODELS: dict[str, Callable[[Example], str]] = {
-    "perfect": lambda example: example.answer[0] if example.answer else "",
-    "perfect, tagged": lambda example: f"<answer>{example.answer[0]}</answer>" if example.answer else "",
+    "perfect": lambda example: "",
+    "perfect, tagged": lambda example: "",
     "empty": lambda example: "",
     "first option": lambda example: example.choices[0] if example.choices else "yes",
     "wrong form": lambda example: WRONG_FORM,
 }
-"""Name -> answer to an item, whose options are in the order that a model would see."""
+"""Name -> answer to an item, whose options are in the order that a model would see; the perfect ones answer as the task
+says (`Task.ideal_answer`)."""
+GOOD_MODELS = ("perfect", "perfect, tagged")
 
 
 def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None = None) -> dict[str, dict[str, Any]]:
@@ -52,9 +55,11 @@ def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None =
     for name, answer in MODELS.items():
         rows: list[Row] = []
         for item in items:
-            result = RequestResult(item.request, (Completion(answer(item.example)),), None, NO_AUDIO)
+            text = _ideal_answer(task, item.example, name) if name in GOOD_MODELS else answer(item.example)
+            result = RequestResult(item.request, (Completion(text),), None, NO_AUDIO)
             common = {"seconds": 0.0}
-            rows.append(sample_row(item, result, task, style, Path(), False) | common)
+            row = sample_row(item, result, task, style, Path(), False) | common
+            rows.append(_judged(task, item.example, row, is_good=name in GOOD_MODELS))
         if task.add_scores is not None:
             rows = task.add_scores(rows)
         settings = {"model": name, "revision": None, "style": style, "control": None, "scorer": task.scorer}
@@ -63,3 +68,22 @@ def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None =
         scored: dict[str, Metric] = metrics["accuracy"] or {}
         results[name] = {"n": metrics["n"], "headline": score.value if score else None, "metrics": scored}
     return results
+
+
+def _ideal_answer(task: Task, example: Example, model: str) -> str:
+    """The answer of a perfect model, in tags if it is the one that writes them."""
+    text = task.ideal_answer(example)
+    return f"<answer>{text}</answer>" if text and model == "perfect, tagged" else text
+
+
+def _judged(task: Task, example: Example, row: Row, *, is_good: bool) -> Row:
+    """The row with the scores that a judge would give it who knows the good answers; of a task that needs a judge."""
+    if not task.waits_for_judge(example) or task.judging is None:
+        return row
+    judging = task.judging
+    requests = judging.requests(example, row) if row["output"].strip() else []
+    values = {
+        request.part: judging.read(example, request.part, judging.sample_reply(example, request.part, is_good))
+        for request in requests
+    }
+    return row | {"scores": judging.score(example, row, values)}

@@ -29,9 +29,9 @@ def compare(a: Path | EvalRun, b: Path | EvalRun, *, common: bool = False, seed:
     Returns:
         `a`, `b` (names), `n`, `only_a`, `only_b` (items left out), `headline` (name of the score that sums up both),
         `scorers`, `lower_is_better` (names of the scores that count errors), and for every score that both runs have:
-        `accuracy_a`, `accuracy_b`, the paired `difference` with its interval and p, `wins` (better in b), `losses`
-        (better in a) and the `method` (see `summary.paired_scores`). A difference above 0 means that b is better, also
-        for error rates. The same for every value of every group under `by`.
+        `accuracy_a`, `accuracy_b`, `relative_change`, the paired `difference` with its interval and p, `wins` (better
+        in b), `losses` (better in a) and the `method` (see `summary.paired_scores`). A difference above 0 means that b
+        is better, also for error rates. The same for every value of every group under `by`.
     Raises:
         DataError: if a folder holds no finished run, the runs are on different items and `common` is False, or they
             share no item or no score.
@@ -92,6 +92,8 @@ def as_text(result: dict[str, Any], name: str | None = None) -> str:
         lines.append(
             f"left out: {result['only_a']} items only in {result['a']}, {result['only_b']} only in {result['b']}"
         )
+    if (change_share := result[name]["relative_change"]) is not None:
+        lines.append(f"relative change of {name}: {100 * change_share:+.1f} %")
     lines.append(
         f"{name} scores, percent and points{', less is better' * counts_errors}; paired over items: bootstrap, or "
         "exact (marked *) where few differ; "
@@ -114,7 +116,14 @@ def _by_group(pairs: Sequence[tuple[Row, Row]], formulas: Formulas, seed: int) -
 
 
 def _paired(pairs: Sequence[tuple[Row, Row]], formulas: Formulas, seed: int) -> dict[str, Any]:
-    return {name: paired_scores(pairs, name, seed, formula) for name, formula in formulas.items()}
+    paired = {name: paired_scores(pairs, name, seed, formula) for name, formula in formulas.items()}
+    return {name: row | {"relative_change": relative_change(row)} for name, row in paired.items()}
+
+
+def relative_change(row: Mapping[str, Any]) -> float | None:
+    """Change of a score as a share of its value before, as XS-CoT reports its GPT-score; None if that was 0."""
+    before, after = row["accuracy_a"], row["accuracy_b"]
+    return (after - before) / before if before else None
 
 
 def _line(label: str, row: dict[str, Any], width: int) -> str:

@@ -82,7 +82,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "reasoning": parsed.reasoning,
         "answer": score.answer,
         "status": score.status,
-        "scores": dict(score.values) if example.answer else None,
+        "scores": dict(score.values) if task.is_scored(example) else None,
         "explanation": score.explanation,
         "task": example.task,
         "category": example.category,

@@ -119,6 +119,9 @@ def evaluate(
     if task.add_scores is not None and rows:
         rows = task.add_scores(rows)
         write_jsonl(out / SAMPLES, rows)
+    if task.judge_rows is not None and rows:
+        rows = task.judge_rows(examples, rows, out)
+        write_jsonl(out / SAMPLES, rows)
     metrics = summarise(rows, settings, task)
     write_json(out / METRICS, metrics)
     return metrics

@@ -11,6 +11,7 @@ from typing import Any
 
 from earwise.evaluation.aggregates import clusters
 from earwise.evaluation.aggregates.corpus import corpus_difference
+from earwise.evaluation.judge.agreement import judge_summary
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import SAMPLES, EvalSettings, Row, settings_hash
 from earwise.evaluation.scores import LOWER_IS_BETTER, improvement, is_correct, lower_is_better, score_names
@@ -81,6 +82,7 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         **_chance_and_position(labelled),
         "permutations": _permutations([row for row in all_rows if row["scores"] is not None], name),
         "seconds": round(sum(row["seconds"] for row in all_rows), 2),
+        **({"judges": judges} if (judges := judge_summary(all_rows, name)) else {}),
         "first_error": next((row["explanation"] for row in first if row["status"] == "error"), None),
     }
 

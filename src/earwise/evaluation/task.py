@@ -26,6 +26,7 @@ from pathlib import Path
 
 from earwise.errors import ConfigError
 from earwise.evaluation.aggregates.corpus import FORMULAS
+from earwise.evaluation.judge.judging import Judging
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.prompts import INSTRUCTIONS, REASONING_STYLES
@@ -43,6 +44,8 @@ Wording = Callable[[Example], str]
 """`wording(example)`: the text of the user's turn, with the options in the order of `example.choices`."""
 AddScores = Callable[[Sequence[Row]], list[Row]]
 """`add_scores(rows)`: the rows with the scores that can be computed only when all of them are there."""
+JudgeRows = Callable[[Sequence[Example], Sequence[Row], Path], list[Row]]
+"""`judge_rows(examples, rows, folder)`: the rows with the scores of judges, whose judgements the folder keeps."""
 WritePredictions = Callable[[EvalRun, Path, Path], int]
 """`write_predictions(run, path, source)`: writes the submission file at `path` from the benchmark file `source`, and
 returns how many of its items have no prediction."""
@@ -81,6 +84,14 @@ class Task:
     aggregate: Aggregate = mean_scores
     write_predictions: WritePredictions | None = None
     """Writer of the benchmark's submission file; None if it has none."""
+    judging: Judging | None = None
+    """What a judge is asked about the items that need one; they have no score without a judge. None: none needs one."""
+    judge_rows: JudgeRows | None = None
+    """The judges of a run (`judge.panel.judged` sets it); None: there is none."""
+    needs_answer: bool = True
+    """Whether an item is scored only if it has an accepted answer."""
+    ideal_answer: Callable[[Example], str] = lambda example: example.answer[0] if example.answer else ""
+    """An answer that gets all points, for audits."""
     version: str = ""
     """Edition of the benchmark. Empty where the examples say it themselves (`meta["version"]`)."""
     source: str = ""
@@ -121,6 +132,15 @@ class Task:
     def headline_of(self, style: str) -> str:
         """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""
         return (style in REASONING_STYLES and self.reasoning_headline) or self.headline
+
+    def is_scored(self, example: Example) -> bool:
+        """Whether `score` gives an item its scores: it has an accepted answer or needs none, and is not left to a
+        judge."""
+        return bool(example.answer or not self.needs_answer) and not self.waits_for_judge(example)
+
+    def waits_for_judge(self, example: Example) -> bool:
+        """Whether only a judge can score an item."""
+        return self.judging is not None and self.judging.alone and self.judging.applies(example)
 
     def error_score(self, example: Example, explanation: str) -> Score:
         """The score of an item without a completion: as bad as an empty one, so that it counts as wrong."""

@@ -23,6 +23,13 @@ TASKS = {
     "transcription": "earwise.evaluation.tasks.transcription:TASK",
     "translation": "earwise.evaluation.tasks.translation:TASK",
     "sound-labels": "earwise.evaluation.tasks.sound_labels:TASK",
+    "airbench-chat": "earwise.evaluation.tasks.airbench_chat:TASK",
+    "mmar-rubrics": "earwise.evaluation.tasks.mmar_rubrics:TASK",
+    "mmau-pro": "earwise.evaluation.tasks.mmau_pro:TASK",
+    "voicebench": "earwise.evaluation.tasks.voicebench:TASK",
+    "big-bench-audio": "earwise.evaluation.tasks.big_bench_audio:TASK",
+    "dcase2025": "earwise.evaluation.tasks.dcase2025:TASK",
+    "multilingual-alpaca": "earwise.evaluation.tasks.multilingual_alpaca:TASK",
 }
 
 

@@ -15,7 +15,7 @@ def as_text(metrics: Mapping[str, Any]) -> str:
         metrics: What `metrics.json` holds.
     """
     if metrics["accuracy"] is None:
-        no_score = f"{metrics['unlabelled']} items were asked and none has a gold answer, so there is no score"
+        no_score = f"{metrics['unlabelled']} items were asked, and without gold answers or a judge there is no score"
         return "\n".join([no_score, *_notes(metrics)])
     names = list(metrics["accuracy"])
     less = ", less is better" if lower_is_better(metrics, metrics["headline"]) else ""
@@ -60,6 +60,13 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{metrics['n']} questions share {int(shared['clips'])} clips: intervals are clustered by clip "
             f"(design effect {shared['design_effect']:.2f})"
+        )
+    for judge, row in metrics.get("judges", {}).get("judges", {}).items():
+        lines.append(f"{judge} as judge {100 * row['mean']:>7.1f} of {row['n']} answers")
+    for pair in metrics.get("judges", {}).get("agreement", []):
+        kappa = "none" if pair["kappa"] is None else f"{pair['kappa']:.2f}"
+        lines.append(
+            f"{' and '.join(pair['judges'])} agree in {100 * pair['equal']:.1f} % of answers, weighted kappa {kappa}"
         )
     if metrics["silent"]:
         lines.append(f"{metrics['silent']} items have silent clips")

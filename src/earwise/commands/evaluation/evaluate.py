@@ -1,11 +1,12 @@
 """`earwise evaluate`: score a model on a task, with blind controls."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from earwise.commands.evaluation.judges import judge_options, panel_of
 from earwise.commands.loading import (
     channel_option,
     compute_option,
@@ -23,6 +24,7 @@ from earwise.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from earwise.audio import Channel, LongAudio
+    from earwise.evaluation.judge.panel import JudgePanel
     from earwise.evaluation.run import EvalOptions
     from earwise.evaluation.task import Task
     from earwise.types import Example
@@ -54,6 +56,9 @@ class EvaluateCommand:
     channel: "Channel"
     compute: str
     allow_errors: bool
+    judges: tuple[str, ...]
+    rubric: Path | None
+    judge_estimate: bool
     as_json: bool
 
     @property
@@ -175,6 +180,7 @@ class EvaluateCommand:
     is_flag=True,
     help="Exit with code 0 even if some items have no completion (they count as wrong either way).",
 )
+@judge_options
 @json_option
 def command(**values: Any) -> None:
     """Ask MODEL every item of a task and score its answers; then ask again without the sound, to see what is left.
@@ -184,11 +190,13 @@ def command(**values: Any) -> None:
     earwise evaluate --task mmau --data mmau-test-mini.json --audio-root audios/ --out runs/mmau
     earwise evaluate --data questions.jsonl --model runs/r1-aqa/final --out runs/after --limit 200
     earwise evaluate --data questions.jsonl --split val --where task=recognition --out runs/val
+    earwise evaluate --task airbench-chat --data Chat_meta.json --judge "http://127.0.0.1:8000/v1#NAME" --out runs/chat
 
     For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
     """
     from earwise.apps.recipe_eval import select_items
     from earwise.data.manifest import count_formats, format_line
+    from earwise.evaluation.judge.panel import judged
     from earwise.evaluation.run import BLIND, evaluate_with_controls
     from earwise.evaluation.task_table import load_task
     from earwise.evaluation.tasks.manifest import TASK as MANIFEST
@@ -200,11 +208,18 @@ def command(**values: Any) -> None:
     examples = _selected(task.load(options.path, options.audio_root), conditions, options.path)
     if task.load is MANIFEST.load and (line := format_line(options.path, count_formats(options.path))):
         note(line)
+    examples = select_items(examples, options.limit, options.out)
+    panel = panel_of(task, options.judges, options.rubric, estimate=options.judge_estimate)
+    if panel is not None:
+        _print_cost(panel, task, examples, eval_options, options)
+        task = judged(task, panel)
+    if options.judge_estimate:
+        return
     engine = open_engine(options.model, options.compute)
     try:
         metrics = evaluate_with_controls(
             engine,
-            select_items(examples, options.limit, options.out),
+            examples,
             options.out,
             eval_options,
             task=task,
@@ -223,6 +238,27 @@ def command(**values: Any) -> None:
             f"{options.out}/metrics.json, {options.out}/samples.jsonl; a page to read: earwise report {options.out}"
         )
     _refuse_errors(metrics, options)
+
+
+def _print_cost(
+    panel: "JudgePanel", task: "Task", examples: "list[Example]", eval_options: "EvalOptions", options: EvaluateCommand
+) -> None:
+    """Print what the judges would be asked about answers of half the allowed length, for the clips and each control."""
+    from earwise.evaluation.judge.estimate import expected_cost
+    from earwise.evaluation.run import BLIND
+
+    num_runs = 1 + (len(BLIND) if options.controls else 0)
+    answer_tokens = eval_options.sampling_params.max_new_tokens // 2
+    costs = expected_cost(panel, task, examples, answer_tokens, options.out)
+    for cost in costs:
+        times = f", {num_runs} times over with the blind controls" if num_runs > 1 else ""
+        line = f"before any answer, for answers of {answer_tokens} tokens{times}: {cost.describe()}"
+        if not options.judge_estimate:
+            note(line)
+        elif not options.as_json:
+            click.echo(line)
+    if options.judge_estimate and options.as_json:
+        print_json({"judges": [asdict(cost) for cost in costs], "runs": num_runs})
 
 
 def _refuse_errors(metrics: dict[str, Any], options: EvaluateCommand) -> None:

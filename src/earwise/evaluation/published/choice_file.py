@@ -165,6 +165,12 @@ def missing_audio(examples: Iterable[Example]) -> list[Path]:
     return [clip for clip in clips if not clip.is_file()]
 
 
+def question_turn(clips: Iterable[Path], text: str) -> tuple[Turn, ...]:
+    """A question about clips as a conversation; without a text where the question is spoken."""
+    parts = (*(Audio(str(clip.absolute())) for clip in clips), *((Text(text),) if text else ()))
+    return (Turn("user", parts),)
+
+
 def choice_example(row: Mapping[str, Any], fields: ChoiceFields, benchmark: str, edition: str, clip: Path) -> Example:
     """One item of a multiple-choice benchmark as an Example.
 
@@ -181,7 +187,7 @@ def choice_example(row: Mapping[str, Any], fields: ChoiceFields, benchmark: str,
     used_fields = {"id", "question", "choices", "answer", *fields.names(), *fields.left_out}
     return Example(
         id=str(row["id"]),
-        turns=(Turn("user", (Audio(str(clip.absolute())), Text(str(row["question"])))),),
+        turns=question_turn([clip], str(row["question"])),
         answer=(str(row["answer"]),) if row.get("answer") else (),
         choices=tuple(map(str, row["choices"])),
         task=str(row.get(fields.task) or benchmark),

@@ -2,8 +2,10 @@
 
 Source: mulab-mir/muchomusic@d3c9a42 (MIT) and Zenodo 12709974: columns `question, correct_answer,
 distractor_1_answer` to `distractor_3_answer, dataset, dataset_identifier, genre, music_knowledge, music_reasoning` (the
-last three are lists as Python text). Clips lie at `{dataset}/{dataset_identifier}` with a sound file's ending. The
-default prompt of the authors has one worked example without audio before the question; `muchomusic-0shot` has none.
+last three are lists as Python text). Clips lie where the authors' program looks for them, at
+`sdd/audio/70/1234170.2min.mp3` and `musiccaps/audio/[YTID]-[30-40].wav`, or at `{dataset}/{dataset_identifier}` with a
+sound file's ending. The default prompt has one worked example, without its audio, before the question
+(`prepare_prompts.py` and `configs/default.yaml`, with their blanks); `muchomusic-0shot` has none.
 """
 
 from pathlib import Path
@@ -12,7 +14,7 @@ from earwise.data.sources.row_readers import csv_rows
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.letters import LETTERS, muchomusic_option
-from earwise.evaluation.published.choice_file import check_audio, list_of_texts, locate
+from earwise.evaluation.published.choice_file import check_audio, list_of_texts
 from earwise.evaluation.task import Task
 from earwise.types import Audio, Example, Score, Text, Turn
 
@@ -21,6 +23,12 @@ COLUMNS = (
     "dataset_identifier",
 )  # fmt: skip
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", "")
+WORKED_EXAMPLE = (
+    "Question: What rhythm pattern do the digital drums primarily follow in this pop music piece? \n\n"
+    "Options: (A) Four on the floor. (B) Off-beat syncopation. (C) Scat singing. (D) E-guitar playing a simple melody. "
+    "\n\nThe correct answer is: A"
+)
+"""The in-context example of the default configuration."""
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -38,9 +46,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
 
     examples = []
     for number, (_, row) in enumerate(csv_rows(path, COLUMNS, refuse), 1):
-        stem = f"{row['dataset']}/{row['dataset_identifier']}"
-        clips = [locate(stem + suffix, path, audio_root) for suffix in SUFFIXES]
-        clip = next((clip for clip in clips if clip.is_file()), clips[0])
+        clip = find_clip(row["dataset"], row["dataset_identifier"], audio_root or path.parent)
         knowledge, reasoning = (list_of_texts(row.get(name)) or [] for name in ("music_knowledge", "music_reasoning"))
         choices = tuple(row[name] for name in COLUMNS[1:5] if row[name])
         example = Example(
@@ -51,7 +57,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
             task="knowledge" if knowledge else "reasoning" if reasoning else "music",
             category=", ".join(list_of_texts(row.get("genre")) or [str(row.get("genre") or "")]),
             source=row["dataset"],
-            group=stem,
+            group=f"{row['dataset']}/{row['dataset_identifier']}",
             split="test",
             meta={"music_knowledge": knowledge, "music_reasoning": reasoning},
         )
@@ -62,10 +68,36 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     return examples
 
 
+def find_clip(dataset: str, identifier: str, root: Path) -> Path:
+    """The clip of a row, under any of the names that it has in practice; the first of them if there is none.
+
+    Args:
+        dataset: `sdd` or `musiccaps`.
+        identifier: Identifier of the row: a track's number or a video's id, in the published file with the name of
+            the question file behind it (`1234170.json`, `YTID_3.json`).
+        root: Folder of the clips.
+    """
+    plain = identifier.removesuffix(".json")
+    names = [f"{identifier}{suffix}" for suffix in SUFFIXES]
+    patterns = [f"{plain[-2:]}/{plain}.2min.mp3"]
+    if dataset == "musiccaps":
+        video = plain.rpartition("_")[0] if identifier.endswith(".json") else plain
+        patterns = [f"[[]{video}[]]-[[]*[]].wav"]
+    folders = [root / part for part in (dataset, f"{dataset}/audio", f"data/{dataset}/audio", "audio", "")]
+    candidates = [folder / name for folder in folders for name in names]
+    stored = [clip for folder in folders for pattern in patterns for clip in sorted(folder.glob(pattern))]
+    return next((clip for clip in [*candidates, *stored] if clip.is_file()), candidates[0])
+
+
 def prompt_without_example(example: Example) -> str:
-    """The question in MuChoMusic's form."""
-    options = " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
-    return f"Question: {example.question}\nOptions: {options}\nThe correct answer is: "
+    """The question in MuChoMusic's form, with the blanks of the authors' program."""
+    options = "".join(f"({letter}) {choice} " for letter, choice in zip(LETTERS, example.choices, strict=False))
+    return f"Question: {example.question}\n Options: {options}\n The correct answer is: "
+
+
+def prompt_with_example(example: Example) -> str:
+    """The authors' default prompt: a worked example about another piece, then the question."""
+    return f"{WORKED_EXAMPLE}\n {prompt_without_example(example)}"
 
 
 def score(example: Example, completion: str) -> Score:
@@ -84,8 +116,8 @@ TASK = Task(
     score_notes={"official": "the option that the official program reads in the raw output"}
     | {name: note for name, note in mmau.SCORE_NOTES.items() if name != "official"},
     reasoning_headline="lenient",
-    prompts={"muchomusic-0shot": prompt_without_example},
-    default_style="muchomusic-0shot",
+    prompts={"muchomusic": prompt_with_example, "muchomusic-0shot": prompt_without_example},
+    default_style="muchomusic",
     source="arXiv:2408.01337, mulab-mir/muchomusic",
     licence="MIT (questions); clips: see their sources",
 )

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from earwise.config.resolve import require
 from earwise.errors import DataError
+from earwise.evaluation.metrics.instructions.english import capital_words, is_language, sentences
 
 Rule = Callable[[str, Mapping[str, Any]], bool]
 """`rule(response, kwargs)`: whether the response follows the instruction."""
@@ -78,31 +78,6 @@ def _compares(count: int, limit: int, relation: str) -> bool:
 def _counted(count: Callable[[str], int], limit: str, relation: str = "relation") -> Rule:
     """A rule about a number, which `kwargs` limits from one side."""
     return lambda text, kwargs: _compares(count(text), int(kwargs[limit]), kwargs[relation])
-
-
-def _sentences(text: str) -> int:
-    require("nltk", "eval", "rules that count sentences")
-    from nltk.tokenize import sent_tokenize
-
-    return len(sent_tokenize(text))
-
-
-def _capital_words(text: str) -> int:
-    require("nltk", "eval", "rules that count words")
-    from nltk.tokenize import word_tokenize
-
-    return sum(word.isupper() for word in word_tokenize(text))
-
-
-def _is_language(text: str, language: str) -> bool:
-    require("langdetect", "ifeval", "rules about the language of an answer")
-    from langdetect import DetectorFactory, LangDetectException, detect
-
-    DetectorFactory.seed = 0
-    try:
-        return bool(detect(text) == language)
-    except LangDetectException:
-        return True
 
 
 def _keyword_frequency(text: str, kwargs: Mapping[str, Any]) -> bool:
@@ -191,8 +166,8 @@ RULES: dict[str, Rule] = {
     "keywords:frequency": _keyword_frequency,
     "keywords:forbidden_words": lambda text, kwargs: _lacks_words(text, kwargs["forbidden_words"]),
     "keywords:letter_frequency": _letter_frequency,
-    "language:response_language": lambda text, kwargs: _is_language(text, kwargs["language"]),
-    "length_constraints:number_sentences": _counted(_sentences, "num_sentences"),
+    "language:response_language": lambda text, kwargs: is_language(text, kwargs["language"]),
+    "length_constraints:number_sentences": _counted(sentences, "num_sentences"),
     "length_constraints:number_paragraphs": lambda text, kwargs: _paragraphs(text) == int(kwargs["num_paragraphs"]),
     "length_constraints:number_words": _counted(lambda text: len(re.findall(r"\w+", text)), "num_words"),
     "length_constraints:nth_paragraph_first_word": _first_word_of_paragraph,
@@ -219,9 +194,9 @@ RULES: dict[str, Rule] = {
     "startend:end_checker": lambda text, kwargs: (
         text.strip().strip('"').lower().endswith(kwargs["end_phrase"].strip().lower())
     ),
-    "change_case:capital_word_frequency": _counted(_capital_words, "capital_frequency", "capital_relation"),
-    "change_case:english_capital": lambda text, kwargs: text.isupper() and _is_language(text, "en"),
-    "change_case:english_lowercase": lambda text, kwargs: text.islower() and _is_language(text, "en"),
+    "change_case:capital_word_frequency": _counted(capital_words, "capital_frequency", "capital_relation"),
+    "change_case:english_capital": lambda text, kwargs: text.isupper() and is_language(text, "en"),
+    "change_case:english_lowercase": lambda text, kwargs: text.islower() and is_language(text, "en"),
     "punctuation:no_comma": lambda text, kwargs: "," not in text,
     "startend:quotation": lambda text, kwargs: _is_quoted(text),
 }

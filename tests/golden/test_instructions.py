@@ -2,17 +2,16 @@
 
 import pytest
 
-from earwise.errors import DataError
-from earwise.evaluation.metrics.instruction_rules import follows_instruction
+from earwise.errors import ConfigError, DataError
+from earwise.evaluation.metrics.instructions.english import sentences
+from earwise.evaluation.metrics.instructions.mmau_pro import follows_instruction
 
 
 def has_sentence_model() -> bool:
     """Whether nltk and its model for English sentences are here; both are optional."""
     try:
-        from nltk.tokenize import sent_tokenize
-
-        return len(sent_tokenize("One. Two.")) == 2
-    except (ImportError, LookupError):
+        return sentences("One. Two.") == 2
+    except ConfigError:
         return False
 
 

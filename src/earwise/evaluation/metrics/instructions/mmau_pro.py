@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from earwise.config.resolve import require
 from earwise.errors import DataError
+from earwise.evaluation.metrics.instructions.english import sentences
 
 Rule = Callable[[str, Mapping[str, Any]], bool]
 """`rule(response, kwargs)`: whether the response follows the instruction."""
@@ -63,13 +63,6 @@ def _capital_words(text: str) -> int:
 
 def _paragraphs(text: str) -> int:
     return sum(bool(part.strip()) for part in text.split("***"))
-
-
-def _sentences(text: str) -> int:
-    require("nltk", "eval", "rules that count sentences")
-    from nltk.tokenize import sent_tokenize
-
-    return len(sent_tokenize(text))
 
 
 def _matches(pattern: str) -> Callable[[str], int]:
@@ -128,7 +121,7 @@ RULES: dict[str, Rule] = {
     ),
     "Number Paragraphs": _exactly(_paragraphs),
     **_relations("Number Words", _words),
-    **_relations("Number Sentences", _sentences),
+    **_relations("Number Sentences", sentences),
     **_relations("All-capital Words", _capital_words),
     "Postscript": lambda text, kwargs: _letters(kwargs.get("postscript_marker", "")) in _letters(text),
     "Number Placeholder": _at_least(_matches(r"\[[^\]]+\]")),
