@@ -15,6 +15,7 @@ def write_with_ffmpeg(
     codec: str,
     container: str | None = None,
     bit_rate: int = 128_000,
+    options: dict[str, str] | None = None,
 ) -> Path:
     """Encode samples `(samples,)` or `(samples, channels)` with FFmpeg's libraries.
 
@@ -25,10 +26,11 @@ def write_with_ffmpeg(
         codec: Name of FFmpeg's encoder.
         container: Name of FFmpeg's muxer.
         bit_rate: Bits per second of lossy formats.
+        options: Options of the muxer.
     """
     samples = waveform.reshape(len(waveform), -1).astype(np.float32)
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
-    with av.open(str(path), "w", format=container) as output:
+    with av.open(str(path), "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
         if codec in ("aac", "ac3", "libmp3lame", "libopus", "mp2", "wmav2"):
             stream.bit_rate = bit_rate

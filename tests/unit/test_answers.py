@@ -69,6 +69,12 @@ PAIR = ("Like", "Dislike")
         ("C", ("seven", "eight", "eight"), 1),
         ("Dog", ("dog", "Dog", "cat"), 1),
         ("...", ("...", "!!!"), 0),
+        ("The answer is B. Note that option A is a common distractor.", ANIMALS, 1),
+        ("ANSWER IS C. (A) is incorrect.", ANIMALS, 2),
+        ("I considered (A), but it is incorrect. Final answer: B.", ANIMALS, 1),
+        ("The correct answer is B. Here is why: the call is short, so option B fits better than option A.", ANIMALS, 1),
+        ("The correct answer is b.", ANIMALS, 1),
+        ("Yes, the stone carries a death notice.", ("yes", "no"), 0),
     ],
 )
 def test_parsed_answers(text: str, choices: tuple[str, ...], index: int) -> None:
@@ -104,6 +110,9 @@ def test_parsed_answers(text: str, choices: tuple[str, ...], index: int) -> None
         ("<answer>cat</answer><answer>bird</answer>", ANIMALS, "ambiguous"),
         ("(A) cat", ANIMALS, "ambiguous"),
         ("The answer is B. I hear a car horn.", ANIMALS, "ambiguous"),
+        ("The answer is A. No, the answer is B.", ANIMALS, "ambiguous"),
+        ("Final answer: B. Or the answer is C.", ANIMALS, "ambiguous"),
+        ("the answer is 14004", ("94107", "-8", "94106"), "unparsed"),
         ("A. dog barking\nB. cat\nC. car horn", ANIMALS, "ambiguous"),
         ("DOG", ("dog", "Dog", "cat"), "ambiguous"),
     ],

@@ -16,6 +16,8 @@ Rules that decide the difficult cases (all ours):
    same, and invisible characters do not count. The official scorers do not go through these rules.
 6. Where all options carry letters of their own ("(A) Man", "(D) Robot"), a letter means the option that carries it;
    where only some do, or two carry the same one, letters are not read. Such an option is also named by its text alone.
+7. A letter that is declared ("the answer is B", "Final answer: D") outweighs letters that are only mentioned ("option A
+   is a distractor"). Two different declarations are ambiguous.
 
 No torch.
 """
@@ -80,6 +82,11 @@ _LETTER_MARKED = (
         r"(?:答案|答え|回答|选项|選項|选择|選擇|正解|选|選)(?:应该|應該)?[是为為选選は:\s]*[\"'「『(\[*]*([A-Za-z])"
         r"(?=[\"'」』)\]*]*(?:$|[\s.,;:!?。，、！？；]|です|だ))"
     ),
+)
+_LETTER_DECLARED = re.compile(
+    r"\b(?:(?:correct|right|final|best)\s+)*answer(?:\s+is\b\s*:?|\s*[:：])\s*[\"'(\[*]*([A-Za-z])"
+    r"(?=[\"')\]*]*\s*(?:[.,;:!?\n]|$|because\b|since\b|as\b))",
+    re.I,
 )
 
 
@@ -292,7 +299,11 @@ def _options_by_letter(text: str, choices: tuple[str, ...]) -> set[int]:
     if places.keys() & {normalise(choice) for choice in choices}:
         return set()
     alone = _LETTER_ALONE.fullmatch(text)
-    matches = {alone[1]} if alone else {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
+    matches = {alone[1]} if alone else set(_LETTER_DECLARED.findall(text))
+    if matches and (first := _LETTER_MARKED[1].match(text)):
+        matches.add(first[1])
+    if not {letter.lower() for letter in matches} & places.keys():
+        matches = {letter for pattern in _LETTER_MARKED for letter in pattern.findall(text)}
     return {places[letter] for letter in map(str.lower, matches) if letter in places}
 
 

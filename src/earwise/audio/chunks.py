@@ -17,6 +17,8 @@ UNSTATED_SIZE = 0x7FFF_F000
 """Programs that write into a pipe state this size or a larger one."""
 IGNORED_BYTES = 4096
 """Fewer bytes after the samples that are no chunks hold no sound worth mentioning (less than 0.05 s of CD audio)."""
+PCM_CODEC = 1
+"""Code of uncompressed samples in the format chunk of a WAV file."""
 MPEG_CODECS = (0x50, 0x55)
 """Codes of MPEG audio in the format chunk of a WAV file."""
 
@@ -95,7 +97,7 @@ def _wav_samples(handle: BinaryIO, start: int, size: int, name: str) -> SampleCh
         if 8 < stated < UNSTATED_SIZE and start + stated > size + 1:
             raise AudioError(f"{name}: is truncated ({size:,} of {stated:,} bytes); fetch it again")
         return None
-    codec = _codec(handle, chunks.get(b"fmt "))
+    codec = _codec(handle, chunks.get(b"fmt "), name)
     stated, there = data.size, size - data.start
     position, width = data.size_position, 4
     if b"ds64" in chunks and stated == 0xFFFF_FFFF:
@@ -126,12 +128,24 @@ def _wav_samples(handle: BinaryIO, start: int, size: int, name: str) -> SampleCh
     return SampleChunk(checked.start, checked.stop, codec, {}, joined)
 
 
-def _codec(handle: BinaryIO, chunk: _Chunk | None) -> int | None:
-    """Format code of a WAV file."""
+def _codec(handle: BinaryIO, chunk: _Chunk | None, name: str) -> int | None:
+    """Format code of a WAV file.
+
+    The oldest form of the format chunk (14 bytes) has no number of bits; decoders take eight, so samples of another
+    width would be noise of another length.
+    """
     if chunk is None:
         return None
     handle.seek(chunk.start)
-    return int.from_bytes(handle.read(2), "little")
+    layout = handle.read(14)
+    codec = int.from_bytes(layout[:2], "little")
+    channels, frame_bytes = int.from_bytes(layout[2:4], "little"), int.from_bytes(layout[12:14], "little")
+    if codec == PCM_CODEC and chunk.size < 16 and frame_bytes != channels:
+        raise AudioError(
+            f"{name}: its header has {chunk.size} bytes and does not say how many bits a sample has; write it anew as "
+            "wav or flac"
+        )
+    return codec
 
 
 def _checked(chunk: _Chunk | None, size: int, name: str) -> SampleChunk:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from earwise.audio import chunks, matroska, mpeg, ogg
+from earwise.audio import chunks, containers, mpeg, ogg
 from earwise.errors import AudioError
 
 _FLAC_MAGIC = b"fLaC"
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide")
 _MATROSKA_MAGIC = b"\x1aE\xdf\xa3"
-_FFMPEG_MAGIC = (_MATROSKA_MAGIC, b"0&\xb2u", b"#!AM")
+_ASF_MAGIC = b"0&\xb2u"
+_FFMPEG_MAGIC = (_MATROSKA_MAGIC, _ASF_MAGIC, b"#!AM")
 """First bytes of Matroska and WebM, of ASF (wma), and of AMR."""
 _BLOCK = 1 << 20
 
@@ -57,7 +58,11 @@ def find_parts(handle: BinaryIO, size: int, name: str) -> list[SoundPart]:
     if head[:4] in (b"RIFF", b"RF64", b"FORM", b"caff", b"riff", b".snd"):
         return list(_chunked_parts(handle, start, size, name))
     if head[:4] == _MATROSKA_MAGIC:
-        matroska.check_end(handle, size, name)
+        containers.check_matroska(handle, size, name)
+    if head[4:8] in _MP4_BOXES and start == 0:
+        containers.check_mp4(handle, size, name)
+    if head[:4] == _ASF_MAGIC and start == 0:
+        containers.check_asf(handle, size, name)
     if head[4:8] in _MP4_BOXES or head[:4] in _FFMPEG_MAGIC:
         return [SoundPart(start, size, needs_ffmpeg=True)]
     return _mpeg_parts(handle, start, size, name) or [SoundPart(start, size)]

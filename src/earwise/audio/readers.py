@@ -32,6 +32,12 @@ STATED_LENGTH_TOLERANCE_S = 0.25
 """A file whose sound ends earlier than its header states by more than this is truncated."""
 PADDING_PACKETS = 2
 """An m4a file decodes to up to so many packets more than its sound."""
+_NO_AUDIO = {
+    b"version https://git-lfs": "is a pointer of Git LFS and not the file; fetch it with `git lfs pull`",
+    b"<!doctype": "is a web page and not audio; fetch it again (a log-in page?)",
+    b"<html": "is a web page and not audio; fetch it again (a log-in page?)",
+}
+"""First bytes of files that stand where audio should be -> what to do."""
 _FULL_SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0}
 
 
@@ -207,9 +213,14 @@ class FfmpegReader:
             container = av.open(file, options=options, metadata_errors="replace")
             return container, container.streams.best("audio")
         except (av.error.FFmpegError, ValueError, UnicodeError) as error:
+            self._handle.seek(0)
+            head = self._handle.read(256)
+            reason = next(
+                (reason for start, reason in _NO_AUDIO.items() if head.lower().lstrip().startswith(start)), ""
+            )
             raise AudioError(
-                f"{self._name}: is no audio that can be read; convert it to wav, flac, ogg or mp3 "
-                "(ffmpeg -i IN OUT.wav)"
+                f"{self._name}: "
+                + (reason or "is no audio that can be read; convert it to wav, flac, ogg or mp3 (ffmpeg -i IN OUT.wav)")
             ) from error
 
     def _decoded(self) -> Iterator[Block]:

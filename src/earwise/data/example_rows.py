@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from earwise.data.formats.convert import TEXT_ONLY, recognise, standard_row
-from earwise.data.formats.sound_names import find_tag, unread_sound
+from earwise.data.formats.sound_names import find_escaped_tag, find_tag, unread_sound
 from earwise.data.readers import clip_spool
 from earwise.errors import DataError
 from earwise.types import Audio, Example, Part, Role, Split, Text, Turn
@@ -261,6 +261,8 @@ def _check_sound(example: Example, location: str) -> None:
         if (tag := find_tag(text)) is not None:
             remedy = "remove it" if has_audio else "name the clips, in `audios` for example, or say text_only: true"
             raise DataError(f"{location}: the text holds {tag!r}, which stands for a clip; {remedy}")
+        if (tag := find_escaped_tag(text)) is not None:
+            raise DataError(f"{location}: the text holds {tag!r}, a tag with escaped brackets; write it as <audio>")
     if not has_audio and (key := unread_sound(example.meta)):
         raise DataError(
             f"{location}: no clip, but the key {key!r} names sound; put the path into an audio part of the message or "

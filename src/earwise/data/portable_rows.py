@@ -14,6 +14,7 @@ from typing import BinaryIO
 from earwise import progress
 from earwise.audio import AUDIO_SUFFIXES, UNKNOWN_SUFFIX, audio_sha256
 from earwise.data import manifest
+from earwise.data.readers.row_files import count_rows
 from earwise.errors import DataError
 from earwise.files import atomic_write
 from earwise.types import Audio, Example, Turn
@@ -41,7 +42,7 @@ def portable_rows(path: Path) -> Iterator[PortableRow]:
     """
     new_paths: dict[Path, str] = {}
     examples = manifest.iterate(path, check_files=True, require_audio=False)
-    for number, example in enumerate(progress.track(examples, "rows packed")):
+    for number, example in enumerate(progress.track(examples, "rows packed", count_rows(path))):
         files = example.audio_paths
         turns = []
         for turn in example.turns:

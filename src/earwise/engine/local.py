@@ -26,7 +26,7 @@ from torch import Tensor
 from earwise.audio import LONG_AUDIO_REMEDY
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, PartialCompletion, StepCallback
-from earwise.engine.kv_cache import TreeCache
+from earwise.engine.kv_cache import MAX_RESERVED_BYTES, TreeCache
 from earwise.engine.prefill import group_by_clip, prefill
 from earwise.engine.rng import UniformDraws
 from earwise.engine.static_cache import StaticCache, bucket_size
@@ -265,6 +265,7 @@ class LocalEngine:
         )
         chunk_tokens = None if wants_pause is None else PREFILL_CHUNK_TOKENS
         cache = TreeCache()
+        self._reserve(cache, paths, n * sampling_params.max_new_tokens)
         chunks = prefill(self.model, paths, audio_embeddings, cache, n, self.stats, chunk_tokens)
         start = yield from _pausing(chunks, pauses, self._fast_prefill)
         self.cache_bytes_per_token = cache.bytes_per_slot
@@ -293,6 +294,21 @@ class LocalEngine:
                 else:
                     return
             yield
+
+    def _reserve(self, cache: TreeCache, paths: Sequence[TokenPath], completion_tokens: int) -> None:
+        """Reserve room in the cache for all tokens of a batch, where reserved memory costs nothing until it is used.
+
+        Args:
+            cache: The empty cache.
+            paths: Token path of each prompt.
+            completion_tokens: Largest number of tokens that the completions of one prompt can have.
+        """
+        if self._static_cache is not None or self._device.type != "cpu":
+            return
+        groups = group_by_clip(paths)
+        slots = max(sum(len(paths[index].ids) + completion_tokens for index in group) for group in groups)
+        if len(groups) * slots * self.cache_bytes_per_token <= MAX_RESERVED_BYTES:
+            cache.reserve(slots)
 
     def _encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[list[TokenPath], dict[int, Tensor]]:
         """Tokenize prompts and embed their audio.

@@ -180,8 +180,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "mp3 with a hole": (without(mp3(xing=False), 5000, 333), "is damaged after"),
     "mp3 and cut mp3": (mp3() + mp3()[:-100], "is truncated"),
     "wav of 1 Hz": (wav()[:24] + struct.pack("<I", 1) + wav()[28:], "states a sample rate of 1 Hz"),
-    "a page that says not found": (b"<html><body>404</body></html>", "is no audio"),
-    "a pointer to a large file": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is no audio"),
+    "a page that says not found": (b"<html><body>404</body></html>", "is a web page"),
+    "a pointer to a large file": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs"),
     "a playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "is no audio"),
     "a playlist of segments": (
         b"#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
@@ -221,6 +221,51 @@ def test_cut_files_of_ffmpeg_are_refused(
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(AudioError):
         audio.decode(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        pytest.param("a.m4a", "aac", {"movflags": "faststart"}, id="m4a with its index first"),
+        pytest.param("a.m4a", "aac", {}, id="m4a with its index last"),
+        pytest.param("a.mp4", "aac", {"movflags": "frag_keyframe+empty_moov"}, id="fragments"),
+        pytest.param("a.wma", "wmav2", {}, id="wma"),
+    ],
+)
+def test_no_cut_is_too_small_to_be_seen(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    path = write_with_ffmpeg(tmp_path / name, SOUND, RATE, codec=codec, options=options)
+    data = path.read_bytes()
+    whole = audio.decode_bytes(data)
+    for lost in (1, 2, 7, 30, 100, 300, 700, 1500):
+        try:
+            heard = audio.decode_bytes(data[:-lost])
+        except AudioError:
+            continue
+        np.testing.assert_array_equal(heard, whole)  # what was cut held no sound
+
+
+def test_a_wav_header_without_a_number_of_bits_is_refused() -> None:
+    data = wav()
+    short = data[:16] + struct.pack("<I", 14) + data[20:34] + data[36:]
+    with pytest.raises(AudioError, match="does not say how many bits a sample has"):
+        audio.decode_bytes(short)
+    bytes_form = struct.pack("<4sIHHIIH", b"fmt ", 14, 1, 1, RATE, RATE, 1)
+    samples = (SOUND * 127 + 128).astype(np.uint8).tobytes()
+    eight_bits = struct.pack("<4sI4s", b"RIFF", 34 + len(samples), b"WAVE") + bytes_form
+    eight_bits += struct.pack("<4sI", b"data", len(samples)) + samples
+    assert np.corrcoef(audio.decode_bytes(eight_bits), SOUND)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull", id="lfs"),
+        pytest.param(b"<!DOCTYPE html><html>log in</html>", "is a web page", id="page"),
+    ],
+)
+def test_what_stands_in_place_of_a_file_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(AudioError, match=message):
+        audio.decode_bytes(content, "a.mp3")
 
 
 def test_a_video_gives_its_sound_and_one_without_sound_is_told(tmp_path: Path) -> None:

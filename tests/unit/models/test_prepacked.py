@@ -1,5 +1,9 @@
 """Prepacked weights: the same numbers as the original layers, for any number of rows, and never outdated."""
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +11,7 @@ from torch import nn
 from builders import tiny_qwen2_audio
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.forest import TokenPath, build_tree, pack
+from earwise.models.cpu_decode.free_memory import release_freed_memory
 from earwise.models.cpu_decode.prepacked import BREAK_EVEN_PASSES, PrepackedWeights
 from earwise.models.parts.attention import TreeAttention
 from earwise.training.trainable import set_trainable
@@ -120,3 +125,18 @@ def test_whole_decoder_layers_with_and_without_lora(tokens: int, with_lora: bool
         with torch.enable_grad():
             logits().sum().backward()
         assert layer.self_attn.q_proj.lora_B["default"].weight.grad is not None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident size is read from /proc")
+def test_freed_memory_goes_back_to_the_operating_system() -> None:
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    torch.ones(7 << 20)  # 28 MB: from now on the allocator keeps blocks below that size
+    blocks = [torch.ones(1 << 20) for _ in range(60)]
+    kept = [torch.ones(1 << 14) for _ in range(60)]
+    full = resident_mb()
+    del blocks
+    release_freed_memory()
+    assert resident_mb() < full - 150
+    assert sum(float(block[0]) for block in kept) == 60

@@ -21,6 +21,8 @@ ROLES = {
 PART_KEYS = ("type", "text", "audio", "input_audio", "audio_url", "path", "url", "start", "end")
 CLIP_VALUE_KEYS = ("audio", "input_audio", "audio_url", "path", "url")
 """Keys of an audio part of which exactly one holds the clip."""
+NEMO_TURN_KEYS = ("from", "value", "type", "duration", "offset")
+"""Keys of a turn of NeMo's conversations."""
 IGNORED_MESSAGE_KEYS = {"weight": (1,), "loss": (True,), "name": None, "id": None}
 """Keys of a message that change nothing -> the values with which this is so; None: any value."""
 
@@ -90,21 +92,54 @@ def parse_messages(value: Any, location: str, *, tags: bool = True) -> list[Mess
     """
     if not isinstance(value, list | tuple) or not value:
         raise DataError(f"{location}: messages is {value!r:.60}; write a list with at least one message")
-    messages = []
+    messages: list[Message] = []
     for number, message in enumerate(value, 1):
         place = f"{location}: message {number}"
         if not isinstance(message, Mapping):
             raise DataError(f"{place}: {message!r:.60} is no object; write one with role, content")
+        if "from" in message and message.get("type") in ("audio", "text"):
+            _append_turn(messages, message, place, tags)
+            continue
         keys = ("from", "value") if "from" in message else ("role", "content")
         for key, item in message.items():
             harmless = IGNORED_MESSAGE_KEYS.get(key, ())
             if key not in keys and item is not None and harmless is not None and item not in harmless:
                 raise DataError(f"{place}: unknown key {key!r}; known keys are {', '.join(keys)}")
-        role = message.get(keys[0])
-        if not isinstance(role, str) or role.lower() not in ROLES:
-            raise DataError(f"{place}: role {role!r:.40} is none of {', '.join(ROLES)}")
-        messages.append(Message(ROLES[role.lower()], parse_content(message.get(keys[1]), place, tags=tags)))
+        role = _role(message.get(keys[0]), place)
+        messages.append(Message(role, parse_content(message.get(keys[1]), place, tags=tags)))
     return messages
+
+
+def _role(role: Any, location: str) -> str:
+    """The role of a manifest that a role of a row is."""
+    if not isinstance(role, str) or role.lower() not in ROLES:
+        raise DataError(f"{location}: role {role!r:.40} is none of {', '.join(ROLES)}")
+    return ROLES[role.lower()]
+
+
+def _append_turn(messages: list[Message], turn: Mapping[str, Any], location: str, tags: bool) -> None:
+    """Append a turn of NeMo's conversations, which hold either a text or a clip; turns of one role are one message.
+
+    Args:
+        messages: The messages so far; the last one is extended if it has the same role.
+        turn: Object with `from`, `value`, `type` (`audio` or `text`), and perhaps `offset` and `duration` in seconds.
+        location: Prefix of error messages.
+        tags: Whether tags in texts are places for clips.
+    """
+    for key, value in turn.items():
+        if key not in NEMO_TURN_KEYS and value is not None:
+            raise DataError(f"{location}: unknown key {key!r}; known keys are {', '.join(NEMO_TURN_KEYS)}")
+    role, value = _role(turn["from"], location), turn.get("value")
+    if turn["type"] == "audio":
+        offset = turn.get("offset")
+        times = {"start": offset, "end": offset + turn["duration"]} if offset and turn.get("duration") else {}
+        pieces: tuple[Piece, ...] = (replace(parse_clip(value, location), times=tuple(times.items())),)
+    else:
+        pieces = parse_content(value, location, tags=tags)
+    if messages and messages[-1].role == role:
+        messages[-1] = replace(messages[-1], pieces=(*messages[-1].pieces, *pieces))
+    else:
+        messages.append(Message(role, pieces))
 
 
 def parse_content(content: Any, location: str, *, tags: bool = True) -> tuple[Piece, ...]:

@@ -37,6 +37,21 @@ TAG = re.compile(
 """A place for a clip inside a text. `Audio 1: ` belongs to Qwen's templates, which write it themselves."""
 
 
+_ESCAPED_TAG = re.compile(r"(?:<|&lt;)\|?(?:audio|sound|speech)(?:[-_ ]?\d+)?\|?(?:>|&gt;)", re.IGNORECASE)
+"""A tag of which a web page or an export has escaped one bracket or both: `<audio&gt;`."""
+
+
+def find_escaped_tag(text: str) -> str | None:
+    """The first tag with an escaped bracket in a text; None if there is none.
+
+    >>> find_escaped_tag("<audio&gt;What?"), find_escaped_tag("&lt;audio&gt;"), find_escaped_tag("a &lt; b")
+    ('<audio&gt;', '&lt;audio&gt;', None)
+    """
+    if "&" not in text:
+        return None
+    return next((match[0] for match in _ESCAPED_TAG.finditer(text) if "&" in match[0]), None)
+
+
 def find_tag(text: str) -> str | None:
     """The first tag in a text that stands for a clip; None if there is none.
 

@@ -25,6 +25,7 @@ from earwise.data.interchange.packed_rows import conversation_row, is_clip_value
 from earwise.data.interchange.readers.huggingface import hub_files
 from earwise.data.interchange.readers.parquet_tables import parquet_files
 from earwise.data.interchange.readers.tar_samples import tar_files
+from earwise.data.readers.row_files import count_rows
 from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
 from earwise.files import atomic_folder, cache_dir, relative_path, write_json, write_jsonl
@@ -66,7 +67,7 @@ def import_dataset(location: DatasetLocation, out: Path, options: ImportOptions 
     store = ClipStore(out.parent / CLIPS_FOLDER)
     rows = reader(location.kind)(location, store)
     examples = _not_empty(_examples(rows, location, out, options), location)
-    return manifest.write(out, progress.track(examples, "rows read"))
+    return manifest.write(out, progress.track(examples, "rows read", _known_total(location)))
 
 
 def cached_manifest(location: DatasetLocation) -> Path:
@@ -106,7 +107,7 @@ def cached_table(location: DatasetLocation) -> Path:
             with atomic_folder(folder) as part:
                 rows = reader(location.kind)(location, ClipStore(part / CLIPS_FOLDER))
                 plain_rows = (plain_values(row.values, part, folder) for row in rows)
-                if not write_jsonl(part / TABLE_NAME, progress.track(plain_rows, "rows read")):
+                if not write_jsonl(part / TABLE_NAME, progress.track(plain_rows, "rows read", _known_total(location))):
                     raise DataError(f"{location.path}: holds no rows; is it the right file, and the right split?")
     return path
 
@@ -185,6 +186,26 @@ def _example(
     example = manifest.from_row(native, root=root, location=row.location)
     manifest.check_has_audio(example, row.location)
     return example
+
+
+def _known_total(location: DatasetLocation) -> int | None:
+    """Number of rows of a data set, where its files state it or it is the number of their lines; None elsewhere."""
+    if location.split is not None:
+        return None
+    if location.kind == "parquet":
+        from pyarrow import parquet
+
+        files = parquet_files(location.path)
+        try:
+            return sum(parquet.read_metadata(file).num_rows for file in files) if files else None
+        except (OSError, ValueError):  # a damaged file, which the reader refuses
+            return None
+    if location.kind == "nemo":
+        return count_rows(location.path)
+    if location.kind == "kaldi":
+        folder = location.path if location.path.is_dir() else location.path.parent
+        return count_rows(folder / "text")
+    return None
 
 
 def _not_empty(examples: Iterator[Example], location: DatasetLocation) -> Iterator[Example]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from earwise.models.cpu_decode import fused_layers
+from earwise.models.cpu_decode.free_memory import release_freed_memory
 from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES
 from earwise.models.precision import compute
 
@@ -110,7 +111,10 @@ class PrepackedWeights:
         }
         if len(still_valid) < len(layers) and not may_pack:
             return False
+        is_outdated = len(still_valid) < len(self._packed)
         self._packed, self._rows = still_valid, packed_rows  # release outdated copies before new ones are made
+        if is_outdated:
+            release_freed_memory()
         scratch: fused_layers.Scratch = {}
         for layer in layers:
             if layer not in still_valid:

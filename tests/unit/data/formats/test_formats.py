@@ -279,3 +279,27 @@ def test_a_list_inside_an_object_and_a_broken_list(tmp_path: Path) -> None:
     path.write_text(json.dumps([ROWS["query"][1]])[:-9])
     with pytest.raises(DataError, match=r"rows\.json:item 1: not JSON"):
         manifest.read(path)
+
+
+def test_turns_of_nemo_hold_a_text_or_a_clip_each() -> None:
+    row = {"id": "c2", "conversations": [
+        {"from": "User", "type": "text", "value": "Who speaks?"},
+        {"from": "User", "type": "audio", "value": "a.wav", "duration": 2.0, "offset": 1.0},
+        {"from": "Assistant", "type": "text", "value": "A man."},
+        {"from": "User", "type": "audio", "value": "b.wav", "duration": 1.5},
+        {"from": "Assistant", "type": "text", "value": "A woman."},
+    ]}  # fmt: skip
+    example = manifest.from_row(row)
+    assert [turn.role for turn in example.turns] == ["user", "assistant", "user"] and example.answer == ("A woman.",)
+    assert example.turns[0].parts == (Text("Who speaks?"), Audio("a.wav", 1.0, 3.0))
+    assert example.turns[2].parts == (Audio("b.wav"),)
+    row["conversations"][0]["speaker"] = "s1"
+    with pytest.raises(DataError, match="message 1: unknown key 'speaker'"):
+        manifest.from_row(row)
+
+
+@pytest.mark.parametrize("tag", ["<audio&gt;", "&lt;audio&gt;", "&lt;|audio_1|&gt;"])
+def test_a_tag_with_escaped_brackets_is_refused(tag: str) -> None:
+    with pytest.raises(DataError, match="a tag with escaped brackets; write it as <audio>"):
+        manifest.from_row({"query": f"{tag}What?", "response": "A dog.", "audios": ["a.wav"]})
+    manifest.from_row({"query": "<audio>Is 1 &lt; 2 &amp; 3 &gt; 2?", "response": "Yes.", "audios": ["a.wav"]})

@@ -44,11 +44,13 @@ def _clip(
         place, value = segments[utterance]
         try:
             recording, first, last = value.split()
-            start, end = float(first), float(last)
+            start, end = float(first), None if float(last) == -1 else float(last)
         except ValueError:
             raise DataError(f"{place}: {value!r:.60} is not `RECORDING START END`") from None
-        if not 0 <= start < end < float("inf"):
-            raise DataError(f"{place}: a segment from {start} to {end} s; it must end after it begins")
+        if not 0 <= start < (float("inf") if end is None else end) or end == float("inf"):
+            raise DataError(
+                f"{place}: a segment from {start} to {end} s; it must end after it begins (-1: the end of the file)"
+            )
     elif segments:
         raise DataError(f"{location}: utterance {utterance!r} is not in {folder / 'segments'}; add it")
     if recording not in recordings:

@@ -157,6 +157,8 @@ def test_kaldi(tmp_path: Path) -> None:
         ("u1", "hello there", "s1"),
         ("u2", "good bye", "s1"),
     ]
+    kaldi(tmp_path / "open", "talk talk.wav\n", "u1 talk 0.00 1.50\nu2 talk 1.50 -1\n")
+    assert segments(read("open", tmp_path)) == [(None, 1.5), (1.5, None)]
     kaldi(tmp_path / "whole", "u1 talk.wav\nu2\ttalk.wav\n")
     assert segments(read("whole/wav.scp", tmp_path)) == [(None, None), (None, None)]
 

@@ -20,6 +20,7 @@ from earwise.data import manifest
 from earwise.data.interchange.clip_store import ClipStore, clip_suffix
 from earwise.data.interchange.writers.chat.conversation import joined_parts, take_apart, worded
 from earwise.data.interchange.writers.chat.forms import FORMS, ChatForm
+from earwise.data.readers.row_files import count_rows
 from earwise.errors import DataError
 from earwise.files import relative_path, write_jsonl
 from earwise.types import Audio, AudioClip, Example, Turn
@@ -152,7 +153,8 @@ def write_chat(path: Path, out: Path, form: str, *, style: str | None = None, no
     """
     export = ChatExport(FORMS[form], out)
     examples = manifest.iterate(path, check_files=True)
-    count = write_jsonl(out, (export.row(example, style) for example in progress.track(examples, "rows written")))
+    tracked = progress.track(examples, "rows written", count_rows(path))
+    count = write_jsonl(out, (export.row(example, style) for example in tracked))
     if not count:
         out.unlink()
         raise DataError(f"{path}: holds no rows; write at least one")
