@@ -1,0 +1,1 @@
+"""Tasks of earwise inside other evaluation programs."""
