@@ -62,16 +62,16 @@ def write_report(
     Returns:
         `out`.
     Raises:
-        DataError: if there is neither run nor log, a run is not finished or holds no labelled item, or a log cannot be
-            read.
+        DataError: if there is neither run nor log, a run is not finished, a run without gold answers stands beside one
+            with them, or a log cannot be read.
     """
     if not runs and not training_logs:
         raise DataError("a report needs at least one run; give the folder that `earwise evaluate --out` wrote")
     logs = training.read_logs(training_logs)
     eval_runs = [run if isinstance(run, EvalRun) else read_run(run) for run in runs]
-    for run in eval_runs:
-        if run.metrics["accuracy"] is None:
-            raise DataError(f"{run.path}: none of its items has a gold answer, so there is nothing to report")
+    unlabelled = [run for run in eval_runs if run.metrics["accuracy"] is None]
+    if unlabelled and len(unlabelled) < len(eval_runs):
+        raise DataError(f"{unlabelled[0].path}: none of its items has a gold answer; give it a page of its own")
     foot = f"Written by earwise {version('earwise')}. "
     sampled_budget = audio_budget // 3 if logs else 0
     training_sections = _training_sections(training_logs, logs, sampled_budget)
@@ -85,15 +85,16 @@ def write_report(
         paired = result_tables.paired_or_none(coloured)
         clip_budget = audio_budget - sampled_budget
         samples, sample_data = sample_section(coloured, name, seed, out.parent, clip_budget)
+        results = [] if unlabelled else _result_sections(coloured, paired, name, published)
         sections = [
-            *_result_sections(coloured, paired, name, published),
+            *results,
             *training_sections,
             Section("Confusions", answer_tables.confusions(_ends(eval_runs))),
             Section("Samples", samples, SAMPLES_NOTE, sample_data),
             _provenance_section(coloured),
         ]
-        lead, tiles = highlights.lead(eval_runs, paired, name), highlights.tiles(eval_runs, paired, name)
-        text = page(title, lead, tiles, sections, foot + INTERVALS_NOTE)
+        tiles = [] if unlabelled else highlights.tiles(eval_runs, paired, name)
+        text = page(title, highlights.lead(eval_runs, paired, name), tiles, sections, foot + INTERVALS_NOTE)
     write_text(out, text)
     return out
 

@@ -32,7 +32,8 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     """
     run = runs[-1]
     score = headline(run.metrics, name)
-    assert score is not None
+    if score is None:
+        return f"<b>{escape(run.name)}</b> was asked {len(run.first)} items without gold answers, so there is no score."
     interval = f"95 % interval {100 * score.low:.1f}–{100 * score.high:.1f}"
     is_share = all(row["scores"] is None or row["scores"].get(name) in (0, 1) for row in run.first.values())
     direction = ", an error rate: lower is better" if score.lower_is_better else ""

@@ -303,6 +303,16 @@ def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:
     assert {name for _, name in draw_items(read[::-1], "official", 0)} == {"lost", "right"}
 
 
+def test_answers_without_gold_can_be_read_but_not_beside_scores(tmp_path: Path, runs: list[Path]) -> None:
+    task = [replace(example, answer=()) for example in tone_task(tmp_path / "hidden", 6)]
+    evaluate(ScriptedEngine(answer_first_option), task, tmp_path / "hidden")
+    out = write_report(tmp_path / "r.html", [tmp_path / "hidden"])
+    assert "was asked 6 items without gold answers" in " ".join(" ".join(parsed(out).words).split())
+    assert {sample["outcome"] for sample in data_of(out)["samples"]} == {"unlabelled"}
+    with pytest.raises(DataError, match="page of its own"):
+        write_report(tmp_path / "other.html", [tmp_path / "hidden", runs[0]])
+
+
 def test_an_unfinished_run_and_a_wrong_log_are_refused(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(DataError, match="at least one run"):
         write_report(tmp_path / "r.html", [])

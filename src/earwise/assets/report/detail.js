@@ -43,7 +43,7 @@ function runAnswer(sample, answer, run) {
     scoreTable(answer, run),
     blindAnswers(answer), optionOrders(answer), answerFacts(answer),
     folded("Whole output", answer.output, (answer.output || "").trim() !== answer.answer),
-    folded("Further fields", answer.more ? JSON.stringify(answer.more, null, 1) : ""));
+    Object.entries(answer.more || {}).map(([name, value]) => fieldView(name, value)));
 }
 
 function reasoningOf(answer) {
@@ -89,6 +89,19 @@ function answerFacts(answer) {
     answer.seconds === undefined ? "" : `${answer.seconds.toFixed(2)} s`,
   ].filter(Boolean);
   return facts.length ? element("p", {class: "note"}, facts.join(" · ")) : null;
+}
+
+/** A field that has no place of its own: draws, judgements, whatever a task keeps. Lists of objects become a table. */
+function fieldView(name, value) {
+  const title = name.replaceAll("_", " ");
+  const isTable = Array.isArray(value) && value.every((entry) => entry && typeof entry === "object" && !Array.isArray(entry));
+  if (!isTable || !value.length) return folded(title, typeof value === "string" ? value : JSON.stringify(value, null, 1));
+  const columns = [...new Set(value.flatMap((entry) => Object.keys(entry)))];
+  const text = (cell) => cell === null || cell === undefined ? "–" : typeof cell === "object" ? JSON.stringify(cell) : String(cell);
+  const head = element("tr", {}, columns.map((column) => element("th", {scope: "col"}, column.replaceAll("_", " "))));
+  const rows = value.map((entry) => element("tr", {}, columns.map((column) => element("td", {class: "why"}, text(entry[column])))));
+  return element("details", {}, element("summary", {}, `${title} (${value.length})`),
+    element("div", {class: "scroll", tabindex: "0"}, element("table", {class: "scores"}, element("thead", {}, head), element("tbody", {}, rows))));
 }
 
 function folded(title, text, isShown = true) {
