@@ -32,9 +32,9 @@ def answer_with_markup(prompt: Prompt) -> str:
     return f"<think>😀 {HOSTILE}</think>{answer_by_pitch(prompt)}"
 
 
-def add_judgements(rows: Sequence[Row]) -> list[Row]:
+def add_votes(rows: Sequence[Row]) -> list[Row]:
     """Fields that the report has no place for."""
-    return [{**row, "judgements": [{"judge": HOSTILE, "points": 4}, {"judge": "b", "points": None}]} for row in rows]
+    return [{**row, "votes": [{"voter": HOSTILE, "points": 4}, {"voter": "b", "points": None}]} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = tone_task(folder, 40)
     task[5] = replace(task[5], id=HOSTILE_ID, category=HOSTILE)
     options = EvalOptions(style="think", permutations=2)
-    judged = replace(load_task("manifest"), add_scores=add_judgements)
+    judged = replace(load_task("manifest"), add_scores=add_votes)
     evaluate_with_controls(ScriptedEngine(answer_first_option, HOSTILE), task, folder / "before", options)
     evaluate_with_controls(ScriptedEngine(answer_with_markup), task, folder / "after", options, task=judged)
     return write_report(folder / "report.html", [folder / "before", folder / "after"], title=HOSTILE)
@@ -96,7 +96,7 @@ def test_a_link_opens_its_sample_and_markup_stays_text(window: Browser, page: Pa
     assert "😀" in window.text("blockquote.reasoning") and HOSTILE.replace("\u2028", "") in detail.replace("\u2028", "")
     window.run("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     window.wait("return document.querySelectorAll('canvas').length === 1")
-    assert "judgements (2)" in window.text("#sample-detail")
+    assert "votes (2)" in window.text("#sample-detail")
     assert window.run("return window.executed") is None and window.run("return document.images.length") == 0
     assert window.run("return document.querySelectorAll('main script, main iframe, main object').length") == 0
     assert window.run("return document.title") == HOSTILE
