@@ -5,6 +5,7 @@ Source: QwenLM/Qwen2-Audio@595360e, eval_audio/EVALUATION.md. `source` names the
 audio folder with its sub-folders, and by its name alone.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,13 @@ from earwise.evaluation.published.choice_file import check_audio, locate, read_i
 from earwise.types import Audio, Example, Text, Turn
 
 FIELDS = ("audio", "source", "prompt", "gt")
-LANGUAGES = {"librispeech": "en", "aishell": "zh", "fleurs": "zh", "fluers": "zh"}
-"""Language of the sets whose name does not contain its code; the published program writes "fluers"."""
+LANGUAGES = {
+    "cmn": "zh", "mandarin": "zh", "chinese": "zh", "cantonese": "yue", "english": "en", "french": "fr",
+    "german": "de", "japanese": "ja", "spanish": "es", "italian": "it", "librispeech": "en", "aishell": "zh",
+    "fleurs": "zh", "fluers": "zh",
+}  # fmt: skip
+"""Language of names that do not contain its code: names of languages, and of sets; the published program writes
+"fluers"."""
 CODES = ("en", "zh", "yue", "fr", "de", "ja", "es", "it")
 
 
@@ -32,9 +38,13 @@ def language_of(source: str, file_name: str) -> str:
 
     >>> language_of("librispeech_test_clean", ""), language_of("cv15", "cv15_asr_yue_eval.jsonl")
     ('en', 'yue')
+    >>> language_of("zh-HK", ""), language_of("", "google/fleurs?config=cmn_hans_cn"), language_of("zh-CN", "")
+    ('yue', 'zh', 'zh')
     """
     for name in (source.lower(), file_name.lower()):
-        parts = name.replace("-", "_").replace(".", "_").split("_")
+        parts = re.split(r"[\W_]+", name)
+        if "hk" in parts:
+            return "yue"
         for code in CODES:
             if code in parts:
                 return code

@@ -1,17 +1,19 @@
 """Captions of AudioCaps and Clotho, and of any manifest with reference captions as answers.
 
-Data: the published CSV files (`data/sources/audiocaps.py`, `clotho.py`) or a manifest. `cider_d` is CIDEr-D with
-document frequencies of the references of the whole run, `rouge_l` and `bleu_4` are the COCO tool kit's. SPIDEr is the
-mean of CIDEr-D and SPICE, and SPICE needs a Java parser whose models are not on a package index: it is not computed,
-and nothing stands in for it.
+Data: the published CSV files (`data/sources/audiocaps.py`, `clotho.py`), a table (Parquet, a name on a hub) or a
+manifest. `cider_d` is CIDEr-D with document frequencies of the references of the whole run, `rouge_l` and `bleu_4` are
+the COCO tool kit's. SPIDEr is the mean of CIDEr-D and SPICE, and SPICE needs a Java parser whose models are not on a
+package index: it is not computed, and nothing stands in for it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from earwise.evaluation.metrics.caption_tokens import caption_tokens
 from earwise.evaluation.metrics.captions import bleu, cider_d, rouge_l
 from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.published.speech_files import SpeechTable, is_table, load_table
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
@@ -21,22 +23,34 @@ from earwise.types import Example, Score
 
 QUESTION = "Describe the audio."
 """Asked where a row has no question of its own. The wording is ours."""
+TABLE = SpeechTable("caption", ("caption", "captions", "text"), QUESTION)
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
-    """Read a CSV file of AudioCaps or Clotho, or a manifest.
+    """Read a CSV file of AudioCaps or Clotho, a table with a column of captions, or a manifest.
 
     Args:
-        path: The file.
+        path: The file, or a name on a hub.
         audio_root: Folder of the clips; None: the file's own folder.
     Raises:
         DataError: if the file is wrong.
     """
+    if is_table(path):
+        return _grouped(load_table(path, audio_root, TABLE))
     if path.suffix.lower() != ".csv":
         return [with_question(example, QUESTION) for example in manifest.load(path, audio_root)]
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         source = "audiocaps" if file.readline().startswith("audiocap_id") else "clotho"
     return load_source(source)(path, audio_root)
+
+
+def _grouped(rows: list[Example]) -> list[Example]:
+    """Rows of a table with one caption each, as one example a clip with all of its captions."""
+    captions: dict[Path, list[str]] = {}
+    for row in rows:
+        captions.setdefault(row.audio_paths[0], []).extend(row.answer)
+    first_rows = {row.audio_paths[0]: row for row in reversed(rows)}
+    return [replace(first_rows[clip], answer=tuple(texts)) for clip, texts in captions.items()]
 
 
 def score(example: Example, completion: str) -> Score:

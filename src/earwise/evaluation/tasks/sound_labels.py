@@ -1,9 +1,10 @@
 """One label a clip, scored by equality as in Qwen2-Audio (arXiv:2407.10759): VocalSound and the emotions of MELD.
 
 Data: Qwen2-Audio's `vocalsound_eval.jsonl` and `meld_eval.jsonl` (their prompts are used as they are), the published
-file of VocalSound or MELD, or any manifest whose answers are labels. `official` is the program's rule: the output
-without leading blanks equals the label, letter for letter. `lenient` reads the one label that the output names. Macro
-F1 and unweighted recall are over the labels that `lenient` reads; an output that names none of them is no class.
+file of VocalSound or MELD, a table of either (Parquet, a name on a hub), or any manifest whose answers are labels.
+`official` is the program's rule: the output without leading blanks equals the label, letter for letter. `lenient` reads
+the one label that the output names. Macro F1 and unweighted recall are over the labels that `lenient` reads; an output
+that names none of them is no class.
 """
 
 from collections.abc import Sequence
@@ -13,26 +14,47 @@ from earwise.answers import parse
 from earwise.evaluation.metrics.classification import class_scores, macro_f1, unweighted_recall
 from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
 from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.published.speech_files import SpeechTable, is_table, load_table
+from earwise.evaluation.published.table_rows import dataset_name
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
 from earwise.types import Example, Score
 
+VOCALSOUND_TABLE = SpeechTable(
+    "vocalsound",
+    ("label", "labels", "answer", "gt"),
+    "Classify the human vocal sound to VocalSound in English: ",
+    has_labels=True,
+)
+"""The question is the one that lmms-eval asks Qwen2-Audio."""
+MELD_TABLE = SpeechTable(
+    "meld",
+    ("Emotion", "emotion", "label"),
+    "listen the audio and judge the emotion of the speaker, the answer must be one of "
+    "[surprise,anger,neutral,joy,sadness,fear,disgust], answer without explain",
+    choices=("surprise", "anger", "neutral", "joy", "sadness", "fear", "disgust"),
+)
+"""The question is the one of UltraEval-Audio."""
+
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
-    """Read a file of Qwen2-Audio, of VocalSound (`te.json`) or MELD (CSV), or a manifest.
+    """Read a file of Qwen2-Audio, of VocalSound (`te.json`) or MELD (CSV), a table, or a manifest.
 
     Args:
-        path: The file.
+        path: The file, or a name on a hub.
         audio_root: Folder of the clips; None: the file's own folder.
     Returns:
         The examples. Their choices are the labels of the set: those of the reader, or all that occur in the file.
     Raises:
         DataError: if the file is wrong.
     """
+    if is_table(path):
+        is_meld = "meld" in dataset_name(path).lower()
+        return load_table(path, audio_root, MELD_TABLE if is_meld else VOCALSOUND_TABLE, "en")
     if path.suffix.lower() == ".csv":
-        return load_source("meld")(path, audio_root)
+        return load_source("meld", lambda example: example.meta["field"] == "emotion")(path, audio_root)
     if path.suffix.lower() == ".json":
         return load_source("vocalsound")(path, audio_root)
     if not is_qwen2_audio_file(path):

@@ -3,9 +3,10 @@
 For LibriSpeech, Common Voice, FLEURS and AISHELL.
 
 Data: the evaluation files of Qwen2-Audio (`published/qwen2_audio_file.py`; their prompts are used as they are), the
-folder of a LibriSpeech split, or any manifest whose answers are transcripts. `wer` is the error rate as Qwen2-Audio's
-program counts it (characters for Chinese and Cantonese), `wer_whisper` normalises as Whisper's authors do. Rates are
-over the corpus: all edits divided by all reference units; of one row it is that row's own.
+folder of a LibriSpeech split or of AISHELL, the TSV of Common Voice or FLEURS, a table (Parquet, `datasets` on disk, a
+name on a hub) with a column of transcripts, or any manifest whose answers are transcripts. `wer` is the error rate as
+Qwen2-Audio's program counts it (characters for Chinese and Cantonese), `wer_whisper` normalises as Whisper's authors
+do. Rates are over the corpus: all edits divided by all reference units; of one row it is that row's own.
 """
 
 from collections.abc import Sequence
@@ -16,31 +17,57 @@ from earwise.evaluation.metrics import stats
 from earwise.evaluation.metrics.transcripts import ErrorCount, Reading, count_errors
 from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
 from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.published.speech_files import (
+    SpeechTable,
+    aishell_files,
+    is_table,
+    load_aishell,
+    load_fleurs,
+    load_table,
+)
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
 from earwise.types import Example, Score, Text, Turn
 
+TRANSCRIPT_COLUMNS = ("raw_transcription", "text", "sentence", "transcription", "transcript", "normalized_text")
 READINGS: dict[str, Reading] = {"wer": "qwen2audio", "wer_whisper": "whisper"}
 QUESTION = "Transcribe the speech."
 """Asked where a row has no question of its own. The wording is ours."""
+TABLE = SpeechTable("transcription", TRANSCRIPT_COLUMNS, QUESTION)
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
-    """Read a file of Qwen2-Audio, a folder of LibriSpeech, or a manifest.
+    """Read a file of Qwen2-Audio, a set in its own form, a table, or a manifest.
 
     Args:
-        path: The file or folder.
+        path: The file, folder, or name on a hub.
         audio_root: Folder of the clips; None: the file's own folder.
     Raises:
         DataError: if the file is wrong.
     """
+    if is_table(path):
+        return load_table(path, audio_root, TABLE)
     if path.is_dir():
+        if aishell_files(path):
+            return load_aishell(path, audio_root, TABLE)
         return load_source("librispeech")(path, audio_root)
+    if path.suffix.lower() == ".tsv":
+        is_common_voice = path.read_bytes()[:200].startswith(b"client_id")
+        if is_common_voice:
+            return [asked(example, QUESTION) for example in load_source("common-voice")(path, audio_root)]
+        return load_fleurs(path, audio_root, TABLE)
     if is_qwen2_audio_file(path):
         return load_file(path, audio_root, "transcription")
     return [with_question(example, QUESTION) for example in manifest.load(path, audio_root)]
+
+
+def asked(example: Example, question: str) -> Example:
+    """The example, asked with this question."""
+    *turns, last = example.turns
+    audio = tuple(part for part in last.parts if not isinstance(part, Text))
+    return replace(example, turns=(*turns, Turn(last.role, (*audio, Text(question)))))
 
 
 def with_question(example: Example, question: str) -> Example:
