@@ -155,3 +155,29 @@ def test_target_text() -> None:
         target_text(example(), "think")
     with pytest.raises(ConfigError, match="'e1' has no answer"):
         target_text(example(answer=()), "plain")
+
+
+def test_mellow_letters_options_and_writes_lower_case() -> None:
+    """The form of the released data: `what is it? a) a car b) rain`, target `b) rain`; no instruction is added."""
+    row = example(turns=user_question("What Is It?"), choices=("A Car", "Rain"), answer=("Rain",))
+    assert question_of(row, "mellow") == "what is it? a) a car b) rain"
+    assert target_text(row, "mellow") == "b) rain" and target_text(row, "mellow", "A Car") == "a) a car"
+    yes_no = example(turns=user_question("Is It Raining? Answer yes or no."), choices=("yes", "no"), answer=("no",))
+    assert question_of(yes_no, "mellow") == "is it raining? answer yes or no." and target_text(yes_no, "mellow") == "no"
+    assert target_text(example(answer=("It Is Loud.",), choices=(), task="detail"), "mellow") == "it is loud."
+
+
+def test_mellow_captions_have_a_beginning_and_differences_keep_their_case() -> None:
+    caption = example(turns=user_question("Describe."), answer=("A Dog barks",), task="caption")
+    assert target_text(caption, "mellow") == "the audio 1 is a dog barks"
+    both = example(turns=user_question("Describe.", clips=2), answer=("The first: A. The second: B.",), task="caption")
+    assert target_text(both, "mellow") == "the first: a. the second: b."
+    difference = example(
+        turns=user_question("Explain.", clips=2), answer=("Rain. A Dog.",), choices=(), task="difference"
+    )
+    assert target_text(difference, "mellow") == "Rain. A Dog." and question_of(difference, "mellow") == "explain."
+
+
+def question_of(row: Example, style: str) -> str:
+    """Text of the last user turn in a style."""
+    return "".join(part.text for part in prompt_turns(row, style)[-1].parts if isinstance(part, Text))

@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 Function = TypeVar("Function", bound="Callable[..., Any]")
 
 # The keys of prompts.INSTRUCTIONS, repeated here because that module imports numpy. A test compares the two.
-STYLES = ("answer", "plain", "open", "think", "short-think", "adaptive", "tags", "structured", "spoken", "xs-cot")
+STYLES = (
+    "answer",
+    "plain",
+    "open",
+    "think",
+    "short-think",
+    "adaptive",
+    "tags",
+    "structured",
+    "spoken",
+    "mellow",
+    "xs-cot",
+)
 
 model_option = click.option(
     "--model",

@@ -25,7 +25,7 @@ class Source(Strict):
     weight: float = Field(1.0, gt=0)
     """Relative share of this manifest in the mixture; see `DataConfig.weight_by_size`."""
     where: RowFilter = Field(default_factory=dict)
-    """Use only rows whose fields have these values."""
+    """Use only rows whose fields have these values; a list names several."""
     allow_text_only: bool = False
     """Use rows without a clip as they are. False refuses them, unless the row itself says `text_only: true`."""
 
@@ -179,11 +179,20 @@ class SftConfig(SupervisedConfig):
     """Supervised fine-tuning; all questions about a clip share one tree."""
 
     kind: Literal["sft"]
+    rows_per_step: int | None = Field(None, gt=0)
+    """Rows per optimizer step, drawn one by one (rows about the same clips still share a tree), in place of
+    `clips_per_step` and `questions_per_clip`; None: clips are drawn."""
     assistant_turns: Literal["last", "all"] = "last"
     """Assistant turns of a conversation that the loss counts: the reply that is the answer, or all of them."""
     connector_init: Literal["none", "ridge"] = "none"
     """`ridge`: before the first step, set the connector to the ridge regression from encoder states onto the decoder's
     word embeddings of the answers; `none`: use the connector as it was loaded."""
+
+    @model_validator(mode="after")
+    def _check_unit_of_a_step(self) -> "SftConfig":
+        clip_keys = ("clips_per_step", "questions_per_clip")
+        self.refuse_idle(self.rows_per_step is None, clip_keys, "rows_per_step draws rows; leave one of them out")
+        return self
 
 
 class GrpoConfig(StageConfig):

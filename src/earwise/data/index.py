@@ -58,12 +58,16 @@ class ManifestRows(Sequence[Example]):
         return _indexed_example(self._index, int(self._row_numbers[position]))
 
     def select(
-        self, conditions: Mapping[Any, str], *, require_answer: bool = False, require_preference: bool = False
+        self,
+        conditions: Mapping[Any, str | Sequence[str]],
+        *,
+        require_answer: bool = False,
+        require_preference: bool = False,
     ) -> "ManifestRows":
         """Filter the rows by their fields.
 
         Args:
-            conditions: Name of one of `WHERE_FIELDS` -> value that the field must have.
+            conditions: Name of one of `WHERE_FIELDS` -> value that the field must have, or several of them.
             require_answer: Keep only rows with an answer.
             require_preference: Keep only rows with `rejected` completions and `chosen` ones or an answer.
         """
@@ -74,9 +78,9 @@ class ManifestRows(Sequence[Example]):
             mask = mask & self._index.has_preference[self._row_numbers]
         for name, value in conditions.items():
             field = WHERE_FIELDS.index(name)
-            values = self._index.values[field]
-            code = values.index(value) if value in values else -1
-            mask = mask & (self._index.codes[field, self._row_numbers] == code)
+            wanted = {value} if isinstance(value, str) else set(value)
+            codes = [code for code, name in enumerate(self._index.values[field]) if name in wanted]
+            mask = mask & np.isin(self._index.codes[field, self._row_numbers], codes)
         return ManifestRows(self._index, self._row_numbers[mask])
 
     def take(self, positions: Sequence[int]) -> "ManifestRows":

@@ -119,14 +119,16 @@ def check_has_audio(example: Example, location: str) -> None:
         )
 
 
-def select(rows: Sequence[Example], conditions: Mapping[Any, str]) -> list[Example]:
+def select(rows: Sequence[Example], conditions: Mapping[Any, str | Sequence[str]]) -> list[Example]:
     """Filter rows by their fields.
 
     Args:
         rows: Examples of a manifest.
-        conditions: Field name -> value that the field must have, as a recipe gives them under `where`.
+        conditions: Field name -> value that the field must have, or several of which it must have one, as a recipe
+            gives them under `where`.
     """
-    return [row for row in rows if all(getattr(row, key) == value for key, value in conditions.items())]
+    values = {key: {value} if isinstance(value, str) else set(value) for key, value in conditions.items()}
+    return [row for row in rows if all(getattr(row, key) in wanted for key, wanted in values.items())]
 
 
 def write(path: Path, examples: Iterable[Example]) -> int:

@@ -7,7 +7,7 @@ packed into micro-batches with the encoder states of their clips (`build_micro_b
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 
@@ -67,6 +67,29 @@ def group_by_clips(examples: Sequence[Example]) -> Sequence[ClipGroup]:
     for example in examples:
         groups.setdefault(example.clips, []).append(example)
     return [tuple(group) for group in groups.values()]
+
+
+class SingleRows(Sequence[ClipGroup]):
+    """Rows as groups of one row each, for a mixture that draws rows and not clips.
+
+    Args:
+        rows: The rows.
+    """
+
+    def __init__(self, rows: Sequence[Example]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, position: int) -> ClipGroup: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[ClipGroup]: ...
+    def __getitem__(self, position: int | slice) -> ClipGroup | list[ClipGroup]:
+        if isinstance(position, slice):
+            return [(row,) for row in self._rows[position]]
+        return (self._rows[position],)
 
 
 def build_mixture(
@@ -135,6 +158,31 @@ def draw_clip_groups(
         waveforms |= dict(zip(clips, loaded.waveforms, strict=True))
         drawn.append(DrawnGroup(loaded.rows, clips, tuple(len(waveform) for waveform in loaded.waveforms)))
     return DrawnClips(drawn, waveforms, num_skipped)
+
+
+def draw_rows(rows: Iterator[ClipGroup], count: int, clip_loader: ClipLoader, profiler: Profiler) -> DrawnClips:
+    """Draw rows, group those about the same clips, and decode the clips, until `count` rows could be read.
+
+    Args:
+        rows: Endless stream of rows, each as a group of its own (`SingleRows`).
+        count: Number of rows to draw.
+        clip_loader: Decodes the clips.
+        profiler: Counts the time as `decode`.
+    """
+    groups: list[DrawnGroup] = []
+    waveforms: dict[int, Waveform] = {}
+    num_skipped, num_rows = 0, 0
+    while num_rows < count:
+        drawn_groups = group_by_clips([row for _ in range(count - num_rows) for row in next(rows)])
+        drawn = draw_clip_groups(iter(drawn_groups), len(drawn_groups), clip_loader, profiler, at_most=True)
+        first = len(waveforms)
+        for group in drawn.groups:
+            clips = range(group.clips.start + first, group.clips.stop + first)
+            groups.append(DrawnGroup(group.rows, clips, group.num_samples))
+            num_rows += len(group.rows)
+        waveforms |= {first + clip: waveform for clip, waveform in drawn.waveforms.items()}
+        num_skipped += drawn.num_skipped
+    return DrawnClips(groups, waveforms, num_skipped)
 
 
 def local_trees(trees: Sequence[list[TokenPath]]) -> list[list[TokenPath]]:

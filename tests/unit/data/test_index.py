@@ -37,12 +37,16 @@ def write_lines(path: Path, rows: list[object]) -> Path:
     return path
 
 
-def filtered(examples: list[Example], conditions: dict[str, str]) -> list[Example]:
-    """The examples with an answer that meet the conditions."""
+def filtered(examples: list[Example], conditions: dict[str, str | tuple[str, ...]]) -> list[Example]:
+    """The examples with an answer that meet the conditions, each a value or several."""
     return [
         example
         for example in examples
-        if example.answer and all(getattr(example, key) == value for key, value in conditions.items())
+        if example.answer
+        and all(
+            getattr(example, key) in ((value,) if isinstance(value, str) else value)
+            for key, value in conditions.items()
+        )
     ]
 
 
@@ -65,7 +69,8 @@ def test_rows_filters_and_groups_equal_those_of_the_whole_manifest(name: str) ->
     rows, read = open_rows(path), manifest.read(path)
     assert list(rows) == read
     assert list(open_in_parts(path)) == read
-    for conditions in ({}, {"task": "recognition"}, {"category": "speech", "task": "yes_no"}, {"language": "tlh"}):
+    for conditions in ({}, {"task": "recognition"}, {"category": "speech", "task": "yes_no"}, {"language": "tlh"},
+                       {"category": ("speech", "music"), "task": ["yes_no", "recognition"]}, {"task": ()}):  # fmt: skip
         selected = rows.select(conditions, require_answer=True)
         assert list(selected) == filtered(read, conditions)
         assert list(selected.group_by_clips()) == grouped(filtered(read, conditions))

@@ -404,3 +404,43 @@ def test_audiomcq_keeps_chains_and_the_audio_contribution(tmp_path):
     )  # fmt: skip
     assert (second.reasoning, second.category, second.group) == (None, "music", "clotho:bell.wav")
     assert [line.rpartition("row ")[2][:1] for line in lines] == ["3", "4", "5"]
+
+
+def test_voice_assistant_turns_are_sound_alone(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    import published_files
+
+    published_files.voice_assistant(tmp_path / "VA")
+    examples, lines = read("voice-assistant", tmp_path / "VA" / "train-00000-of-00325.parquet", audio_root=tmp_path)
+    assert not lines and len(examples) == 30 and {example.task for example in examples} == {"voice-chat"}
+    first = examples[0]
+    assert first.question == "" and first.answer == ("The number 0.",) and first.meta["question_text"] == "What is 0?"
+    assert (
+        clip_paths(first)[0].startswith("voice-assistant-clips/") and first.audio_paths[0].read_bytes()[:4] == b"RIFF"
+    )
+    folder, _ = read("voice-assistant", tmp_path / "VA")
+    assert [example.answer for example in folder] == [example.answer for example in examples]
+
+
+def test_voice_assistant_refuses_other_tables_and_skips_silent_rows(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.Table.from_pylist([{"text": "a"}]), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="column 'question_audio' is missing, found text"):
+        read("voice-assistant", tmp_path / "other.parquet")
+    rows = [
+        {"question_audio": {"bytes": b"RIFF", "path": "a.wav"}, "answer": ""},
+        {"question_audio": None, "answer": "b"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "bad.parquet")
+    examples, lines = read("voice-assistant", tmp_path / "bad.parquet")
+    assert not examples and "answer is ''" in lines[0] and "no sound" in lines[1]
+
+
+def test_reasonaqa_names_the_data_set_of_its_clips(tmp_path):
+    """Arms of the recipe `mellow` choose rows by it."""
+    import published_files
+
+    published_files.reasonaqa(tmp_path)
+    examples, lines = read("reasonaqa", tmp_path / "ReasonAQA" / "train.json", audio_root=tmp_path / "audio")
+    assert not lines
+    assert [example.source for example in examples] == ["ReasonAQA (Clotho)"] * 4 + ["ReasonAQA (AudioCaps)"] * 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -27,7 +28,9 @@ from builders import (
 )
 from earwise.config.optimizer import OptimizerConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
+from earwise.config.recipe_files import find_recipe
 from earwise.config.stages import LoraConfig, TrainableConfig
+from earwise.config.variants import take_definitions
 from earwise.errors import ConfigError
 from earwise.models import base, registry
 from earwise.models.encoder_cache import EncoderCache
@@ -71,6 +74,30 @@ def test_every_profile_fits_the_hardware_that_it_names(name: str, profile: str) 
     for plan in plans(recipe, machine):
         assert plan.fits and (plan.margin_gb or 0) > 1.0, f"{plan.stage}: {plan.needed_gb} GB, {plan.memory_gb}"
     assert (recipe.model.quantization == "nf4") == (profile == "24gb")
+
+
+@pytest.mark.parametrize("profile", ["paper", "one-gpu", "24gb"])
+@pytest.mark.parametrize("name", [*RECIPES, "mellow"])
+def test_every_arm_fits_the_hardware_of_its_profile(name: str, profile: str) -> None:
+    """Full training of 8 billion parameters on one GPU does not, and is refused with what to change."""
+    path, _ = find_recipe(name)
+    definitions = take_definitions(yaml.safe_load(path.read_text(encoding="utf-8")), name)
+    if profile not in definitions["profiles"]:
+        assert (name, profile) == ("mellow", "24gb"), "its profiles are for 24 GB already"
+        return
+    num_planned = 0
+    for arm in definitions["arms"]:
+        recipe = load_recipe(name, profile=profile, arm=arm)
+        hardware = recipe.hardware
+        assert hardware is not None
+        machine = Machine("GPU", hardware.gpu_memory_gb * 1e9, True, hardware.gpus, hardware.engine)
+        for plan in plans(recipe, machine):
+            num_planned += 1
+            if (name, arm) == ("r1-aqa", "sft-full") and profile != "paper":
+                assert not plan.fits and "decoder: lora" in plan.advice
+            else:
+                assert plan.fits, f"{arm}, {plan.stage}: {plan.needed_gb} GB, {plan.memory_gb}"
+    assert num_planned >= len(definitions["arms"]) - 1
 
 
 def test_what_is_advised_makes_it_fit() -> None:

@@ -1,4 +1,4 @@
-"""`earwise build source` and `earwise build avqa`: public data sets, as published, into manifests."""
+"""`earwise build source`, `avqa` and `join`: public data sets, as published, into manifests, and these into one."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.build.check import check_built, check_option
-from earwise.commands.loading import json_option, note, print_json
+from earwise.commands.loading import field_values, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options, old_option
 from earwise.commands.paths import FILE
+from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.data.sources.clothoaqa import Votes
+    from earwise.datasets.published.join_manifests import ManifestPart
     from earwise.datasets.published.missing_audio import OnMissing
 
 out_option = click.option("--out", "-o", required=True, type=FILE, help="Manifest to write (JSON lines).")
@@ -72,9 +74,9 @@ def source(**values: Any) -> None:
     """Convert PATH, a file of the data set NAME as its authors publish it, to a manifest.
 
     NAME is one of audiocaps, clotho, clothoaqa, entailment, adiff, reasonaqa, avqa, musicbench, meld, audioset,
-    wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice, covost2, multilingual-alpaca-speech, own
-    (paths and captions of your clips), or your own file.py:function. Rows that cannot be used are listed in
-    OUT.skipped.txt.
+    wavcaps, audioskills, audiomcq, vocalsound, librispeech, common-voice, covost2, multilingual-alpaca-speech,
+    voice-assistant, own (paths and captions of your clips), or your own file.py:function. Rows that cannot be used are
+    listed in OUT.skipped.txt.
 
     \b
     earwise build source clothoaqa clotho_aqa_train.csv --votes majority --out clothoaqa.jsonl
@@ -150,6 +152,67 @@ def avqa(
     )
     if run_checks:
         check_built([out], read_audio=on_missing != "keep")
+
+
+@click.command("join", short_help="Several manifests into one: a part of each, with a held-out share.")
+@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST[=COUNT]...")
+@out_option
+@click.option(
+    "--where", "conditions", multiple=True, metavar="FIELD=VALUE",
+    help="Only rows whose task, category, source, split or language is VALUE; the same field twice: either value.",
+)  # fmt: skip
+@click.option("--clips", "count_clips", is_flag=True, help="COUNT counts clips, each with all its rows, and not rows.")
+@click.option(
+    "--val-share", default=0.0, show_default=True,
+    help="Share of the groups (speakers, videos ...) whose training rows get the split val.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of what is drawn and held out.")
+@check_option
+@json_option
+def join(
+    manifests: tuple[str, ...],
+    out: Path,
+    conditions: tuple[str, ...],
+    count_clips: bool,
+    val_share: float,
+    seed: int,
+    run_checks: bool,
+    as_json: bool,
+) -> None:
+    """Join manifests that other builders wrote; with =COUNT, that many rows of a manifest are drawn at random.
+
+    \b
+    earwise build join avqa/heard.jsonl=5000 musicbench.jsonl=5000 --where task=multiple_choice --out train.jsonl
+    earwise build join ja.jsonl de.jsonl fr.jsonl --val-share 0.02 --out xs-cot/manifest.jsonl
+    """
+    from earwise.datasets.published.join_manifests import JoinOptions, join_manifests
+
+    options = JoinOptions(_parse_conditions(conditions), count_clips, val_share, seed)
+    joined = join_manifests([_parse_part(name) for name in manifests], out, options)
+    extra = {"rows_of_manifests": joined.rows_of_parts, "splits": dict(joined.splits)}
+    print_manifest_summary(ManifestSummary(out, joined.num_rows, 0, joined.tasks, joined.licences, extra), as_json)
+    if run_checks:
+        check_built([out])
+
+
+def _parse_part(name: str) -> "ManifestPart":
+    """Manifest and count of an argument MANIFEST or MANIFEST=COUNT."""
+    from earwise.datasets.published.join_manifests import ManifestPart
+
+    path, equals, count = name.rpartition("=")
+    if not equals or Path(name).exists():
+        return ManifestPart(find_manifest(name))
+    if not count.isdecimal() or int(count) < 1:
+        raise ConfigError(f"{name!r}: {count!r} is not a number of rows; write MANIFEST=COUNT")
+    return ManifestPart(find_manifest(path), int(count))
+
+
+def _parse_conditions(conditions: tuple[str, ...]) -> dict[str, list[str]]:
+    """Field -> the values that the options `--where FIELD=VALUE` name."""
+    values: dict[str, list[str]] = {}
+    for name, value in field_values(conditions, "--where"):
+        values.setdefault(name, []).append(value)
+    return values
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.loading import open_model, print_json
+from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.config.recipe import Recipe
@@ -30,6 +31,7 @@ def show_plan(
         engine: How they share the weights: `ddp` or `fsdp2`; None takes the recipe's `hardware`, or `ddp`.
     Raises:
         ModelError: if the model is unknown.
+        ConfigError: after the plan is printed, if a stage does not fit; names it and the change that makes it fit.
     """
     import yaml
 
@@ -51,10 +53,13 @@ def show_plan(
         where |= {"processes": machine.processes, "engine": machine.engine} if machine.processes > 1 else {}
         recipe_content = recipe.model_dump(mode="json")
         print_json({"recipe": recipe_content, "stages": [plan.to_json() for plan in plans], "machine": where})
-        return
-    click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip())
-    for plan in plans:
-        _print_stage(plan, machine)
+    else:
+        click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).rstrip())
+        for plan in plans:
+            _print_stage(plan, machine)
+    too_large = next((plan for plan in plans if plan.fits is False), None)
+    if too_large is not None:
+        raise ConfigError(f"stage {too_large.stage} does not fit into {machine.name}; set {too_large.advice}")
 
 
 def _print_stage(plan: "StagePlan", machine: "Machine") -> None:

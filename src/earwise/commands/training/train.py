@@ -54,7 +54,8 @@ class TrainCommandOptions:
 @click.option("--resume", type=FILE, metavar="DIR", help="Continue a stopped run from its folder alone.")
 @click.option(
     "--plan", is_flag=True,
-    help="Print the resolved recipe, rows, trained parameters and a memory estimate; train nothing.",
+    help="Print the resolved recipe, rows, trained parameters and a memory estimate; train nothing. Exit code 2 if it "
+    "does not fit.",
 )  # fmt: skip
 @click.option(
     "--processes", type=click.IntRange(min=1), metavar="N",

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from earwise.config.strict import Strict
 
-RowFilter = dict[Literal["task", "category", "source", "split", "language"], str]
-"""Field of a manifest row -> the value that the field must have."""
+RowFilter = dict[Literal["task", "category", "source", "split", "language"], str | tuple[str, ...]]
+"""Field of a manifest row -> the value that the field must have, or a list of values of which it must have one."""
 
 
 class EvalConfig(Strict):
@@ -22,7 +22,7 @@ class EvalConfig(Strict):
     task: str = "manifest"
     """Task that reads the file and scores the answers: `manifest`, `mmau`, `mmar`, `mellow`, or `file.py:NAME`."""
     where: RowFilter = Field(default_factory=dict)
-    """Use only rows whose fields have these values."""
+    """Use only rows whose fields have these values; a list names several."""
     allow_text_only: bool = False
     """As in `data.mixture`: use rows without a clip as they are."""
     style: str = "answer"

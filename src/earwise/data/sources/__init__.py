@@ -35,6 +35,7 @@ SOURCES = {
     "common-voice": "earwise.data.sources.common_voice:load",
     "covost2": "earwise.data.sources.covost2:load",
     "multilingual-alpaca-speech": "earwise.data.sources.multilingual_alpaca_speech:load",
+    "voice-assistant": "earwise.data.sources.voice_assistant:load",
     "own": "earwise.data.sources.own_captions:load",
 }
 
@@ -59,7 +60,7 @@ def load(
 
     Args:
         source: A key of `SOURCES`, or `module:function`.
-        path: The published file; for `librispeech` the folder.
+        path: The published file; for `librispeech` the folder, for `voice-assistant` a file or the folder.
         on_skip: Callback that receives one line for every row that cannot be used.
         audio_root: Folder that audio paths start from; None for the folder of `path`.
         split: Split of the file (train, val or test); None derives it from the file's name.

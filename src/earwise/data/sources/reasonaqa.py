@@ -55,7 +55,7 @@ def subset_of(row: Row) -> str:
     'AudioCaps-MCQ'
     """
     kind = str(row["subtype"]).removesuffix(".json").lower().replace("_", "-")
-    family = "AudioCaps" if str(row["taskname"]).lower().startswith("audiocaps") else "Clotho"
+    family = _family(row)
     for short in ("ACD", "CLD", "ACE", "CLE"):
         if kind == short.lower() or kind.startswith(short.lower() + "-"):
             return short
@@ -68,6 +68,11 @@ def subset_of(row: Row) -> str:
     if str(row["input"]).lower().startswith("caption"):
         return f"{family} caption"
     return f"unknown: {row['subtype']}"
+
+
+def _family(row: Row) -> str:
+    """Data set that the clips of an item come from."""
+    return "AudioCaps" if str(row["taskname"]).lower().startswith("audiocaps") else "Clotho"
 
 
 def split_options(question: str) -> tuple[str, tuple[str, ...]]:
@@ -106,7 +111,7 @@ def _example(row: Row, location: str, identifier: str, split: str, audio_root: P
     if len(clips) > 1:
         meta["clip_groups"] = sorted({adiff.group_of(clip) for clip in clips})
     return build_example(
-        SourceInfo("ReasonAQA", LICENCE, audio_root, split),
+        SourceInfo(f"ReasonAQA ({_family(row)})", LICENCE, audio_root, split),
         identifier,
         clips,
         question,

@@ -1,7 +1,7 @@
 """Writes the XS-CoT corpus: the manifest of clips that were recognised, the list of the others, and a report.
 
 A row's user turn is the clip alone. Its `reasoning` has three marked parts (transcript, English translation, English
-answer) and its `answer` is the answer in the spoken language; the prompt style `xs-cot` words both (`prompts.py`).
+answer) and its `answer` is the answer in the spoken language; the prompt style `xs-cot` words both (`prompts/`).
 """
 
 import hashlib

@@ -19,9 +19,9 @@ from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
-from earwise.types import Audio, Example, Score, Text, Turn
+from earwise.prompts import mellow, prompt_turns
+from earwise.types import Example, Score
 
-YES_NO = ("yes", "no")
 ENTAILMENT = "entailment"
 """`task` of the rows whose figures the released program counts by class."""
 
@@ -43,22 +43,14 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
 def reworded(example: Example) -> Example:
     """An example in Mellow's wording; questions to be answered by yes or no get no letters.
 
+    >>> from earwise.types import Text, Turn
     >>> example = Example("x", (Turn("user", (Text("What Is It?"),)),), answer=("Rain",), choices=("Wind", "Rain"))
     >>> reworded(example).question, reworded(example).answer
-    ('what is it? a) wind b) rain', ('b) rain',)
+    ('what is it? a) wind b) rain', ('b) rain',))
     """
-    has_letters = bool(example.choices) and not {choice.lower() for choice in example.choices} <= set(YES_NO)
-    lettered = {choice: f"{chr(ord('a') + place)}) {choice.lower()}" for place, choice in enumerate(example.choices)}
-    names = lettered if has_letters else {}
-    *parts, last = example.turns[-1].parts or (Text(""),)
-    if isinstance(last, Audio):
-        parts.append(last)
-    question = " ".join([last.text if isinstance(last, Text) else "", *names.values()])
-    worded = tuple(Text(part.text.lower()) if isinstance(part, Text) else part for part in (*parts, Text(question)))
-    turns = (*example.turns[:-1], Turn(example.turns[-1].role, worded))
-    return replace(
-        example, turns=turns, choices=(), answer=tuple(names.get(gold, gold.lower()) for gold in example.answer)
-    )
+    names = mellow.lettered(example.choices)
+    answers = tuple(names.get(gold, gold.lower()) for gold in example.answer)
+    return replace(example, turns=prompt_turns(example, "mellow"), choices=(), answer=answers)
 
 
 def score(example: Example, completion: str) -> Score:

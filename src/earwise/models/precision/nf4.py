@@ -56,6 +56,9 @@ def _quantized(layer: nn.Linear) -> nn.Module:
         layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=weight.dtype,
         quant_type="nf4", device="meta",
     )  # fmt: skip
+    # On a CPU with bfloat16 instructions, bitsandbytes rearranges the weights in place at the first forward pass that
+    # needs no gradient of its input, for sizes that divide by 64 only, and has no backward pass for that form.
+    quantized.support_avx512bf16_for_cpu = False
     quantized.weight = Params4bit(weight.data, requires_grad=False, quant_type="nf4")
     if layer.bias is not None:
         quantized.bias = layer.bias

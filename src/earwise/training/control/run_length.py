@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from earwise.config.stages import GrpoConfig, StageConfig, SupervisedConfig
+from earwise.config.stages import GrpoConfig, SftConfig, StageConfig, SupervisedConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import ConfigError
 from earwise.training.batches import group_by_clips
@@ -12,8 +12,8 @@ from earwise.training.batches import group_by_clips
 def steps_per_epoch(config: StageConfig, sources: Sequence[ManifestRows]) -> float:
     """Optimizer steps in which as many items are drawn as there are.
 
-    Items are rows in grpo, otherwise clips (groups of rows that share them). With weights of its own a source may be
-    drawn more often than its size says, so an epoch counts draws and not distinct items.
+    Items are rows in grpo and with `rows_per_step`, otherwise clips (groups of rows that share them). With weights of
+    its own a source may be drawn more often than its size says, so an epoch counts draws and not distinct items.
 
     Args:
         config: Settings of the stage.
@@ -28,6 +28,8 @@ def steps_per_epoch(config: StageConfig, sources: Sequence[ManifestRows]) -> flo
             f"stage {config.label}: how much it draws in a step is not known, since its settings are derived from "
             "neither SupervisedConfig nor GrpoConfig; set max_steps instead of num_train_epochs"
         )
+    if isinstance(config, SftConfig) and config.rows_per_step is not None:
+        return max(1.0, sum(len(rows) for rows in sources) / config.rows_per_step)
     return max(1.0, sum(len(group_by_clips(rows)) for rows in sources) / config.clips_per_step)
 
 

@@ -107,5 +107,5 @@ class SftStage:
     @staticmethod
     def memory(config: SftConfig, processes: int = 1) -> StageMemory:
         """Nothing beside the forward pass; see `StageClass`."""
-        clips = -(-config.clips_per_step // processes)
+        clips = -(-(config.rows_per_step or config.clips_per_step) // processes)
         return StageMemory(decodes_in_batches=SftStage.decodes_in_batches, clips=clips)

@@ -1,8 +1,8 @@
 """The pipeline that SFT, DPO and compression share: from a mixture of rows to packed micro-batches.
 
 Flow of a step: draw `clips_per_step` groups of rows that share their clips -> choose up to `questions_per_clip` rows of
-each -> tokenise the prompt of each row -> ask the stage for the replies to it -> one tree per group -> packed
-micro-batches. The stage adds the inputs of its loss.
+each (or draw `rows_per_step` rows and group those that share their clips) -> tokenise the prompt of each row -> ask the
+stage for the replies to it -> one tree per group -> packed micro-batches. The stage adds the inputs of its loss.
 
 Before some steps the model answers a few fixed rows, for a person to read (`logging/sample_log.py`).
 """
@@ -19,12 +19,15 @@ from earwise.forest import TokenPath
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import THINKING_STYLES, prompt_turns
 from earwise.training.batches import (
+    ClipGroup,
     DrawnClips,
     DrawnGroup,
+    SingleRows,
     build_micro_batches,
     build_mixture,
     count_trained_tokens,
     draw_clip_groups,
+    draw_rows,
     group_by_clips,
     local_trees,
     sharing_metrics,
@@ -81,8 +84,12 @@ class SupervisedPipeline:
         log_completions: bool = True,
     ) -> None:
         self._context, self._config = context, config
+        groups: list[tuple[Sequence[ClipGroup], float]]
         groups = [(group_by_clips(rows), weight) for rows, weight in context.data.mixture]
         self.num_clip_groups = sum(len(source) for source, _ in groups)
+        self._rows_per_step = config.rows_per_step if isinstance(config, SftConfig) else None
+        if self._rows_per_step is not None:
+            groups = [(SingleRows(rows), weight) for rows, weight in context.data.mixture]
         self._mixture = build_mixture(config, groups, context.seed, tuple)
         self._styles, self._style_weights = list(config.data.styles), list(config.data.styles.values())
         self._completion_logger = (
@@ -100,9 +107,14 @@ class SupervisedPipeline:
         if self._completion_logger is not None:
             self._completion_logger.before_step(step)
         rng = random.Random(f"{context.seed} {config.short_kind} {step}")
-        drawn = draw_clip_groups(self._mixture, config.clips_per_step, context.clip_loader, context.profiler)
+        if self._rows_per_step is not None:
+            drawn = draw_rows(self._mixture, self._rows_per_step, context.clip_loader, context.profiler)
+        else:
+            drawn = draw_clip_groups(self._mixture, config.clips_per_step, context.clip_loader, context.profiler)
 
         def choose_rows(group: DrawnGroup) -> Sequence[Example]:
+            if self._rows_per_step is not None:
+                return group.rows
             return rng.sample(group.rows, min(len(group.rows), config.questions_per_clip))
 
         return self._pack(drawn, choose_rows, lambda: self._draw_style(rng), replies, rng)
