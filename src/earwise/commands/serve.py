@@ -75,7 +75,7 @@ class ServeOptions:
 @click.option(
     "--max-request-mb", type=click.FloatRange(0, min_open=True),
     help="Memory for the keys and values of a request, prompt and n completions. "
-    "[default: 300, or what the longest prompt and answer need]",
+    "[default: 240, or what the longest prompt and answer need]",
 )  # fmt: skip
 @click.option(
     "--max-audio-s", default=300.0, show_default=True, type=click.FloatRange(0, min_open=True),

@@ -51,7 +51,7 @@ class ServerLimits:
         default_tokens: Number of tokens for requests that name no limit.
         max_prompt_tokens: Largest number of tokens of a prompt.
         max_request_mb: Largest memory of a request's keys and values (prompt and all completions), in MiB; None allows
-            what a prompt and a completion of the largest size need, and at least 300 MiB.
+            what a prompt and a completion of the largest size need, and at least 240 MiB.
         max_audio_s: Longest audio of a request, all clips together, in seconds. Each clip is also limited by what the
             model accepts.
         max_messages: Largest number of messages.
