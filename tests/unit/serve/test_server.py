@@ -27,7 +27,7 @@ from earwise.engine.remote.probe import open_remote_engine
 from earwise.models.base import load
 from earwise.serve.http.limits import AudioAccess, ServerLimits
 from earwise.serve.sampling.job import Capacity
-from earwise.training.rollout.rollout_engine import check_sampled
+from earwise.training.rollout.rollout_engine import accept_sampled
 from earwise.types import Audio, Text, Turn, Waveform
 from earwise_server import Client, body_of, part, running, tiny
 from policy_server import FULL, LORA, train_on_server
@@ -407,7 +407,7 @@ def test_our_own_engine_hears_it_and_gets_tokens_and_logprobs(engine: LocalEngin
     assert (remote.kind, remote.name, remote.tokens_per_s) == ("earwise", "m", 25.0)
     prompts = [Prompt(user_question(f"q {k}"), (sent(tone(0.5, 300.0 + 50 * k)),), f"key {k}") for k in range(3)]
     groups = remote.generate(prompts, SamplingParams(6, temperature=1.0, seed=2), 4)
-    check_sampled(engine.model, groups, client.url)
+    assert accept_sampled(engine.model, groups, client.url) == groups
     assert remote.generate(prompts, SamplingParams(6, temperature=1.0, seed=2), 4) == groups
     greedy = [one[0].text for one in remote.generate(prompts, SamplingParams(6))]
     assert greedy == [one[0].text for one in LocalEngine(engine.model).generate(prompts, SamplingParams(6))]
