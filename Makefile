@@ -11,6 +11,8 @@ EDITABLE := --no-deps --no-build-isolation -e .
 # The locked version of torch. On machines without a GPU the plain CPU build is wanted, where pip has a place to take it from; those
 # builds have other hashes than the published ones, which nobody can know here, so they are pinned by version only.
 TORCH := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' locks/torch-cuda.txt)
+# vLLM's build for CPUs is compiled for one version of torch.
+SERVERS_TORCH := 2.13.0
 UV := 0.13.9
 PACKAGING := build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3 reuse==6.2.0
 # Where pip is offered no CPU build of the newest or oldest torch, it takes several GB: WANTED_TORCH=2.13.0 asks for another version.
@@ -23,7 +25,7 @@ OUT ?= runs/embedded
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --where-not source=EmoDB
 
-.PHONY: help demo data-demo recipes test test-newest test-oldest package docs lock setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes test test-newest test-oldest servers gpu-day package docs lock setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
@@ -31,6 +33,8 @@ help:
 	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (about 70 minutes)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
+	@echo 'make servers     the tests against vLLM (on the CPU) and the server of transformers, in an environment of their own (3 GB, minutes)'
+	@echo 'make gpu-day     on a machine with a GPU: doctor, kernels, a step of every recipe at full size, as JSON'
 	@echo 'make package     build wheel and sdist, check them, and try the wheel in an environment outside the repository'
 	@echo 'make docs        build the documentation into build/site, warnings are errors'
 	@echo 'make lock        renew locks/: all versions that the other commands install, with hashes'
@@ -81,6 +85,18 @@ test-oldest: .venv-lock/ready
 	@echo 'oldest versions that pyproject.toml allows'
 	$(call TEST_WITH,oldest)
 
+# Servers of other makers never share an environment with earwise: the tests talk to them over HTTP.
+servers: .venv/ready-dev .venv-servers/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n0 -m servers tests/servers
+
+.venv-servers/ready: tests/servers/requirements.txt scripts/servers_environment.py
+	@echo 'making .venv-servers: vLLM for CPUs and transformers'
+	@$(PYTHON) -m venv --clear .venv-servers
+	@pip='.venv-servers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps'; \
+	{ $$pip 'torch==$(SERVERS_TORCH)+cpu' 2>/dev/null || $$pip 'torch==$(SERVERS_TORCH)'; } && $$pip -r tests/servers/requirements.txt
+	@.venv-servers/bin/python scripts/servers_environment.py
+	@touch $@
+
 # What is published. The tools have an environment of their own; their versions are pinned here, nothing else depends on them.
 package: .venv-package/ready
 	rm -rf build/lib dist
@@ -116,7 +132,7 @@ embedded: .venv/ready-demo
 	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
 
 clean:
-	rm -rf .venv .venv-newest .venv-oldest .venv-lock .venv-package .venv-docs runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-lock .venv-servers .venv-package .venv-docs runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Stamps: a file in .venv says that what the lock holds is installed, so that a second run starts at once.
 .venv/ready-demo: pyproject.toml locks/base.txt | .venv/ready-torch

@@ -25,8 +25,8 @@ class WeightSyncConfig(Strict):
     """How newer weights are sent to the rollout server."""
 
     method: Literal["lora", "weights"] = "lora"
-    """`lora`: the LoRA alone (vLLM, SGLang, earwise serve); `weights`: all weights with the LoRA merged (SGLang,
-    earwise serve)."""
+    """`lora`: the LoRA alone (vLLM, where it serves LoRA for the family; earwise serve); `weights`: all weights with
+    the LoRA merged (vLLM, earwise serve)."""
     steps: int = Field(1, gt=0)
     """Steps from one version to the next; the first version is sent before the first rollout."""
     folder: UserPath | None = None

@@ -24,6 +24,7 @@ from earwise.training.control.run_length import with_max_steps
 from earwise.training.logging.sample_log import evenly_spaced_rows
 from earwise.training.logging.tracking import check_trackers
 from earwise.training.memory_check import check_quantized_stages
+from earwise.training.rollout.server_check import check_rollout_servers
 from earwise.training.stages.stage import StageData
 from earwise.training.stages.table import stage_class
 from earwise.types import AudioClip, Example
@@ -85,12 +86,13 @@ def check_training(
         load_eval_rows: Loads the rows of an entry under `eval:`, of any task; None: rows of manifests are read here,
             those of other tasks are not checked.
     Raises:
-        ConfigError: for an unknown style, reward or tracker.
+        ConfigError: for an unknown style, reward or tracker, or a rollout server that cannot do what is asked of it.
         DataError: for a bad manifest, or rows that a stage cannot train on.
         AudioError: for audio that cannot be read, unless the recipe skips such rows; names manifest, row and file.
     """
     check_quantized_stages(recipe)
     check_trackers(recipe.trackers)
+    check_rollout_servers(recipe, notify)
     opened: OpenedManifests = {}
     stages = tuple(check_stage(config, base, opened, notify) for config in recipe.stages)
     load = load_eval_rows or _manifest_rows

@@ -1,6 +1,7 @@
 """Newer weights for a rollout server: a real HTTP server loads the policy's weights while it is trained."""
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,22 @@ import torch
 
 from builders import tiny_qwen2_audio, write_two_questions
 from chat_server import ChatServer, ServerReply, count_usage, run_chat_server
+from earwise.config.recipe import check_recipe
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, EngineError
 from earwise.models import lora_checkpoint, registry
 from earwise.models.base import load
-from policy_server import FULL, LORA, completion_choices, sample_completions, train_on_server
+from earwise.training.rollout import weight_sync
+from earwise.training.rollout.server_check import check_rollout_servers
+from earwise.training.rollout.weight_sync import SyncMethod, check_support
+from policy_server import FULL, LORA, STAGE, completion_choices, sample_completions, train_on_server
 
 
 class UpdatableServer:
     """A server whose weights can be updated: one model, adapters by name, or all weights in its place.
 
     Args:
-        kind: "vllm", "sglang" or "earwise" (which loads an adapter in place of its model).
+        kind: "vllm" or "earwise" (which loads an adapter in place of its model).
         base: The checkpoint that the server was started with.
     """
 
@@ -34,12 +39,11 @@ class UpdatableServer:
         """Add the routes for updates to a chat server."""
         self.chat = chat
         self._list_models()
-        prefix = "" if self.kind == "sglang" else "/v1"
-        chat.routes |= {
-            f"{prefix}/load_lora_adapter": self.load_lora, f"{prefix}/unload_lora_adapter": self.unload_lora,
-        }  # fmt: skip
-        if self.kind == "sglang":
-            chat.routes["/update_weights_from_disk"] = self.update_weights
+        chat.routes |= {"/v1/load_lora_adapter": self.load_lora, "/v1/unload_lora_adapter": self.unload_lora}
+        if self.kind == "vllm":
+            chat.routes["/collective_rpc"] = self.reload_weights
+            for cache in ("prefix", "mm", "encoder"):
+                chat.routes[f"/reset_{cache}_cache"] = self.reset_cache
 
     def _list_models(self) -> None:
         self.chat.models = [{"id": name, "owned_by": self.kind} for name in self.engines]
@@ -65,17 +69,29 @@ class UpdatableServer:
         self._list_models()
         return 200, {"status": "Success"}
 
-    def update_weights(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        assert body["flush_cache"] is True
-        self.calls.append(("update", Path(body["model_path"]).name))
-        self.engines["m"] = LocalEngine(load("qwen2_audio", Path(body["model_path"])))
-        return 200, {"success": True, "message": "Succeeded to update model weights."}
+    def reload_weights(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        assert body["method"] == "reload_weights"
+        path = Path(body["kwargs"]["weights_path"])
+        self.calls.append(("update", path.name))
+        self.engines["m"] = LocalEngine(load("qwen2_audio", path))
+        return 200, {"results": [None]}
+
+    def reset_cache(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.calls.append(("reset", ""))
+        return 200, {"success": True}
 
     def respond(self, body: dict[str, Any], count: int) -> ServerReply:
         """Answer a chat request with samples of the model it names."""
         with self.lock:
             completions = sample_completions(self.engines[body["model"]], body)
         return ServerReply(choices=completion_choices(completions), usage=count_usage(body, "a"))
+
+
+@pytest.fixture(autouse=True)
+def lora_for_every_family(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The server here adapts a tiny Qwen2-Audio with LoRA, as vLLM does with other families."""
+    if "family" not in request.fixturenames:
+        monkeypatch.setattr(weight_sync, "WITHOUT_VLLM_LORA", ())
 
 
 @pytest.fixture
@@ -90,8 +106,7 @@ def folder(tmp_path: Path) -> Path:
     ("kind", "method", "trainable"),
     [
         ("vllm", "lora", LORA),
-        ("sglang", "lora", LORA),
-        ("sglang", "weights", FULL),
+        ("vllm", "weights", FULL),
         ("earwise", "lora", LORA | {"connector": "full"}),
         ("earwise", "weights", FULL),
     ],
@@ -104,9 +119,10 @@ def test_server_has_the_weights_of_the_policy_after_each_sync(
         server.start(chat)
         ratios = train_on_server(folder, f"{chat.url}#m", {"method": method}, trainable)
     assert [abs(ratio - 1) < 1e-4 for ratio in ratios] == [True] * 4, ratios
-    names = [name for call, name in server.calls if call != "unload"]
+    names = [name for call, name in server.calls if call in ("load", "update")]
     assert len(set(names)) == 4 and names[1].startswith("m-1-")
     assert len(list((folder / "run" / "stage-0-grpo" / "sampler").iterdir())) == 1, "older versions are deleted"
+    assert [call for call, _ in server.calls].count("reset") == (12 if (kind, method) == ("vllm", "weights") else 0)
     if (kind, method) == ("vllm", "lora"):
         assert [name for call, name in server.calls if call == "unload"] == names[:-1]
         assert list(server.engines) == ["m", names[-1]]
@@ -131,22 +147,22 @@ def test_sync_every_second_step(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight_sync", "trainable", "message"),
+    ("kind", "settings", "trainable", "message"),
     [
-        ("vllm", {"method": "weights"}, FULL, "is for sglang, earwise"),
+        ("sglang", {"method": "weights"}, FULL, "is for vllm and earwise; .* is sglang"),
         ("", {}, LORA, "is unknown"),
         ("vllm", {}, FULL, "there is no LoRA"),
         ("vllm", {}, LORA | {"connector": "full"}, "set trainable.connector: frozen"),
     ],
 )
 def test_unsupported_combination_is_refused_before_training(
-    folder: Path, kind: str, weight_sync: dict[str, Any], trainable: dict[str, Any], message: str
+    folder: Path, kind: str, settings: dict[str, Any], trainable: dict[str, Any], message: str
 ) -> None:
     server = UpdatableServer(kind, folder / "base")
     with run_chat_server(server.respond) as chat:
         server.start(chat)
         with pytest.raises(ConfigError, match=message):
-            train_on_server(folder, f"{chat.url}#m", weight_sync, trainable)
+            train_on_server(folder, f"{chat.url}#m", settings, trainable)
 
 
 def test_server_that_allows_no_updates_stops_the_run_with_one_line(folder: Path) -> None:
@@ -164,3 +180,35 @@ def test_name_of_a_version_contains_a_digest_of_its_weights(folder: Path) -> Non
 
     zeros, others = {"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-6])}
     assert _digest(zeros) == _digest(dict(zeros)) != _digest(others)
+
+
+@pytest.mark.parametrize(
+    ("server", "method", "family", "message"),
+    [
+        ("vllm", "lora", "qwen2_audio", "serves no LoRA for qwen2_audio; set weight_sync.method: weights"),
+        ("vllm", "lora", "gemma3n", "serves no LoRA for gemma3n"),
+        ("", "lora", "qwen25_omni", "leave weight_sync out"),
+        ("vllm", "lora", "qwen25_omni", None),
+        ("vllm", "weights", "qwen2_audio", None),
+        ("earwise", "lora", "qwen2_audio", None),
+    ],
+)
+def test_what_a_server_cannot_take_in_is_said_with_what_works(
+    server: str, method: SyncMethod, family: str, message: str | None
+) -> None:
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_support(server, method, family, "http://127.0.0.1:8000/v1")
+
+
+def test_a_server_that_cannot_do_it_is_reported_before_the_first_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_sync, "WITHOUT_VLLM_LORA", ("qwen2_audio",))
+    sft = {"kind": "sft", "max_steps": 1, "data": {"mixture": [{"manifest": "rows.jsonl"}]}}
+    lines: list[str] = []
+    with run_chat_server(lambda *_: ServerReply("")) as chat:
+        chat.models = [{"id": "m", "owned_by": "vllm"}]
+        stages = [sft, STAGE | {"trainable": LORA, "rollout_server": f"{chat.url}#m", "weight_sync": {"steps": 1}}]
+        recipe = check_recipe({"recipe": "t", "model": {"name": "qwen2_audio"}, "stages": stages}, "t")
+        with pytest.raises(ConfigError, match="vLLM serves no LoRA for qwen2_audio"):
+            check_rollout_servers(recipe, lines.append)
+    check_rollout_servers(recipe, lines.append)  # the server is away now
+    assert len(lines) == 1 and "nothing answers" in lines[0] and lines[0].endswith("before its stage begins")

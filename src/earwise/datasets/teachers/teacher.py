@@ -175,7 +175,7 @@ class TemplateTeacher:
 
 @dataclass(frozen=True, slots=True)
 class RemoteTeacher:
-    """A language model on a server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, or a hosted API.
+    """A language model on a server that speaks OpenAI's chat completions: vLLM, llama.cpp, or a hosted API.
 
     Attributes:
         url: Address up to and including the version, for example `http://127.0.0.1:8000/v1`.

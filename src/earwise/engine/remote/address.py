@@ -35,7 +35,7 @@ class ServerAddress:
     api_key: str | None = field(default=None, repr=False)
     """Key sent as a bearer token; it is never written to a file."""
     part: AudioPart = "input_audio"
-    """Type of an audio message part: `input_audio` (OpenAI), or `audio_url` with a data URL (vLLM, SGLang)."""
+    """Type of an audio message part: `input_audio` (OpenAI), or `audio_url` with a data URL (vLLM)."""
     sample_rate: int = 16000
     """Sample rate in Hz of the WAV files that are sent."""
     max_audio_s: float = 30.0

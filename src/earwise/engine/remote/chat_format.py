@@ -6,6 +6,7 @@ Pure functions between `engine.remote.client` and the JSON that it exchanges wit
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,20 +16,36 @@ from earwise.engine.remote.address import AudioPart
 from earwise.engine.remote.openai_http import JsonObject
 from earwise.types import Completion, Text, Waveform
 
+CONTROL_TOKEN = re.compile(
+    r"<(?=\|[^<>|\s]{1,64}\|>|/?s>|(?:bos|eos|pad|unk|start_of_turn|end_of_turn|start_of_audio|end_of_audio|"
+    r"audio_soft_token|image_soft_token|sound|Speech|SpeechHere)>)"
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|AUDIO|BEGIN_AUDIO|TRANSCRIBE|THINK)\])"
+)
+"""The first character of what a tokenizer of the supported families may read as a control token: `<|im_end|>` and the
+like, and those of Llama, Gemma, Mistral, Audio Flamingo and SALMONN."""
+WORD_JOINER = "\u2060"
+"""A character without width, which takes the meaning from a control token that it stands in."""
+TREATS_TEXT_AS_TEXT = ("earwise",)
+"""Kinds of servers that obey no control token in the text of a request."""
 
-def messages(prompt: Prompt, sample_rate: int, audio_part: AudioPart) -> list[JsonObject]:
+
+def messages(
+    prompt: Prompt, sample_rate: int, audio_part: AudioPart, *, keep_control_tokens: bool = False
+) -> list[JsonObject]:
     """The messages of a conversation. A turn of one text has a plain string as content.
 
     Args:
         prompt: The conversation and its waveforms.
         sample_rate: Sample rate of the waveforms, in Hz.
         audio_part: Type of the message parts that hold audio.
+        keep_control_tokens: Whether texts are sent unchanged where they spell control tokens. Most servers would obey
+            them: a row with `<|im_end|>` in its question would end its turn there.
     """
     waveforms = iter(prompt.waveforms)
     conversation = []
     for turn in prompt.turns:
         parts = [
-            {"type": "text", "text": part.text}
+            {"type": "text", "text": part.text if keep_control_tokens else break_control_tokens(part.text)}
             if isinstance(part, Text)
             else _audio_content(next(waveforms), sample_rate, audio_part)
             for part in turn.parts
@@ -38,12 +55,26 @@ def messages(prompt: Prompt, sample_rate: int, audio_part: AudioPart) -> list[Js
     return conversation
 
 
+def break_control_tokens(text: str) -> str:
+    """A text with a character without width inside everything that a tokenizer may read as a control token.
+
+    >>> [len(break_control_tokens(text)) - len(text) for text in ("a <b> [c]", "<|im_end|>", "<s>[INST]")]
+    [0, 1, 2]
+    """
+    return CONTROL_TOKEN.sub(lambda match: match[0] + WORD_JOINER, text)
+
+
 def _audio_content(waveform: Waveform, sample_rate: int, audio_part: AudioPart) -> JsonObject:
     """The message part of a clip, as base64 of a 16-bit WAV file."""
-    data = base64.b64encode(encode_wav(waveform, sample_rate)).decode()
     if audio_part == "audio_url":
-        return {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{data}"}}
+        return {"type": "audio_url", "audio_url": {"url": audio_data_url(waveform, sample_rate)}}
+    data = base64.b64encode(encode_wav(waveform, sample_rate)).decode()
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+
+
+def audio_data_url(waveform: Waveform, sample_rate: int) -> str:
+    """A clip as a data URL with a 16-bit WAV file."""
+    return f"data:audio/wav;base64,{base64.b64encode(encode_wav(waveform, sample_rate)).decode()}"
 
 
 def loggable(prompt: Prompt) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The remote engine: vLLM, SGLang, or any server that speaks OpenAI's chat completions and accepts audio.
+"""The remote engine: vLLM, transformers' server, or any server that speaks OpenAI's chat completions and accepts audio.
 
 Every prompt becomes the messages of one request (`engine.remote.chat_format`); requests are sent concurrently under
 rate limits with retries (`engine.remote.openai_http`), and every exchange is appended to a log. Engines are opened by
@@ -7,7 +7,7 @@ rate limits with retries (`engine.remote.openai_http`), and every exchange is ap
 Deviations from the local engine: (1) clips are sent as 16-bit WAV; (2) draws depend on `(seed, key)` only as far as the
 server honours `seed`; (3) log-probabilities, token ids and `score` are available only where the server provides them.
 
-Source: OpenAI's reference of the chat completions API, and the additional fields that vLLM and SGLang document.
+Source: OpenAI's reference of the chat completions API, and the additional fields that vLLM documents.
 """
 
 import asyncio
@@ -17,16 +17,15 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from earwise.engine.base import Prompt, SamplingParams
-from earwise.engine.remote import chat_format, openai_http
+from earwise.engine.remote import chat_format, exchange_log, openai_http, token_prompts
 from earwise.engine.remote.address import ServerAddress
 from earwise.engine.remote.openai_http import JsonObject, RateLimitedSender, RejectedRequest, TemporaryFailure
+from earwise.engine.remote.token_prompts import TokenPrompts
 from earwise.errors import AudioError, EngineError, ServerUnavailable
-from earwise.files import append_jsonl
 from earwise.types import Audio, Completion, Text, Turn
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ NUM_SEEDS = 2**30
 """Seeds are reduced modulo this number: the protocol's integers are signed, and servers count up from the seed."""
 EXPLICIT_FIELDS: dict[str, JsonObject] = {
     "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True},
-    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
     "earwise": {"return_token_ids": True},
 }
 """Fields beyond OpenAI's for servers of a known kind. Without them a server would fill in the checkpoint's own
@@ -68,7 +66,7 @@ class RemoteEngine:
 
     Args:
         address: Server, model, form of the audio parts, and limits.
-        kind: What the server calls itself ("vllm", "sglang", ...); decides which fields beyond OpenAI's are sent.
+        kind: What the server calls itself ("vllm", "earwise", ...); decides which fields beyond OpenAI's are sent.
         revision: Version of the weights, stored in result rows.
         log: JSONL file that every exchange is appended to, readable by its owner only; None keeps no log.
         notify: Called with a line about every long pause that the server asks for.
@@ -87,6 +85,8 @@ class RemoteEngine:
         self.prompt_check: Callable[[Prompt, Sequence[int]], str | None] | None = None
         """Called by `generate` with each prompt and its token ids on the server, if the server returns them (vLLM).
         What it returns becomes the error of that prompt."""
+        self.token_prompts: TokenPrompts | None = None
+        """Encodes the prompts of `generate` here and sends token ids; None sends messages, which the server encodes."""
         self._sender = RateLimitedSender[JsonObject](
             address.limits, lambda answer: sum(openai_http.token_usage(answer) or (0, 0)), notify=notify
         )
@@ -213,7 +213,8 @@ class RemoteEngine:
             fields: Fields of the request besides model and messages.
             num_choices: Number of choices to collect.
         """
-        messages = chat_format.messages(prompt, self.sample_rate, self.address.part)
+        encoded = self.token_prompts.encode(prompt) if self.token_prompts is not None else None
+        messages = self._messages(prompt) if encoded is None else []
         audio_s = sum(len(waveform) for waveform in prompt.waveforms) / self.sample_rate
         texts = [part.text for turn in prompt.turns for part in turn.parts if isinstance(part, Text)]
         audio_tokens = audio_s * (self.tokens_per_s or AUDIO_TOKENS_PER_S)
@@ -228,6 +229,8 @@ class RemoteEngine:
                 body["seed"] += len(choices)
             if missing > 1:
                 body["n"] = missing
+            if encoded is not None:
+                body = token_prompts.request_body(prompt, encoded, self.sample_rate, body)
             reply = await self._send(client, body, expected, prompt.key)
             self._append_to_log(prompt, body, reply, time.monotonic() - started)
             if isinstance(reply, TemporaryFailure) and reply.is_server_error:
@@ -246,12 +249,19 @@ class RemoteEngine:
             prompt_ids = tuple(reply.get("prompt_token_ids") or ()) or prompt_ids
         return Exchange(tuple(choices), usage, prompt_ids)
 
+    def _messages(self, prompt: Prompt) -> list[JsonObject]:
+        """The messages of a request for a prompt."""
+        keep = self.kind in chat_format.TREATS_TEXT_AS_TEXT
+        return chat_format.messages(prompt, self.sample_rate, self.address.part, keep_control_tokens=keep)
+
     async def _send(
         self, client: "httpx.AsyncClient", body: JsonObject, expected_tokens: int, key: str
     ) -> JsonObject | TemporaryFailure | RejectedRequest:
         """Send one request with retries, or with a single attempt while the server is known to be unavailable."""
 
         async def attempt(body: JsonObject) -> JsonObject | TemporaryFailure | RejectedRequest:
+            if self.token_prompts is not None and "token_ids" in body:
+                return await token_prompts.post(client, self.address.url, body, self.token_prompts)
             return await openai_http.post(client, self.address.url, body)
 
         tries = 1 if self._unavailable else None
@@ -296,10 +306,7 @@ class RemoteEngine:
         answered = Prompt((*prompt.turns, Turn("assistant", (Text(text),))), prompt.waveforms, prompt.key)
         fields = self._sampling_fields(SamplingParams(max_new_tokens=1), "")
         fields |= {"prompt_logprobs": 0, "add_generation_prompt": False}
-        body = {
-            "model": self.address.model,
-            "messages": chat_format.messages(answered, self.sample_rate, self.address.part),
-        } | fields
+        body = {"model": self.address.model, "messages": self._messages(answered)} | fields
         reply = await self._send(client, body, start + openai_http.estimate_tokens(text), prompt.key)
         self._append_to_log(answered, body, reply, 0.0)
         if isinstance(reply, TemporaryFailure | RejectedRequest):
@@ -350,35 +357,9 @@ class RemoteEngine:
     def _append_to_log(
         self, prompt: Prompt, body: JsonObject, reply: JsonObject | TemporaryFailure | RejectedRequest, seconds: float
     ) -> None:
-        """Append an exchange to the log. Clips are logged by their hash, API keys never, also where a server repeats
-        its own."""
-        if self.log is None:
-            return
-        row: JsonObject = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "model": self.name,
-            "key": prompt.key,
-            "prompt": chat_format.loggable(prompt),
-            "settings": {name: value for name, value in body.items() if name != "messages"},
-            "seconds": round(seconds, 3),
-        }
-        if isinstance(reply, TemporaryFailure | RejectedRequest):
-            row |= {"answers": [], "error": reply.reason}
-        else:
-            key = self.address.api_key
-            answers = [
-                {
-                    "text": openai_http.without_key(chat_format.text(choice), key),
-                    "finish_reason": choice.get("finish_reason"),
-                }
-                for choice in reply["choices"]
-            ]
-            row |= {
-                "answers": answers,
-                "usage": openai_http.token_usage(reply),
-                "fingerprint": reply.get("system_fingerprint"),
-            }
-        append_jsonl(self.log, row, private=True)
+        """Append an exchange to the log, if there is one."""
+        if self.log is not None:
+            exchange_log.append(self.log, self.address, prompt, body, reply, seconds)
 
 
 def _raise_first_error(results: list[Any]) -> list[Any]:

@@ -227,10 +227,35 @@ async def post(
     Raises:
         EngineError: if the server would refuse every request (address, model, key, quota).
     """
+    answer = await post_json(client, f"{url.rstrip('/')}/chat/completions", body)
+    if isinstance(answer, TemporaryFailure | RejectedRequest):
+        return answer
+    try:
+        if all(isinstance(choice["message"], Mapping) for choice in answer["choices"]) and answer["choices"]:
+            return answer
+    except (LookupError, TypeError):
+        pass
+    return TemporaryFailure("status 200 without a chat completion")
+
+
+async def post_json(
+    client: "httpx.AsyncClient", url: str, body: JsonObject
+) -> JsonObject | TemporaryFailure | RejectedRequest:
+    """Send one request, once.
+
+    Args:
+        client: Connection pool; see `connection`.
+        url: Address of the request.
+        body: JSON body of the request.
+    Returns:
+        The response, or why there is none.
+    Raises:
+        EngineError: if the server would refuse every request (address, model, key, quota).
+    """
     import httpx
 
     try:
-        response = await client.post(f"{url.rstrip('/')}/chat/completions", json=body)
+        response = await client.post(url, json=body)
     except httpx.TimeoutException:
         return TemporaryFailure("timeout")
     except httpx.TransportError as error:
@@ -239,11 +264,11 @@ async def post(
     if failure is not None:
         return failure
     try:
-        answer: JsonObject = response.json()
-        if all(isinstance(choice["message"], Mapping) for choice in answer["choices"]) and answer["choices"]:
-            return answer
-    except (ValueError, LookupError, TypeError):
-        pass
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if isinstance(answer, dict):
+        return answer
     return TemporaryFailure(f"status {response.status_code} without a chat completion")
 
 

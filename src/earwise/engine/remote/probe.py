@@ -35,7 +35,7 @@ class ServerInfo:
 
     Attributes:
         model: Name of the model.
-        kind: Make of the server ("vllm", "sglang", ...), "" if it does not say.
+        kind: Make of the server ("vllm", "earwise", ...), "" if it does not say.
         revision: Version of the weights, for result rows.
     """
 
@@ -83,7 +83,7 @@ def open_remote_engine(
         EngineError: if the server does not answer, rejects audio, or does not show that it uses it.
     """
     address = parse_address(name)
-    server = run_coroutine(_query_server(address))
+    server = run_coroutine(query_server(address))
     engine = RemoteEngine(
         replace(address, model=server.model), kind=server.kind, revision=server.revision, log=log, notify=notify
     )
@@ -163,8 +163,9 @@ def _prompt(*waveforms: Waveform) -> Prompt:
     return Prompt((Turn("user", (*parts, Text(QUESTION))),), waveforms, "probe")
 
 
-async def _query_server(address: ServerAddress) -> ServerInfo:
-    """Read the server's list of models. Without such a list, the model of the address is taken as given.
+async def query_server(address: ServerAddress) -> ServerInfo:
+    """Read the server's list of models. Without such a list, or with an empty one (transformers' server lists only
+    what is in its cache), the model of the address is taken as given.
 
     Raises:
         ConfigError: if the address names no model and the server has not exactly one, or not the named one.
@@ -191,6 +192,8 @@ async def _query_server(address: ServerAddress) -> ServerInfo:
     if not address.model and len(cards) != 1:
         raise ConfigError(f"{address.url} has {', '.join(cards) or 'no models'}; name one: {address.url}#NAME")
     model = address.model or next(iter(cards))
+    if not cards:
+        return ServerInfo(model, "", "remote")
     if model not in cards:
         raise ConfigError(f"{address.url} has no model {model!r}, it has {', '.join(sorted(cards)[:8])}")
     kind = str(cards[model].get("owned_by") or "")

@@ -19,17 +19,24 @@ from torch import Tensor
 from earwise.engine.base import Engine, Prompt
 from earwise.engine.local import LocalEngine
 from earwise.errors import EngineError
+from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.prompt_encoding import conversation_path
 from earwise.training.policy import MicroBatch
 from earwise.types import Completion
 
+KINDS_WITH_TOKEN_PROMPTS = ("vllm",)
+"""Kinds of servers that may take prompts as token ids."""
+
 
 def open_rollout_engine(
     address: str | None, model: AudioLM, encoder_cache: EncoderCache, *, batch_size: int, log: Path | None = None
 ) -> Engine:
-    """Open the engine for rollouts. A server that tells the token ids of prompts is held to those of the policy.
+    """Open the engine for rollouts.
+
+    A server that takes token ids gets those of the policy; otherwise one that returns the ids of prompts is held to
+    those of the policy.
 
     Args:
         address: Address of a server that accepts audio; None to sample from the policy in this process.
@@ -42,11 +49,36 @@ def open_rollout_engine(
     """
     if address is None:
         return LocalEngine(model, encoder_cache=encoder_cache, batch_size=batch_size)
-    from earwise.engine.remote.probe import open_remote_engine  # imports the HTTP client
+    from earwise.engine.remote import token_prompts  # imports the HTTP client, as the next two
+    from earwise.engine.remote.client import run_coroutine
+    from earwise.engine.remote.probe import open_remote_engine
 
     engine = open_remote_engine(address, log=log)
     engine.prompt_check = partial(check_prompt, model)
+    if engine.kind in KINDS_WITH_TOKEN_PROMPTS and run_coroutine(token_prompts.are_accepted(engine.address)):
+        engine.token_prompts = token_prompts.TokenPrompts(partial(encode_prompt, model), model.tokenizer.decode)
     return engine
+
+
+def encode_prompt(model: AudioLM, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt with one audio placeholder for each clip, which a server replaces by as many as it takes.
+
+    Args:
+        model: The policy.
+        prompt: The prompt.
+    """
+    path = _prompt_path(model, prompt)
+    return [
+        token
+        for place, (token, clip) in enumerate(zip(path.ids, path.clips, strict=True))
+        if clip < 0 or place == 0 or path.clips[place - 1] != clip
+    ]
+
+
+def _prompt_path(model: AudioLM, prompt: Prompt) -> TokenPath:
+    """The tokens of a prompt as the policy is trained on them."""
+    num_samples = [len(waveform) for waveform in prompt.waveforms]
+    return conversation_path(model, prompt.turns, range(len(num_samples)), num_samples, generate=True)
 
 
 def check_prompt(model: AudioLM, prompt: Prompt, server_ids: Sequence[int]) -> str | None:
@@ -59,9 +91,7 @@ def check_prompt(model: AudioLM, prompt: Prompt, server_ids: Sequence[int]) -> s
     Returns:
         What differs and the remedy; None if all ids are equal.
     """
-    num_samples = [len(waveform) for waveform in prompt.waveforms]
-    clips = range(len(prompt.waveforms))
-    ids = conversation_path(model, prompt.turns, clips, num_samples, generate=True).ids
+    ids = _prompt_path(model, prompt).ids
     if tuple(server_ids) == ids:
         return None
     place = next(
@@ -71,7 +101,8 @@ def check_prompt(model: AudioLM, prompt: Prompt, server_ids: Sequence[int]) -> s
     here, there = (model.tokenizer.backend.decode(list(part[place : place + 8]), False) for part in (ids, server_ids))
     return (
         f"the server reads the prompt as {len(server_ids)} tokens, the policy as {len(ids)}; token {place} begins "
-        f"{there!r} there and {here!r} here; serve the same checkpoint with its own chat template"
+        f"{there!r} there and {here!r} here; serve the same checkpoint with its own chat template, "
+        "or start vLLM with --enable-scale-out, so that it takes token ids"
     )
 
 

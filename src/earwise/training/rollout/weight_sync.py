@@ -3,14 +3,15 @@
 Used by GRPO with `weight_sync`, before a rollout. Without it the server keeps the weights it was started with, and the
 importance ratios have more and more to correct. Two methods:
 
-- `lora`: the LoRA in PEFT's format, by `POST /v1/load_lora_adapter` (vLLM, earwise) or `/load_lora_adapter` (SGLang).
-  Every version has a name of its own, under which completions are then requested, and the version before is unloaded.
-  With one name for all versions, vLLM would reuse cached prefixes of older weights and read the adapter again at every
-  step (its issues 42125 and 31326).
-- `weights`: all weights, LoRA merged, by SGLang's `POST /update_weights_from_disk`; `earwise serve` accepts them at the
-  address for adapters.
+- `lora`: the LoRA in PEFT's format, by `POST /v1/load_lora_adapter`. Every version has a name of its own, under which
+  completions are then requested, and the version before is unloaded. With one name for all versions, vLLM would reuse
+  cached prefixes of older weights and read the adapter again at every step (its issues 42125 and 31326).
+- `weights`: all weights, LoRA merged. vLLM reads them by `reload_weights` (its `/collective_rpc`, in development mode);
+  afterwards everything that it computed with older weights is dropped. `earwise serve` accepts them at the address for
+  adapters.
 
-Sources: documentation and code of the servers, as of autumn 2026.
+Source: vLLM 0.32, `entrypoints/serve/lora`, `entrypoints/serve/dev`, `model_executor/model_loader/reload`. Its transfer
+between GPUs (`/init_weight_transfer_engine`) needs NCCL or CUDA and a trainer inside vLLM, and is not used.
 """
 
 import hashlib
@@ -34,11 +35,19 @@ from earwise.training.distributed import parallel
 from earwise.training.distributed.sharding import full_state
 
 SyncMethod = Literal["lora", "weights"]
-SUPPORTED_SERVERS: dict[SyncMethod, tuple[str, ...]] = {
-    "lora": ("vllm", "sglang", "earwise"),
-    "weights": ("sglang", "earwise"),
+SUPPORTED_SERVERS = ("vllm", "earwise")
+"""Kinds of servers whose weights can be updated, by `owned_by` in their list of models."""
+WITHOUT_VLLM_LORA = ("qwen2_audio", "gemma3n")
+"""Families whose LoRA vLLM 0.32 cannot serve; it refuses to start with --enable-lora for them."""
+RESET_CACHES = ("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache")
+"""What vLLM drops after new weights: keys and values of prompts, and encoder states of clips."""
+START_OPTIONS = {
+    ("vllm", "lora"): "start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank R",
+    ("vllm", "weights"): "start vLLM with VLLM_SERVER_DEV_MODE=1",
+    ("earwise", "lora"): "start earwise serve with --allow-weight-updates",
+    ("earwise", "weights"): "start earwise serve with --allow-weight-updates",
 }
-"""Method -> kinds of servers that support it, by `owned_by` in their list of models."""
+"""Kind of server and method -> how it has to be started."""
 ACCEPT_FULL_PARAMETERS = ("earwise",)
 """Kinds of servers whose adapters may hold fully trained parameters beside LoRA."""
 
@@ -70,18 +79,15 @@ class WeightSync:
     def _check(self, engine: RemoteEngine) -> None:
         """Refuse combinations of server, method and trained parameters that cannot work."""
         method, server = self._method, engine.kind
-        if server not in SUPPORTED_SERVERS[method]:
-            raise ConfigError(
-                f"weight_sync.method: {method} is for {', '.join(SUPPORTED_SERVERS[method])}; "
-                f"{engine.address.url} is {server or 'unknown'}"
-            )
+        check_support(server, method, registry.family_of_model(self._model.name), engine.address.url)
         adapter = lora_checkpoint.from_module(self._model.module, self._model.name)
         if method == "lora" and not adapter.matrices:
             raise ConfigError("weight_sync.method: lora, but there is no LoRA; set trainable.decoder: lora")
         if method == "lora" and adapter.full_parameters and server not in ACCEPT_FULL_PARAMETERS:
             raise ConfigError(
                 f"weight_sync.method: lora, but {len(adapter.full_parameters)} tensors are trained in full "
-                f"({min(adapter.full_parameters)}), which {server} takes in no adapter; set trainable.connector: frozen"
+                f"({min(adapter.full_parameters)}), which {server} takes in no adapter; set trainable.connector: "
+                "frozen, or weight_sync.method: weights"
             )
         if method == "weights" and parallel.world_size() > 1 and parallel.launcher_engine() != "ddp":
             raise ConfigError(f"weight_sync.method: weights does not go with {parallel.launcher_engine()}; use lora")
@@ -117,18 +123,18 @@ class WeightSync:
         version = self._folder / name
         if not version.exists():
             self._write(version, adapter)
-        is_sglang = self._engine.kind == "sglang"
-        if self._method == "weights" and is_sglang:
-            body = {"model_path": str(version), "flush_cache": True}
-            self._post("/update_weights_from_disk", body, below_v1=False)
-            model_name = self._base_name
+        model_name = self._base_name
+        if self._method == "weights" and self._engine.kind == "vllm":
+            body = {"method": "reload_weights", "kwargs": {"weights_path": str(version)}}
+            self._post("/collective_rpc", body, below_v1=False)
+            for cache in RESET_CACHES:
+                self._post(cache, {}, below_v1=False)
         else:
-            body = {"lora_name": name, "lora_path": str(version)}
-            self._post("/load_lora_adapter", body, below_v1=not is_sglang)
+            self._post("/load_lora_adapter", {"lora_name": name, "lora_path": str(version)})
             # A server that loads the version in place of its weights does not list it as a model.
             model_name = name if name in self._model_names() else self._base_name
             if self._loaded_name not in (None, name) and model_name == name:
-                self._post("/unload_lora_adapter", {"lora_name": self._loaded_name}, below_v1=not is_sglang)
+                self._post("/unload_lora_adapter", {"lora_name": self._loaded_name})
         for path in self._folder.iterdir():
             if path != version:
                 shutil.rmtree(path, ignore_errors=True)
@@ -144,14 +150,15 @@ class WeightSync:
             else:
                 self._model.save(unfinished)
 
-    def _post(self, path: str, body: Mapping[str, Any], *, below_v1: bool) -> None:
+    def _post(self, path: str, body: Mapping[str, Any], *, below_v1: bool = True) -> None:
         """Send a request to the server, under its `/v1` address or beside it."""
         address = self._engine.address
         url = address.url if below_v1 else address.url.removesuffix("/v1")
 
         async def post() -> None:
             async with openai_http.connection(url, address.api_key, address.timeout_s) as client:
-                _check_response(f"{url}{path}", await client.post(f"{url}{path}", json=dict(body)))
+                response = await client.post(f"{url}{path}", json=dict(body))
+                _check_response(f"{url}{path}", response, START_OPTIONS[self._engine.kind, self._method])
 
         self._run(post)
 
@@ -162,7 +169,7 @@ class WeightSync:
         async def get() -> list[str]:
             async with openai_http.connection(address.url, address.api_key, address.timeout_s) as client:
                 response = await client.get(f"{address.url}/models")
-                _check_response(f"{address.url}/models", response)
+                _check_response(f"{address.url}/models", response, "is the server still there?")
                 return [str(card["id"]) for card in response.json()["data"]]
 
         names: list[str] = self._run(get)
@@ -179,21 +186,45 @@ class WeightSync:
             raise ServerUnavailable(f"{self._engine.address.url}: nothing answers ({reason})") from error
 
 
-def _check_response(url: str, response: Any) -> None:
+def check_support(server: str, method: SyncMethod, family: str, url: str) -> None:
+    """Refuse an update of weights that a server cannot take in.
+
+    Args:
+        server: Kind of the server, by `owned_by` in its list of models; "" if it does not say.
+        method: `lora` or `weights`.
+        family: Family of the policy.
+        url: Address of the server, for the message.
+    Raises:
+        ConfigError: naming what works instead.
+    """
+    if server not in SUPPORTED_SERVERS:
+        raise ConfigError(
+            f"weight_sync is for {' and '.join(SUPPORTED_SERVERS)}; {url} is {server or 'unknown'}; leave weight_sync "
+            "out, or serve the model with one of them"
+        )
+    if (server, method) == ("vllm", "lora") and family in WITHOUT_VLLM_LORA:
+        raise ConfigError(
+            f"weight_sync.method: lora, but vLLM serves no LoRA for {family}; set weight_sync.method: weights (and "
+            f"{START_OPTIONS['vllm', 'weights']}), or use earwise serve"
+        )
+
+
+def _check_response(url: str, response: Any, remedy: str) -> None:
     """Accept only responses that report success.
 
+    Args:
+        url: Address of the request, for the message.
+        response: The response.
+        remedy: How the server has to be started.
     Raises:
-        EngineError: with the server's message, and the options that it must be started with.
+        EngineError: with the server's message and the remedy.
     """
-    message = " ".join(response.text.split())[:200]
+    message = openai_http.error_text(response.text)[: openai_http.MAX_REASON_CHARS]
     if response.status_code == 200 and '"success":false' not in message.replace(" ", ""):
         return
     if "already been loaded" in message:  # the name contains a hash of the weights, so they are the same
         return
-    raise EngineError(
-        f"{url} answers {response.status_code} ({message}); start vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and "
-        "--enable-lora --max-lora-rank R, SGLang with --enable-lora, earwise serve with --allow-weight-updates"
-    )
+    raise EngineError(f"{url} answers {response.status_code} ({message}); {remedy}")
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
