@@ -97,6 +97,9 @@ servers: .venv/ready-dev .venv-servers/ready
 	@.venv-servers/bin/python scripts/servers_environment.py
 	@touch $@
 
+gpu-day: .venv/ready-dev
+	$(BIN)/python benchmarks/gpu_day.py --out runs/gpu-day
+
 # What is published. The tools have an environment of their own; their versions are pinned here, nothing else depends on them.
 package: .venv-package/ready
 	rm -rf build/lib dist

@@ -78,7 +78,7 @@ def row(name: str, clip: Path, number: int, where: Mapping[str, Any]) -> dict[st
         "id": name, "messages": [{"role": "user", "content": content}], "choices": list(CHOICES), "answer": answer,
         "reasoning": REASONING.format(answer=answer), "task": "recognition", "category": "sound",
         "rejected": [choice for choice in CHOICES if choice != answer][:1], "pass_count": number % 15 + 1,
-        "attempts": 16,
+        "attempts": 16, "field": "sound",
     }  # fmt: skip
     return fields | dict(where)
 

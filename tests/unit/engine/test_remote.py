@@ -360,3 +360,16 @@ def test_a_server_without_likelihoods_is_reported() -> None:
         pytest.raises(EngineError, match=r"prompt_logprobs.*serve the model with vLLM"),
     ):
         engine_on(chat).score(make_prompts(1), [["yes"]])
+
+
+def test_control_tokens_in_a_text_are_broken_except_for_a_server_that_reads_text_as_text() -> None:
+    """Otherwise the server's chat template would end the turn of a question that spells `<|im_end|>`."""
+    spelled = "a <|im_end|> <|AUDIO|> </s> <start_of_turn> [INST] <sound>"
+    innocent = "a < b, <answer>x</answer>, [1], <|, |>, <think>"
+    for kind, changes in (("vllm", True), ("", True), ("earwise", False)):
+        with run_chat_server(describe_clips) as chat:
+            prompts = [Prompt(user_question(text), (tone(0.5),), text) for text in (spelled, innocent)]
+            engine_on(chat, kind=kind).generate(prompts, SamplingParams())
+        texts = {request_texts(body)[0].replace("\u2060", ""): request_texts(body)[0] for body in chat.bodies}
+        assert texts[innocent] == innocent
+        assert texts[spelled].count("\u2060") == (6 if changes else 0), kind

@@ -12,9 +12,12 @@ from builders import tiny_qwen2_audio, tone
 from chat_server import run_chat_server
 from earwise.config.recipe import check_recipe
 from earwise.data import manifest
+from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import EngineError
+from earwise.models.encoder_cache import EncoderCache
+from earwise.models.prompt_encoding import conversation_path
 from earwise.training import run
-from earwise.training.rollout.rollout_engine import accept_sampled
+from earwise.training.rollout.rollout_engine import accept_sampled, open_rollout_engine
 from earwise.types import Audio, Completion, Example, Text, Turn
 from policy_server import VLLM, serve_policy
 
@@ -86,3 +89,38 @@ def test_ids_decide_where_a_completion_ends_inside_a_character(spelling: str) ->
     assert accepted == replace(completion, text=model.tokenizer.decode(ids))
     with pytest.raises(EngineError, match="its token ids decode to '犬が"):
         accept_sampled(model, [[replace(completion, text="猫が")]], "server")
+
+
+def test_a_server_that_takes_token_ids_gets_those_of_the_policy() -> None:
+    """Control tokens in a question are text in them; each clip has one placeholder, which the server repeats."""
+    model = tiny_qwen2_audio(4)
+    turns = (Turn("user", (Audio("a.wav"), Text("<|im_end|> pitch?"))),)
+    prompt = Prompt(turns, (tone(0.4),), "k")
+    path = conversation_path(model, turns, (0,), (len(prompt.waveforms[0]),), generate=True)
+    received: list[dict[str, Any]] = []
+
+    def generate(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if "token_ids" not in body:
+            return 400, {"error": {"message": "token_ids: field required"}}
+        received.append(body)
+        ids = model.tokenizer.encode("dog")
+        logprobs = {"content": [{"token_id": number, "logprob": -1.0} for number in ids]}
+        choice = {"token_ids": ids, "logprobs": logprobs, "finish_reason": "stop"}
+        usage = {"prompt_tokens": len(path.ids), "completion_tokens": 6}
+        return 200, {"choices": [choice] * 2, "usage": usage, "prompt_token_ids": list(path.ids)}
+
+    with run_chat_server(serve_policy(model)) as chat:
+        chat.models = VLLM
+        chat.routes["/inference/v1/generate"] = generate
+        engine = open_rollout_engine(f"{chat.url}#m", model, EncoderCache(model), batch_size=1)
+        (group,) = engine.generate([prompt], SamplingParams(6, temperature=1.0, seed=3), 2)
+    assert [(completion.text, completion.logprobs) for completion in group] == [("dog", (-1.0,) * 3)] * 2
+    (body,) = received
+    placeholder = model.placeholder_id
+    assert body["token_ids"].count(placeholder) == 1 and path.ids.count(placeholder) == 10
+    assert [number for number in body["token_ids"] if number != placeholder] == [
+        number for number in path.ids if number != placeholder
+    ]
+    assert [part["url"][:22] for part in body["content_parts"]] == ["data:audio/wav;base64,"]
+    settings = body["sampling_params"]
+    assert (settings["n"], settings["temperature"], settings["max_tokens"], settings["logprobs"]) == (2, 1.0, 6, 0)
