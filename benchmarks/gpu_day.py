@@ -42,7 +42,7 @@ HERE = Path(__file__).parent
 PARTS = ("doctor", "kernels", "r1-aqa", "recipes")
 PROFILE = "one-gpu"
 ROWS_EACH, CLIP_S = 64, 10.0
-TOY_ROWS_EACH, TOY_CLIP_S = 6, 1.0
+TOY_ROWS_EACH, TOY_CLIP_S = 16, 1.0
 TOY_SETTINGS = {
     "clips_per_step": 2, "questions_per_clip": 1, "prompts_per_step": 2, "group_size": 2, "max_new_tokens": 4,
     "held_out_limit": 2,

@@ -17,6 +17,8 @@ from earwise.config.recipe import Recipe
 CHOICES = ("a dog", "a car", "a siren", "a piano")
 QUESTION = "What is the source of the sound that is heard in the second half of the recording?"
 REASONING = "The sound begins softly. It repeats in a steady rhythm. It is a living being. So it is {answer}."
+LABEL_FIELDS = ("sound", "language", "emotion", "gender")
+"""What the embedded model's connector needs labels of, for its start by ridge regression."""
 RATE = 16000
 STARTER_PREFIX = "starter:"
 """Begins the names of the manifests in the package."""
@@ -72,13 +74,13 @@ def row(name: str, clip: Path, number: int, where: Mapping[str, Any]) -> dict[st
         number: Decides which option is right.
         where: Fields that it must have.
     """
-    answer = CHOICES[number % len(CHOICES)]
+    answer = CHOICES[number // len(LABEL_FIELDS) % len(CHOICES)]
     content = [{"type": "audio", "audio": str(clip)}, {"type": "text", "text": f"{QUESTION} ({number})"}]
     fields = {
         "id": name, "messages": [{"role": "user", "content": content}], "choices": list(CHOICES), "answer": answer,
         "reasoning": REASONING.format(answer=answer), "task": "recognition", "category": "sound",
         "rejected": [choice for choice in CHOICES if choice != answer][:1], "pass_count": number % 15 + 1,
-        "attempts": 16, "field": "sound",
+        "attempts": 16, "field": LABEL_FIELDS[number % len(LABEL_FIELDS)], "label": answer,
     }  # fmt: skip
     return fields | dict(where)
 

@@ -1,4 +1,4 @@
-"""The first day with a GPU, at toy size on the CPU: it starts, every part ends well, and the result says where it ran."""
+"""The first day with a GPU, at toy size on the CPU: it starts, every part ends well, and says where it ran."""
 
 import json
 import sys
@@ -51,5 +51,5 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatc
 def test_synthetic_rows_meet_every_condition_of_a_recipe(name: str) -> None:
     recipe, _ = gpu_day.load_profile(name)
     for manifest, where, _ in wanted_rows(recipe):
-        example = from_row(row("a", Path("a.wav"), 3, where), Path(), manifest)
+        example = from_row(row("a", Path("a.wav"), 3, where), location=manifest)
         assert all(getattr(example, key, example.meta.get(key)) == value for key, value in where.items())
