@@ -111,6 +111,16 @@ def test_unreachable_servers_and_wrong_models_are_reported() -> None:
         assert open_remote_engine(f"{chat.url}#two").name == "two"
 
 
+def test_a_server_with_an_empty_list_of_models_is_taken_at_the_name_of_the_address() -> None:
+    """transformers' server lists only what is in its cache, not the folder that it was started with."""
+    with run_chat_server(describe_clips) as chat:
+        chat.models = []
+        engine = open_remote_engine(f"{chat.url}#/models/mine")
+        assert (engine.name, engine.kind, engine.revision) == ("/models/mine", "", "remote")
+        with pytest.raises(ConfigError, match="has no models; name one"):
+            open_remote_engine(chat.url)
+
+
 def test_addresses_are_parsed() -> None:
     keys = {"EARWISE_API_KEY": "k", "OPENAI_API_KEY": "o", "OPENAI_BASE_URL": "https://api/v1/"}
     address = parse_address("http://h:1/v1/?part=audio_url&max_s=60&rate=24000&concurrency=3&logprobs=1#org/name", keys)
