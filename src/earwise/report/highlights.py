@@ -35,20 +35,20 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     if score is None:
         return f"<b>{escape(run.name)}</b> was asked {len(run.first)} items without gold answers, so there is no score."
     interval = f"95 % interval {100 * score.low:.1f}–{100 * score.high:.1f}"
-    is_share = all(row["scores"] is None or row["scores"].get(name) in (0, 1) for row in run.first.values())
-    direction = ", an error rate: lower is better" if score.lower_is_better else ""
+    is_share = not score.lower_is_better and _counts_right_answers(run, name)
+    direction = "; an error rate, so less is better" if score.lower_is_better else ""
     text = (
         f"<b>{escape(run.name)}</b> answers <b>{percent(score.value)}</b> of {score.n} questions right ({interval})"
-        if is_share and not score.lower_is_better
-        else f"<b>{escape(run.name)}</b> has <b>{percent(score.value)}</b> {escape(score.name)} on {score.n} items "
-        f"({interval}{direction})"
+        if is_share
+        else f"<b>{escape(run.name)}</b> scores <b>{100 * score.value:.1f}</b> in {escape(score.name)} on {score.n} "
+        f"items, times 100 ({interval}{direction})"
     )
     if paired is not None:
         gain = paired[name]
         text += (
             f", <b>{points(gain['difference'])} points</b> against <b>{escape(runs[0].name)}</b> "
-            f"({percent(gain['accuracy_a'])}; interval {points(gain['low'])} to {points(gain['high'])}, "
-            f"{p_value(gain['p'])})"
+            f"({_figure(gain['accuracy_a'], is_share)}; interval {points(gain['low'])} to {points(gain['high'])}, "
+            f"{p_value(gain['p'])}{', above 0 is better' if score.lower_is_better else ''})"
         )
     controls = blind_controls(run.metrics)
     if not controls:
@@ -56,8 +56,18 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     control, row = next(iter(controls.items()))
     is_certain = row["hearing_gain"][name]["low"] > 0
     warning = "" if is_certain else " The hearing gain is not distinguishable from zero."
-    blind_value = percent(row["accuracy"][name]["accuracy"])
+    blind_value = _figure(row["accuracy"][name]["accuracy"], is_share)
     return f"{text}. With {CONTROL_NAMES.get(control, control)} in place of the sound: <b>{blind_value}</b>.{warning}"
+
+
+def _counts_right_answers(run: EvalRun, name: str) -> bool:
+    """Whether a score is 0 or 1 for every item, so that its mean is a share of right answers."""
+    return all(row["scores"] is None or row["scores"].get(name) in (0, 1) for row in run.first.values())
+
+
+def _figure(value: float, is_share: bool) -> str:
+    """A score in percent, or times 100 without a unit where it is no share of right answers."""
+    return percent(value) if is_share else f"{100 * value:.1f}"
 
 
 def tiles(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> list[str]:

@@ -22,6 +22,7 @@ from earwise.errors import DataError
 from earwise.evaluation.metrics.stats import wilson
 from earwise.evaluation.results import read_run
 from earwise.evaluation.run import EvalOptions, evaluate, evaluate_with_controls
+from earwise.evaluation.task_table import load_task
 from earwise.evaluation.terminal import as_text
 from earwise.files import write_json, write_jsonl
 from earwise.report import write_report
@@ -301,6 +302,18 @@ def test_cards_are_drawn_by_seed_from_every_outcome(runs: list[Path]) -> None:
     assert {name for _, name in first} == {"gained", "right"}
     assert all(outcomes(read, "official")[item] == name for item, name in first)
     assert {name for _, name in draw_items(read[::-1], "official", 0)} == {"lost", "right"}
+
+
+def test_the_lead_of_a_score_that_is_no_share_says_what_it_is(tmp_path: Path) -> None:
+    task = [replace(example, choices=(), answer=("the old cat sat",)) for example in tone_task(tmp_path, 4)]
+    transcription = load_task("transcription")
+    evaluate(ScriptedEngine(lambda prompt: "the old cat"), task, tmp_path / "a", task=transcription)
+    evaluate(ScriptedEngine(lambda prompt: "the old cat sat"), task, tmp_path / "b", task=transcription)
+    text = " ".join(" ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "a"])).words).split())
+    assert "a scores 25.0 in wer on 4 items, times 100" in text and "less is better" in text
+    out = write_report(tmp_path / "r.html", [tmp_path / "a", tmp_path / "b"])
+    assert "+25.0 points against a (25.0; interval" in " ".join(" ".join(parsed(out).words).split())
+    assert {sample["outcome"] for sample in data_of(out)["samples"]} == {"gained"}
 
 
 def test_answers_without_gold_can_be_read_but_not_beside_scores(tmp_path: Path, runs: list[Path]) -> None:
