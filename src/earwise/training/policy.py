@@ -24,7 +24,7 @@ from earwise.forest import (
     target_scores,
 )
 from earwise.models.base import AudioLM
-from earwise.models.parts.attention import TreeAttention
+from earwise.models.parts.attention import TreeAttention, eager_attention
 from earwise.types import Waveform
 
 Inputs = TypeVar("Inputs")
@@ -120,7 +120,8 @@ def forest_tolerance(module: nn.Module) -> float:
 
 @torch.no_grad()
 def check_forest(policy: Policy, micro_batch: MicroBatch[Any], *, tolerance: float) -> float:
-    """Compare the log-probabilities of the first tree's paths with the same paths run one by one.
+    """Compare the log-probabilities of the first tree's paths with the same paths run one by one by transformers' own
+    eager attention, which knows nothing of the forest: with the mask, positions and windows of the model's config.
 
     Args:
         policy: The model.
@@ -135,13 +136,14 @@ def check_forest(policy: Policy, micro_batch: MicroBatch[Any], *, tolerance: flo
     largest = 0.0
     for branch, path in enumerate(micro_batch.paths[0]):
         single_forest = pack([build_tree([path])], micro_batch.forest.ids.device)
-        single = policy(single_forest, *micro_batch.policy_inputs[1:])[0]
+        with eager_attention():
+            single = policy(single_forest, *micro_batch.policy_inputs[1:])[0]
         if len(single):
             largest = max(largest, float((packed[branch, : len(single)] - single).abs().max()))
     if not largest <= tolerance:  # also refuses NaN
         raise ModelError(
-            f"the log-probabilities of a packed forest differ from those of single sequences by {largest:.2e} nats "
-            f"(limit {tolerance:.0e}); run `earwise doctor` on this model"
+            f"the log-probabilities of a packed forest differ from those of single sequences under transformers' own "
+            f"attention by {largest:.2e} nats (limit {tolerance:.0e}); run `earwise doctor` on this model"
         )
     return largest
 

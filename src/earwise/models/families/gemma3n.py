@@ -34,7 +34,7 @@ from earwise.audio import AudioSpec
 from earwise.models import registry
 from earwise.models.families import transformers_audio
 from earwise.models.families.transformers_audio import Architecture, embed_text, head_logits, sliding_window
-from earwise.models.parts.attention import AttentionFn
+from earwise.models.parts.attention import AttentionFn, run_decoder
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 
@@ -141,15 +141,8 @@ def decode(decoder: Any, rows: Tensor, positions: Tensor, attend: AttentionFn) -
     """Decoder states `(seq, dim)` from the rows of `embed` and `project_audio`."""
     config = decoder.config
     embeddings, per_layer = rows.split([config.hidden_size, rows.shape[1] - config.hidden_size], 1)
-    out = decoder(
-        inputs_embeds=embeddings[None],
-        per_layer_inputs=per_layer.unflatten(1, (config.num_hidden_layers, -1))[None],
-        position_ids=positions[None],
-        use_cache=False,
-        attend_with=attend,
-    )
-    hidden: Tensor = out.last_hidden_state[0]
-    return hidden
+    per_layer = per_layer.unflatten(1, (config.num_hidden_layers, -1))
+    return run_decoder(decoder, positions, attend, inputs_embeds=embeddings[None], per_layer_inputs=per_layer[None])
 
 
 def logits(module: Any, hidden: Tensor) -> Tensor:

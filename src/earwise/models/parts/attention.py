@@ -8,7 +8,10 @@ Whole trees have two kernels: dense masks, one per tree (any device; the referen
 (`models.parts.flex`; on CUDA).
 """
 
-from typing import Literal, Protocol, runtime_checkable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from earwise.forest import Forest
 from earwise.models.parts import flex
 
 IMPLEMENTATION = "earwise_forest"
+_uses_eager: ContextVar[bool] = ContextVar("uses_eager", default=False)
 
 
 @runtime_checkable
@@ -127,8 +131,46 @@ def decode_packed(decoder: torch.nn.Module, embeddings: Tensor, positions: Tenso
     Returns:
         Hidden states after the final norm, `(seq, dim)`.
     """
-    out = decoder(
-        inputs_embeds=embeddings[None], position_ids=positions[None], use_cache=False, attend_with=attend_with
-    )
+    return run_decoder(decoder, positions, attend_with, inputs_embeds=embeddings[None])
+
+
+def run_decoder(decoder: Any, positions: Tensor, attend_with: AttentionFn, **inputs: Tensor) -> Tensor:
+    """Run a transformers decoder on inputs of its own; see `decode_packed`.
+
+    Args:
+        decoder: The text model.
+        positions: Position of each token in its own sequence, `(seq,)`.
+        attend_with: Attention over the packed tokens.
+        **inputs: What the model's forward pass takes in place of token ids, each with a batch dimension of 1.
+    """
+    if _uses_eager.get():
+        with _eager_configs(decoder.config):
+            out = decoder(**inputs, use_cache=False)
+    else:
+        out = decoder(**inputs, position_ids=positions[None], use_cache=False, attend_with=attend_with)
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
+
+
+@contextmanager
+def eager_attention() -> Iterator[None]:
+    """Within it, decoders run as transformers runs them on one whole sequence, for checks: eager attention, with the
+    positions, the causal mask and the windows of the model's own config, and nothing of a forest."""
+    token = _uses_eager.set(True)
+    try:
+        yield
+    finally:
+        _uses_eager.reset(token)
+
+
+@contextmanager
+def _eager_configs(config: Any) -> Iterator[None]:
+    """Set a config to eager attention. Setting it changes the parts of a config too, so these are restored as well."""
+    parts = [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
+    settings = [(part, part._attn_implementation) for part in (config, *parts)]
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for part, implementation in settings:
+            part._attn_implementation = implementation
