@@ -41,6 +41,7 @@ from earwise.models.memory.plan import Machine, PlannedStage, StagePlan, plan_st
 from earwise.models.memory.sizes import EncoderShape
 from earwise.models.memory.stage_memory import StageMemory
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
+from earwise.models.precision.nf4 import quantize_decoder
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.training import run
 from earwise.training.batches import build_micro_batches
@@ -179,17 +180,26 @@ def scaled_down_model() -> Qwen2Audio:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("modes", "dtype"),
+    ("modes", "dtype", "quantization"),
     [
-        ({"decoder": "lora"}, torch.float32),
-        ({"encoder": "full", "decoder": "full"}, torch.float32),
+        ({"decoder": "lora"}, torch.float32, None),
+        ({"encoder": "full", "decoder": "full"}, torch.float32, None),
+        ({"decoder": "lora"}, torch.bfloat16, None),
+        ({"encoder": "full", "decoder": "full"}, torch.bfloat16, None),
+        ({"decoder": "lora"}, torch.bfloat16, "nf4"),
     ],
-    ids=["lora float32", "full float32"],
+    ids=["lora float32", "full float32", "lora bfloat16", "full bfloat16", "lora nf4"],
 )
-def test_the_planner_predicts_the_peak_of_training_steps(modes: dict, dtype: torch.dtype, checkpointing: bool) -> None:
+def test_the_planner_predicts_the_peak_of_training_steps(
+    modes: dict, dtype: torch.dtype, quantization: str | None, checkpointing: bool
+) -> None:
     """Two steps of two micro-batches each, every storage counted; the encoder's activations of all clips included."""
     model = scaled_down_model()
     model.module.to(dtype)
+    full_sizes = measure_loaded(model)
+    if quantization is not None:
+        pytest.importorskip("bitsandbytes")
+        quantize_decoder(model)
     trainable = TrainableConfig(**modes, lora=LoraConfig(r=4))
     set_trainable(model, trainable)
     if checkpointing:
@@ -215,7 +225,7 @@ def test_the_planner_predicts_the_peak_of_training_steps(modes: dict, dtype: tor
             optimizer.step()
             masters.round_to_module()
             optimizer.zero_grad()
-    sizes = replace(measure_loaded(model), encoder_shape=EncoderShape(6, 128, 512, 50.0))
+    sizes = replace(full_sizes, encoder_shape=EncoderShape(6, 128, 512, 50.0), quantization=quantization)
     memory = estimate.training_memory(
         sizes, trainable, StageMemory(clips=len(waveforms)), dtype=str(dtype).removeprefix("torch."),
         pack_tokens=len(micro_batch.forest), gradient_checkpointing=checkpointing, clip_s=1.9,
