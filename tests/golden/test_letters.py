@@ -9,6 +9,7 @@ from earwise.evaluation.metrics.letters import (
     muchomusic_option,
     muchomusic_verdict,
 )
+from earwise.evaluation.tasks import muchomusic
 
 
 @pytest.mark.parametrize("name", ["airbench_foundation_scorer", "mmsu_scorer"])
@@ -35,3 +36,45 @@ def test_what_the_official_programs_leave_out_is_counted(golden) -> None:
     for case in dropped:
         item = case["item"]
         assert choice_verdict(lettered_choices(item), item["answer_gt"], item["response"]) is False
+
+
+def test_mmsu_summed_up(golden) -> None:
+    """The program's accuracy is over what it does not drop."""
+    record = golden("mmsu_scorer.json")
+    for aggregate in record["aggregates"]:
+        if aggregate["result"]["error"]:
+            continue
+        cases = [record["cases"][index] for index in aggregate["case_indices"]]
+        counted = [case["verdict"] == "correct" for case in cases if case["verdict"] != "dropped"]
+        ours = [
+            choice_verdict(lettered_choices(case["item"]), case["item"].get("answer_gt"), case["item"].get("response"))
+            for case in cases
+        ]
+        assert len(counted) == aggregate["result"]["total_count"] and sum(ours) == sum(counted)
+        if counted:
+            assert sum(ours) / len(counted) == pytest.approx(aggregate["result"]["overall_accuracy"], abs=5e-5)
+
+
+def test_muchomusic_summed_up(golden) -> None:
+    record = golden("muchomusic_scorer.json")
+    for aggregate in record["aggregates"]:
+        official = aggregate["result"]
+        if official["error"]:
+            continue
+        rows = []
+        for index in aggregate["case_indices"]:
+            case = record["cases"][index]
+            option = muchomusic_option(case["model_output"], case["answers"])
+            correct = muchomusic_verdict(option, case["answer_orders"].index(0)) == "correct"
+            kinds = [kind for kind in muchomusic.KINDS if case.get(kind)]
+            rows.append({
+                "task": ", ".join(kinds), "scores": {"official": float(correct)}, "output": case["model_output"],
+                "choices": case["answers"],
+            })  # fmt: skip
+        metrics = muchomusic.aggregate(rows)
+        assert metrics["official"]["accuracy"] == pytest.approx(official["overall"]["accuracy"])
+        assert metrics["unanswered"]["accuracy"] == pytest.approx(official["overall"]["unanswered_rate"])
+        for kind in muchomusic.KINDS:
+            if official[kind].get("total_questions"):
+                assert metrics[kind]["accuracy"] == pytest.approx(official[kind]["accuracy"])
+                assert metrics[kind]["n"] == official[kind]["total_questions"]

@@ -84,6 +84,8 @@ class Task:
     aggregate: Aggregate = mean_scores
     write_predictions: WritePredictions | None = None
     """Writer of the benchmark's submission file; None if it has none."""
+    predictions_name: str = "predictions.json"
+    """Name of the submission file in the run's folder."""
     judging: Judging | None = None
     """What a judge is asked about the items that need one; they have no score without a judge. None: none needs one."""
     judge_rows: JudgeRows | None = None

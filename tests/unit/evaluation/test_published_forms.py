@@ -242,3 +242,9 @@ def test_muchomusic_finds_clips_and_asks_the_default_prompt(
     example = Example("x", (), choices=("A drum", "A flute"))
     text = muchomusic.prompt_with_example(example)
     assert text == f"{WORKED_EXAMPLE}\n Question: \n Options: (A) A drum (B) A flute \n The correct answer is: "
+
+
+def test_a_letter_beyond_the_options_is_wrong() -> None:
+    example = Example("x", (), answer=("A drum",), choices=("A drum", "A flute", "A horn"))
+    assert muchomusic.score(example, "D").values["official"] == 0
+    assert muchomusic.score(example, "A").values["official"] == 1

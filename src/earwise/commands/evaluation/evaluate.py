@@ -192,7 +192,7 @@ def command(**values: Any) -> None:
     earwise evaluate --data questions.jsonl --split val --where task=recognition --out runs/val
     earwise evaluate --task airbench-chat --data Chat_meta.json --judge "http://127.0.0.1:8000/v1#NAME" --out runs/chat
 
-    For benchmarks with a submission format (mmau, mmar) OUT also gets predictions.json.
+    For benchmarks with a submission format (mmau, mmar, adqa, dcase2025) OUT also gets predictions.json or .csv.
     """
     from earwise.apps.recipe_eval import select_items
     from earwise.data.manifest import count_formats, format_line
@@ -282,7 +282,7 @@ def _write_predictions(task: "Task", options: EvaluateCommand) -> Path | None:
 
     if task.write_predictions is None:
         return None
-    path = options.out / "predictions.json"
+    path = options.out / task.predictions_name
     num_missing = task.write_predictions(read_run(options.out), path, options.path)
     empty = (
         f" ({num_missing} items of the benchmark were not asked; their predictions are empty)" if num_missing else ""

@@ -8,8 +8,9 @@ temperature 2), an empty answer scores 0 without a judge, nothing is left out of
 prompt is ours: the authors' layout, criteria, scale and form of the reply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluation.judge.judging import JudgePrompt, JudgeRequest, Judging, Values, request
@@ -21,10 +22,11 @@ from earwise.evaluation.metrics.judgements import (
     read_airbench_pair,
 )
 from earwise.evaluation.published.choice_file import check_audio, locate, question_turn, read_items
-from earwise.evaluation.results import Row
+from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks.airbench_foundation import clip_name
+from earwise.files import write_jsonl
 from earwise.types import Example, Score
 
 REQUIRED_FIELDS = ("question", "answer_gt", "meta_info", "task_name", "dataset_name")
@@ -70,7 +72,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
             raise DataError(f"{path}: item {number}: task_name {row['task_name']!r} is none of {known}")
         clip = locate(clip_name(row), path, audio_root)
         example = Example(
-            id=f"airbench-chat-{row.get('uniq_id', number)}",
+            id=_identifier(row, number),
             turns=question_turn([clip], str(row["question"])),
             answer=(str(row["answer_gt"]),),
             task=row["task_name"],
@@ -146,6 +148,25 @@ def _pairs(row: Row, part: str) -> list[tuple[int, int] | None]:
     return [read_airbench_pair(final_text(parts[part])) if part in parts else (0, 0) for parts in texts]
 
 
+def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
+    """Write the file that the authors' own judge program reads: the items with the answers under `response`.
+
+    Returns:
+        Number of items without an answer.
+    """
+    answers = {name: row["output"] for name, row in run.first.items()}
+    rows = [
+        row | {"response": answers.get(_identifier(row, number), "")}
+        for number, row in enumerate(read_items(source, REQUIRED_FIELDS, ""), 1)
+    ]
+    write_jsonl(path, rows)
+    return sum(not row["response"] for row in rows)
+
+
+def _identifier(row: Mapping[str, Any], number: int) -> str:
+    return f"airbench-chat-{row.get('uniq_id', number)}"
+
+
 JUDGING = Judging(
     prompts=(PROMPT,),
     score_notes={
@@ -170,6 +191,8 @@ TASK = Task(
     headline="judge",
     aggregate=aggregate,
     judging=JUDGING,
+    write_predictions=write_predictions,
+    predictions_name="predictions.jsonl",
     default_style="open",
     max_new_tokens=256,
     source="arXiv:2402.07729, OFA-Sys/AIR-Bench",

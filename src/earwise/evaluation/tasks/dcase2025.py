@@ -95,7 +95,7 @@ def _part(row: dict[str, Any], clip: str) -> str:
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
-    """Write the submission file, `predictions.csv` beside `path`: the id and the text of the chosen option.
+    """Write the submission file: the id and the text of the chosen option.
 
     Returns:
         Number of questions without an answer.
@@ -105,7 +105,7 @@ def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
     writer.writerow(["question", "answer"])
     rows = list(run.first.values())
     writer.writerows([row["id"], row["answer"] or ""] for row in rows)
-    write_text(path.with_suffix(".csv"), buffer.getvalue())
+    write_text(path, buffer.getvalue())
     return sum(not row["answer"] for row in rows)
 
 
@@ -117,6 +117,7 @@ TASK = Task(
     score_notes=metric.SCORE_NOTES,
     headline="lenient",
     write_predictions=write_predictions,
+    predictions_name="predictions.csv",
     source="arXiv:2505.07365, DCASE 2025 Task 5",
     licence="MIT (questions, by their page); clips: see their sources",
 )

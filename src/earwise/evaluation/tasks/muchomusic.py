@@ -8,6 +8,7 @@ sound file's ending. The default prompt has one worked example, without its audi
 (`prepare_prompts.py` and `configs/default.yaml`, with their blanks); `muchomusic-0shot` has none.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from earwise.data.sources.row_readers import csv_rows
@@ -15,6 +16,8 @@ from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.letters import LETTERS, muchomusic_option
 from earwise.evaluation.published.choice_file import check_audio, list_of_texts
+from earwise.evaluation.results import Row
+from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.types import Audio, Example, Score, Text, Turn
 
@@ -23,6 +26,8 @@ COLUMNS = (
     "dataset_identifier",
 )  # fmt: skip
 SUFFIXES = (".wav", ".mp3", ".flac", ".ogg", "")
+KINDS = ("knowledge", "reasoning")
+"""What a question asks for; some ask for both."""
 WORKED_EXAMPLE = (
     "Question: What rhythm pattern do the digital drums primarily follow in this pop music piece? \n\n"
     "Options: (A) Four on the floor. (B) Off-beat syncopation. (C) Scat singing. (D) E-guitar playing a simple melody. "
@@ -54,7 +59,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
             turns=(Turn("user", (Audio(str(clip.absolute())), Text(row["question"]))),),
             answer=(row["correct_answer"],),
             choices=choices,
-            task="knowledge" if knowledge else "reasoning" if reasoning else "music",
+            task=", ".join(kind for kind, names in zip(KINDS, (knowledge, reasoning), strict=True) if names) or "music",
             category=", ".join(list_of_texts(row.get("genre")) or [str(row.get("genre") or "")]),
             source=row["dataset"],
             group=f"{row['dataset']}/{row['dataset_identifier']}",
@@ -104,8 +109,20 @@ def score(example: Example, completion: str) -> Score:
     """The official verdict (see `metrics.letters.muchomusic_option`), and the answer as it is read everywhere else."""
     general = mmau.score(example, completion)
     index = muchomusic_option(completion, example.choices)
-    official = index >= 0 and example.choices[index] in example.answer
+    official = 0 <= index < len(example.choices) and example.choices[index] in example.answer
     return Score({**general.values, "official": float(official)}, general.status, general.answer, general.explanation)
+
+
+def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Means of the scores; the official accuracy of knowledge and of reasoning, whose items overlap; and the share of
+    outputs in which the official program reads no option."""
+    metrics = mean_scores(rows)
+    for kind in KINDS:
+        values = [row["scores"]["official"] for row in rows if kind in row["task"].split(", ")]
+        if values:
+            metrics[kind] = {"accuracy": sum(values) / len(values), "n": len(values)}
+    unanswered = sum(muchomusic_option(row["output"], row["choices"]) < 0 for row in rows)
+    return metrics | {"unanswered": {"accuracy": unanswered / len(rows), "n": len(rows)}}
 
 
 TASK = Task(
@@ -116,6 +133,7 @@ TASK = Task(
     score_notes={"official": "the option that the official program reads in the raw output"}
     | {name: note for name, note in mmau.SCORE_NOTES.items() if name != "official"},
     reasoning_headline="lenient",
+    aggregate=aggregate,
     prompts={"muchomusic": prompt_with_example, "muchomusic-0shot": prompt_without_example},
     default_style="muchomusic",
     source="arXiv:2408.01337, mulab-mir/muchomusic",
