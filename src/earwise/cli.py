@@ -15,7 +15,7 @@ from click.shell_completion import shell_complete
 
 from earwise import progress
 from earwise.commands import ask, build, chat, completion, demo, doctor, export, models, serve
-from earwise.commands.evaluation import compare, evaluate, export_results, export_task, report, tasks
+from earwise.commands.evaluation import compare, evaluate, export_results, export_task, report, table, tasks
 from earwise.commands.terminal import printable
 from earwise.commands.training import ablate, recipe, status, train
 from earwise.config.resolve import own_code_location
@@ -44,7 +44,8 @@ def app(show_traceback: bool) -> None:
 
 for command in (
     ask.command, chat.command, build.group, recipe.command, train.command, status.command, ablate.command,
-    evaluate.command, tasks.command, compare.command, report.command, export_results.command, export_task.command,
+    evaluate.command, table.command, tasks.command, compare.command, report.command, export_results.command,
+    export_task.command,
     serve.command, doctor.command, export.command, models.command, demo.command, completion.command,
 ):  # fmt: skip
     app.add_command(command)

@@ -134,13 +134,14 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Keep other processes out of a folder that grows, such as that of a run.
 
     The same process may lock the folder again. The operating system releases the lock of a killed process.
 
     Args:
         folder: Folder to lock; created where it is missing.
+        wait_s: How long to wait for another process to release the lock, in seconds.
     Raises:
         ConfigError: if another process holds the lock.
         DataError: if the disk is full or read-only.
@@ -150,7 +151,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock", timeout=0, is_singleton=True, thread_local=False)
-        lock.acquire()
+        lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise ConfigError(
             f"{folder}: another process is at work in this folder; wait for it to end, or choose another folder"

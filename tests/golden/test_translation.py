@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from sacrebleu.metrics.bleu import BLEU
 
+from earwise.evaluation.aggregates.corpus import bleu, corpus_row
 from earwise.evaluation.metrics.translation import (
-    bleu_of_counts,
     corpus_bleu,
     corpus_chrf,
-    resampled_bleu,
     sentence_bleu,
     sentence_score,
     target_language,
@@ -34,8 +33,8 @@ def test_qwen2_audio(golden) -> None:
         assert tokenizer_of(language) == case["tokenizer"]
         if not is_comparable(case["tokenizer"]):
             continue
-        bleu, signature = corpus_bleu(case["references"], case["hypotheses"], language)
-        assert bleu == pytest.approx(case["bleu"], abs=1e-6)
+        value, signature = corpus_bleu(case["references"], case["hypotheses"], language)
+        assert value == pytest.approx(case["bleu"], abs=1e-6)
         assert f"tok:{case['tokenizer']}" in signature
 
 
@@ -47,8 +46,8 @@ def test_sacrebleu(golden) -> None:
             continue
         language, official = LANGUAGES[case["tokenizer"]], case["sacrebleu_2_6_0"]
         reference, hypothesis = case["reference"], case["hypothesis"]
-        bleu, _ = corpus_bleu([reference], [hypothesis], language)
-        assert bleu == pytest.approx(official["corpus_of_one"]["bleu"], abs=1e-6)
+        value, _ = corpus_bleu([reference], [hypothesis], language)
+        assert value == pytest.approx(official["corpus_of_one"]["bleu"], abs=1e-6)
         assert sentence_bleu(reference, hypothesis, language) == pytest.approx(official["sentence_bleu"], abs=1e-6)
         assert corpus_chrf([reference], [hypothesis]) == pytest.approx(official["chrf"], abs=1e-6)
         assert corpus_chrf([reference], [hypothesis], 2) == pytest.approx(official["chrf_pp"], abs=1e-6)
@@ -57,9 +56,9 @@ def test_sacrebleu(golden) -> None:
             continue
         members = [cases[index] for index in corpus["case_indices"]]
         references, hypotheses = ([case[side] for case in members] for side in ("reference", "hypothesis"))
-        bleu, _ = corpus_bleu(references, hypotheses, LANGUAGES[corpus["tokenizer"]])
-        assert bleu == pytest.approx(corpus["sacrebleu_2_6_0"]["bleu"], abs=1e-6)
-        assert bleu == pytest.approx(corpus["sacrebleu_1_5_1"]["bleu"], abs=1e-6)
+        value, _ = corpus_bleu(references, hypotheses, LANGUAGES[corpus["tokenizer"]])
+        assert value == pytest.approx(corpus["sacrebleu_2_6_0"]["bleu"], abs=1e-6)
+        assert value == pytest.approx(corpus["sacrebleu_1_5_1"]["bleu"], abs=1e-6)
         assert corpus_chrf(references, hypotheses) == pytest.approx(corpus["sacrebleu_2_6_0"]["chrf"], abs=1e-6)
 
 
@@ -73,10 +72,11 @@ def test_sums_of_sentences_are_the_corpus(golden) -> None:
         language = LANGUAGES[corpus["tokenizer"]]
         sentences = [sentence_score(case["reference"], case["hypothesis"], language)[1] for case in members]
         official = corpus["sacrebleu_2_6_0"]["bleu"]
-        assert bleu_of_counts(np.sum(sentences, axis=0)) == pytest.approx(official, abs=1e-6)
-        values = resampled_bleu(sentences, 200, seed=0)
-        low, high = np.quantile(values, [0.0, 1.0])
-        assert low <= official <= high
+        assert 100 * bleu(np.sum(sentences, axis=0)) == pytest.approx(official, abs=1e-6)
+        row = corpus_row(sentences, [language] * len(sentences), "bleu")
+        assert (
+            100 * row["accuracy"] == pytest.approx(official, abs=1e-6) and row["low"] <= official / 100 <= row["high"]
+        )
 
 
 def test_resampling_is_that_of_sacrebleu() -> None:
@@ -87,7 +87,6 @@ def test_resampling_is_that_of_sacrebleu() -> None:
     hypotheses = [" ".join(word if rng.random() < 0.8 else "sun" for word in text.split()) for text in references]
     official = BLEU().corpus_score(hypotheses, [references], n_bootstrap=1000)
     pairs = zip(references, hypotheses, strict=True)
-    values = resampled_bleu([sentence_score(*pair, "en")[1] for pair in pairs], 1000, seed=0)
-    low, high = np.quantile(values, [0.025, 0.975])
-    assert values.mean() == pytest.approx(official._mean, abs=0.3)
-    assert (high - low) / 2 == pytest.approx(official._ci, rel=0.15)
+    row = corpus_row([sentence_score(*pair, "en")[1] for pair in pairs], ["en"] * len(references), "bleu")
+    assert 50 * (row["low"] + row["high"]) == pytest.approx(official._mean, abs=0.5)
+    assert 50 * (row["high"] - row["low"]) == pytest.approx(official._ci, rel=0.15)

@@ -4,6 +4,7 @@ Between evaluation, which knows nothing of recipes, and the programs that run wh
 and the demo.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -17,15 +18,21 @@ from earwise.data.manifest_path import manifest_path
 from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError, DataError
 from earwise.evaluation.controls import Control
-from earwise.evaluation.results import SAMPLES
+from earwise.evaluation.processes.row_log import all_rows
+from earwise.evaluation.published.choice_file import missing_audio
 from earwise.evaluation.run import BLIND, EvalOptions, EvalProgress, evaluate_with_controls
 from earwise.evaluation.scores import headline, lower_is_better
 from earwise.evaluation.task_table import load_task
-from earwise.files import read_log
+from earwise.files import write_json
+from earwise.prompts import REASONING_STYLES
 from earwise.types import Example
 
 ANSWER_METRICS = ("accuracy", "format")
 """Metrics of answers that every task has, beside the scores of its own."""
+THINKING_TOKENS = 512
+"""Longest completion in styles that reason before the answer, where no length is asked for, in tokens."""
+SELECTION = "selection.json"
+"""File of a run's folder: the items that a limit has chosen."""
 PROGRESS_EVERY_S = 5.0
 """Seconds between two progress lines."""
 
@@ -59,7 +66,8 @@ def evaluate_entry(
         EarwiseError: see `evaluation.run.evaluate`.
     """
     task, rows = load_task(config.task), eval_rows(config, base)
-    sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens)
+    default = THINKING_TOKENS if task.style_of(config.style) in REASONING_STYLES else task.max_new_tokens
+    sampling_params = SamplingParams(max_new_tokens=config.max_new_tokens or default)
     options = EvalOptions(style=config.style, sampling_params=sampling_params, seed=seed, channel=config.channel)
     return evaluate_with_controls(engine, rows, out, options, task=task, blind=blind)
 
@@ -73,14 +81,21 @@ def eval_rows(config: EvalConfig, base: Path) -> list[Example]:
     Raises:
         DataError: if the file is wrong, or no row is left.
     """
-    path = manifest_path(config.manifest, base)
     if config.task == "manifest":
+        path = manifest_path(config.manifest, base)
         rows = manifest.read(path, require_audio=not config.allow_text_only)
     else:
-        rows = load_task(config.task).load(path, None)
+        is_bundled = config.manifest.startswith("starter:")
+        path = manifest_path(config.manifest, base) if is_bundled else base / Path(config.manifest).expanduser()
+        audio_root = None if config.audio_root is None else base / Path(config.audio_root).expanduser()
+        rows = load_task(config.task).load(path, audio_root)
     rows = manifest.select(rows, config.where)
     if not rows:
         raise DataError(f"{path}: has no row with {dict(config.where)}; correct `where`")
+    if config.task != "manifest" and (missing := missing_audio(rows)):
+        raise DataError(
+            f"{path}: {len(missing)} clips are missing, the first is {missing[0]}; set audio_root to their folder"
+        )
     return evenly_spaced(rows, config.limit)
 
 
@@ -130,6 +145,8 @@ def evenly_spaced(examples: list[Example], limit: int | None) -> list[Example]:
 def select_items(examples: list[Example], limit: int | None, out: Path) -> list[Example]:
     """The items of a run: evenly spaced ones, and those that an earlier run in the same folder has answered.
 
+    The choice is written into the folder, so that several processes make the same one whenever they start.
+
     Args:
         examples: All examples.
         limit: Number of items; None for all.
@@ -139,18 +156,33 @@ def select_items(examples: list[Example], limit: int | None, out: Path) -> list[
     Raises:
         ConfigError: if the folder holds answers to more items than `limit`.
     """
-    finished = {row["id"] for row in read_log(out / SAMPLES)}
-    spaced = evenly_spaced(examples, limit)
-    if limit is None or finished <= {example.id for example in spaced}:
-        return spaced
-    answered = [example for example in examples if example.id in finished]
-    if len(answered) > limit:
-        raise ConfigError(
-            f"{out} holds answers to {len(answered)} items, more than the limit of {limit}; choose another folder"
-        )
-    added = evenly_spaced([example for example in examples if example.id not in finished], limit - len(answered))
-    chosen = finished | {example.id for example in added}
+    if limit is None or limit >= len(examples):
+        return examples
+    try:
+        earlier = json.loads((out / SELECTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    chosen = set(earlier.get("items", ())) if earlier.get("limit") == limit else set()
+    if len(chosen) != limit or not chosen <= {example.id for example in examples}:
+        chosen = _chosen_items(examples, limit, out)
+        write_json(out / SELECTION, {"limit": limit, "items": sorted(chosen)})
     return [example for example in examples if example.id in chosen]
+
+
+def _chosen_items(examples: list[Example], limit: int, out: Path) -> set[str]:
+    """Ids of the items of a run, see `select_items`."""
+    finished = {row["id"] for row in all_rows(out)}
+    spaced = {example.id for example in evenly_spaced(examples, limit)}
+    if finished <= spaced:
+        return spaced
+    num_answered = sum(example.id in finished for example in examples)
+    if num_answered > limit:
+        raise ConfigError(
+            f"{out} holds answers to {num_answered} items, more than the limit of {limit}; choose another folder"
+        )
+    unanswered = [example for example in examples if example.id not in finished]
+    added = {example.id for example in evenly_spaced(unanswered, limit - num_answered)}
+    return (finished & {example.id for example in examples}) | added
 
 
 def headline_figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Blind controls: the same questions without their sound, so that a model that ignores the audio is recognised.
 
-`evaluation.run` puts the waveforms of this file in place of the real ones: `silence` (zeros), `noise` (white noise) or
-`shuffled` (the clip of another item with another answer). What a model scores here it scores from the text alone; real
+`evaluation.run` puts the waveforms of this file in place of the real ones: `silence` (zeros), `noise` (Gaussian white
+noise, the control of Mellow, arXiv:2503.08540, figure 3) or `shuffled` (the clip of another item with another answer);
+under `text-only` the prompt has no clip at all. What a model scores here it scores from the text alone; real
 minus blind accuracy is the hearing gain.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 from earwise.errors import ConfigError
 from earwise.types import Example, Waveform
 
-Control = Literal["silence", "noise", "shuffled"]
+Control = Literal["silence", "noise", "shuffled", "text-only"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 NOISE_RMS = 0.1
 """RMS of the noise, -20 dBFS for every clip: the loudness of the original clip would be a hint."""

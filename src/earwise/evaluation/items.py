@@ -13,6 +13,7 @@ from earwise.errors import DataError
 from earwise.evaluation import controls
 from earwise.evaluation.controls import Control
 from earwise.evaluation.options import EvalOptions
+from earwise.evaluation.published.harness_prompts import HARNESS_PROMPTS
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks.manifest import TASK as MANIFEST
 from earwise.prompts import prompt_turns
@@ -107,17 +108,25 @@ def build_items(
         for permutation in range(options.permutations if example.choices else 1):
             shown_example = permuted(example, seed, permutation) if options.shuffle_options else example
             key = f"{example.id}#{permutation}" if permutation else example.id
-            request = AudioRequest(key, _turns(shown_example, style, task), clips, alter)
+            turns = _turns(shown_example, style, task)
+            if control == "text-only":
+                turns, clips = _without_audio(turns), ()
+            request = AudioRequest(key, turns, clips, alter)
             items.append(EvalItem(shown_example, permutation, request))
     return items
 
 
 def _turns(example: Example, style: str, task: Task) -> tuple[Turn, ...]:
     """The conversation that the model is asked, in one of the task's own wordings or in a general prompt style."""
-    wording = task.prompts.get(style)
-    if wording is None:
-        return prompt_turns(example, style)
+    wording = task.wording_of(style)
+    if wording is None or (style not in task.prompts and not example.choices):
+        return prompt_turns(example, style if style not in HARNESS_PROMPTS else "open")
     return prompt_turns(reworded(example, wording(example)), "open")
+
+
+def _without_audio(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+    """A conversation without its clips."""
+    return tuple(Turn(turn.role, tuple(part for part in turn.parts if not isinstance(part, Audio))) for turn in turns)
 
 
 def reworded(example: Example, text: str) -> Example:

@@ -24,6 +24,9 @@ class EvalOptions:
     permutations: int = 1
     """Number of orders of the options in which each item is asked. The headline is that of the first order; the mean
     over all stands beside it."""
+    samples: int = 1
+    """Number of completions of each item, drawn from one prefill. The headline is that of the first; pass@k and
+    majority@k stand beside it (`aggregates/draws.py`)."""
     long_audio: LongAudio = "error"
     """What to do with a clip longer than the engine accepts: `error` (the row is an error, counted as wrong),
     `truncate` (counted as such) or `chunk` (several clips one after the other, for engines that take several)."""
@@ -31,5 +34,10 @@ class EvalOptions:
     """What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the `first`."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1 or self.permutations < 1:
-            raise ConfigError(f"batch ({self.batch}) and permutations ({self.permutations}) must be at least 1")
+        for name in ("batch", "permutations", "samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.samples > 1 and not self.sampling_params.temperature:
+            raise ConfigError(
+                f"samples {self.samples} at temperature 0 are {self.samples} times the same; set a temperature"
+            )

@@ -18,6 +18,8 @@ from earwise.files import read_log, write_json, write_jsonl
 SAMPLES = "samples.jsonl"
 METRICS = "metrics.json"
 SETTINGS = "settings.json"
+TIMING = "timing.json"
+"""Where the time of the newest call went, see `run.ask`."""
 
 EvalSettings = dict[str, Any]
 """What `settings.json` holds: model, revision, style, decoding, seed, control, scorer, and a hash of the items."""

@@ -6,11 +6,13 @@ earlier versions are read by the same code, so they do not change.
 
 import math
 from pathlib import Path
+from typing import Any
 
 from earwise.algorithms import rewards
 from earwise.answers import parse
 from earwise.data.clip_fields import segments_field
 from earwise.engine.request_pipeline import RequestAudio, RequestResult
+from earwise.evaluation.aggregates.draws import DRAWS
 from earwise.evaluation.items import EvalItem
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import LOWER_IS_BETTER
@@ -57,6 +59,19 @@ def answer_confidence(completion: Completion) -> float | None:
     return math.exp(min(0.0, math.fsum(logprobs))) if logprobs else None
 
 
+def draw_fields(example: Example, completion: Completion, task: Task) -> dict[str, Any]:
+    """What a row keeps of each of its completions where several were drawn."""
+    score = task.score(example, completion.text)
+    return {
+        "output": completion.text,
+        "answer": score.answer,
+        "choice": parse(completion.text, example.choices).choice,
+        "status": score.status,
+        "scores": dict(score.values) if example.answer else None,
+        "finish_reason": completion.finish_reason,
+    }
+
+
 def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, out: Path, truncated: bool) -> Row:
     """The row of one item; an item without a completion is a row with `status: error` and scores of 0.
 
@@ -70,6 +85,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
     """
     example, audio = item.example, result.audio or _NO_AUDIO
     completion = result.completions[0] if result.completions else None
+    draws = [draw_fields(example, draw, task) for draw in result.completions] if len(result.completions) > 1 else []
     text = completion.text if completion else ""
     score = task.error_score(example, str(result.error)) if completion is None else task.score(example, text)
     parsed = parse(text, example.choices)
@@ -104,6 +120,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "silent": audio.is_silent,
         "truncated": truncated and result.audio is not None,
         "pieces": audio.num_chunks,
+        **({DRAWS: draws} if draws else {}),
         **({LOWER_IS_BETTER: sorted(task.lower_is_better)} if task.lower_is_better else {}),
         **({"counts": {name: list(counts) for name, counts in score.counts.items()}} if score.counts else {}),
     } | segments_field(item.clips)

@@ -7,10 +7,11 @@ An item never leaves the denominator: an unreadable clip, a failed request and a
 like the others, scored 0 and counted by status.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from earwise import progress
@@ -21,13 +22,15 @@ from earwise.errors import ConfigError
 from earwise.evaluation.controls import Control
 from earwise.evaluation.items import EvalItem, build_items
 from earwise.evaluation.options import EvalOptions as EvalOptions
-from earwise.evaluation.results import METRICS, SAMPLES, EvalSettings, Row, resume, settings_hash
+from earwise.evaluation.processes.parts import WHOLE, Part, share_of
+from earwise.evaluation.processes.row_log import PARTS, RowLog, merge, open_log
+from earwise.evaluation.results import METRICS, SAMPLES, TIMING, EvalSettings, ItemContents, Row, settings_hash
 from earwise.evaluation.rows import sample_row
 from earwise.evaluation.scores import is_correct
 from earwise.evaluation.summary import blind_summary, summarise
 from earwise.evaluation.task import Task
 from earwise.evaluation.task_table import load_task
-from earwise.files import append_jsonl, write_json, write_jsonl
+from earwise.files import lock_folder, write_json
 from earwise.types import Example
 
 BLIND: tuple[Control, ...] = ("silence", "shuffled")
@@ -51,6 +54,41 @@ class EvalProgress:
 
 
 OnProgress = Callable[[EvalProgress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPlan:
+    """Everything that decides the rows of one run: its items, and how they are asked and scored."""
+
+    engine: Engine
+    examples: Sequence[Example]
+    options: EvalOptions
+    """The options, with the task's own prompt style where none was asked for."""
+    task: Task
+    control: Control | None
+    items: list[EvalItem]
+    settings: EvalSettings
+
+    @property
+    def contents(self) -> ItemContents:
+        """What the items ask."""
+        return {(item.example.id, item.permutation): (item.prompt_text, item.example.answer) for item in self.items}
+
+
+def plan(
+    engine: Engine,
+    examples: Sequence[Example],
+    options: EvalOptions | None = None,
+    task: Task | None = None,
+    control: Control | None = None,
+) -> EvalPlan:
+    """The plan of a run; arguments and errors as for `evaluate`."""
+    options, task = options or EvalOptions(), task or load_task("manifest")
+    options = replace(options, style=task.style_of(options.style))
+    items = build_items(examples, options, control, task)
+    return EvalPlan(
+        engine, examples, options, task, control, items, _settings(engine, examples, options, task, control)
+    )
 
 
 def evaluate(
@@ -78,33 +116,63 @@ def evaluate(
     Returns:
         What `metrics.json` holds (see `summary.summarise`).
     Raises:
-        ConfigError: if an option is wrong, or `out` holds samples made with other settings.
+        ConfigError: if an option is wrong, `out` holds samples made with other settings, or another process is at work
+            there.
         DataError: if there are no examples, an id stands twice, or the disk refuses.
         EngineError: if the engine fails on everything; finished rows are kept.
     """
-    options, task = options or EvalOptions(), task or load_task("manifest")
-    options = replace(options, style=task.style_of(options.style))
-    items = build_items(examples, options, control, task)
-    settings = _settings(engine, examples, options, task, control)
-    contents = {(item.example.id, item.permutation): (item.prompt_text, item.example.answer) for item in items}
-    rows = resume(out, settings, contents)
-    remaining = _remaining(items, rows)
-    reader = clip_reader or ClipReader.for_engine(engine, options.long_audio, options.channel)
-    make_row = partial(_row, task=task, options=options, settings=settings, reader=reader, out=out)
-    pending = iter(remaining)
+    run_plan = plan(engine, examples, options, task, control)
+    with open_log(out, run_plan.settings, run_plan.contents, WHOLE) as log:
+        ask(run_plan, out, log, WHOLE, clip_reader=clip_reader, on_progress=on_progress)
+        return conclude(run_plan, out, log.rows)
 
-    with progress.task(control or "items with sound", len(items), done=len(items) - len(remaining)) as shown:
+
+def ask(
+    run_plan: EvalPlan,
+    out: Path,
+    log: RowLog,
+    part: Part,
+    *,
+    clip_reader: ClipReader | None = None,
+    on_progress: OnProgress | None = None,
+) -> None:
+    """Ask the items of one process that have no row yet, and write into `timing.json` where the time went.
+
+    The file holds the `items` that were asked, the `seconds` that this took, those `model_seconds` that the engine was
+    at work, and the share of the time `outside_model`. It stays as it is if nothing was left to ask.
+
+    Args:
+        run_plan: The run.
+        out: Folder of the run.
+        log: Receives the rows.
+        part: The process.
+        clip_reader: As for `evaluate`.
+        on_progress: As for `evaluate`.
+    """
+    engine, options = run_plan.engine, run_plan.options
+    share = share_of(run_plan.items, part)
+    remaining = _remaining(share, log.rows)
+    reader = clip_reader or ClipReader.for_engine(engine, options.long_audio, options.channel)
+    make_row = partial(_row, run_plan=run_plan, reader=reader, out=out)
+    pending, num_before = iter(remaining), len(share) - len(remaining)
+    own_rows = [row for row in log.rows if (row["id"], row["permutation"]) in {_key(item) for item in share}]
+    model_seconds, started = 0.0, perf_counter()
+
+    with progress.task(run_plan.control or "items with sound", len(share), done=num_before) as shown:
 
         def report_progress() -> None:
-            state = _progress(rows, len(items), control, task.headline_of(options.style))
+            headline_name = run_plan.task.headline_of(options.style)
+            state = _progress(own_rows, len(share), run_plan.control, headline_name)
             shown.advance(state.done - shown.done, f"{state.correct} right")
             if on_progress is not None:
                 on_progress(state)
 
         def write_batch(results: list[RequestResult]) -> None:
+            nonlocal model_seconds
             for result in results:
-                rows.append(make_row(next(pending), result))
-                append_jsonl(out / SAMPLES, rows[-1])
+                own_rows.append(make_row(next(pending), result))
+                log.append(own_rows[-1])
+                model_seconds += result.seconds
             report_progress()
 
         report_progress()
@@ -113,16 +181,37 @@ def evaluate(
             [item.request for item in remaining],
             options.sampling_params,
             on_batch=write_batch,
+            n=options.samples,
             batch=options.batch,
             clip_reader=reader,
         )
-    if task.add_scores is not None and rows:
-        rows = task.add_scores(rows)
-        write_jsonl(out / SAMPLES, rows)
-    if task.judge_rows is not None and rows:
-        rows = task.judge_rows(examples, rows, out)
-        write_jsonl(out / SAMPLES, rows)
-    metrics = summarise(rows, settings, task)
+    seconds = perf_counter() - started
+    if remaining:
+        outside_model = round(max(0.0, 1 - model_seconds / seconds), 4)
+        timing = {"items": len(remaining), "seconds": seconds, "model_seconds": model_seconds}
+        write_json(log.path.with_name(TIMING), timing | {"outside_model": outside_model})
+
+
+def conclude(run_plan: EvalPlan, out: Path, rows: Sequence[Row]) -> dict[str, Any]:
+    """Write the rows of a finished run in the order of its items, and its metrics; the folder's lock must be held.
+
+    Args:
+        run_plan: The run.
+        out: Folder of the run.
+        rows: All its rows.
+    Returns:
+        What `metrics.json` holds.
+    """
+    task = run_plan.task
+    by_key = {(row["id"], row["permutation"]): row for row in rows}
+    ordered = [by_key[_key(item)] for item in run_plan.items]
+    if task.add_scores is not None and ordered:
+        ordered = task.add_scores(ordered)
+    if task.judge_rows is not None and ordered:
+        ordered = task.judge_rows(run_plan.examples, ordered, out)
+    if ordered != list(rows) or (out / PARTS).exists():
+        merge(out, ordered)
+    metrics = summarise(ordered, run_plan.settings, task)
     write_json(out / METRICS, metrics)
     return metrics
 
@@ -157,29 +246,66 @@ def evaluate_with_controls(
     """
     options, task = options or EvalOptions(), task or load_task("manifest")
     reader = ClipReader.for_engine(engine, options.long_audio, options.channel)
-    metrics = evaluate(engine, examples, out, options, task=task, clip_reader=reader, on_progress=on_progress)
-    metrics["blind"] = {}
-    for control in blind:
-        folder = out / control
-        try:
-            evaluate(
-                engine, examples, folder, options, task=task, control=control, clip_reader=reader,
-                on_progress=on_progress,
-            )  # fmt: skip
-        except ConfigError as error:
-            if control != "shuffled" or (folder / SAMPLES).exists():
-                raise
-            metrics["blind"][control] = {"left_out": str(error)}
-            continue
-        metrics["blind"][control] = blind_summary(out, folder, task, options.seed)
+    with lock_folder(out):
+        metrics = evaluate(engine, examples, out, options, task=task, clip_reader=reader, on_progress=on_progress)
+        reasons: dict[Control, str] = {}
+        for control in blind:
+            try:
+                evaluate(
+                    engine, examples, out / control, options, task=task, control=control, clip_reader=reader,
+                    on_progress=on_progress,
+                )  # fmt: skip
+            except ConfigError as error:
+                reasons[control] = left_out(control, out / control, error)
+        return with_blind_controls(out, metrics, blind, reasons, task, options.seed)
+
+
+def left_out(control: Control, folder: Path, error: ConfigError) -> str:
+    """Why a control is left out of a run: `shuffled` needs two clips with two answers.
+
+    Raises:
+        ConfigError: the error itself, if it says something else.
+    """
+    if control != "shuffled" or (folder / SAMPLES).exists():
+        raise error
+    return str(error)
+
+
+def with_blind_controls(
+    out: Path,
+    metrics: dict[str, Any],
+    blind: Sequence[Control],
+    reasons: Mapping[Control, str],
+    task: Task,
+    seed: int,
+) -> dict[str, Any]:
+    """The metrics of a run with those of its blind controls, which are finished; `metrics.json` is written anew.
+
+    Args:
+        out: Folder of the run.
+        metrics: Its metrics with the real sound.
+        blind: The controls.
+        reasons: Control -> why it was left out.
+        task: The task.
+        seed: Seed of the intervals.
+    """
+    metrics["blind"] = {
+        control: {"left_out": reasons[control]} if control in reasons else blind_summary(out, out / control, task, seed)
+        for control in blind
+    }
     write_json(out / METRICS, metrics)
     return metrics
+
+
+def _key(item: EvalItem) -> tuple[str, int]:
+    """What names the row of an item."""
+    return item.example.id, item.permutation
 
 
 def _remaining(items: Sequence[EvalItem], rows: Sequence[Row]) -> list[EvalItem]:
     """The items that have no row yet."""
     finished = {(row["id"], row["permutation"]) for row in rows}
-    return [item for item in items if (item.example.id, item.permutation) not in finished]
+    return [item for item in items if _key(item) not in finished]
 
 
 def _settings(
@@ -194,24 +320,17 @@ def _settings(
         "shuffle_options": options.shuffle_options, "permutations": options.permutations,
         "long_audio": options.long_audio, "items": settings_hash(items),
         **({} if options.channel == "mean" else {"channel": options.channel}),
+        **({} if options.samples == 1 else {"samples": options.samples}),
     }  # fmt: skip
 
 
-def _row(
-    item: EvalItem,
-    result: RequestResult,
-    *,
-    task: Task,
-    options: EvalOptions,
-    settings: EvalSettings,
-    reader: ClipReader,
-    out: Path,
-) -> Row:
+def _row(item: EvalItem, result: RequestResult, *, run_plan: EvalPlan, reader: ClipReader, out: Path) -> Row:
     """The row of one item, with the fields that all rows of a run have in common."""
+    options, settings = run_plan.options, run_plan.settings
     truncated = options.long_audio == "truncate" and any(map(reader.is_long, item.clips))
     common = {name: settings[name] for name in ("decoding", "scorer", "style", "control", "model", "revision")}
     common |= {"settings": settings_hash(settings), "seconds": round(result.seconds, 4)}
-    return sample_row(item, result, task, options.style, out, truncated) | common
+    return sample_row(item, result, run_plan.task, options.style, out, truncated) | common
 
 
 def _progress(rows: Sequence[Row], total: int, control: Control | None, headline: str) -> EvalProgress:

@@ -11,10 +11,12 @@ from typing import Any
 
 from earwise.evaluation.aggregates import clusters
 from earwise.evaluation.aggregates.corpus import corpus_difference
+from earwise.evaluation.aggregates.draws import draws_summary
+from earwise.evaluation.aggregates.orders import orders_summary
 from earwise.evaluation.judge.agreement import judge_summary
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import SAMPLES, EvalSettings, Row, settings_hash
-from earwise.evaluation.scores import LOWER_IS_BETTER, improvement, is_correct, lower_is_better, score_names
+from earwise.evaluation.scores import LOWER_IS_BETTER, improvement, lower_is_better, score_names
 from earwise.evaluation.task import Aggregate, Task
 from earwise.files import read_log
 
@@ -47,8 +49,9 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         task), the same `by` task, category, sub_category, difficulty and language, and by number of options in `kinds`
         (each with its `chance`, None for open questions), counts of `status`, shares of `unparsed`, `ambiguous` and
         `error`, `format` (None in styles without tags), `cut` (completions ended by the token limit), `chance` of the
-        `chance_n` items with options, `position` bias and `permutations` (items with options only), numbers of `silent`
-        and `truncated` clips, `seconds`, and name, version, source and licence of the `task`.
+        `chance_n` items with options, `position` bias and `permutations` (items with options only), `draws` (where
+        several completions were drawn), numbers of `silent` and `truncated` clips, `seconds`, and name, version, source
+        and licence of the `task`.
     """
     all_rows = list(rows)
     first = [row for row in all_rows if not row["permutation"]]
@@ -80,7 +83,8 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         "silent": sum(row["silent"] for row in first),
         "truncated": sum(row["truncated"] for row in first),
         **_chance_and_position(labelled),
-        "permutations": _permutations([row for row in all_rows if row["scores"] is not None], name),
+        "permutations": orders_summary([row for row in all_rows if row["scores"] is not None], name),
+        "draws": draws_summary(labelled, name),
         "seconds": round(sum(row["seconds"] for row in all_rows), 2),
         **({"judges": judges} if (judges := judge_summary(all_rows, name)) else {}),
         "first_error": next((row["explanation"] for row in first if row["status"] == "error"), None),
@@ -183,24 +187,4 @@ def _chance_and_position(rows: Sequence[Row]) -> Mapping[str, Any]:
         "position": stats.position_bias(
             [row["gold_position"] for row in with_options], [row["choice"] for row in with_options]
         ),
-    }
-
-
-def _permutations(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
-    """Accuracy over the orders of the options, where items were asked in more than one; else None."""
-    orders = sorted({row["permutation"] for row in rows})
-    if len(orders) < 2:
-        return None
-    correct_by_item: dict[str, list[bool]] = {}
-    for row in rows:
-        correct_by_item.setdefault(row["id"], []).append(is_correct(row, name))
-    repeated = [flags for flags in correct_by_item.values() if len(flags) > 1]
-    return {
-        "k": len(orders),
-        "n": len(repeated),
-        "mean_accuracy": sum(sum(flags) / len(flags) for flags in repeated) / len(repeated),
-        "always_right": sum(all(flags) for flags in repeated) / len(repeated),
-        "accuracy": [
-            share([is_correct(row, name) for row in rows if row["permutation"] == order])["share"] for order in orders
-        ],
     }

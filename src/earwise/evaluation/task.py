@@ -27,6 +27,7 @@ from pathlib import Path
 from earwise.errors import ConfigError
 from earwise.evaluation.aggregates.corpus import FORMULAS
 from earwise.evaluation.judge.judging import Judging
+from earwise.evaluation.published.harness_prompts import HARNESS_PROMPTS
 from earwise.evaluation.results import EvalRun, Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.prompts import INSTRUCTIONS, REASONING_STYLES
@@ -125,11 +126,14 @@ class Task:
             ConfigError: if there is no such style.
         """
         style = options_style or self.default_style
-        if style not in {*self.prompts, *INSTRUCTIONS}:
-            raise ConfigError(
-                f"style {style!r} is none of {', '.join([*self.prompts, *INSTRUCTIONS])} (task {self.name!r})"
-            )
+        names = [*self.prompts, *INSTRUCTIONS, *HARNESS_PROMPTS]
+        if style not in names:
+            raise ConfigError(f"style {style!r} is none of {', '.join(names)} (task {self.name!r})")
         return style
+
+    def wording_of(self, style: str) -> Wording | None:
+        """What words a question in a prompt style: the task's own, or that of another program; None: a general one."""
+        return self.prompts.get(style) or (None if style in INSTRUCTIONS else HARNESS_PROMPTS.get(style))
 
     def headline_of(self, style: str) -> str:
         """Name of the headline score under a prompt style, a key of `prompts.INSTRUCTIONS`."""

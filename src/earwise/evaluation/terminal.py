@@ -1,8 +1,11 @@
 """The metrics of a run as a small table for the terminal; what `earwise evaluate` prints."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from earwise.evaluation.results import TIMING
 from earwise.evaluation.scores import headline, lower_is_better
 
 LABEL_WIDTH, SCORE_WIDTH = 20, 10
@@ -41,9 +44,43 @@ def as_text(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines + _notes(metrics))
 
 
+def timing_text(out: Path) -> str | None:
+    """One line about the time of the newest call of a run; None if it asked nothing.
+
+    Args:
+        out: Folder of the run.
+    """
+    try:
+        timing = json.loads((out / TIMING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    rate = timing["items"] / max(timing["seconds"], 1e-9)
+    return f"{rate:.1f} items/s with sound; {100 * timing['outside_model']:.1f} % of the time outside the model"
+
+
+def _orders_and_draws(metrics: Mapping[str, Any]) -> list[str]:
+    """Lines about several orders of the options and several completions of each item."""
+    lines = []
+    if orders := metrics.get("permutations"):
+        accuracies = ", ".join(f"{100 * value:.1f}" for value in orders["accuracy"])
+        lines.append(
+            f"over {orders['k']} orders of the options {100 * orders['mean_accuracy']:.1f} ({accuracies}; spread "
+            f"{100 * orders['spread']:.1f}); one answer in every order {100 * orders['consistency']:.1f}"
+        )
+    if draws := metrics.get("draws"):
+        for label, name in (("pass", "pass_at"), ("majority", "majority_at")):
+            values = ", ".join(f"@{k} {100 * metric['accuracy']:.1f}" for k, metric in draws[name].items())
+            lines.append(f"{label:10}{values} (of {draws['k']} completions)")
+    if overlap := metrics.get("training_overlap"):
+        without = (overlap["without"] or {}).get(metrics["headline"])
+        rest = f"; {100 * without['accuracy']:.1f} without them" if without else ""
+        lines.append(f"{overlap['count']} of {overlap['n']} items stand in the training data{rest}")
+    return lines
+
+
 def _notes(metrics: Mapping[str, Any]) -> list[str]:
     """Lines about the form of the completions and about unreadable and silent items."""
-    lines = []
+    lines = _orders_and_draws(metrics)
     if metrics["format"] is not None:
         lines.append(f"in the requested format {100 * metrics['format']['accuracy']:>7.1f}")
     counts = {name: metrics[name]["count"] for name in ("unparsed", "ambiguous", "error")}

@@ -30,8 +30,27 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         lines += [conclusion(comparison), "", _caption(comparison), ""]
         lines += [_markdown_row((*ARM_HEAD, *TEST_HEAD)), _markdown_row(["---"] * (len(ARM_HEAD) + len(TEST_HEAD)))]
         lines += [_markdown_row([*_arm_cells(row), *_test_cells(row["against"])]) for row in comparison["arms"]] + [""]
+        lines += [*map(_markdown_row, domain_cells(comparison)), ""] if domain_cells(comparison) else []
     lines += [f"- {note}" for note in _notes(result)]
     return "\n".join(lines) + "\n"
+
+
+def domain_cells(comparison: Mapping[str, Any]) -> list[list[str]]:
+    """The arms by domain (`task` of the rows: sound, music, speech), as the papers print them; the head is followed by
+    the line that Markdown wants. Empty where there is one domain only."""
+    rows = [row for row in comparison["arms"] if row.get("by", {}).get("task")]
+    domains = list(dict.fromkeys(domain for row in rows for domain in row["by"]["task"]))
+    if not domains:
+        return []
+    body = [
+        [
+            row["arm"],
+            *(_percent_cell(row["by"]["task"].get(domain)) for domain in domains),
+            _percent_cell(row["accuracy"]),
+        ]
+        for row in rows
+    ]
+    return [["arm", *domains, "all"], ["---"] * (len(domains) + 2), *body]
 
 
 def as_page(result: Mapping[str, Any], curves: str) -> str:

@@ -147,6 +147,22 @@ def test_bleu_of_any_resample_is_sacrebleus(items: Sequence[int]) -> None:
     assert corpus_bleu(references, outputs, "de")[0] == official
 
 
+def test_the_headline_of_a_small_corpus_is_sacrebleus(tmp_path: Path) -> None:
+    """Without a match of four words, sacreBLEU smooths; a comparison with the run itself has the same value."""
+    task, outputs = load_task("translation"), {"t00": "the cat there sits", "t01": "rain"}
+    turns = (Turn("user", (Audio(str(write_clip(tmp_path / "a.wav", "hiss", 1))), Text("Translate."))),)
+    examples = [
+        Example(name, turns, (gold,), language="de")
+        for name, gold in (("t00", "the cat is on the mat"), ("t01", "it rains tonight, they say"))
+    ]
+    metrics = evaluate(ScriptedEngine(lambda prompt: outputs[prompt.key]), examples, tmp_path / "run", task=task)
+    golds = [example.answer[0] for example in examples]
+    official = BLEU(tokenize="13a").corpus_score(list(outputs.values()), [golds]).score
+    assert 0 < 100 * metrics["accuracy"]["bleu"]["accuracy"] == pytest.approx(official, abs=1e-9)
+    row = compare(tmp_path / "run", tmp_path / "run")["bleu"]
+    assert row["accuracy_a"] == row["accuracy_b"] == metrics["accuracy"]["bleu"]["accuracy"]
+
+
 def test_the_interval_of_bleu_resamples_the_corpus(tmp_path: Path) -> None:
     counts = [sentence_score(reference, output, "de")[1] for output, reference in SENTENCES]
     row = corpus_row(counts, ["de"] * 5, "bleu")

@@ -147,7 +147,7 @@ def test_the_command_writes_the_submission_file_and_the_official_summary(
         write_clip(tmp_path / item["audio_id"], "low tone", 1)
     source, out = tmp_path / "mini.json", tmp_path / "run"
     source.write_text(json.dumps(items))
-    monkeypatch.setattr(evaluate_command, "open_engine", lambda name: ScriptedEngine(say("low tone")))
+    monkeypatch.setattr(evaluate_command, "open_engine", lambda name, compute: ScriptedEngine(say("low tone")))
     arguments = [
         "evaluate",
         "--task",

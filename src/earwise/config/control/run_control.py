@@ -4,7 +4,7 @@ The base of every kind of stage (`config/stages.py`). Names are those of transfo
 EarlyStoppingCallback where these have one.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -18,21 +18,40 @@ class EvalConfig(Strict):
     """Rows that a model is evaluated on, and how it is asked."""
 
     manifest: str
-    """Path of the manifest, or of the file of another task, relative to the recipe's folder, or `starter:val`."""
+    """Path of the manifest, or of the file of another task, relative to the recipe's folder, or `starter:val`. `path`
+    is another name of it."""
     task: str = "manifest"
-    """Task that reads the file and scores the answers: `manifest`, `mmau`, `mmar`, `mellow`, or `file.py:NAME`."""
+    """Task that reads the file and scores the answers: a name that `earwise tasks` lists, or `file.py:NAME`."""
+    audio_root: str | None = None
+    """Folder of the clips of another task's file, relative to the recipe's folder; None: the file's own."""
     where: RowFilter = Field(default_factory=dict)
     """Use only rows whose fields have these values; a list names several."""
     allow_text_only: bool = False
     """As in `data.mixture`: use rows without a clip as they are."""
     style: str = "answer"
-    """Prompt style, a key of `prompts.INSTRUCTIONS`."""
-    max_new_tokens: int = Field(32, gt=0)
-    """Longest answer, in tokens."""
+    """Prompt style: of the task, or a key of `prompts.INSTRUCTIONS`. Empty: the task's own, which is the default of all
+    tasks but `manifest`."""
+    max_new_tokens: int = Field(32, ge=0)
+    """Longest answer, in tokens. 0: the task's own, which is the default of all tasks but `manifest`."""
     channel: Literal["mean", "first"] = "mean"
     """Clips of several channels: their mean (the loudest channel where they cancel each other), or the first."""
     limit: int | None = Field(None, gt=0)
     """Number of rows, evenly spaced over the manifest; None: all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_task(cls, values: Any) -> Any:
+        """Read `path` as `manifest`, and leave style and length of another task to the task."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "path" in values:
+            if "manifest" in values:
+                raise ValueError("path and manifest are two names of one key; give one of them")
+            values["manifest"] = values.pop("path")
+        if values.get("task", "manifest") != "manifest":
+            values = {"style": "", "max_new_tokens": 0} | values
+        return values
 
 
 class RunControl(Strict):

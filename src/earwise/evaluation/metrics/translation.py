@@ -8,17 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from earwise.config.resolve import require
 
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab"}
 """sacreBLEU's tokenizer by target language; all others: `13a`."""
-ORDERS = 4
-"""Longest n-gram that BLEU counts."""
-BLOCK_ROWS = 64
-"""Resamples of a corpus that are summed up at a time."""
 
 BleuCounts = tuple[float, ...]
 """What adds up over the sentences of a corpus: matched n-grams of each order, n-grams of each order, and the lengths of
@@ -78,34 +71,6 @@ def sentence_score(reference: str, hypothesis: str, language: str) -> tuple[floa
     """
     score = _bleu(language, effective_order=True).sentence_score(hypothesis, [reference])
     return float(score.score), (*score.counts, *score.totals, score.sys_len, score.ref_len)
-
-
-def bleu_of_counts(counts: Sequence[float]) -> float:
-    """BLEU in [0, 100] of a corpus whose sentences' counts were added up."""
-    require("sacrebleu", "eval", "BLEU scores")
-    from sacrebleu.metrics.bleu import BLEU
-
-    matched, total = [[int(count) for count in counts[start : start + ORDERS]] for start in (0, ORDERS)]
-    return float(BLEU.compute_bleu(matched, total, int(counts[-2]), int(counts[-1])).score)
-
-
-def resampled_bleu(sentences: Sequence[BleuCounts], draws: int, seed: int) -> NDArray[np.float64]:
-    """BLEU of corpora that are drawn with replacement from the sentences of one, as sacreBLEU's bootstrap does.
-
-    Args:
-        sentences: Counts of each sentence.
-        draws: Number of corpora.
-        seed: Seed of the draws.
-    Returns:
-        (draws,) values in [0, 100].
-    Source: Koehn 2004 (EMNLP), "Statistical significance tests for machine translation evaluation".
-    """
-    counts, rng, n = np.asarray(sentences, np.float64), np.random.default_rng(seed), len(sentences)
-    values = []
-    for start in range(0, draws, BLOCK_ROWS):
-        weights = rng.multinomial(n, np.full(n, 1 / n), min(BLOCK_ROWS, draws - start))
-        values += [bleu_of_counts(sums) for sums in weights @ counts]
-    return np.asarray(values)
 
 
 def corpus_chrf(references: Sequence[str], hypotheses: Sequence[str], word_order: int = 0) -> float:

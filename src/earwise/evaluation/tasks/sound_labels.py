@@ -20,6 +20,7 @@ from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
+from earwise.prompts import question_text
 from earwise.types import Example, Score
 
 VOCALSOUND_TABLE = SpeechTable(
@@ -60,7 +61,12 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     if not is_qwen2_audio_file(path):
         return manifest.load(path, audio_root)
     labels = tuple(sorted({example.answer[0] for example in load_file(path, audio_root, "label")}))
-    return load_file(path, audio_root, "label", choices=labels)
+    return load_file(path, audio_root, "label", choices=labels, meta={"prompt": "as in the file"})
+
+
+def prompt(example: Example) -> str:
+    """The prompt of a file of Qwen2-Audio as it is; other questions with the labels to choose from."""
+    return question_text(example.question, () if "prompt" in example.meta else example.choices, "open")
 
 
 def score(example: Example, completion: str) -> Score:
@@ -95,7 +101,8 @@ TASK = Task(
         "lenient": "the one label that the output names is the right one",
     },
     aggregate=aggregate,
-    default_style="open",
+    prompts={"qwen2-audio": prompt},
+    default_style="qwen2-audio",
     source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
     licence="VocalSound CC BY-SA 4.0; MELD: code GPL-3, clips of a television series",
 )

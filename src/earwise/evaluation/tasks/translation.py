@@ -11,14 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from earwise.errors import DataError
+from earwise.evaluation.aggregates.corpus import corpus_row
 from earwise.evaluation.metrics.translation import (
     BleuCounts,
-    bleu_of_counts,
     corpus_chrf,
-    resampled_bleu,
     sentence_score,
     target_language,
 )
@@ -27,7 +24,7 @@ from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.published.speech_files import SpeechTable, is_table, load_table
 from earwise.evaluation.published.table_rows import dataset_name
 from earwise.evaluation.results import Row
-from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.scores import Metric
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
 from earwise.evaluation.tasks.transcription import asked
@@ -40,8 +37,6 @@ NAMES = {
 }  # fmt: skip
 TABLE = SpeechTable("translation", ("translation", "text", "target", "sentence"), "")
 _DIRECTION = re.compile(r"(?<![a-z])([a-z]{2})[_-]([a-z]{2}(?:-[A-Z]{2})?)(?![a-z])")
-BOOTSTRAP_DRAWS = 1000
-"""Corpora that are drawn for the interval of BLEU, as many as sacreBLEU draws."""
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -96,26 +91,18 @@ def score(example: Example, completion: str) -> Score:
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Corpus BLEU and chrF: the mean over target languages, each with its own tokenizer.
-
-    The interval of BLEU is that of corpora drawn from the sentences of each language.
-    """
-    metrics = mean_scores(rows)
-    by_language: dict[str, list[Row]] = {}
-    for row in rows:
-        by_language.setdefault(_code(row["language"]), []).append(row)
-    bleu = chrf = 0.0
-    draws = np.zeros(BOOTSTRAP_DRAWS)
-    for language, members in by_language.items():
-        sentences = [_counts_of_row(row, language) for row in members]
-        bleu += bleu_of_counts(np.sum(sentences, axis=0)) / 100 / len(by_language)
-        draws += resampled_bleu(sentences, BOOTSTRAP_DRAWS, seed=0) / 100 / len(by_language)
-        references, hypotheses = [row["gold"][0] for row in members], [row["output"].strip() for row in members]
-        chrf += corpus_chrf(references, hypotheses) / 100 / len(by_language)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    metrics["bleu"] = {"accuracy": bleu, "n": len(rows), "low": float(low), "high": float(high)}
-    metrics["chrf"] = {"accuracy": chrf, "n": len(rows)}
-    return metrics
+    """Corpus BLEU, with its interval by resampling sentences, and chrF: means over target languages, each with its own
+    tokenizer."""
+    languages = [_code(row["language"]) for row in rows]
+    counts = [_counts_of_row(row, language) for row, language in zip(rows, languages, strict=True)]
+    chrf = 0.0
+    for language in set(languages):
+        members = [row for row in rows if _code(row["language"]) == language]
+        chrf += corpus_chrf([row["gold"][0] for row in members], [row["output"].strip() for row in members])
+    return {
+        "bleu": corpus_row(counts, languages, "bleu"),
+        "chrf": {"accuracy": chrf / 100 / len(set(languages)), "n": len(rows)},
+    }
 
 
 def _counts_of_row(row: Row, language: str) -> BleuCounts:

@@ -1,0 +1,1 @@
+"""The papers' own tables: published figures, and beside them what a model reaches here."""

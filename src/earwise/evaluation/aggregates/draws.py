@@ -1,0 +1,113 @@
+"""Several completions of each item: how often one of k is right (pass@k), and how often the most common one is.
+
+pass@k is the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, section 2.1): of n completions c are right, and
+1 - C(n-c, k) / C(n, k) is the probability that k of them, drawn without replacement, hold a right one. majority@k is
+the probability that the answer given most often among k of the n is right; of several answers that are equally common
+each counts in part, so that the order of the draws does not matter (self-consistency, arXiv:2203.11171).
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import comb
+from typing import Any
+
+from earwise.answers.option_texts import normalise
+from earwise.evaluation.metrics import stats
+from earwise.evaluation.results import Row
+from earwise.evaluation.scores import is_correct
+
+DRAWS = "draws"
+"""Field of a row with its completions, where more than one was drawn."""
+MAX_SUBSETS = 2000
+"""Subsets of the completions that are counted; where there are more, as many are drawn by seed."""
+
+
+def pass_at(num_right: int, num_draws: int, k: int) -> float:
+    """Probability that k of the completions of an item hold a right one.
+
+    >>> pass_at(1, 2, 1), pass_at(1, 2, 2)
+    (0.5, 1.0)
+
+    Args:
+        num_right: Number of right completions.
+        num_draws: Number of completions.
+        k: Number that is drawn from them, at most `num_draws`.
+    """
+    return 1 - comb(num_draws - num_right, k) / comb(num_draws, k)
+
+
+def majority_at(answers: Sequence[str | None], right: Sequence[bool], k: int, *, seed: int = 0) -> float:
+    """Probability that the most common answer among k of the completions of an item is right.
+
+    Args:
+        answers: What each completion answers; None where nothing could be read, which is no vote.
+        right: Whether each completion is right. Completions with one answer may differ in this (a score may depend on
+            the form); their answer then counts as right in part.
+        k: Number of completions that vote.
+        seed: Seed of the subsets, where there are too many to count them all.
+    """
+    n = len(answers)
+    if comb(n, k) <= MAX_SUBSETS:
+        subsets = list(combinations(range(n), k))
+    else:
+        rng = random.Random(seed)
+        subsets = [tuple(rng.sample(range(n), k)) for _ in range(MAX_SUBSETS)]
+    return sum(_vote(answers, right, subset) for subset in subsets) / len(subsets)
+
+
+def _vote(answers: Sequence[str | None], right: Sequence[bool], voters: Sequence[int]) -> float:
+    """Share of right completions among those of the most common answers."""
+    votes: dict[str, list[bool]] = defaultdict(list)
+    for voter in voters:
+        answer = answers[voter]
+        if answer is not None:
+            votes[answer].append(right[voter])
+    most = max(map(len, votes.values()), default=0)
+    winners = [sum(flags) / len(flags) for flags in votes.values() if len(flags) == most]
+    return sum(winners) / len(winners) if winners else 0.0
+
+
+def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
+    """pass@k and majority@k of a run, for k = 1, 2, 4, ... up to the number of draws.
+
+    Args:
+        rows: Labelled rows.
+        name: Name of the score; a completion is right where it is as good as it can be.
+    Returns:
+        `n` items, `k` (draws of each), `mean` (share of right completions), and `pass_at` and `majority_at`: k -> the
+        mean over items with its 95 % interval. None if items were asked once only.
+    """
+    drawn = [row for row in rows if row.get(DRAWS)]
+    if not drawn:
+        return None
+    num_draws = min(len(row[DRAWS]) for row in drawn)
+    flags = [[is_correct(row | {"scores": draw["scores"]}, name) for draw in row[DRAWS]] for row in drawn]
+    # An item without a completion is wrong in every draw.
+    lost = [0.0] * (len(rows) - len(drawn))
+    sizes = sorted({2**power for power in range(num_draws.bit_length()) if 2**power <= num_draws} | {num_draws})
+    passes, majorities = {}, {}
+    for k in sizes:
+        passes[str(k)] = stats.mean_row([pass_at(sum(right), len(right), k) for right in flags] + lost)
+        voted = [
+            majority_at([answer_key(draw) for draw in row[DRAWS]], right, k)
+            for row, right in zip(drawn, flags, strict=True)
+        ]
+        majorities[str(k)] = stats.mean_row(voted + lost)
+    return {
+        "n": len(rows),
+        "k": num_draws,
+        "mean": passes["1"]["accuracy"],
+        "pass_at": passes,
+        "majority_at": majorities,
+    }
+
+
+def answer_key(draw: Mapping[str, Any]) -> str | None:
+    """What a completion votes for: the option that it names, or its answer up to case and punctuation."""
+    if draw["choice"] is not None:
+        return f"option {draw['choice']}"
+    if draw["status"] != "ok" or not draw["answer"]:
+        return None
+    return normalise(draw["answer"])
