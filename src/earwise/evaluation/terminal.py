@@ -98,6 +98,8 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
             f"{metrics['n']} questions share {int(shared['clips'])} clips: intervals are clustered by clip "
             f"(design effect {shared['design_effect']:.2f})"
         )
+    if metrics["unlabelled"] and metrics["accuracy"]:
+        lines.append(f"not scored: {metrics['unlabelled']} items without a gold answer, or that wait for a judge")
     for judge, row in metrics.get("judges", {}).get("judges", {}).items():
         lines.append(f"{judge} as judge {100 * row['mean']:>7.1f} of {row['n']} answers")
     for pair in metrics.get("judges", {}).get("agreement", []):

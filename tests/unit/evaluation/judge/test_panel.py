@@ -107,6 +107,19 @@ def test_without_a_judge_answers_are_kept_and_judged_later(evaluate: Run, tmp_pa
     )
 
 
+def test_items_that_wait_for_a_judge_are_counted(evaluate: Run, tmp_path: Path) -> None:
+    result = evaluate("voicebench")
+    assert result.exit_code == 0 and "not scored: 4 items without a gold answer, or that wait" in result.output
+    metrics = metrics_of(tmp_path)
+    assert (metrics["n"], metrics["unlabelled"]) == (5, 4) and "overall" not in metrics["accuracy"]
+    with judge_server(lambda prompt: "Yes" if "Goethe" in prompt else "5") as chat:
+        assert evaluate("voicebench", chat).exit_code == 0
+    metrics = metrics_of(tmp_path)
+    assert (metrics["n"], metrics["unlabelled"]) == (9, 0)
+    assert metrics["accuracy"]["sd-qa"]["accuracy"] == metrics["accuracy"]["commoneval"]["accuracy"] == 1.0
+    assert metrics["accuracy"]["overall"]["n"] == 9
+
+
 def test_nonsense_is_said_in_a_line_and_asked_again_later(evaluate: Run, tmp_path: Path) -> None:
     with judge_server(lambda prompt: "no idea" if "number 3" in prompt else "5 5") as chat:
         result = evaluate("airbench-chat", chat)
