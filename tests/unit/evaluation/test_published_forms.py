@@ -13,6 +13,7 @@ from earwise.errors import DataError
 from earwise.evaluation.tasks import (
     airbench_chat,
     captions,
+    clothoaqa,
     mmau,
     mmau_pro,
     muchomusic,
@@ -221,6 +222,14 @@ def test_captions_of_one_clip_are_its_references(tmp_path: Path, clip: dict[str,
     columns = {"audio": [clip, clip], "caption": ["A dog barks.", "Barking."]}
     (example,) = captions.load(parquet(tmp_path / "audiocaps/test.parquet", columns))
     assert example.answer == ("A dog barks.", "Barking.") and example.question == captions.QUESTION
+
+
+def test_votes_on_a_question_in_a_table(tmp_path: Path, clip: dict[str, Any]) -> None:
+    questions = ["Is it loud?"] * 3 + ["What barks?"]
+    columns = {"audio": [clip] * 4, "question": questions, "answer": ["yes", "no", "Yes", "dog"]}
+    first, second = clothoaqa.load(parquet(tmp_path / "clothoaqa/test.parquet", columns))
+    assert (first.answer, first.choices, second.answer, second.choices) == (("yes",), ("yes", "no"), ("dog",), ())
+    assert clothoaqa.score(first, "yes").values["row"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def _listed() -> list[dict[str, Any]]:
             "scores": dict(task.score_notes),
             "prompts": list(task.prompts),
             "default style": task.default_style,
+            "judge": "" if task.judging is None else "needed" if task.judging.alone else "possible",
             "source": task.source,
             "licence": task.licence,
         }

@@ -11,7 +11,10 @@ from pathlib import Path
 from earwise.answers import extract_answer, mentions
 from earwise.answers.option_texts import normalise
 from earwise.evaluation.metrics.mellow import contains_answer
+from earwise.evaluation.published.choice_file import check_audio, locate, question_turn, read_items
 from earwise.evaluation.published.source_file import load_source
+from earwise.evaluation.published.speech_files import is_table
+from earwise.evaluation.published.table_rows import clip_names
 from earwise.evaluation.task import Task
 from earwise.types import Example, Score
 
@@ -19,15 +22,44 @@ YES_NO = ("yes", "no")
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
-    """Read the CSV of a split: one example a question, with the votes of its annotators in `meta`.
+    """Read the CSV of a split, or a table: one example a question, with the votes of its annotators in `meta`.
 
     Args:
-        path: The file.
+        path: The file, or a name on a hub.
         audio_root: Folder of the clips; None: the file's own folder.
     Raises:
         DataError: if the file is wrong.
     """
-    return load_source("clothoaqa")(path, audio_root)
+    return _table(path, audio_root) if is_table(path) else load_source("clothoaqa")(path, audio_root)
+
+
+def _table(path: Path, audio_root: Path | None) -> list[Example]:
+    """A table with a row for each annotator's answer, or for each question.
+
+    Raises:
+        DataError: if a column is missing, or none of the clips exists.
+    """
+    votes: dict[tuple[str, str], Counter[str]] = {}
+    for row in read_items(path, ("audio", "question", "answer"), ""):
+        (clip, *_) = clip_names(row["audio"])
+        votes.setdefault((clip, str(row["question"])), Counter())[str(row["answer"]).strip().lower()] += 1
+    examples = []
+    for number, ((clip, question), answers) in enumerate(votes.items(), 1):
+        most = max(answers.values())
+        choices = YES_NO if set(answers) <= set(YES_NO) else ()
+        example = Example(
+            id=f"clothoaqa-{number}",
+            turns=question_turn([locate(clip, path, audio_root)], question),
+            answer=tuple(answer for answer, count in answers.items() if count == most),
+            choices=choices,
+            task="yes_no" if choices else "open",
+            group=clip,
+            split="test",
+            meta={"votes": dict(answers)},
+        )
+        examples.append(example)
+    check_audio(examples, path)
+    return examples
 
 
 def prompt(example: Example) -> str:
