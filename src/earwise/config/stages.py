@@ -266,6 +266,8 @@ class GrpoConfig(StageConfig):
     def _check_cispo_limit(self) -> "GrpoConfig":
         if self.loss_type == "cispo" and self.epsilon_high is None:
             raise ValueError("loss_type cispo needs epsilon_high, the largest ratio it keeps (5.0 is usual)")
+        self.refuse_idle(self.loss_type != "cispo", ("delta",), "cispo bounds the ratio by epsilon_high alone")
+        self.refuse_idle(self.beta > 0, ("kl_estimator",), "beta 0 leaves the KL divergence out")
         return self
 
     @model_validator(mode="after")
@@ -278,6 +280,9 @@ class GrpoConfig(StageConfig):
     def _check_synced_server(self) -> "GrpoConfig":
         if self.weight_sync is not None and self.rollout_server is None:
             raise ValueError("weight_sync is for a server that samples; set rollout_server, or leave it out")
+        server_keys = ("on_rollout_error", "rollout_retry_minutes")
+        self.refuse_idle(self.rollout_server is not None, server_keys, "it is for a rollout_server")
+        self.refuse_idle(self.on_rollout_error == "retry", server_keys[1:], "it is for on_rollout_error: retry")
         return self
 
     @model_validator(mode="after")

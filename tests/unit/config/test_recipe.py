@@ -176,3 +176,19 @@ def test_xs_cot_does_not_train_on_its_held_out_rows() -> None:
     for stage in recipe.stages[1:]:
         (source,) = stage.data.mixture
         assert (source.manifest, source.where) == ("xs-cot/manifest.jsonl", {"split": "train"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"on_rollout_error": "retry"}, "on_rollout_error 'retry' does nothing here; it is for a rollout_server"),
+        ({"rollout_server": "http://h/v1#m", "rollout_retry_minutes": 3}, "it is for on_rollout_error: retry"),
+        ({"beta": 0.0, "kl_estimator": "k1"}, "kl_estimator 'k1' does nothing here; beta 0 leaves the KL"),
+        ({"loss_type": "cispo", "epsilon_high": 5.0, "delta": 2.0}, "delta 2.0 does nothing here; cispo bounds"),
+    ],
+    ids=["error without server", "minutes without retry", "estimator without KL", "delta in cispo"],
+)
+def test_settings_of_grpo_that_cannot_act_are_refused(settings: dict, message: str) -> None:
+    stage = {"kind": "grpo", "data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 1} | settings
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_recipe({"recipe": "r", "stages": [stage]}, "test")
