@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from earwise.evaluation.aggregates.agreement import order_agreement
+from earwise.evaluation.aggregates.orders import orders_summary
 from earwise.evaluation.results import EvalRun
 from earwise.report.plots import heat_map, percent
 from earwise.report.tables import NO_VALUE, ColouredRun, interval_cell, run_name, table
@@ -48,22 +48,23 @@ def orders(runs: Sequence[ColouredRun], name: str) -> str:
         runs: The runs.
         name: Name of the headline score.
     """
-    measured = [
-        (run, colour, result) for run, colour in runs if (result := order_agreement(run.rows, name)) is not None
-    ]
     body = []
-    for run, colour, result in measured:
-        lowest, highest = min(result.accuracies), max(result.accuracies)
+    for run, colour in runs:
+        result = orders_summary([row for row in run.rows if row["scores"] is not None], name)
+        if result is None:
+            continue
+        lowest, highest = min(result["accuracy"]), max(result["accuracy"])
+        deviation = f"<small>standard deviation {100 * result['deviation']:.1f}</small>"
         body.append(
             [
-                run_name(run, colour), f"{result.n}<small>{result.num_orders} orders</small>", percent(result.mean),
-                f"{percent(lowest)} to {percent(highest)}<small>standard deviation {100 * result.spread:.1f}</small>",
-                percent(result.always_right), percent(result.never_right), percent(result.same_option),
+                run_name(run, colour), f"{result['n']}<small>{result['k']} orders</small>",
+                percent(result["mean_accuracy"]), f"{percent(lowest)} to {percent(highest)}{deviation}",
+                percent(result["always_right"]), percent(result["consistency"]),
             ]
         )  # fmt: skip
     head = [
-        "Run", "Items", "Mean over orders", "Lowest to highest order", "Right in every order", "Right in no order",
-        "Same option in every order",
+        "Run", "Items", "Mean over orders", "Lowest to highest order", "Right in every order",
+        "Same answer in every order",
     ]  # fmt: skip
     return table(head, body) if body else ""
 

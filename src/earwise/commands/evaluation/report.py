@@ -11,6 +11,7 @@ from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.report import RunSource
+    from earwise.report.published_figures import PublishedFigure
 
 
 @click.command("report", short_help="One HTML page of runs, with every sample, players and training curves.")
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--published",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON or CSV of published figures (model, value in percent, source) to show beside the score.",
+    help="JSON or CSV of published figures (model, value in percent, source) to show beside the score. [default: those "
+    "that the package knows for the last run's benchmark and edition]",
 )
 @click.option(
     "--tables",
@@ -68,7 +70,6 @@ def command(
     earwise report runs/first --tables tables/
     """
     from earwise.report import write_report
-    from earwise.report.published_figures import read_published
     from earwise.report.table_files import write_tables
     from earwise.report.training import is_training_run, read_evaluations
 
@@ -82,7 +83,7 @@ def command(
     default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
     path = write_report(
         out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed,
-        audio_budget=int(audio_mb * 1e6), published=read_published(published) if published is not None else (),
+        audio_budget=int(audio_mb * 1e6), published=_figures(runs, published),
     )  # fmt: skip
     table_files = write_tables(path.read_text(encoding="utf-8"), tables) if tables is not None else []
     if as_json:
@@ -90,3 +91,17 @@ def command(
     else:
         note(f"{path.stat().st_size / 1e6:.1f} MB")
         click.echo(str(path))
+
+
+def _figures(runs: "list[RunSource]", published: Path | None) -> "list[PublishedFigure]":
+    """The figures of a file, or those that the package knows for the last run."""
+    from earwise.apps.paper_tables.beside_run import figures_beside
+    from earwise.evaluation.results import read_run
+    from earwise.report.published_figures import read_published
+
+    if published is not None:
+        return read_published(published)
+    if not runs:
+        return []
+    last = runs[-1]
+    return figures_beside((read_run(last) if isinstance(last, Path) else last).metrics)
