@@ -83,8 +83,16 @@ def test_a_whole_table_is_printed_on_the_fixtures(name: str, fixtures: Path, tmp
         for column, figure in zip(table.table.columns, table.figures, strict=True):
             entry = benchmark_sets()[column.set]
             assert figure is not None or any(note.startswith(entry.name) for note in table.notes), column
+    judged = {key for key, entry in benchmark_sets().items() if entry.judge}
+    for table in result.tables:
+        if any(column.set in judged for column in table.table.columns):
+            assert any("needs a judge" in note for note in table.notes), "no other score stands in for a judge's"
     measured = [figure for table in result.tables for figure in table.figures if figure is not None]
     assert measured or name == "xs-cot"
+    if name == "xs-cot":
+        assert result.tables[0].figures == (None, None, None), "chrF is no GPT score"
+    if name == "qwen2-audio":
+        assert [column.scale for column in result.tables[-1].table.columns] == [10] * 4
     assert as_json(result)["fixtures"] is True
 
 

@@ -117,7 +117,12 @@ def _measure_set(entry: BenchmarkSet, data: Path, engine: Engine, out: Path, opt
     if result is None:
         return _SetResult(None, notes=(f"{entry.name}: other processes are still at work on it",))
     notes = []
-    if entry.hidden or result.metrics["accuracy"] is None:
+    if entry.judge and "judges" not in result.metrics:
+        notes.append(
+            f"{entry.name}: its measure needs a judge, so it is missing here or holds only the items that need none; "
+            f"see earwise evaluate --task {entry.task} --judge MODEL"
+        )
+    elif entry.hidden or result.metrics["accuracy"] is None:
         notes.append(f"{entry.name}: its answers are hidden; submit {out.name}/predictions.json for a score")
     if entry.items is not None and len(examples) != entry.items:
         notes.append(f"{entry.name}: {len(examples)} of {entry.items} items")
@@ -146,8 +151,6 @@ def _unmeasured(column: Column, entry: BenchmarkSet) -> str:
     """Why a column of a measured set has no figure."""
     if column.group:
         return f"{entry.name}: no item, or several groups, with {column.group} like {column.match!r}"
-    if entry.judge:
-        return f"{entry.name}: its measure needs a judge; see the options of earwise evaluate --task {entry.task}"
     return f"{entry.name}: has no figure {column.score or 'headline'}"
 
 
@@ -168,5 +171,5 @@ def _figure(column: Column, result: _SetResult) -> Figure | None:
     metric = scores.get(column.score or metrics["headline"])
     if metric is None:
         return None
-    low, high = (None if metric.get(end) is None else 100 * metric[end] for end in ("low", "high"))
-    return Figure(100 * metric["accuracy"], int(metric["n"]), low, high)
+    low, high = (None if metric.get(end) is None else column.scale * metric[end] for end in ("low", "high"))
+    return Figure(column.scale * metric["accuracy"], int(metric["n"]), low, high)

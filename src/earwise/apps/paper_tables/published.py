@@ -46,6 +46,8 @@ class Column:
     """Field by whose values the figure is broken down; empty: all items."""
     match: str = ""
     """Regular expression of the value of `group`."""
+    scale: float = 100.0
+    """What our figures, which are in [0, 1], are multiplied by; 10 for points from 0 to 10."""
 
 
 @dataclass(frozen=True, slots=True)
