@@ -4,6 +4,7 @@ import pytest
 
 from builders import tiny_qwen2_audio, tone, user_question
 from earwise.errors import ConfigError, DataError
+from earwise.models.families import gemma3n, phi4_multimodal, qwen3_omni, qwen25_omni
 from earwise.models.prompt_encoding import answer_path, completion_path, conversation_path
 from earwise.prompts import (
     EMBEDDED,
@@ -181,3 +182,40 @@ def test_mellow_captions_have_a_beginning_and_differences_keep_their_case() -> N
 def question_of(row: Example, style: str) -> str:
     """Text of the last user turn in a style."""
     return "".join(part.text for part in prompt_turns(row, style)[-1].parts if isinstance(part, Text))
+
+
+PROMPT_FORMATS = {
+    "qwen2.5-omni": (
+        "You are a helpful assistant.",
+        "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\nA dog."
+        "<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "qwen3-omni": (
+        None,
+        "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nWhat?<|im_end|>\n<|im_start|>assistant\nA dog."
+        "<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "gemma3n": (
+        None,
+        "<bos><start_of_turn>user\n{system}\n\nWhat?<end_of_turn>\n<start_of_turn>model\nA dog.<end_of_turn>\n"
+        "<start_of_turn>user\nAnd now?<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "phi4-multimodal": (
+        None,
+        "<|system|>{system}<|end|><|user|>What?<|end|><|assistant|>A dog.<|end|><|user|>And now?<|end|>"
+        "<|assistant|>",
+    ),
+}  # fmt: skip
+"""Template -> its default system message, and a conversation of three turns as LLaMA-Factory 0.9.5 writes it."""
+
+
+@pytest.mark.parametrize("name", PROMPT_FORMATS)
+def test_conversations_are_written_as_another_trainer_writes_them(name: str) -> None:
+    families = (qwen25_omni, qwen3_omni, gemma3n, phi4_multimodal)
+    template = next(family.TEMPLATE for family in families if family.TEMPLATE.name == name)
+    default, expected = PROMPT_FORMATS[name]
+    turns = (Turn("user", (Text("What?"),)), Turn("assistant", (Text("A dog."),)), Turn("user", (Text("And now?"),)))
+    system = (Turn("system", (Text("Be brief."),)),)
+    written = "".join(span.text for span in render((*system, *turns), template, generate=True))
+    assert written == expected.format(system="Be brief.")
+    assert template.system == default
