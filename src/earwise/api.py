@@ -20,7 +20,7 @@ from earwise.audio_model import AudioModel, ignore_progress, load
 from earwise.config.recipe import load_recipe
 from earwise.config.recipe_files import find_recipe
 from earwise.data.manifest import select
-from earwise.data.manifest_path import manifest_path
+from earwise.data.manifest_path import task_file
 from earwise.errors import DataError
 from earwise.evaluation.run import BLIND, EvalOptions, evaluate_with_controls
 from earwise.evaluation.task_table import load_task
@@ -107,7 +107,7 @@ def evaluate(
         EngineError: if the model or its server fails on every item.
     """
     loaded_task = load_task(task)
-    path = manifest_path(str(data), Path())
+    path = task_file(task, str(data), Path())
     examples = select(loaded_task.load(path, None), where or {})
     if not examples:
         raise DataError(f"{path}: no item has {dict(where or {})}; correct `where`")

@@ -14,7 +14,7 @@ from typing import Any
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.stages import StageConfig
 from earwise.data import manifest
-from earwise.data.manifest_path import manifest_path
+from earwise.data.manifest_path import task_file
 from earwise.engine.base import Engine, SamplingParams
 from earwise.errors import ConfigError, DataError
 from earwise.evaluation.controls import Control
@@ -81,12 +81,10 @@ def eval_rows(config: EvalConfig, base: Path) -> list[Example]:
     Raises:
         DataError: if the file is wrong, or no row is left.
     """
+    path = task_file(config.task, config.manifest, base)
     if config.task == "manifest":
-        path = manifest_path(config.manifest, base)
         rows = manifest.read(path, require_audio=not config.allow_text_only)
     else:
-        is_bundled = config.manifest.startswith("starter:")
-        path = manifest_path(config.manifest, base) if is_bundled else base / Path(config.manifest).expanduser()
         audio_root = None if config.audio_root is None else base / Path(config.audio_root).expanduser()
         rows = load_task(config.task).load(path, audio_root)
     rows = manifest.select(rows, config.where)

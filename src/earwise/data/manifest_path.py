@@ -29,3 +29,19 @@ def manifest_path(name: str, base: Path) -> Path:
         return path
     location = find_dataset(name, base)
     return base / Path(name).expanduser() if location is None else cached_manifest(location)
+
+
+def task_file(task: str, name: str, base: Path) -> Path:
+    """File that a task reads: for the task `manifest` a manifest, as `manifest_path` finds it; for any other task the
+    file itself, which its own reader understands, also where it is a table.
+
+    Args:
+        task: Name of the task.
+        name: Path of the file, or `starter:train`, `starter:val`.
+        base: Folder that a relative path starts from.
+    Raises:
+        ConfigError, DataError: as `manifest_path`.
+    """
+    if task == "manifest" or name.startswith("starter:"):
+        return manifest_path(name, base)
+    return base / Path(name).expanduser()

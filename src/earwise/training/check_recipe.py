@@ -16,7 +16,7 @@ from earwise.config.recipe import Recipe
 from earwise.config.stages import SftConfig, Source, StageConfig
 from earwise.data import manifest
 from earwise.data.index import ManifestRows, open_rows
-from earwise.data.manifest_path import manifest_path
+from earwise.data.manifest_path import manifest_path, task_file
 from earwise.errors import AudioError, DataError
 from earwise.prompts import question_text
 from earwise.training.control.row_overlap import MeasuredRows, check_overlap
@@ -100,7 +100,7 @@ def check_training(
     measured = [MeasuredRows(entry.manifest, load(entry, base)) for entry in entries.values()]
     for entry, rows in zip(entries.values(), measured, strict=True):
         question_text("", (), entry.style)  # refuses unknown styles
-        _check_audio(manifest_path(entry.manifest, base), rows.rows, notify)
+        _check_audio(task_file(entry.task, entry.manifest, base), rows.rows, notify)
     measured += [MeasuredRows("held_out", stage.data.held_out) for stage in stages if stage.data.held_out]
     trained = [rows for stage in stages for rows, _ in stage.data.mixture]
     check_overlap(trained, measured, stops=recipe.on_overlap == "stop", notify=notify)
