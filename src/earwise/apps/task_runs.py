@@ -12,7 +12,7 @@ from typing import Any
 from earwise.apps.benchmark_leaks import report_leaks
 from earwise.apps.recipe_eval import THINKING_TOKENS, select_items
 from earwise.data import manifest
-from earwise.data.manifest_path import manifest_path
+from earwise.data.manifest_path import task_file
 from earwise.engine.base import Engine
 from earwise.errors import ConfigError, DataError
 from earwise.evaluation.controls import Control
@@ -257,4 +257,4 @@ def results_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _path(task_name: str, name: str) -> Path:
     """The task's file; for the task `manifest`, and for bundled clips, also a table or data set, which is converted."""
-    return manifest_path(name, Path()) if task_name == "manifest" or name.startswith("starter:") else Path(name)
+    return task_file(task_name, name, Path())

@@ -22,6 +22,7 @@ from earwise.config.deprecated import warn_on_stderr, with_new_names
 from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
+from earwise.config.resolve import find_own_code_in
 from earwise.config.servers import JudgeConfig, WeightSyncConfig
 from earwise.config.stage_kinds import STAGE_CONFIGS, AnyStageConfig, own_kinds, settings_class
 from earwise.config.stages import DataConfig, LoraConfig, Source, TrainableConfig
@@ -31,7 +32,8 @@ from earwise.errors import ConfigError
 from earwise.files import lock_folder
 
 RECORD = "recipe.json"
-"""File in a run's folder with the resolved recipe and the folder that its manifests start from."""
+"""File in a run's folder with the resolved recipe, the folder that its manifests start from, and the one where the run
+was begun."""
 
 
 class ConnectorConfig(Strict):
@@ -232,7 +234,8 @@ def _field_names(own: Sequence[str]) -> list[str]:
 
 
 def recorded_recipe(folder: Path) -> tuple[Recipe, Path]:
-    """The recipe of an earlier run, and the folder that its manifests start from.
+    """The recipe of an earlier run, and the folder that its manifests start from. A user's own code that it names is
+    then also found in the folder where the run was begun.
 
     Args:
         folder: Folder of the run.
@@ -242,6 +245,7 @@ def recorded_recipe(folder: Path) -> tuple[Recipe, Path]:
     record = folder / RECORD
     try:
         recorded = json.loads(record.read_text(encoding="utf-8"))
+        find_own_code_in(Path(recorded.get("working_folder", Path.cwd())))
         return check_recipe(recorded["recipe"], str(record)), Path(recorded["base"])
     except FileNotFoundError as error:
         if folder.is_dir():

@@ -111,8 +111,9 @@ def _import_users_module(module: str, described: str) -> ModuleType:
         raise ConfigError(
             f"{described} cannot be loaded: {module!r} is neither a module nor a file; name file.py:function"
         )
+    file = _find_file(Path(module).expanduser(), described) if is_file else None
     try:
-        return _import_file(Path(module).expanduser(), described) if is_file else _import_beside(module)
+        return _import_beside(module) if file is None else _import_file(file)
     except EarwiseError:  # its message says what is wrong
         raise
     except (Exception, SystemExit) as error:
@@ -122,7 +123,7 @@ def _import_users_module(module: str, described: str) -> ModuleType:
                 f"{described} cannot be loaded: there is no module {module!r}; check the name, and that it lies in "
                 "the working folder or on the Python path, or name its file as file.py:function"
             ) from error
-        place = location_in_module(error, _file_module_name(Path(module)) if is_file else module) or module
+        place = location_in_module(error, module if file is None else _file_module_name(file)) or module
         message = " ".join(str(error).split())
         raise ConfigError(
             f"{place}: {type(error).__name__}: {message}; raised for {described} while the module was imported"
@@ -135,16 +136,29 @@ def _import_beside(module: str) -> ModuleType:
     return import_module(module)
 
 
+def find_own_code_in(folder: Path) -> None:
+    """Let a user's own files and modules be found in a folder too, after the working folder and all others."""
+    _add_to_path(folder)
+
+
 def _add_to_path(folder: Path) -> None:
     """Let modules of a folder be found, after all others."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
-def _import_file(path: Path, described: str) -> ModuleType:
+def _find_file(path: Path, described: str) -> Path:
+    """The file in the working folder, or else in a folder of the Python path."""
+    for folder in (Path(), *map(Path, sys.path)):
+        if (folder / path).is_file():
+            return folder / path
+    raise ConfigError(
+        f"{described} cannot be loaded: there is no file {path}; check the path, which starts from the working folder"
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
     """Import a file once; modules beside it can be imported by it."""
-    if not path.is_file():
-        raise ConfigError(f"{described} cannot be loaded: there is no file {path}; check the path")
     name = _file_module_name(path)
     if name in sys.modules:
         return sys.modules[name]

@@ -129,6 +129,7 @@ def start(
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "base": str(base.resolve()),
+        "working_folder": str(Path.cwd()),
         "earwise": version("earwise"),
         "torch": version("torch"),
     }

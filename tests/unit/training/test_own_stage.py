@@ -1,5 +1,7 @@
 """Stages of a user's own file in whole runs: they train like the package's, resume, and their faults are theirs."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,25 @@ def test_a_stage_of_one_s_own_is_that_of_the_package_bit_for_bit(stage: dict[str
 
 def test_a_resumed_run_is_the_uninterrupted_one(folder: Path) -> None:
     run_interrupted_and_whole(recipe(SFT), folder, after=2)
+
+
+def test_a_run_is_resumed_from_another_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe names `own.py` from the folder where the run was begun; a program that starts anew has not read it."""
+    top = {"recipe": "t", "model": {"name": "embedded-blank"}, "seed": 5, "trackers": []}
+    content = top | {"stages": [COMMON | SFT | {"max_steps": 1, "name": "first"}]}
+    record = {"recipe": content, "base": str(folder), "working_folder": str(folder)}
+    (folder / "out").mkdir()
+    (folder / "out" / "recipe.json").write_text(json.dumps(record))
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    program = "from pathlib import Path; from earwise.config.recipe import recorded_recipe; "
+    program += "from earwise.training.stages.table import stage_class; "
+    program += "print(stage_class(recorded_recipe(Path('../out'))[0].stages[0]).__name__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert done.stdout == "sft\n", done.stderr
+    monkeypatch.chdir(folder)
+    run.start(recipe(SFT, max_steps=1), folder / "begun", folder)
+    assert json.loads((folder / "begun" / "recipe.json").read_text())["working_folder"] == str(folder)
 
 
 def test_its_memory_and_its_length(folder: Path) -> None:
