@@ -82,5 +82,5 @@ def test_the_family_of_the_page_is_the_one_that_is_tested() -> None:
     files = dict(snippets("model-family"))
     code = files["toy_audio_family.py"].partition('"""\n')[2].partition('"""')[2] or files["toy_audio_family.py"]
     assert code.split("\n\n", 1)[1].strip() in tested
-    (row,) = eval(files["row in src/earwise/models/registry.py"], vars(registry))  # the page's own text, with a comma
+    row = eval(files["row in src/earwise/models/registry.py"], vars(registry))  # the page's own text
     assert isinstance(row, ModelFamily) and registry.find(row.name) is None and row.sizes
