@@ -130,9 +130,7 @@ def start(
         "recipe": recipe.model_dump(mode="json"),
         "base": str(base.resolve()),
         "working_folder": str(Path.cwd()),
-        "earwise": version("earwise"),
-        "torch": version("torch"),
-    }
+    } | {name: version(name) for name in ("earwise", "torch")}
     parallel.barrier()  # until every process has seen that the folder is free
     if parallel.is_main_process():
         write_json(out / RECORD, record)
