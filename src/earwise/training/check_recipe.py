@@ -99,7 +99,8 @@ def check_training(
     entries = {entry.model_dump_json(): entry for entry in (*recipe.eval, *_evaluations_of_stages(recipe))}
     measured = [MeasuredRows(entry.manifest, load(entry, base)) for entry in entries.values()]
     for entry, rows in zip(entries.values(), measured, strict=True):
-        question_text("", (), entry.style)  # refuses unknown styles
+        if entry.task == "manifest":  # other tasks have styles of their own
+            question_text("", (), entry.style)  # refuses unknown styles
         _check_audio(task_file(entry.task, entry.manifest, base), rows.rows, notify)
     measured += [MeasuredRows("held_out", stage.data.held_out) for stage in stages if stage.data.held_out]
     trained = [rows for stage in stages for rows, _ in stage.data.mixture]
