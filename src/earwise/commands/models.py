@@ -77,7 +77,7 @@ def _print_families(families: dict[str, dict[str, Any]]) -> None:
                 f"{'':17}{row['weights']:37}{row['parameters']['all'] / 1e9:6.2f}B{_length(row['max_audio_s']):>9}"
                 f"{row['audio_tokens_per_s']:6.1f}/s   {'':12}{answer:6.1f}{lora:7.1f}{full:7.1f}"
             )
-    click.echo("\nA folder with a trained model, file.py:function and a server (URL#NAME) work as well; more about "
+    click.echo("\nA folder with a trained model, file.py:function and a server (URL#NAME) work too; more about "
                "one: earwise models NAME")  # fmt: skip
 
 
