@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ ItemContents = Mapping[tuple[str, int], tuple[str, tuple[str, ...]]]
 """Id of an item and number of the order of its options -> text of the prompt, and accepted answers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvalRun:
     """A finished run."""
 
@@ -41,7 +42,7 @@ class EvalRun:
     metrics: dict[str, Any]
     settings: EvalSettings
 
-    @property
+    @cached_property
     def first(self) -> dict[str, Row]:
         """The rows by item id, in the first order of the options only."""
         return {row["id"]: row for row in self.rows if not row.get("permutation")}

@@ -4,6 +4,7 @@ them, and a resumed one shows no step twice."""
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,6 +199,9 @@ def read_events(folder: Path) -> Any:
 def test_tensorboard_has_each_step_once_with_its_clips(tmp_path: Path, clip: Path) -> None:
     for steps in ((1, 2, 3, 4, 5), (3, 4), (3, 4, 5, 6)):
         log_steps(Tracking(["tensorboard"], tmp_path, "stage-0-grpo", SETTINGS, lambda _: None), steps, clip)
+        # TensorBoard reads files in the order of their names: the second of their start, then a counter as text, of
+        # which 10 comes before 9. Runs that are resumed start in different seconds.
+        time.sleep(1 - time.time() % 1)
     events = read_events(tmp_path / "tensorboard" / "stage-0-grpo")
     rewards = events.Scalars("grpo/reward")
     assert [event.step for event in rewards] == [1, 2, 3, 4, 5, 6]
