@@ -235,6 +235,18 @@ def check_mkl_linear() -> None:
     assert torch.allclose(torch.ops.mkl._mkl_linear(rows, packed, weight, None, 4), rows @ weight.T, atol=1e-5)
 
 
+def check_onednn_bfloat16() -> None:
+    """Weights packed for oneDNN give the product of bfloat16 rows, for any number of rows."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor or build has no bfloat16 kernels; torch's ordinary product is used there")
+    weight = torch.randn(32, 64).bfloat16()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 64)
+    for count in (1, 64, 200):
+        rows = torch.randn(count, 64).bfloat16()
+        product = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+        assert torch.allclose(product.float(), rows.float() @ weight.float().T, rtol=2**-7, atol=1e-3)
+
+
 def check_versions_of_tensors() -> None:
     """A tensor counts the changes made in place."""
     weight = torch.zeros(2)
@@ -451,8 +463,15 @@ INTERNALS = (
     ),
     Internal(
         "torch",
+        ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"),
+        (f"{MODELS}precision/bfloat16_products.py", f"{MODELS}precision/compute.py"),
+        "products with frozen weights in bfloat16 on a CPU",
+        check_onednn_bfloat16,
+    ),
+    Internal(
+        "torch",
         ("_version",),
-        (f"{MODELS}cpu_decode/prepacked.py",),
+        (f"{MODELS}cpu_decode/prepacked.py", f"{MODELS}precision/bfloat16_products.py"),
         "packed weights are renewed when theirs change",
         check_versions_of_tensors,
     ),

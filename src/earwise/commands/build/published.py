@@ -11,7 +11,7 @@ import click
 from earwise.commands.build.check import check_built, check_option
 from earwise.commands.loading import field_values, find_manifest, json_option, note, print_json
 from earwise.commands.options import collect_options, old_option
-from earwise.commands.paths import FILE
+from earwise.commands.paths import FILE, NAME_OR_PATH
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def avqa(
 
 
 @click.command("join", short_help="Several manifests into one: a part of each, with a held-out share.")
-@click.argument("manifests", nargs=-1, required=True, metavar="MANIFEST[=COUNT]...")
+@click.argument("manifests", nargs=-1, required=True, type=NAME_OR_PATH, metavar="MANIFEST[=COUNT]...")
 @out_option
 @click.option(
     "--where", "conditions", multiple=True, metavar="FIELD=VALUE",

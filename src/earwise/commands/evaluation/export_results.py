@@ -5,14 +5,13 @@ from pathlib import Path
 import click
 
 from earwise.commands.loading import json_option, print_json
-
-FOLDER = click.Path(path_type=Path, file_okay=False)
+from earwise.commands.paths import FILE
 
 
 @click.command("export-results", short_help="Results of a run as logs of inspect or lmms-eval.")
-@click.argument("run", type=FOLDER, metavar="RUN")
+@click.argument("run", type=FILE, metavar="RUN")
 @click.option("--to", "form", required=True, type=click.Choice(["inspect", "lmms-eval"]), help="Program to write for.")
-@click.option("--out", "-o", required=True, type=FOLDER, help="Folder to write into.")
+@click.option("--out", "-o", required=True, type=FILE, help="Folder to write into.")
 @json_option
 def command(run: Path, form: str, out: Path, as_json: bool) -> None:
     """Write a finished RUN of `earwise evaluate`, and its blind controls as tasks of their own, for another program.

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--published",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(dir_okay=False),
     help="JSON or CSV of published figures (model, value in percent, source) to show beside the score. [default: those "
     "that the package knows for the last run's benchmark and edition]",
 )
