@@ -11,9 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from earwise import progress
 from earwise.audio import probe
 from earwise.data import manifest
 from earwise.data.interchange.writers.single_clip import SingleClipRow, single_clip
+from earwise.data.readers.row_files import count_rows
 from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
 from earwise.files import atomic_folder, atomic_write, relative_path, write_jsonl, write_text
@@ -141,7 +143,8 @@ def write_kaldi(path: Path, out: Path) -> int:
 
 
 def _rows(path: Path, form: str) -> Iterator[SingleClipRow]:
-    for example in manifest.iterate(path, check_files=True):
+    examples = manifest.iterate(path, check_files=True)
+    for example in progress.track(examples, "rows read", count_rows(path)):
         row = single_clip(example, form)
         if not row.answer:
             raise DataError(f"row {example.id!r}: has no answer, which is the text of an utterance; {form} needs one")

@@ -10,8 +10,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from earwise import progress
 from earwise.data import manifest
 from earwise.data.interchange.writers.single_clip import SingleClipRow, single_clip
+from earwise.data.readers.row_files import count_rows
 from earwise.errors import DataError
 from earwise.files import atomic_write, relative_path
 
@@ -55,7 +57,8 @@ def write_table(path: Path, out: Path, *, delimiter: str = ",") -> int:
 
 
 def _rows(path: Path) -> Iterator[SingleClipRow]:
-    for example in manifest.iterate(path, check_files=True):
+    examples = manifest.iterate(path, check_files=True)
+    for example in progress.track(examples, "rows read", count_rows(path)):
         if len(example.answer) > 1:
             raise DataError(f"row {example.id!r}: several accepted answers; a table holds one. Write --to parquet")
         yield single_clip(example, "a table")
