@@ -22,10 +22,12 @@ from earwise.data.interchange.detection import reader
 from earwise.data.interchange.foreign_row import Clip, DatasetLocation, ForeignRow
 from earwise.data.interchange.native_rows import native_row
 from earwise.data.interchange.packed_rows import conversation_row, is_clip_value, packed_row
+from earwise.data.interchange.readers.csv_tables import FALLBACK_ENCODING
 from earwise.data.interchange.readers.huggingface import hub_files
 from earwise.data.interchange.readers.parquet_tables import parquet_files
 from earwise.data.interchange.readers.tar_samples import tar_files
 from earwise.data.readers.row_files import count_rows
+from earwise.data.readers.text_lines import csv_rows
 from earwise.data.sources.example_builder import short_hash
 from earwise.errors import DataError
 from earwise.files import atomic_folder, cache_dir, relative_path, write_json, write_jsonl
@@ -189,9 +191,14 @@ def _example(
 
 
 def _known_total(location: DatasetLocation) -> int | None:
-    """Number of rows of a data set, where its files state it or it is the number of their lines; None elsewhere."""
+    """Number of rows of a data set, where its files state it or counting them is cheap; None elsewhere."""
     if location.split is not None:
         return None
+    if location.kind == "csv":
+        try:
+            return sum(1 for _ in csv_rows(location.path, fallback=FALLBACK_ENCODING))
+        except DataError:  # the reader says so at the row in question
+            return None
     if location.kind == "parquet":
         from pyarrow import parquet
 

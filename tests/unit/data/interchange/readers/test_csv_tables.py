@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from earwise import progress
 from earwise.data import manifest
 from earwise.data.interchange.detection import find_dataset
 from earwise.data.interchange.importing import ImportOptions, import_dataset
+from earwise.data.interchange.writers.speech_toolkits import write_lhotse, write_nemo
+from earwise.data.interchange.writers.tables import write_table
 from earwise.data.manifest_path import manifest_path
 from earwise.errors import ConfigError, DataError
 from earwise.types import Example
@@ -132,3 +135,35 @@ def test_a_changed_table_is_converted_again(tmp_path: Path) -> None:
 def test_a_file_whose_name_has_a_question_mark_is_a_file(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, "what?.csv", "path,question,answer\na.wav,Q?,x\n")
     assert row.answer == ("x",)
+
+
+def test_time_left_is_known_for_a_table_and_for_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells with line breaks and blank lines count as what they are; every writer shows its rows, too."""
+
+    class Recorded:
+        """Keeps the total of every task, and how much of it was done."""
+
+        def __init__(self) -> None:
+            self.tasks: list[progress.Task] = []
+
+        def start(self, task: progress.Task) -> None:
+            self.tasks.append(task)
+
+        def update(self, task: progress.Task) -> None: ...
+        def finish(self, task: progress.Task) -> None: ...
+        def write(self, line: str) -> None: ...
+
+    clip(tmp_path)
+    (tmp_path / "t.csv").write_text(f'{HEADER}\na.wav,"Which,\nanimal?",dog|cat,B\n\na.wav,Which?,dog|cat,A\n')
+    display = Recorded()
+    monkeypatch.setattr(progress, "_display", display)
+    location = find_dataset("t.csv", tmp_path)
+    assert location is not None
+    assert import_dataset(location, tmp_path / "m.jsonl") == 2
+    assert [(task.total, task.done) for task in display.tasks] == [(2, 2)]
+    for write, out in ((write_table, "o.csv"), (write_nemo, "o.jsonl"), (write_lhotse, "lhotse")):
+        display.tasks.clear()
+        write(tmp_path / "m.jsonl", tmp_path / out)
+        assert display.tasks and {(task.total, task.done) for task in display.tasks} == {(2, 2)}, out
