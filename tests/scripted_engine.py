@@ -77,7 +77,9 @@ def tone_task(folder: Path, n: int = 16) -> list[Example]:
     examples = []
     for number in range(n):
         name = names[number % len(names)]
-        clip = write_clip(folder / "clips" / f"{number}.wav", name, number)
+        clip = folder / "clips" / f"{number}.wav"
+        if not clip.exists():  # another process may be reading it
+            write_clip(clip, name, number)
         examples.append(
             Example(
                 id=f"item-{number:03}",
