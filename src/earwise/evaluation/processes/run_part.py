@@ -5,6 +5,7 @@ looks whether all rows are there. Only the process that finds them so merges and
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def evaluate_part(
             continue
         with open_log(folder, plans[control].settings, plans[control].contents, part) as log:
             ask(plans[control], folder, log, part, clip_reader=reader, on_progress=on_progress)
-    with lock_folder(out, wait_s=MOMENT_S):
+    with ExitStack() as locks:
+        # The folders of the controls too: a process that begins again may be merging what it finds there.
+        for control in plans:
+            locks.enter_context(lock_folder(out if control is None else out / control, wait_s=MOMENT_S))
         if not (out / PARTS / part.name).exists():
             return None  # another process has found all rows, and merged them, since this one began
         rows = {control: all_rows(out if control is None else out / control) for control in plans}
