@@ -5,7 +5,7 @@ bootstrap, Owen 2007, Annals of Applied Statistics 1); p values are also given c
 1979, Scandinavian Journal of Statistics 6).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.errors import DataError
+from earwise.evaluation.aggregates.clusters import recording_clusters
 from earwise.evaluation.aggregates.corpus import crossed_values
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import EvalRun
@@ -50,6 +51,10 @@ class ArmScore:
     def groups(self, run: EvalRun) -> list[str]:
         """Group of every item for the formula: its language."""
         return [run.first[item]["language"] or "" for item in self.items]
+
+    def clusters(self, run: EvalRun) -> list[Hashable]:
+        """Cluster of every item for the resampling: its speaker, or its clip."""
+        return recording_clusters([run.first[item] for item in self.items])
 
 
 def compare_arms(arms: Mapping[str, Mapping[int, EvalRun]], *, seed: int = 0) -> dict[str, Any]:
@@ -217,7 +222,8 @@ def _accuracy(runs: Sequence[EvalRun], score: ArmScore, seed: int) -> dict[str, 
     """The score of an arm with its interval."""
     if score.formula is None:
         return arm_accuracy(np.stack([score.values(run) for run in runs]), seed=seed)
-    values = crossed_values(score.counts(runs)[None], score.groups(runs[0]), score.formula, seed=seed)[:, 0]
+    groups, clusters = score.groups(runs[0]), score.clusters(runs[0])
+    values = crossed_values(score.counts(runs)[None], groups, score.formula, clusters=clusters, seed=seed)[:, 0]
     low, high = np.quantile(values[1:], [0.025, 0.975])
     return {"accuracy": float(values[0]), "low": float(low), "high": float(high)}
 
@@ -229,7 +235,8 @@ def _difference(runs: Sequence[EvalRun], reference: Sequence[EvalRun], score: Ar
     difference = arm_difference(mine, theirs, seed=seed)
     if score.formula is not None:
         counts = np.stack([score.counts(side) for side in (runs, reference)])
-        values = crossed_values(counts, score.groups(runs[0]), score.formula, seed=seed)
+        groups, clusters = score.groups(runs[0]), score.clusters(runs[0])
+        values = crossed_values(counts, groups, score.formula, clusters=clusters, seed=seed)
         gaps = values[:, 0] - values[:, 1]
         difference |= _resampled_difference(float(gaps[0]), gaps[1:])
     if score.lower_is_better:

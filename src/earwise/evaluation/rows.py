@@ -105,6 +105,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "sub_category": meta.get("sub-category"),
         "difficulty": example.difficulty,
         "language": example.language,
+        "group": example.group,
         "benchmark": f"{meta['benchmark']} {meta['version']}" if "benchmark" in meta and "version" in meta else None,
         "question": example.question,
         "choices": list(example.choices),

@@ -132,7 +132,10 @@ def paired_scores(pairs: Sequence[tuple[Row, Row]], name: str, seed: int, formul
     if formula is not None and all(name in row.get("counts", {}) for pair in pairs for row in pair):
         counts_before, counts_after = ([row["counts"][name] for row in side] for side in zip(*pairs, strict=True))
         groups = [row["language"] or "" for _, row in pairs]
-        difference: dict[str, Any] = corpus_difference(counts_after, counts_before, groups, formula, seed=seed)
+        shared = clusters.recording_clusters([row for _, row in pairs])
+        difference: dict[str, Any] = corpus_difference(
+            counts_after, counts_before, groups, formula, clusters=shared, seed=seed
+        )
         means = {"accuracy_a": difference.pop("before"), "accuracy_b": difference.pop("after")}
     elif stats.is_binary(before) and stats.is_binary(after):
         best = 0 if errors else 1

@@ -98,6 +98,10 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
             f"{metrics['n']} questions share {int(shared['clips'])} clips: intervals are clustered by clip "
             f"(design effect {shared['design_effect']:.2f})"
         )
+    elif "clusters" in shared:
+        lines.append(
+            f"{metrics['n']} items of {int(shared['clusters'])} speakers or clips: intervals resample those, not items"
+        )
     if metrics["unlabelled"] and metrics["accuracy"]:
         lines.append(f"not scored: {metrics['unlabelled']} items without a gold answer, or that wait for a judge")
     for judge, row in metrics.get("judges", {}).get("judges", {}).items():

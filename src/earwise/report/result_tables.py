@@ -76,6 +76,11 @@ def caveats(runs: Sequence[ColouredRun], name: str) -> str:
                 "on one clip are not independent, so intervals are clustered by clip (design effect of the headline "
                 f"score: {shared['design_effect']:.2f})."
             )
+        elif "clusters" in shared:
+            notes.append(
+                f"<b>{escape(run.name)}</b>: {run.metrics['n']} items of {int(shared['clusters'])} speakers or clips. "
+                "Items of one speaker are not independent, so intervals resample whole speakers or clips."
+            )
         notes += _unread_in_form(run)
     return "".join(f'<p class="caveat">{note}</p>' for note in notes)
 

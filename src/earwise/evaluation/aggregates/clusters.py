@@ -26,6 +26,17 @@ def clip_clusters(rows: Sequence[Row]) -> list[Hashable]:
     return [row.get("audio_sha256") or ("item", number) for number, row in enumerate(rows)]
 
 
+def recording_clusters(rows: Sequence[Row]) -> list[Hashable]:
+    """What the recording of each row has in common with others: the speaker or source that its data set names
+    (`group`), else its clip. For scores over a corpus, whose sets have few speakers and many utterances.
+
+    Where all rows have one group, clips are the clusters: a single group has no spread to resample.
+    """
+    by_clip = clip_clusters(rows)
+    groups: list[Hashable] = [row.get("group") or clip for row, clip in zip(rows, by_clip, strict=True)]
+    return groups if len(set(groups)) > 1 else by_clip
+
+
 def has_shared(clusters: Sequence[Hashable]) -> bool:
     """Whether any items share a cluster."""
     return len(set(clusters)) < len(clusters)

@@ -20,6 +20,8 @@ LANGUAGES = {
 }  # fmt: skip
 """Language of names that do not contain its code: names of languages, and of sets; the published program writes
 "fluers"."""
+SPEAKER = re.compile(r"(\d+)-\d+-\d{4}|BAC009(S\d{4})W\d{4}")
+"""Names of the clips of LibriSpeech and AISHELL-1."""
 CODES = ("en", "zh", "yue", "fr", "de", "ja", "es", "it")
 
 
@@ -54,6 +56,18 @@ def language_of(source: str, file_name: str) -> str:
     return "en"
 
 
+def speaker_of(name: str) -> str:
+    """The speaker that the name of a clip of LibriSpeech or AISHELL-1 says; empty for all other names.
+
+    >>> speaker_of("test-clean/84/121123/84-121123-0000.flac"), speaker_of("wav/S0764/BAC009S0764W0121.wav")
+    ('speaker:84', 'speaker:S0764')
+    >>> speaker_of("common_voice_en_100.mp3")
+    ''
+    """
+    match = SPEAKER.fullmatch(Path(name).stem)
+    return f"speaker:{match[1] or match[2]}" if match else ""
+
+
 def load_file(path: Path, audio_root: Path | None, task: str, **fields: Any) -> list[Example]:
     """The items of a file.
 
@@ -74,7 +88,7 @@ def load_file(path: Path, audio_root: Path | None, task: str, **fields: Any) -> 
             task=task,
             category=str(row["source"]),
             source=str(row["source"]),
-            group=str(row["audio"]),
+            group=speaker_of(str(row["audio"])) or str(row["audio"]),
             split="test",
             language=language_of(str(row["source"]), path.name),
             **fields,

@@ -12,12 +12,13 @@ from pathlib import Path
 from earwise.data.readers.text_lines import numbered_lines
 from earwise.errors import DataError
 from earwise.evaluation.published.choice_file import check_audio, locate, question_turn
-from earwise.evaluation.published.qwen2_audio_file import language_of
+from earwise.evaluation.published.qwen2_audio_file import language_of, speaker_of
 from earwise.evaluation.published.table_rows import clip_names, dataset_name, first_value, rows_of, table_location
 from earwise.types import Example
 
 AUDIO_COLUMNS = ("audio", "speech", "wav", "file_name", "path", "audio_path")
 ID_COLUMNS = ("id", "utt_id", "uid", "key", "client_id")
+SPEAKER_COLUMNS = ("speaker_id", "client_id", "speaker")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 AISHELL_TRANSCRIPTS = ("aishell_transcript_v0.8.txt", "trans.txt")
 
@@ -68,7 +69,9 @@ def load_table(path: Path, audio_root: Path | None, form: SpeechTable, language:
         row_language = language or language_of(stated, _last_parts(name))
         located = [locate(clip, path, audio_root) for clip in clips]
         part = str(row.get("split") or "")
-        examples.append(_example(form, identifier, str(reference), located, row_language, part))
+        example = _example(form, identifier, str(reference), located, row_language, part)
+        speaker = first_value(row, SPEAKER_COLUMNS)
+        examples.append(example if speaker is None else replace(example, group=f"speaker:{speaker}"))
     return _checked(examples, path, form)
 
 
@@ -142,7 +145,7 @@ def _example(
         choices=form.choices,
         task=form.task,
         category=part,
-        group=str(clips[0]),
+        group=speaker_of(clips[0].name) or str(clips[0]),
         split="test",
         language=language,
     )

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from earwise.evaluation.metrics import stats
+from earwise.evaluation.aggregates.clusters import recording_clusters
+from earwise.evaluation.aggregates.corpus import corpus_row
 from earwise.evaluation.metrics.transcripts import ErrorCount, Reading, count_errors
 from earwise.evaluation.published.qwen2_audio_file import is_qwen2_audio_file, load_file
 from earwise.evaluation.published.source_file import load_source
@@ -26,7 +27,7 @@ from earwise.evaluation.published.speech_files import (
     load_table,
 )
 from earwise.evaluation.results import Row
-from earwise.evaluation.scores import Metric, mean_scores
+from earwise.evaluation.scores import Metric
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
 from earwise.types import Example, Score, Text, Turn
@@ -99,14 +100,14 @@ def _counts(references: Sequence[str], text: str, language: str) -> dict[str, Er
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Error rates over the corpus, with intervals by resampling items."""
-    metrics = mean_scores(rows)
+    """Error rates over the corpus, with intervals by resampling speakers or utterances; of several languages the mean,
+    since words and characters do not add up."""
     sums = [row.get("counts") or _sums_of_row(row) for row in rows]
-    for name in READINGS:
-        edits, units = zip(*(row_sums[name] for row_sums in sums), strict=True)
-        if sum(units):
-            metrics[name] = stats.ratio_row(edits, units)
-    return metrics
+    languages, clusters = [row["language"] or "" for row in rows], recording_clusters(rows)
+    return {
+        name: corpus_row([row_sums[name] for row_sums in sums], languages, "ratio", clusters=clusters)
+        for name in READINGS
+    }
 
 
 def _sums_of_row(row: Row) -> dict[str, tuple[int, int]]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from earwise.errors import DataError
+from earwise.evaluation.aggregates.clusters import recording_clusters
 from earwise.evaluation.aggregates.corpus import corpus_row
 from earwise.evaluation.metrics.translation import (
     BleuCounts,
@@ -91,8 +92,8 @@ def score(example: Example, completion: str) -> Score:
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Corpus BLEU, with its interval by resampling sentences, and chrF: means over target languages, each with its own
-    tokenizer."""
+    """Corpus BLEU, with its interval by resampling speakers or sentences, and chrF: means over target languages, each
+    with its own tokenizer."""
     languages = [_code(row["language"]) for row in rows]
     counts = [_counts_of_row(row, language) for row, language in zip(rows, languages, strict=True)]
     chrf = 0.0
@@ -100,7 +101,7 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
         members = [row for row in rows if _code(row["language"]) == language]
         chrf += corpus_chrf([row["gold"][0] for row in members], [row["output"].strip() for row in members])
     return {
-        "bleu": corpus_row(counts, languages, "bleu"),
+        "bleu": corpus_row(counts, languages, "bleu", clusters=recording_clusters(rows)),
         "chrf": {"accuracy": chrf / 100 / len(set(languages)), "n": len(rows)},
     }
 
