@@ -7,6 +7,7 @@ stands in for it, which gives the first two models the best reply and the others
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,34 @@ from earwise.types import Completion, Example
 
 NO_AUDIO = RequestAudio((), (), False)
 WRONG_FORM = "Here is what I think about the recording: it was made on a Tuesday."
-MODELS: dict[str, Callable[[Example], str]] = {
-    "perfect": lambda example: "",
-    "perfect, tagged": lambda example: "",
-    "empty": lambda example: "",
-    "first option": lambda example: example.choices[0] if example.choices else "yes",
-    "wrong form": lambda example: WRONG_FORM,
+
+
+def _ideal_answer(task: Task, example: Example) -> str:
+    """The answer of a perfect model, as the task says."""
+    return task.ideal_answer(example)
+
+
+def _tagged_answer(task: Task, example: Example) -> str:
+    """The same in the tags of the style `answer`."""
+    text = task.ideal_answer(example)
+    return f"<answer>{text}</answer>" if text else ""
+
+
+def _first_option(task: Task, example: Example) -> str:
+    """The first option, in the form that the task reads: what would be ideal if it was the right one."""
+    if not example.choices:
+        return "yes"
+    return task.ideal_answer(replace(example, answer=example.choices[:1]))
+
+
+MODELS: dict[str, Callable[[Task, Example], str]] = {
+    "perfect": _ideal_answer,
+    "perfect, tagged": _tagged_answer,
+    "empty": lambda task, example: "",
+    "first option": _first_option,
+    "wrong form": lambda task, example: WRONG_FORM,
 }
-"""Name -> answer to an item, whose options are in the order that a model would see; the perfect ones answer as the task
-says (`Task.ideal_answer`)."""
+"""Name -> answer to an item of a task, whose options are in the order that a model would see."""
 GOOD_MODELS = ("perfect", "perfect, tagged")
 
 
@@ -55,7 +75,7 @@ def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None =
     for name, answer in MODELS.items():
         rows: list[Row] = []
         for item in items:
-            text = _ideal_answer(task, item.example, name) if name in GOOD_MODELS else answer(item.example)
+            text = answer(task, item.example)
             result = RequestResult(item.request, (Completion(text),), None, NO_AUDIO)
             common = {"seconds": 0.0}
             row = sample_row(item, result, task, style, Path(), False) | common
@@ -68,12 +88,6 @@ def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None =
         scored: dict[str, Metric] = metrics["accuracy"] or {}
         results[name] = {"n": metrics["n"], "headline": score.value if score else None, "metrics": scored}
     return results
-
-
-def _ideal_answer(task: Task, example: Example, model: str) -> str:
-    """The answer of a perfect model, in tags if it is the one that writes them."""
-    text = task.ideal_answer(example)
-    return f"<answer>{text}</answer>" if text and model == "perfect, tagged" else text
 
 
 def _judged(task: Task, example: Example, row: Row, *, is_good: bool) -> Row:

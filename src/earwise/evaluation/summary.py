@@ -50,8 +50,8 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         (each with its `chance`, None for open questions), counts of `status`, shares of `unparsed`, `ambiguous` and
         `error`, `format` (None in styles without tags), `cut` (completions ended by the token limit), `chance` of the
         `chance_n` items with options, `position` bias and `permutations` (items with options only), `draws` (where
-        several completions were drawn), numbers of `silent` and `truncated` clips, `seconds`, and name, version, source
-        and licence of the `task`.
+        several completions were drawn), numbers of `silent` and `truncated` clips, `seconds`, `remarks` (sentences
+        about the scores, if there are any), and name, version, source and licence of the `task`.
     """
     all_rows = list(rows)
     first = [row for row in all_rows if not row["permutation"]]
@@ -86,6 +86,7 @@ def summarise(rows: Iterable[Row], settings: EvalSettings, task: Task) -> dict[s
         "permutations": orders_summary([row for row in all_rows if row["scores"] is not None], name),
         "draws": draws_summary(labelled, name),
         "seconds": round(sum(row["seconds"] for row in all_rows), 2),
+        **({"remarks": remarks} if labelled and (remarks := task.remarks(labelled)) else {}),
         **({"judges": judges} if (judges := judge_summary(all_rows, name)) else {}),
         "first_error": next((row["explanation"] for row in first if row["status"] == "error"), None),
     }

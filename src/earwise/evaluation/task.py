@@ -45,6 +45,9 @@ Wording = Callable[[Example], str]
 """`wording(example)`: the text of the user's turn, with the options in the order of `example.choices`."""
 AddScores = Callable[[Sequence[Row]], list[Row]]
 """`add_scores(rows)`: the rows with the scores that can be computed only when all of them are there."""
+Remarks = Callable[[Sequence[Row]], list[str]]
+"""`remarks(rows)`: whole sentences that a reader of a run's scores must know: a figure that is missing here, and why,
+or two scores that differ for another reason than what the model knows."""
 JudgeRows = Callable[[Sequence[Example], Sequence[Row], Path], list[Row]]
 """`judge_rows(examples, rows, folder)`: the rows with the scores of judges, whose judgements the folder keeps."""
 WritePredictions = Callable[[EvalRun, Path, Path], int]
@@ -83,6 +86,8 @@ class Task:
     add_scores: AddScores | None = None
     """Adds scores that depend on all rows (CIDEr-D weighs words by the whole corpus); None: `score` gives them all."""
     aggregate: Aggregate = mean_scores
+    remarks: Remarks = lambda rows: []
+    """Sentences about the scores of a run, shown below them."""
     write_predictions: WritePredictions | None = None
     """Writer of the benchmark's submission file; None if it has none."""
     predictions_name: str = "predictions.json"

@@ -111,6 +111,7 @@ def _notes(metrics: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{' and '.join(pair['judges'])} agree in {100 * pair['equal']:.1f} % of answers, weighted kappa {kappa}"
         )
+    lines += metrics.get("remarks", [])
     if metrics["silent"]:
         lines.append(f"{metrics['silent']} items have silent clips")
     return lines

@@ -81,6 +81,7 @@ def caveats(runs: Sequence[ColouredRun], name: str) -> str:
                 f"<b>{escape(run.name)}</b>: {run.metrics['n']} items of {int(shared['clusters'])} speakers or clips. "
                 "Items of one speaker are not independent, so intervals resample whole speakers or clips."
             )
+        notes += [f"<b>{escape(run.name)}</b>: {escape(remark)}" for remark in run.metrics.get("remarks", [])]
         notes += _unread_in_form(run)
     return "".join(f'<p class="caveat">{note}</p>' for note in notes)
 

@@ -13,11 +13,14 @@ from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.letters import LETTERS, choice_verdict, first_or_second_last, lettered_choices
 from earwise.evaluation.published.choice_file import check_audio, locate, read_items
+from earwise.evaluation.results import Row
 from earwise.types import Audio, Example, Score, Text, Turn
 
 SCORE_NOTES = {"official": "the option of the letter that the official program reads in the raw output"} | {
     name: note for name, note in mmau.SCORE_NOTES.items() if name != "official"
 }
+FAR_APART = 0.05
+"""Difference between `lenient` and `official` from which a run says so."""
 REQUIRED_FIELDS = ("question", "choice_a", "choice_b", "answer_gt")
 
 
@@ -98,6 +101,25 @@ def lettered_lines(choices: Sequence[str], missing: str | None = None) -> str:
     """
     texts: list[str | None] = [*choices, *[missing] * (len(LETTERS) - len(choices))]
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False) if text is not None)
+
+
+def ideal_answer(example: Example) -> str:
+    """The letter of the right option in the order that is shown; its text if it is not among them."""
+    gold = next(iter(example.answer), "")
+    return LETTERS[example.choices.index(gold)] if gold in example.choices[: len(LETTERS)] else gold
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """A sentence where `official` and `lenient` lie far apart, which says how many outputs the letter decides."""
+    means = {name: sum(row["scores"][name] for row in rows) / len(rows) for name in ("official", "lenient")}
+    if means["lenient"] - means["official"] < FAR_APART:
+        return []
+    num_words = sum(row["scores"]["lenient"] > row["scores"]["official"] for row in rows)
+    return [
+        f"official reads a letter and nothing else: {num_words} of {len(rows)} outputs name the right option in "
+        f"another form; read as everywhere else (lenient) the score is {100 * means['lenient']:.1f}, not "
+        f"{100 * means['official']:.1f}"
+    ]
 
 
 def score(example: Example, completion: str) -> Score:

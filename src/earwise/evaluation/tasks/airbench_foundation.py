@@ -14,8 +14,10 @@ from earwise.evaluation.metrics import mmau
 from earwise.evaluation.published.lettered_file import (
     SCORE_NOTES,
     LetteredItem,
+    ideal_answer,
     lettered_lines,
     read_lettered_examples,
+    remarks,
     score,
 )
 from earwise.evaluation.published.table_rows import clip_names
@@ -65,6 +67,8 @@ TASK = Task(
     scorer=f"airbench-letter/1, {mmau.SCORER}",
     score_notes=SCORE_NOTES,
     reasoning_headline="lenient",
+    remarks=remarks,
+    ideal_answer=ideal_answer,
     prompts={"airbench": official_prompt},
     default_style="airbench",
     source="arXiv:2402.07729, OFA-Sys/AIR-Bench",

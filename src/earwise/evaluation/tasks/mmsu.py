@@ -14,8 +14,10 @@ from earwise.evaluation.metrics import mmau
 from earwise.evaluation.published.lettered_file import (
     SCORE_NOTES,
     LetteredItem,
+    ideal_answer,
     lettered_lines,
     read_lettered_examples,
+    remarks,
     score,
 )
 from earwise.evaluation.published.table_rows import clip_names
@@ -54,6 +56,8 @@ TASK = Task(
     scorer=f"mmsu-letter/1, {mmau.SCORER}",
     score_notes=SCORE_NOTES,
     reasoning_headline="lenient",
+    remarks=remarks,
+    ideal_answer=ideal_answer,
     prompts={"mmsu": official_prompt},
     default_style="mmsu",
     source="arXiv:2506.04779, dingdongwang/MMSU",

@@ -16,6 +16,7 @@ from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.letters import LETTERS, muchomusic_option
 from earwise.evaluation.published.choice_file import check_audio, list_of_texts
+from earwise.evaluation.published.lettered_file import ideal_answer
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
@@ -134,6 +135,7 @@ TASK = Task(
     | {name: note for name, note in mmau.SCORE_NOTES.items() if name != "official"},
     reasoning_headline="lenient",
     aggregate=aggregate,
+    ideal_answer=ideal_answer,
     prompts={"muchomusic": prompt_with_example, "muchomusic-0shot": prompt_without_example},
     default_style="muchomusic",
     source="arXiv:2408.01337, mulab-mir/muchomusic",
