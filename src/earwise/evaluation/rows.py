@@ -67,7 +67,7 @@ def draw_fields(example: Example, completion: Completion, task: Task) -> dict[st
         "answer": score.answer,
         "choice": parse(completion.text, example.choices).choice,
         "status": score.status,
-        "scores": dict(score.values) if example.answer else None,
+        "scores": dict(score.values) if task.is_scored(example) else None,
         "finish_reason": completion.finish_reason,
     }
 

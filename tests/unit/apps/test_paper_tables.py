@@ -9,14 +9,16 @@ import pytest
 from chat_server import choose_by_loudness, run_chat_server
 from earwise import cli
 from earwise.apps.paper_tables.fixtures import write_fixtures
-from earwise.apps.paper_tables.measure import measure_paper
+from earwise.apps.paper_tables.measure import estimate_judges, measure_paper
 from earwise.apps.paper_tables.published import benchmark_sets, find_paper, papers
 from earwise.apps.paper_tables.render import as_csv, as_json, as_latex, as_markdown
+from earwise.apps.task_runs import TaskRunOptions
 from earwise.engine.base import Prompt
 from earwise.errors import ConfigError, DataError
+from earwise.evaluation.judge.models import EngineJudge
 from earwise.evaluation.task_table import TASKS, load_task
 from earwise.types import Text
-from scripted_engine import ScriptedEngine
+from scripted_engine import ScriptedEngine, prompt_options
 
 PAPERS = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot")
 
@@ -48,7 +50,7 @@ def test_every_figure_names_its_source_and_has_a_column(name: str) -> None:
 
 def test_published_figures_by_hand() -> None:
     """A few of each table, typed again from the sources, and averages that the sources print."""
-    (old, test, later) = find_paper("r1-aqa").tables
+    (old, test, later, _) = find_paper("r1-aqa").tables
     by_model = {row.model: row.values for row in old.rows}
     assert by_model["GRPO, prompt 2 (released)"] == (69.37, 66.77, 57.36, 64.50)
     assert by_model["Qwen2-Audio-7B-Instruct, direct inference"] == (54.95, 50.98, 42.04, 49.20)
@@ -92,7 +94,7 @@ def test_a_whole_table_is_printed_on_the_fixtures(name: str, fixtures: Path, tmp
     if name == "xs-cot":
         assert result.tables[0].figures == (None, None, None), "chrF is no GPT score"
     if name == "qwen2-audio":
-        assert [column.scale for column in result.tables[-1].table.columns] == [10] * 4
+        assert [column.scale for column in result.tables[-1].table.columns] == [10] * 5
     assert as_json(result)["fixtures"] is True
 
 
@@ -119,8 +121,71 @@ def test_missing_sets_are_named(fixtures: Path, tmp_path: Path) -> None:
     assert "MMSU: not measured" in text and not result.is_fixture and "FIXTURES" not in text
     assert "MMAR: 9 of 1000 items" in text
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds none of the 5 sets of this paper; put them there, as mmau/"):
+    with pytest.raises(DataError, match="holds none of the 6 sets of this paper; put them there, as mmau/"):
         measure_paper(find_paper("r1-aqa"), tmp_path / "empty", ScriptedEngine(first_option), tmp_path / "out")
+
+
+def test_a_judge_fills_its_columns(fixtures: Path, tmp_path: Path) -> None:
+    """AIR-Bench chat, XS-CoT's score and MMAR-Rubrics, by a judge whose points are known."""
+
+    def judge(prompt: Prompt) -> str:
+        text = str(prompt.turns)
+        if "Two assistants" in text:
+            return "6 6"
+        if "Rubric, a JSON list" in text:
+            return '[{"score": 1}, {"score": 0.5}]'
+        return '{"score": 4}'
+
+    judges = [EngineJudge(ScriptedEngine(judge, name="scripted-judge"))]
+    model = ScriptedEngine(first_option, name="scripted-model")
+    costs: list[str] = []
+    chat = measure_paper(
+        find_paper("qwen2-audio"), fixtures, model, tmp_path / "q", judges=judges, notify=costs.append
+    ).tables[-1]
+    values = {column.label: figure and figure.value for column, figure in zip(
+        chat.table.columns, chat.figures, strict=True
+    )}  # fmt: skip
+    assert values == dict.fromkeys(("speech", "sound", "music", "mixed", "average"), pytest.approx(6.0))
+    assert chat.reasons == ("",) * 5 and not any("needs a judge" in note for note in chat.notes)
+    assert any("judge scripted-judge@1: " in line and "requests" in line for line in costs), costs
+    talker = ScriptedEngine(lambda prompt: "Blau.")
+    alpaca = measure_paper(find_paper("xs-cot"), fixtures, talker, tmp_path / "x", judges=judges)
+    assert [figure and figure.value for figure in alpaca.tables[0].figures] == [pytest.approx(80.0)] * 3
+    thinker = ScriptedEngine(
+        lambda prompt: f"<think>Clear.</think><answer>{(prompt_options(prompt) or ['A'])[0]}</answer>"
+    )
+    rubrics = measure_paper(find_paper("r1-aqa"), fixtures, thinker, tmp_path / "r", judges=judges).tables[-1]
+    share, accuracy = rubrics.figures
+    assert share and accuracy and share.value == pytest.approx(0.75 * accuracy.value) and accuracy.value > 0
+    estimate = estimate_judges(find_paper("xs-cot"), fixtures, tmp_path / "new", TaskRunOptions(), judges)
+    assert [(key, cost.requests) for key, cost in estimate] == [
+        ("alpaca-ja", 1), ("alpaca-de", 1), ("alpaca-fr", 1)
+    ], "rows with the same texts are judged once"  # fmt: skip
+
+
+def test_columns_without_a_judge_say_so(fixtures: Path, tmp_path: Path) -> None:
+    result = measure_paper(find_paper("xs-cot"), fixtures, ScriptedEngine(first_option), tmp_path)
+    assert result.tables[0].reasons == ("needs --judge",) * 3
+    row = next(line for line in as_markdown(result).splitlines() if line.startswith("| scripted |"))
+    assert row == "| scripted | here, fixtures | needs --judge | needs --judge | needs --judge |"
+    assert result.tables[1].reasons[0] != "needs --judge", "the delay needs none"
+    rows = list(csv.DictReader(as_csv(result).splitlines()))
+    assert [(line["value"], line["source"]) for line in rows][:3] == [("", "here, needs --judge")] * 3
+    mellow = measure_paper(find_paper("mellow"), fixtures, ScriptedEngine(first_option), tmp_path / "m")
+    assert "; needs --judge)" in as_markdown(mellow), "the figure of MMAU-Pro without its open items"
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_are_measured(fixtures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "mmar").mkdir(parents=True)
+    rows = json.loads((fixtures / "mmar" / "MMAR-meta.json").read_text())
+    for row in rows:
+        del row["rubric"]
+    (data / "mmar" / "MMAR-meta.json").write_text(json.dumps(rows))
+    (data / "mmar" / "audio").symlink_to(fixtures / "mmar" / "audio")
+    tables = measure_paper(find_paper("r1-aqa"), data, ScriptedEngine(first_option), tmp_path / "out").tables
+    assert tables[-1].reasons == ("unreadable file",) * 2 and "rubric" in tables[-1].notes[-1]
+    assert tables[2].reasons == ("no file", "", "no file") and tables[2].figures[1] is not None
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

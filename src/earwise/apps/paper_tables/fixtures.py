@@ -149,12 +149,13 @@ def _choice_sets(writer: _Writer) -> None:
     writer.json_list("mmau/mmau-test-mini.json", mmau("new", False))
     writer.json_list("mmau/mmau-test-mini.old.json", mmau("old", False))
     writer.json_list("mmau/mmau-test.json", mmau("test", True))
+    rubric = [{"name": "names what is heard", "choices": [0, 1]}, {"name": "says why", "choices": [0, 0.5, 1]}]
     mmar = [
         {
             "id": f"mmar-{number}", "audio_path": "./" + writer.link(clip, f"mmar/audio/{number}.ogg")[5:],
             "question": "Which of these is heard?", "choices": writer.options(clip), "answer": clip.label,
             "modality": clip.category, "category": "Perception Layer", "sub-category": "Sources", "language": "en",
-            "source": "hand-made", "url": "", "timestamp": "",
+            "source": "hand-made", "url": "", "timestamp": "", "rubric": rubric,
         }
         for number, clip in enumerate(writer.clips)
     ]  # fmt: skip
@@ -183,12 +184,16 @@ def _choice_sets(writer: _Writer) -> None:
             }
         )
     writer.json_list("airbench/Foundation_meta.json", airbench)
-    pro = [
+    pro: list[dict[str, Any]] = [
         {"id": f"pro-{number}", "audio_path": writer.link(clip, f"mmau-pro/data/{number}.ogg")[9:],
          "question": "Which of these is heard?", "choices": writer.options(clip), "answer": clip.label,
          "category": clip.category, "task_identifier": None, "kwargs": None}
         for number, clip in enumerate(writer.clips)
     ]  # fmt: skip
+    pro += [
+        {**pro[number], "id": f"pro-open-{number}", "question": "What is heard?", "choices": None, "category": "open"}
+        for number in range(2)
+    ]
     writer.json_lines("mmau-pro/mmau-pro.jsonl", pro)
 
 

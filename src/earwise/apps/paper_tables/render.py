@@ -28,7 +28,8 @@ def as_markdown(result: MeasuredPaper) -> str:
 
 
 def as_csv(result: MeasuredPaper) -> str:
-    """One line a figure: table, model, column, value, n, low, high, source, fixture."""
+    """One line a figure: table, model, column, value, n, low, high, source, fixture. A column of ours without a figure
+    has a line too, whose source says why."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["table", "model", "column", "value", "n", "low", "high", "source", "fixture"])
@@ -38,10 +39,13 @@ def as_csv(result: MeasuredPaper) -> str:
             for label, value in zip(labels, row.values, strict=True):
                 if value is not None:
                     writer.writerow([caption, row.model, label, value, "", "", "", row.source, ""])
-        for label, figure in zip(labels, table.figures, strict=True):
+        fixture = "yes" if result.is_fixture else "no"
+        for label, figure, reason in zip(labels, table.figures, table.reasons, strict=True):
+            source = f"here, {reason}" if reason else "here"
+            numbers: list[float | str] = [""] * 4
             if figure is not None:
                 numbers = [round(figure.value, 4), figure.n, *(_rounded(end) for end in (figure.low, figure.high))]
-                writer.writerow([caption, result.model, label, *numbers, "here", "yes" if result.is_fixture else "no"])
+            writer.writerow([caption, result.model, label, *numbers, source, fixture])
     return buffer.getvalue()
 
 
@@ -69,6 +73,7 @@ def as_json(result: MeasuredPaper) -> dict[str, Any]:
                 "columns": [column.label for column in table.table.columns],
                 "published": [asdict(row) for row in table.table.rows],
                 "here": [None if figure is None else asdict(figure) for figure in table.figures],
+                "reasons": list(table.reasons),
                 "notes": list(table.notes),
             }
             for table in result.tables
@@ -81,7 +86,7 @@ def cells(table: MeasuredTable, result: MeasuredPaper) -> list[list[str]]:
     head = ["model", "source", *(column.label for column in table.table.columns)]
     body = [[row.model, row.source, *map(_published, row.values)] for row in table.table.rows]
     source = "here, fixtures" if result.is_fixture else "here"
-    return [head, *body, [result.model, source, *map(_measured, table.figures)]]
+    return [head, *body, [result.model, source, *map(_measured, table.figures, table.reasons)]]
 
 
 def _caption(table: MeasuredTable, result: MeasuredPaper) -> str:
@@ -92,12 +97,12 @@ def _published(value: float | None) -> str:
     return NO_VALUE if value is None else f"{value:g}"
 
 
-def _measured(figure: Figure | None) -> str:
-    """A figure with its interval and number of items."""
+def _measured(figure: Figure | None, reason: str) -> str:
+    """A figure with its interval and number of items, and why it is missing or not of all items."""
     if figure is None:
-        return NO_VALUE
+        return reason or NO_VALUE
     interval = "" if figure.low is None or figure.high is None else f" [{figure.low:.1f}, {figure.high:.1f}]"
-    return f"{figure.value:.1f}{interval} (n {figure.n})"
+    return f"{figure.value:.1f}{interval} (n {figure.n}{'; ' + reason if reason else ''})"
 
 
 def _rounded(value: float | None) -> float | str:

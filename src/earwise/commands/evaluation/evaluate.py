@@ -307,7 +307,7 @@ def _print_cost(
 
     num_runs = 1 + len(run_options.blind)
     answer_tokens = run_options.for_task(choice.task).sampling_params.max_new_tokens // 2
-    costs = expected_cost(panel, choice.task, examples, answer_tokens, choice.out)
+    costs = expected_cost(panel, choice.task, examples, answer_tokens, choice.out, options.samples)
     for cost in costs:
         times = f", {num_runs} times over with the blind controls" if num_runs > 1 else ""
         line = f"before any answer, for answers of {answer_tokens} tokens{times}: {cost.describe()}"

@@ -15,28 +15,30 @@ if TYPE_CHECKING:
     from earwise.evaluation.task import Task
 
 
+judge_option = click.option(
+    "--judge",
+    "judges",
+    multiple=True,
+    metavar="MODEL",
+    help="A model that scores the answers, for tasks that need one: a server (URL#NAME) or any name that --model "
+    "takes. Twice: the mean of both, and how far they agree.",
+)
+estimate_option = click.option(
+    "--judge-estimate", is_flag=True, help="Only print how many requests and tokens the judge would take."
+)
+
+
 def judge_options(command: "Callable[..., None]") -> "Callable[..., None]":
     """The options `--judge`, `--rubric` and `--judge-estimate`."""
     options = (
-        click.option(
-            "--judge",
-            "judges",
-            multiple=True,
-            metavar="MODEL",
-            help="A model that scores the answers, for tasks that need one: a server (URL#NAME) or any name that "
-            "--model takes. Twice: the mean of both, and how far they agree.",
-        ),
+        judge_option,
         click.option(
             "--rubric",
             type=UserPath(),
             metavar="FILE",
             help="Score by a rubric of your own: a YAML file with name, scale and prompt.",
         ),
-        click.option(
-            "--judge-estimate",
-            is_flag=True,
-            help="Only print how many requests and tokens the judge would take.",
-        ),
+        estimate_option,
     )
     for option in reversed(options):
         command = option(command)

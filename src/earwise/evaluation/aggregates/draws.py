@@ -76,7 +76,8 @@ def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
         rows: Labelled rows.
         name: Name of the score; a completion is right where it is as good as it can be.
     Returns:
-        `n` items, `k` (draws of each), `mean` (share of right completions), and `pass_at` and `majority_at`: k -> the
+        `n` items, `k` (draws of each), `mean` (share of right completions), `score` (mean of the score over all
+        completions, which says more where it has degrees), and `pass_at` and `majority_at`: k -> the
         mean over items with its 95 % interval. None if items were asked once only.
     """
     drawn = [row for row in rows if row.get(DRAWS)]
@@ -86,6 +87,7 @@ def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
     flags = [[is_correct(row | {"scores": draw["scores"]}, name) for draw in row[DRAWS]] for row in drawn]
     # An item without a completion is wrong in every draw.
     lost = [0.0] * (len(rows) - len(drawn))
+    values = [value for row in drawn if (value := _mean_of_draws(row, name)) is not None]
     sizes = sorted({2**power for power in range(num_draws.bit_length()) if 2**power <= num_draws} | {num_draws})
     passes, majorities = {}, {}
     for k in sizes:
@@ -99,9 +101,16 @@ def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
         "n": len(rows),
         "k": num_draws,
         "mean": passes["1"]["accuracy"],
+        "score": stats.mean_row(values + lost) if len(values) == len(drawn) else None,
         "pass_at": passes,
         "majority_at": majorities,
     }
+
+
+def _mean_of_draws(row: Row, name: str) -> float | None:
+    """Mean of a score over the completions of a row; None if one of them has no such score."""
+    values = [draw["scores"][name] for draw in row[DRAWS] if name in (draw["scores"] or {})]
+    return sum(values) / len(values) if len(values) == len(row[DRAWS]) else None
 
 
 def answer_key(draw: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ WORD = " word"
 
 
 def expected_cost(
-    panel: JudgePanel, task: Task, examples: Sequence[Example], answer_tokens: int, folder: Path
+    panel: JudgePanel, task: Task, examples: Sequence[Example], answer_tokens: int, folder: Path, samples: int = 1
 ) -> list[JudgeCost]:
     """What each judge of a panel would be asked.
 
@@ -24,13 +24,15 @@ def expected_cost(
         answer_tokens: Assumed length of an answer, in tokens. Every answer counts as right, so that no request that
             depends on it is missing.
         folder: Folder of the run, whose judgements are not asked again.
+        samples: Completions of each item; no two of them are taken to be equal.
     """
-    return panel.cost(examples, [_expected_row(task, example, answer_tokens) for example in examples], folder)
+    rows = [_expected_row(task, example, answer_tokens, number) for example in examples for number in range(samples)]
+    return panel.cost(examples, rows, folder)
 
 
-def _expected_row(task: Task, example: Example, answer_tokens: int) -> Row:
-    """The fields of a row that a request is made of, for a right answer."""
-    answer = task.ideal_answer(example) or "answer"
+def _expected_row(task: Task, example: Example, answer_tokens: int, number: int) -> Row:
+    """The fields of a row that a request is made of, for a right answer; `number` tells the completions apart."""
+    answer = f"{task.ideal_answer(example) or 'answer'}{' ' * number}"
     return {
         "id": example.id, "permutation": 0, "status": "ok", "output": answer + WORD * answer_tokens, "answer": answer,
         "reasoning": WORD * answer_tokens, "choices": list(example.choices), "scores": None, "scorer": task.scorer,

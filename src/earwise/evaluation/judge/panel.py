@@ -6,14 +6,16 @@ A judge that is unreachable or answers nonsense ends the evaluation with one lin
 and the same command asks only what is missing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from earwise import progress
+from earwise.answers import parse
 from earwise.engine.remote.openai_http import estimate_tokens
 from earwise.errors import ConfigError, EngineError
+from earwise.evaluation.aggregates.draws import DRAWS
 from earwise.evaluation.judge.judgements import JudgementLog, judgement_key
 from earwise.evaluation.judge.judging import JudgeRequest, Judging, row_key
 from earwise.evaluation.judge.models import JudgeModel, JudgeReply
@@ -69,19 +71,18 @@ class JudgePanel:
         by_id = {example.id: example for example in examples}
         chosen = [row for row in rows if row["id"] in by_id and self.judging.applies(by_id[row["id"]])]
         log = JudgementLog(folder)
-        requests = {row_key(row): self._requests(by_id[row["id"]], row) for row in chosen}
+        requests = distinct(request for row in chosen for request in self._all_requests(by_id[row["id"]], row))
         for judge in self.judges:
-            self._ask(judge, [request for group in requests.values() for request in group], by_id, log)
+            self._ask(judge, requests, by_id, log)
         keys = {row_key(row) for row in chosen}
-        return [
-            self._scored(by_id[row["id"]], row, requests[row_key(row)], log) if row_key(row) in keys else row
-            for row in rows
-        ]
+        return [self._scored(by_id[row["id"]], row, log) if row_key(row) in keys else row for row in rows]
 
     def cost(self, examples: Sequence[Example], rows: Sequence[Row], folder: Path) -> list[JudgeCost]:
         """What each judge would be asked about these rows."""
         by_id, log = {example.id: example for example in examples}, JudgementLog(folder)
-        requests = [request for row in rows if row["id"] in by_id for request in self._requests(by_id[row["id"]], row)]
+        requests = distinct(
+            request for row in rows if row["id"] in by_id for request in self._all_requests(by_id[row["id"]], row)
+        )
         return [_cost(judge.name, requests, log) for judge in self.judges]
 
     def _requests(self, example: Example, row: Row) -> list[JudgeRequest]:
@@ -89,6 +90,10 @@ class JudgePanel:
         if row["status"] == "error" or not row["output"].strip() or not self.judging.applies(example):
             return []
         return list(self.judging.requests(example, row))
+
+    def _all_requests(self, example: Example, row: Row) -> list[JudgeRequest]:
+        """Requests about each of a row's completions."""
+        return [request for answer in (row, *draw_rows(row)) for request in self._requests(example, answer)]
 
     def _ask(
         self, judge: JudgeModel, requests: Sequence[JudgeRequest], by_id: dict[str, Example], log: JudgementLog
@@ -129,9 +134,23 @@ class JudgePanel:
                 "same command asks for the missing ones only"
             )
 
-    def _scored(self, example: Example, row: Row, requests: Sequence[JudgeRequest], log: JudgementLog) -> Row:
-        """A row with the mean of the judges' scores, and each judge's scores and texts."""
+    def _scored(self, example: Example, row: Row, log: JudgementLog) -> Row:
+        """A row, and each of its completions, with the mean of the judges' scores; of the row's own completion also
+        each judge's scores and texts."""
+        judgements = self._judgements(example, row, log)
+        scorer = f"{row['scorer'].partition(' | ')[0]} | {self.judging.name} by {', '.join(self._names())}"
+        scores = (row["scores"] or {}) | _means(judgements)
+        draws = [
+            draw | {"scores": (draw["scores"] or {}) | _means(self._judgements(example, answer, log))}
+            for draw, answer in zip(row.get(DRAWS, ()), draw_rows(row), strict=True)
+        ]
+        judged_draws = {DRAWS: draws} if draws else {}
+        return row | {"scores": scores, "judgements": judgements, "scorer": scorer} | judged_draws
+
+    def _judgements(self, example: Example, row: Row, log: JudgementLog) -> list[dict[str, Any]]:
+        """Each judge's scores and texts about one completion."""
         judgements: list[dict[str, Any]] = []
+        requests = self._requests(example, row)
         for judge in self.judges:
             records = [log.get(judgement_key(judge.name, request)) for request in requests]
             values = {record["part"]: record["value"] for record in records if record is not None}
@@ -141,10 +160,7 @@ class JudgePanel:
                 "scores": self.judging.score(example, row, values),
                 "texts": {record["part"]: record["text"] for record in records if record is not None},
             })  # fmt: skip
-        names = judgements[0]["scores"]
-        means = {name: sum(entry["scores"][name] for entry in judgements) / len(judgements) for name in names}
-        scorer = f"{row['scorer'].partition(' | ')[0]} | {self.judging.name} by {', '.join(self._names())}"
-        return row | {"scores": (row["scores"] or {}) | means, "judgements": judgements, "scorer": scorer}
+        return judgements
 
     def _names(self) -> list[str]:
         return [judge.name for judge in self.judges]
@@ -169,6 +185,28 @@ def judged(task: Task, panel: JudgePanel) -> Task:
         reasoning_headline=None,
         judge_rows=panel.judge_rows,
     )
+
+
+def draw_rows(row: Row) -> list[Row]:
+    """The row for each of its completions, where several were drawn: as if that one was the only one."""
+    names = ("output", "answer", "choice", "status")
+    return [
+        row
+        | {name: draw[name] for name in names}
+        | {"reasoning": parse(draw["output"], row["choices"]).reasoning, DRAWS: []}
+        for draw in row.get(DRAWS, ())
+    ]
+
+
+def distinct(requests: Iterable[JudgeRequest]) -> list[JudgeRequest]:
+    """The requests, each once: completions that are equal are judged together."""
+    return list({judgement_key("", request): request for request in requests}.values())
+
+
+def _means(judgements: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of the judges' scores."""
+    names = judgements[0]["scores"]
+    return {name: sum(entry["scores"][name] for entry in judgements) / len(judgements) for name in names}
 
 
 def _cost(judge: str, requests: Sequence[JudgeRequest], log: JudgementLog) -> JudgeCost:

@@ -31,6 +31,8 @@ from earwise.types import Example, Score
 
 REQUIRED_FIELDS = ("question", "answer_gt", "meta_info", "task_name", "dataset_name")
 MOST_POINTS = 10
+MIXED = ("speech_and_sound", "speech_and_music")
+"""The groups whose mean the leaderboard prints as mixed audio."""
 REFERENCE_FIRST, MODEL_FIRST = "reference first", "model first"
 PROMPT = JudgePrompt(
     "airbench-pair/1",
@@ -124,8 +126,9 @@ def judge_scores(example: Example, row: Row, values: Values) -> dict[str, float]
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Means of the scores; for each group that of the authors' program over both orders, and their overall score where
-    all groups are there. All points are divided by the 10 that are possible."""
+    """Means of the scores; for each group that of the authors' program over both orders; `mixed` (mean of the two
+    groups with speech and something else) and the overall score, where all groups of it are there. All points are
+    divided by the 10 that are possible."""
     metrics = mean_scores(rows)
     points: dict[str, list[float]] = {}
     counts: dict[str, int] = {}
@@ -137,6 +140,9 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     means = {group: sum(values) / len(values) for group, values in points.items()}
     for group, value in means.items():
         metrics[group] = {"accuracy": value, "n": counts[group]}
+    if all(group in means for group in MIXED):
+        mixed = sum(means[group] for group in MIXED) / len(MIXED)
+        metrics["mixed"] = {"accuracy": mixed, "n": sum(counts[group] for group in MIXED)}
     overall = airbench_overall(means)
     return metrics if overall is None else metrics | {"overall": {"accuracy": overall, "n": len(rows)}}
 

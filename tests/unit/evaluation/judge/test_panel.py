@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,35 @@ def test_two_judges_and_how_far_they_agree(evaluate: Run, tmp_path: Path) -> Non
     assert metrics["accuracy"]["score"]["accuracy"] == pytest.approx(1.0) and metrics["n"] == 1
     assert [entry["judges"] for entry in metrics["judges"]["agreement"]] == [["judge-a", "judge-b"]]
     assert "judge-a and judge-b agree in 100.0 % of answers" in result.output
+
+
+def test_every_draw_is_judged(evaluate: Run, tmp_path: Path, own_home: None, capsys: Any) -> None:
+    """Three completions of each item, two of them equal: the judge reads each text once and scores all three."""
+    texts = ["Rain falls.", "Wind blows.", "Rain falls."]
+
+    def answer(body: dict[str, Any], count: int) -> ServerReply:
+        return replace(describe_clips(body, count), text=texts[count % 3])
+
+    answers = run_chat_server(answer)
+    grade = judge_server(lambda prompt: "5" if "Rain falls." in prompt else "2")
+    with answers as chat, grade as judge:
+        data = benchmark_files.FILES["voicebench"](tmp_path / "data")
+        arguments = [
+            "evaluate", "--task", "voicebench", "--data", str(data), "--model", f"{chat.url}#m", "--no-controls",
+            "--where", "task=alpacaeval", "--samples", "3", "--temperature", "1", "--out", str(tmp_path / "run"),
+            "--judge", f"{judge.url}#j",
+        ]  # fmt: skip
+        assert run_earwise(arguments) == 0
+        printed = capsys.readouterr()
+        assert len(judge.bodies) == 2, "equal completions are judged once"
+    (line,) = (tmp_path / "run" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(line)
+    grades = {"Rain falls.": 1.0, "Wind blows.": 0.4}
+    assert [draw["scores"]["score"] for draw in row["draws"]] == [grades[draw["output"]] for draw in row["draws"]]
+    assert row["scores"]["score"] == grades[row["output"]]
+    draws = metrics_of(tmp_path)["draws"]
+    assert draws["k"] == 3 and draws["score"]["accuracy"] == pytest.approx(0.8)
+    assert draws["mean"] == pytest.approx(2 / 3) and "80.0 over all completions" in printed.out
 
 
 def test_the_cost_is_printed_before_anything_is_asked(evaluate: Run, tmp_path: Path) -> None:
