@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from child_process import python_path
 from earwise import cli as commands
 from earwise.data.manifest_path import STARTER as STARTER
 from earwise.types import Example
@@ -94,7 +95,6 @@ def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Pope
         before: Python code to run first, for example to set limits.
     """
     # a shell starts background jobs with Ctrl-C ignored
-    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     listen_to_sigint = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{listen_to_sigint}\n{before}\nfrom earwise.cli import main\nmain()"
     return subprocess.Popen(
@@ -102,5 +102,5 @@ def started(arguments: Sequence[object], *, before: str = "") -> subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": python_path()},
     )

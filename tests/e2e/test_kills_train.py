@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from builders import tiny_qwen2_audio, tone
+from child_process import python_path
 from earwise.audio import encode_ogg
 from earwise.data import manifest
 from earwise.types import Audio, Example, Text, Turn
@@ -167,7 +168,7 @@ class CommandRunner:
 @pytest.fixture(scope="module")
 def run_command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandRunner]:
     log = tmp_path_factory.mktemp("commands") / "stderr"
-    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), "MASTER_ADDR": "127.0.0.1"}
+    variables = {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path(), "MASTER_ADDR": "127.0.0.1"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         log.open("a") as stderr,
@@ -315,7 +316,7 @@ def test_full_disk_leaves_the_last_checkpoint(run_command: CommandRunner, data: 
     (checkpoint,) = whole.glob("stage-*/checkpoint-*/state.pt")
     (tmp_path / "disk").mkdir()
     disk_arguments = [str(tmp_path / "disk"), str(path), str(int(1.5 * checkpoint.stat().st_size)), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()}
     result = subprocess.run(
         [*unshare, sys.executable, "-c", DISK, *disk_arguments],
         capture_output=True,

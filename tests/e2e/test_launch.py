@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from builders import tiny_qwen2_audio, tone
+from child_process import python_path
 from e2e.shell import HERE, Cli
 from earwise.config.recipe_files import LAUNCH_CONFIGS
 from earwise.data import manifest
@@ -91,7 +92,7 @@ def test_launched_run_equals_a_single_process(
     launch += ["--num_processes", "2", "--main_process_port", port, "-m", "earwise", "train", str(recipe)]
     result = subprocess.run(
         [*launch, "--out", str(out), "--json"], capture_output=True, text=True, timeout=500, cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     output = json.loads(result.stdout)

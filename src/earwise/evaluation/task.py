@@ -106,6 +106,8 @@ class Task:
     """Paper or repository that defines the task."""
     licence: str = ""
     """Licence of the benchmark's data, or where it is stated."""
+    unverified: str = ""
+    """What is read as pages and programs describe it, because no published file was at hand to try; empty: nothing."""
 
     def __post_init__(self) -> None:
         for headline in filter(None, (self.headline, self.reasoning_headline)):

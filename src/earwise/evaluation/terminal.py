@@ -83,6 +83,8 @@ def _orders_and_draws(metrics: Mapping[str, Any]) -> list[str]:
 def _notes(metrics: Mapping[str, Any]) -> list[str]:
     """Lines about the form of the completions and about unreadable and silent items."""
     lines = _orders_and_draws(metrics)
+    if metrics.get("benchmark"):
+        lines.append(f"edition: {metrics['benchmark']}")
     if metrics["format"] is not None:
         lines.append(f"in the requested format {100 * metrics['format']['accuracy']:>7.1f}")
     counts = {name: metrics[name]["count"] for name in ("unparsed", "ambiguous", "error")}

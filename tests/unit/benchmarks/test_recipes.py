@@ -4,7 +4,6 @@ under other settings; every bundled phrase keeps its answer byte for byte at eve
 import itertools
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import yaml
 
 from builders import tiny_qwen2_audio, tone
+from child_process import python_path
 from earwise.audio import decode, encode_ogg
 from earwise.config.recipe import load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
@@ -56,7 +56,7 @@ def tiny(_: Path | None = None, *, device: str = "cpu") -> Qwen2Audio:
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a recipe with profile `cpu` and two rows; started processes can import this file."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", python_path(Path(__file__).parent))
     monkeypatch.setattr(recipes, "RECIPES", tmp_path)
     rows = []
     for number, name in enumerate(("dog", "cat")):

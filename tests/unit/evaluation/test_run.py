@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from child_process import python_path
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError, DataError, EngineError
 from earwise.evaluation.items import permuted
@@ -221,7 +222,7 @@ def test_killed_and_run_again_equals_uninterrupted(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": "1",
     }
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), str(out)], env=environment)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from chat_server import choose_by_loudness, run_chat_server
+from child_process import python_path
 from earwise.errors import ConfigError
 from earwise.evaluation.items import build_items
 from earwise.evaluation.options import EvalOptions
@@ -24,7 +25,6 @@ from earwise.evaluation.run import evaluate_with_controls, plan
 from earwise.files import append_jsonl, read_log
 from scripted_engine import ScriptedEngine, answer_by_pitch, tone_task
 
-TESTS = Path(__file__).parents[2]
 WORKER = """
 import sys, time
 from pathlib import Path
@@ -45,8 +45,7 @@ FOLDERS = (".", "silence", "shuffled")
 
 
 def start(tmp_path: Path, out: Path, index: int, count: int) -> subprocess.Popen[bytes]:
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", WORKER, str(tmp_path), str(out), str(index), str(count)]
     return subprocess.Popen(arguments, env=environment)
 
@@ -116,7 +115,13 @@ def test_the_command_in_two_processes(tmp_path: Path) -> None:
         for limit in (6, 20):
             processes = []
             for rank in ("0", "1"):
-                environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2", "EARWISE_HOME": str(tmp_path / rank)}
+                environment = {
+                    **os.environ,
+                    "RANK": rank,
+                    "WORLD_SIZE": "2",
+                    "EARWISE_HOME": str(tmp_path / rank),
+                    "PYTHONPATH": python_path(),
+                }
                 arguments = ["evaluate", "--data", "rows.jsonl", "--model", f"{server.url}/m", "--out", "run", "--json"]
                 arguments += ["--control", "silence", "--limit", str(limit)]
                 program = [sys.executable, "-m", "earwise", *arguments]
@@ -200,3 +205,7 @@ def test_parts_of_the_command_line_and_of_launchers() -> None:
         with pytest.raises(ConfigError, match="part"):
             parse_part(text)
     assert launched_part({"RANK": "1", "WORLD_SIZE": "2"}) == Part(1, 2) and launched_part({}) == WHOLE
+    alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_USE_CPU": "False"}
+    with pytest.raises(ConfigError, match="started one process only"):  # accelerate launch --num_processes 2, no GPU
+        launched_part(alone)
+    assert launched_part(alone | {"RANK": "0", "WORLD_SIZE": "2"}) == Part(0, 2)

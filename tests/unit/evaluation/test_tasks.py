@@ -197,5 +197,15 @@ def test_the_published_files_are_recognised() -> None:
     }
     assert choice_file.fingerprint(rows_by_file["mmar-meta.jsonl"]) in mmar.VERSIONS
     assert all(len(rows) == 1000 for rows in rows_by_file.values())
+    old, new = rows_by_file["mmau-test-mini.old.json"], rows_by_file["mmau-test-mini.v05.15.25.json"]
+    assert mmau.version(old[:300]) == "test-mini old (1f675a9), 300 of 1000 items"
+    assert mmau.version(new[::2]) == "test-mini v05.15.25 (f0a4a97), 500 of 1000 items"
+    by_id = {row["id"]: row for row in old}
+    equal = [row for row in new if by_id.get(row["id"]) == row]
+    assert mmau.version(equal[:100]) == "test-mini, 100 of 1000 items, which are equal in both editions"
+    with pytest.raises(DataError, match=r"\d+ of 1000 items are those of test-mini old .*two editions are mixed"):
+        mmau.version([*old[:500], *new[500:]])
+    strange = [old[0] | {"question": "What else?"}, *old[1:]]
+    assert mmau.version(strange).startswith("unknown (")
     (example,) = mmau.load(REAL / "mmau-test-mini.v05.15.25.json", REAL)[:1]
     assert example.audio_paths[0].is_file()

@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 import parallel_worker
+from child_process import python_path
 from earwise.config.recipe import check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError
@@ -93,8 +94,7 @@ def run_in_processes(
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    paths = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    common |= {"MASTER_PORT": str(port), "PYTHONPATH": paths}
+    common |= {"MASTER_PORT": str(port), "PYTHONPATH": python_path()}
     command = [sys.executable, str(HERE / "parallel_worker.py"), str(folder / "jobs.json")]
     workers = [
         subprocess.Popen(

@@ -2,7 +2,6 @@
 them, and a resumed one shows no step twice."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from child_process import python_path
 from earwise.errors import ConfigError
 from earwise.training.logging.trackers import (
     CLIP_RATE,
@@ -278,7 +278,7 @@ def test_trackio_keeps_a_local_database(tmp_path: Path, clip: Path, monkeypatch:
         "    t.log_steps(tracking, steps, Path(sys.argv[2]))"
     )
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])]))
+    monkeypatch.setenv("PYTHONPATH", python_path(Path(__file__).parent))
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path), str(clip)], capture_output=True, text=True, check=True
     )

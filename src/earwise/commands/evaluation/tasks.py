@@ -49,6 +49,7 @@ def _listed() -> list[dict[str, Any]]:
             "judge": "" if task.judging is None else "needed" if task.judging.alone else "possible",
             "source": task.source,
             "licence": task.licence,
+            "not tried with": task.unverified,
         }
         for task in tasks
     ]

@@ -60,7 +60,15 @@ def launched_part(environment: Mapping[str, str] = os.environ) -> Part:
 
     Args:
         environment: Variables of the process; launchers set `RANK` and `WORLD_SIZE`.
+    Raises:
+        ConfigError: if `accelerate launch` was to start several processes and started one, as it does without GPUs and
+            without a configuration.
     """
+    if "MASTER_PORT" in environment and "WORLD_SIZE" not in environment and "ACCELERATE_USE_CPU" in environment:
+        raise ConfigError(
+            "accelerate launch started one process only, although --num_processes asks for several; launch with "
+            '--config_file "$(earwise recipe --path ddp)" --num_processes N, or with torchrun --nproc-per-node N'
+        )
     rank, size = environment.get("RANK", ""), environment.get("WORLD_SIZE", "")
     return Part(int(rank), int(size)) if rank.isdecimal() and size.isdecimal() else WHOLE
 

@@ -35,4 +35,5 @@ TASK = replace(
     max_new_tokens=256,
     source="arXiv:2502.04476, soham97/ADIFF",
     licence="MIT (explanations); audio as Clotho and AudioCaps",
+    unverified="",
 )

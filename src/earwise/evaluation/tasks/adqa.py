@@ -44,4 +44,5 @@ TASK = Task(
     write_predictions=write_predictions,
     source="arXiv:2607.18718, DCASE 2026 Task 5",
     licence="Apache-2.0",
+    unverified="the published files; their fields are those of their page",
 )

@@ -203,4 +203,5 @@ TASK = Task(
     max_new_tokens=256,
     source="arXiv:2402.07729, OFA-Sys/AIR-Bench",
     licence="Apache-2.0 (repository)",
+    unverified="the published files; rows are read as the authors' program names them",
 )

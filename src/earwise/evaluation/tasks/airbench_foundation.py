@@ -73,4 +73,5 @@ TASK = Task(
     default_style="airbench",
     source="arXiv:2402.07729, OFA-Sys/AIR-Bench",
     licence="Apache-2.0 (repository)",
+    unverified="the published files; rows are read as the authors' program names them",
 )

@@ -100,4 +100,5 @@ TASK = Task(
     default_style="open",
     source="AudioCaps (NAACL 2019), Clotho (arXiv:1910.09387); metrics of pycocoevalcap",
     licence="AudioCaps MIT (captions), Clotho: its own academic licence",
+    unverified="Parquet files and hub names (TwinkStart/AudioCaps)",
 )

@@ -106,4 +106,5 @@ TASK = Task(
     default_style="clothoaqa",
     source="Lipping et al. 2022 (EUSIPCO), Zenodo 6473207",
     licence="MIT (annotations); clips of Clotho with their own Freesound licences",
+    unverified="the published CSV and hub names (TwinkStart/ClothoAQA, lmms-lab-audio/ClothoAQA)",
 )

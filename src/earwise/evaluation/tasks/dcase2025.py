@@ -120,4 +120,5 @@ TASK = Task(
     predictions_name="predictions.csv",
     source="arXiv:2505.07365, DCASE 2025 Task 5",
     licence="MIT (questions, by their page); clips: see their sources",
+    unverified="the published files; their fields are those of their page",
 )

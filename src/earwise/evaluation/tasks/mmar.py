@@ -66,4 +66,5 @@ TASK = Task(
     write_predictions=write_predictions,
     source="arXiv:2505.13032, ddlBoJack/MMAR",
     licence="see the benchmark's repository",
+    unverified="hub name (ngqtrung/mmar)",
 )

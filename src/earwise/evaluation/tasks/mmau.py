@@ -14,6 +14,7 @@ from typing import Any
 
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau as metric
+from earwise.evaluation.published import mmau_editions
 from earwise.evaluation.published.choice_file import ChoiceFields, fingerprint, read_choice_examples
 from earwise.evaluation.published.submission import write_submission
 from earwise.evaluation.results import EvalRun
@@ -22,8 +23,8 @@ from earwise.types import Example
 
 NAME = "mmau"
 VERSIONS = {
-    "cded6fe68a8c60ef": "test-mini old (1f675a9)",
-    "8e9a2d07448b2e50": "test-mini v05.15.25 (f0a4a97)",
+    "cded6fe68a8c60ef": mmau_editions.OLD,
+    "8e9a2d07448b2e50": mmau_editions.NEW,
 }
 """First 16 digits of `fingerprint` -> edition, from the files at the named commits (1,000 items each)."""
 REQUIRED_FIELDS = ("id", "audio_id", "question", "choices")
@@ -35,10 +36,11 @@ BROKEN_SHARE = 0.02
 
 
 def version(rows: list[dict[str, Any]]) -> str:
-    """Name of the edition that these items are, or `unknown` with their fingerprint.
+    """Name of the edition that these items are, or are a part of, or `unknown` with their fingerprint.
 
     Raises:
-        DataError: if more answers are not among their options than in any edition that is in use.
+        DataError: if more answers are not among their options than in any edition that is in use, or items of two
+            editions are mixed.
     """
     outside = [row for row in rows if row.get("answer") and row["answer"] not in row["choices"]]
     if len(outside) > BROKEN_SHARE * len(rows):
@@ -55,7 +57,9 @@ def version(rows: list[dict[str, Any]]) -> str:
             f"{first['answer']!r}, options {first['choices']!r}): {remedy}"
         )
     digest = fingerprint(rows)
-    return VERSIONS.get(digest, f"unknown ({digest}, {len(rows)} items)")
+    if digest in VERSIONS:
+        return VERSIONS[digest]
+    return mmau_editions.part_of_edition(rows) or f"unknown ({digest}, {len(rows)} items)"
 
 
 def load(path: Path, audio_root: Path | None = None) -> list[Example]:
@@ -89,4 +93,5 @@ TASK = Task(
     write_predictions=write_predictions,
     source="arXiv:2410.19168, Sakshi113/MMAU",
     licence="see the benchmark's repository",
+    unverified="Parquet files and hub names (lmms-lab/mmau, TwinkStart/MMAU, gamma-lab-umd/MMAU-test-mini)",
 )

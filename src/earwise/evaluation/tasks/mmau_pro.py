@@ -186,4 +186,5 @@ TASK = Task(
     max_new_tokens=512,
     source="arXiv:2508.13992, sonalkum/MMAUPro",
     licence="see the benchmark's page on the hub",
+    unverified="the published file (gamma-lab-umd/MMAU-Pro); its columns are those that the authors' program reads",
 )

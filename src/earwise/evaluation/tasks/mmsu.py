@@ -62,4 +62,5 @@ TASK = Task(
     default_style="mmsu",
     source="arXiv:2506.04779, dingdongwang/MMSU",
     licence="see the benchmark's repository",
+    unverified="the published file (ddwang2000/MMSU); rows are read as the authors' program names them",
 )

@@ -140,4 +140,5 @@ TASK = Task(
     default_style="muchomusic",
     source="arXiv:2408.01337, mulab-mir/muchomusic",
     licence="MIT (questions); clips: see their sources",
+    unverified="the published CSV; its columns are those that the authors' program reads",
 )

@@ -98,4 +98,5 @@ TASK = Task(
     max_new_tokens=1024,
     source="arXiv:2504.20835, ASLP-lab/Multilingual-Alpaca-Speech",
     licence="as stated with the data set",
+    unverified="the published lists; fields of the test archive are those of the paper's page",
 )

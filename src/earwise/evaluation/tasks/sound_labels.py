@@ -105,4 +105,5 @@ TASK = Task(
     default_style="qwen2-audio",
     source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
     licence="VocalSound CC BY-SA 4.0; MELD: code GPL-3, clips of a television series",
+    unverified="Qwen2-Audio's evaluation files, and Parquet files and hub names of any set",
 )

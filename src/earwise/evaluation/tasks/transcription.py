@@ -134,4 +134,5 @@ TASK = Task(
     max_new_tokens=256,
     source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
     licence="LibriSpeech CC BY 4.0, Common Voice CC0, FLEURS CC BY 4.0, AISHELL-1 Apache-2.0; AISHELL-2 by application",
+    unverified="Qwen2-Audio's evaluation files, and Parquet files and hub names of any set",
 )

@@ -129,4 +129,5 @@ TASK = Task(
     max_new_tokens=256,
     source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio; CoVoST 2 (arXiv:2007.10310)",
     licence="CC0 (CoVoST 2 and Common Voice)",
+    unverified="Qwen2-Audio's evaluation file, and Parquet files and hub names of any set",
 )

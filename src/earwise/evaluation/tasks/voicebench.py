@@ -299,4 +299,5 @@ TASK = Task(
     max_new_tokens=512,
     source="arXiv:2410.17196, MatthewCYM/VoiceBench",
     licence="Apache-2.0 (repository)",
+    unverified="the published files (hlt-lab/voicebench); their columns are those that the authors' program reads",
 )
