@@ -83,6 +83,8 @@ def test_dcase2025_writes_its_csv(evaluate: Callable[..., Path], tmp_path: Path)
         heading, *rows = list(csv.reader(file))
     assert heading == ["question", "answer"] and [row[0] for row in rows] == ["part1_0", "part2_0", "part3_0"]
     assert all(row[1] in ("A. Writing", "B. Door", "C. Laugh", "D. Cough") for row in rows)
+    first = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
+    assert sorted(first["choices"]) == ["Cough", "Door", "Laugh", "Writing"], "shuffled options have no letters"
 
 
 def test_air_bench_chat_writes_what_its_own_judge_reads(evaluate: Callable[..., Path], tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.evaluation.tasks import manifest
-from earwise.evaluation.tasks.transcription import with_question
+from earwise.evaluation.tasks.transcription import asked, with_question
 from earwise.types import Example, Score
 
 QUESTION = "Describe the audio."
-"""Asked where a row has no question of its own. The wording is ours."""
+"""Asked where a file has no questions of its own. The wording is ours."""
 TABLE = SpeechTable("caption", ("caption", "captions", "text"), QUESTION)
 
 
@@ -41,7 +41,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
         return [with_question(example, QUESTION) for example in manifest.load(path, audio_root)]
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         source = "audiocaps" if file.readline().startswith("audiocap_id") else "clotho"
-    return load_source(source)(path, audio_root)
+    return [asked(example, QUESTION) for example in load_source(source)(path, audio_root)]
 
 
 def _grouped(rows: list[Example]) -> list[Example]:

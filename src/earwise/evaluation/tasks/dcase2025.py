@@ -4,15 +4,18 @@ Bioacoustics, temporal soundscapes, complex questions.
 
 Data: a hub (`PeacefulData/2025_DCASE_AudioQA_Official`; its terms have to be accepted there): a folder with one JSON
 file a question, `audio_url, question, choice` (or `choices`) and, but for the evaluation set, `answer`; options and
-answers carry their letters (`A. Door`). One JSON list or JSON lines of the same objects are read too. Metric: accuracy.
-The submission file is a CSV of `question,answer` with the id and the chosen option's text.
+answers carry their letters (`A. Door`), which are left out of the prompt, because options are shuffled, and stand in
+the submission file again: a CSV of `question,answer` with the id and the chosen option as the file has it. One JSON
+list or JSON lines of the same objects are read too. Metric: accuracy.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from string import ascii_uppercase
 from typing import Any
 
 from earwise.errors import DataError
@@ -24,6 +27,8 @@ from earwise.evaluation.task import Task
 from earwise.files import write_text
 from earwise.types import Example
 
+CHOICE_FIELDS = ("choice", "choices")
+LETTERED = re.compile(r"\(?([A-Z])[.):]\s*(.+)", re.DOTALL)
 PARTS = {"1": "bioacoustics", "2": "temporal soundscapes", "3": "complex"}
 
 
@@ -38,29 +43,44 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     """
     examples = []
     for location, identifier, row in _questions(path):
-        choices = first_value(row, ("choice", "choices"))
+        choices = first_value(row, CHOICE_FIELDS)
         if not isinstance(choices, list) or len(choices) < 2 or not row.get("question") or not row.get("audio_url"):
             raise DataError(f"{location}: has no audio_url, question and choice; is it a question of DCASE 2025?")
+        if row.get("answer") and row["answer"] not in choices:
+            raise DataError(f"{location}: answer {row['answer']!r} is none of {choices}")
+        plain = plain_options(choices)
         clip = str(row["audio_url"])
         folder = path if path.is_dir() else path.parent
         example = Example(
             id=identifier,
             turns=question_turn([_locate(clip, folder, audio_root)], str(row["question"])),
-            answer=(str(row["answer"]),) if row.get("answer") else (),
-            choices=tuple(map(str, choices)),
+            answer=(plain[row["answer"]],) if row.get("answer") else (),
+            choices=tuple(plain.values()),
             task=_part(row, clip),
             category=str(row.get("question_type") or ""),
             source="DCASE 2025 Task 5",
             group=PurePosixPath(clip).name,
             split="test",
         )
-        if example.answer and example.answer[0] not in example.choices:
-            raise DataError(f"{location}: answer {example.answer[0]!r} is none of {list(example.choices)}")
         examples.append(example)
     if not examples:
         raise DataError(f"{path}: holds no question; give the folder with one JSON file a question")
     check_audio(examples, path)
     return examples
+
+
+def plain_options(choices: Sequence[str]) -> dict[str, str]:
+    """Options as a file has them -> their texts without letters; as they are if not all of them have theirs.
+
+    >>> plain_options(["A. Door", "B. Dog"])
+    {'A. Door': 'Door', 'B. Dog': 'Dog'}
+    >>> plain_options(["B. Door", "Dog"])
+    {'B. Door': 'B. Door', 'Dog': 'Dog'}
+    """
+    matches = [LETTERED.fullmatch(str(choice)) for choice in choices]
+    texts = [match[2] for match in matches if match and match[1] == ascii_uppercase[matches.index(match)]]
+    is_lettered = len(texts) == len(choices) == len(set(texts))
+    return {choice: text for choice, text in zip(choices, texts if is_lettered else map(str, choices), strict=True)}
 
 
 def _questions(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -95,7 +115,7 @@ def _part(row: dict[str, Any], clip: str) -> str:
 
 
 def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
-    """Write the submission file: the id and the text of the chosen option.
+    """Write the submission file: the id and the chosen option, with its letter.
 
     Returns:
         Number of questions without an answer.
@@ -103,10 +123,15 @@ def write_predictions(run: EvalRun, path: Path, source: Path) -> int:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["question", "answer"])
+    options = {
+        identifier: {text: choice for choice, text in plain_options(first_value(row, CHOICE_FIELDS)).items()}
+        for _, identifier, row in _questions(source)
+    }
     rows = list(run.first.values())
-    writer.writerows([row["id"], row["answer"] or ""] for row in rows)
+    answers = ["" if row["choice"] is None else options[row["id"]][row["choices"][row["choice"]]] for row in rows]
+    writer.writerows([row["id"], answer] for row, answer in zip(rows, answers, strict=True))
     write_text(path, buffer.getvalue())
-    return sum(not row["answer"] for row in rows)
+    return answers.count("")
 
 
 TASK = Task(

@@ -1,12 +1,13 @@
 """Audio entailment (arXiv:2407.18062): is a hypothesis about a clip true, false, or only plausible? (CLE, ACE)
 
-Data: the published CSV of AudioEntailment, read by `data/sources/entailment.py` into three items a row. The options and
-their order are those of Mellow's prompt; its program maps the letters to other classes than the texts say, so classes
-are read from the option texts here, and Mellow's own figures are in the task `mellow`. An output that names no option
-is wrong and no class.
+Data: the published CSV of AudioEntailment, read by `data/sources/entailment.py` into three items a row. The question,
+the options and their order are those of Mellow's prompt; its program maps the letters to other classes than the texts
+say, so classes are read from the option texts here, and Mellow's own figures are in the task `mellow`. An output that
+names no option is wrong and no class.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.classification import class_scores, macro_f1
@@ -14,7 +15,24 @@ from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
+from earwise.evaluation.tasks.transcription import asked
 from earwise.types import Example
+
+QUESTION = 'Based on the audio, what can be said about the hypothesis - "{hypothesis}"?'
+"""Mellow's (arXiv:2503.08540)."""
+
+
+def load(path: Path, audio_root: Path | None = None) -> list[Example]:
+    """Read a CSV of AudioEntailment; every hypothesis is asked about in the same words.
+
+    Args:
+        path: The file.
+        audio_root: Folder of the clips; None: the file's own folder.
+    Raises:
+        DataError: if the file is wrong.
+    """
+    examples = load_source("entailment")(path, audio_root)
+    return [asked(example, QUESTION.format(hypothesis=example.meta["hypothesis"])) for example in examples]
 
 
 def mellow_prompt(example: Example) -> str:
@@ -36,7 +54,7 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
 
 TASK = Task(
     name="entailment",
-    load=load_source("entailment"),
+    load=load,
     score=mmau.score,
     scorer=mmau.SCORER,
     score_notes=mmau.SCORE_NOTES,

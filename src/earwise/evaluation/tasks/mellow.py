@@ -118,6 +118,7 @@ TASK = Task(
     | mmau.SCORE_NOTES,
     headline="letter",
     aggregate=aggregate,
+    default_style="open",
     source="arXiv:2503.08540, section 5, soham97/mellow @c8204d8",
     licence="stated by each row",
 )

@@ -35,7 +35,7 @@ from earwise.types import Example, Score, Text, Turn
 TRANSCRIPT_COLUMNS = ("raw_transcription", "text", "sentence", "transcription", "transcript", "normalized_text")
 READINGS: dict[str, Reading] = {"wer": "qwen2audio", "wer_whisper": "whisper"}
 QUESTION = "Transcribe the speech."
-"""Asked where a row has no question of its own. The wording is ours."""
+"""Asked where a file has no questions of its own. The wording is ours."""
 TABLE = SpeechTable("transcription", TRANSCRIPT_COLUMNS, QUESTION)
 
 
@@ -53,7 +53,7 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     if path.is_dir():
         if aishell_files(path):
             return load_aishell(path, audio_root, TABLE)
-        return load_source("librispeech")(path, audio_root)
+        return [asked(example, QUESTION) for example in load_source("librispeech")(path, audio_root)]
     if path.suffix.lower() == ".tsv":
         is_common_voice = path.read_bytes()[:200].startswith(b"client_id")
         if is_common_voice:
