@@ -202,7 +202,8 @@ def write_results(out: Path, results: Sequence[TaskResult]) -> list[dict[str, An
         results: The finished tasks.
     Returns:
         For each task `task`, `folder`, `n`, the name of the headline `score`, `lower_is_better`, its `value`, `low` and
-        `high` (None without gold answers), and `blind` (control -> value) and `gain` (control -> hearing gain).
+        `high` (None if no item has a score; `unscored` then says why), and `blind` (control -> value) and `gain`
+        (control -> hearing gain).
     """
     rows = []
     for result in results:
@@ -215,6 +216,7 @@ def write_results(out: Path, results: Sequence[TaskResult]) -> list[dict[str, An
                 "n": metrics["n"],
                 "score": metrics["headline"],
                 "lower_is_better": score.lower_is_better if score else False,
+                "unscored": "" if score else _reason(result.choice.task),
                 "value": score.value if score else None,
                 "low": score.low if score else None,
                 "high": score.high if score else None,
@@ -230,6 +232,12 @@ def write_results(out: Path, results: Sequence[TaskResult]) -> list[dict[str, An
     return rows
 
 
+def _reason(task: Task) -> str:
+    """Why no item has a score."""
+    needs_judge = task.judging is not None and task.judging.alone and task.judge_rows is None
+    return "needs --judge" if needs_judge else "no gold answers"
+
+
 def results_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows of `write_results` as a table for the terminal, in percent."""
     controls = list(dict.fromkeys(name for row in rows for name in row["blind"]))
@@ -240,7 +248,7 @@ def results_text(rows: Sequence[Mapping[str, Any]]) -> str:
         mark = "*" if row["lower_is_better"] else ""
         cells = f"{row['folder']:{width}}{row['n']:>6}  {row['score'] + mark:14}"
         if row["value"] is None:
-            lines.append(f"{cells}{'no gold answers':>8}")
+            lines.append(f"{cells} {row['unscored']}")
             continue
         interval = f"{100 * row['low']:.1f}-{100 * row['high']:.1f}"
         cells += f"{100 * row['value']:>8.1f}  {interval:>15}"
