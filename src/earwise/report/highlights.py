@@ -11,7 +11,7 @@ from earwise.evaluation.results import EvalRun
 from earwise.evaluation.scores import blind_controls, headline
 from earwise.report.page import tile
 from earwise.report.plots import percent, points
-from earwise.report.tables import p_value
+from earwise.report.tables import SCORE_LABELS, p_value
 
 CONTROL_NAMES = {
     "silence": "silence",
@@ -40,8 +40,8 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     text = (
         f"<b>{escape(run.name)}</b> answers <b>{percent(score.value)}</b> of {score.n} questions right ({interval})"
         if is_share
-        else f"<b>{escape(run.name)}</b> scores <b>{100 * score.value:.1f}</b> in {escape(score.name)} on {score.n} "
-        f"items, times 100 ({interval}{direction})"
+        else f"<b>{escape(run.name)}</b> scores <b>{100 * score.value:.1f}</b> in {escape(_in_words(score.name))} on "
+        f"{score.n} items, times 100 ({interval}{direction})"
     )
     if paired is not None:
         gain = paired[name]
@@ -60,6 +60,11 @@ def lead(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> s
     return f"{text}. With {CONTROL_NAMES.get(control, control)} in place of the sound: <b>{blind_value}</b>.{warning}"
 
 
+def _in_words(name: str) -> str:
+    """A score's name within a sentence."""
+    return SCORE_LABELS.get(name, name)
+
+
 def _counts_right_answers(run: EvalRun, name: str) -> bool:
     """Whether a score is 0 or 1 for every item, so that its mean is a share of right answers."""
     return all(row["scores"] is None or row["scores"].get(name) in (0, 1) for row in run.first.values())
@@ -75,7 +80,7 @@ def tiles(runs: Sequence[EvalRun], paired: dict[str, Any] | None, name: str) -> 
     run, metrics = runs[-1], runs[-1].metrics
     score = headline(metrics, name)
     assert score is not None
-    result = [tile(run.name, percent(score.value), f"{name} score, n = {score.n}")]
+    result = [tile(run.name, percent(score.value), f"{_in_words(name)} score, n = {score.n}")]
     if paired is not None:
         gain = paired[name]
         result.append(tile(runs[0].name, percent(gain["accuracy_a"]), f"{gain['wins']} gained, {gain['losses']} lost"))

@@ -61,20 +61,23 @@ def points(value: float) -> str:
 
 
 def intervals(rows: Sequence[Interval], chance: float | None) -> str:
-    """Dots with their 95 % intervals on a common scale from 0 to 100 %.
+    """Dots with their 95 % intervals on a common scale from 0 to 100 %, or to 200, 400, ... where a value is larger, as
+    error rates and CIDEr-D can be.
 
     Args:
         rows: The lines of the figure.
         chance: Chance level in [0, 1], drawn as a dashed line; None: no line.
     """
+    largest = max((value for row in rows for value in (row.value, row.high) if value is not None), default=1.0)
+    top = 2.0 ** max(0, math.ceil(math.log2(max(largest, 1e-9)) - 1e-9))
     lines = []
     for row in rows:
         low, high = (row.value if end is None else end for end in (row.low, row.high))
         ends = {"low": low, "high": high, "value": row.value}
-        style = ";".join(f"--{name}:{100 * min(1.0, max(0.0, value)):.2f}%" for name, value in ends.items())
+        style = ";".join(f"--{name}:{100 * min(1.0, max(0.0, value / top)):.2f}%" for name, value in ends.items())
         kind = " published" if row.low is None else " hollow" if row.colour < 0 else ""
         interval = "published" if row.low is None else f"{100 * low:.1f}–{100 * high:.1f}"
-        mark = "" if chance is None else f'<i class="chance" style="left:{100 * chance:.2f}%"></i>'
+        mark = "" if chance is None else f'<i class="chance" style="left:{100 * chance / top:.2f}%"></i>'
         lines.append(
             f'<div class="irow"><div class="ilabel">{escape(row.label)}<small>{escape(row.note)}</small></div>'
             f'<div class="itrack{kind}" style="{style};--c:var(--c{max(row.colour, 0)})">{mark}'
@@ -82,7 +85,8 @@ def intervals(rows: Sequence[Interval], chance: float | None) -> str:
             f"<small>{interval}</small></div></div>"
         )
     axis = "".join(
-        f'<span style="left:{tick}%">{tick}{" %" if tick == 100 else ""}</span>' for tick in (0, 25, 50, 75, 100)
+        f'<span style="left:{tick}%">{top * tick:.0f}{" %" if tick == 100 else ""}</span>'
+        for tick in (0, 25, 50, 75, 100)
     )
     foot = (
         "" if chance is None else f'<p class="note">Dashed line: chance, {percent(chance)}. Bars: 95 % intervals.</p>'

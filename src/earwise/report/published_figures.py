@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from earwise.errors import DataError
+from earwise.errors import ConfigError, DataError
 from earwise.report.tables import table
 
 FIELDS = ("model", "value", "source")
@@ -53,6 +53,20 @@ def read_published(path: Path) -> list[PublishedFigure]:
     if not isinstance(entries, list):
         raise DataError(f"{path}: holds no list; give a JSON list of objects with {', '.join(FIELDS)}")
     return [_figure(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+
+
+def matching(figures: Sequence[PublishedFigure], models: Sequence[str]) -> list[PublishedFigure]:
+    """The figures of models whose names contain one of the texts, whatever their case; all of them without a text.
+
+    Raises:
+        ConfigError: if a text is in no name.
+    """
+    for text in models:
+        if not any(text.lower() in figure.model.lower() for figure in figures):
+            names = ", ".join(dict.fromkeys(figure.model for figure in figures)) or "no figure is known for this run"
+            raise ConfigError(f"--published-model {text!r} is in none of the models: {names}")
+    wanted = [text.lower() for text in models]
+    return [figure for figure in figures if not wanted or any(text in figure.model.lower() for text in wanted)]
 
 
 def published_table(figures: Sequence[PublishedFigure]) -> str:

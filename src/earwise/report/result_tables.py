@@ -19,7 +19,7 @@ from earwise.evaluation.summary import GROUPS
 from earwise.report.plots import CostPoint, Interval, against_cost, intervals, percent
 from earwise.report.published_figures import PublishedFigure, published_table
 from earwise.report.samples.outcomes import OUTCOMES, outcomes, shared_items
-from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, table
+from earwise.report.tables import NO_VALUE, ColouredRun, gain_cell, interval_cell, p_value, run_name, score_label, table
 
 GROUPS_SHOWN = 24
 """Values of a group that the page lists; the others are in metrics.json."""
@@ -121,7 +121,7 @@ def _unread_in_form(run: EvalRun) -> list[str]:
 def overall(runs: Sequence[ColouredRun]) -> str:
     """One line per run: all its scores, the format, and the items that could not be scored."""
     names = list(dict.fromkeys(name for run, _ in runs for name in run.metrics["accuracy"]))
-    titles = [escape(name.replace("_", " ").capitalize()) for name in names]
+    titles = [escape(score_label(name)) for name in names]
     head = ["Run", "n", *titles, "Format", "Unparsed", "Ambiguous", "Errors", "Cut off"]
     body = []
     for run, colour in runs:

@@ -12,6 +12,12 @@ from earwise.evaluation.results import EvalRun
 from earwise.report.plots import points
 
 NO_VALUE = "–"
+SCORE_LABELS = {
+    "wer": "WER", "wer_whisper": "WER (Whisper)", "bleu": "BLEU", "chrf": "chrF", "cider_d": "CIDEr-D",
+    "rouge_l": "ROUGE-L", "meteor": "METEOR", "spice": "SPICE", "spider": "SPIDEr", "macro_f1": "Macro F1",
+    **{f"bleu_{order}": f"BLEU-{order}" for order in (1, 2, 3, 4)},
+}  # fmt: skip
+"""Scores whose usual writing does not follow from their names."""
 ColouredRun = tuple[EvalRun, int]
 """A run and the number of its colour in the page's style sheet."""
 
@@ -33,12 +39,24 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str = "")
     return f'<div class="scroll" tabindex="0">{content}</div>{note}'
 
 
+def score_label(name: str) -> str:
+    """A score's name as a reader knows it.
+
+    >>> score_label("cider_d"), score_label("recall_yes")
+    ('CIDEr-D', 'Recall yes')
+    """
+    return SCORE_LABELS.get(name, name.replace("_", " ").capitalize())
+
+
 def interval_cell(metric: Mapping[str, Any] | None) -> str:
-    """A metric in percent with its interval, if it has one; a dash for None."""
+    """A metric in percent with its interval, if it has one; a dash for None. A graded score of a single item has none,
+    because one value has no spread to resample."""
     if metric is None:
         return NO_VALUE
     value = f"{100 * metric['accuracy']:.1f}"
-    return f"{value}<small>{100 * metric['low']:.1f}–{100 * metric['high']:.1f}</small>" if "low" in metric else value
+    if "low" not in metric or (metric.get("n") == 1 and metric["low"] == metric["high"]):
+        return value
+    return f"{value}<small>{100 * metric['low']:.1f}–{100 * metric['high']:.1f}</small>"
 
 
 def gain_cell(difference: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from earwise import cli
 from earwise.errors import DataError
 from earwise.evaluation.run import evaluate
+from earwise.report.plots import Interval, intervals
 from earwise.report.published_figures import PublishedFigure, read_published
 from scripted_engine import ScriptedEngine, answer_by_pitch, tone_task
 
@@ -48,3 +49,28 @@ def test_the_page_shows_them_with_their_sources(tmp_path: Path, monkeypatch: pyt
     assert "arXiv:0000.00000, table 2" in text and "64.5 %" in text
     assert cli.run(["report", "run", "--published", "none.json", "--out", "other.html"]) == 2
     assert not (tmp_path / "other.html").exists()
+
+
+def test_published_figures_of_some_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 4), tmp_path / "run")
+    others = [FIGURE, {**FIGURE, "model": "Other-7B, zero-shot"}, {**FIGURE, "model": "Third"}]
+    (tmp_path / "figures.json").write_text(json.dumps(others))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["report", "run", "--published", "figures.json", "--published-model"]
+    assert cli.run([*arguments, "other-7b", "--published-model", "third"]) == 0
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "Other-7B, zero-shot" in text and "Third" in text and "Model &lt;A&gt;" not in text
+    capsys.readouterr()
+    assert cli.run([*arguments, "qwen"]) == 2
+    assert "--published-model 'qwen' is in none of the models: Model <A>, Other-7B" in capsys.readouterr().err
+
+
+def test_figures_above_100_percent_widen_the_scale() -> None:
+    """An error rate of 133 % and its interval up to 167 % stand on a scale to 200 %."""
+    rows = [Interval("a", 0.5, 0.25, 0.75, 0), Interval("b", 1.333, 1.0, 1.669, -1)]
+    text = intervals(rows, 0.25)
+    assert "--low:12.50%;--high:37.50%;--value:25.00%" in text and "--high:83.45%;--value:66.65%" in text
+    assert ">200 %<" in text and "left:12.50%" in text
+    assert ">100 %<" in intervals(rows[:1], None) and "--value:50.00%" in intervals(rows[:1], None)

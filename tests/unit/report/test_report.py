@@ -310,7 +310,7 @@ def test_the_lead_of_a_score_that_is_no_share_says_what_it_is(tmp_path: Path) ->
     evaluate(ScriptedEngine(lambda prompt: "the old cat"), task, tmp_path / "a", task=transcription)
     evaluate(ScriptedEngine(lambda prompt: "the old cat sat"), task, tmp_path / "b", task=transcription)
     text = " ".join(" ".join(parsed(write_report(tmp_path / "r.html", [tmp_path / "a"])).words).split())
-    assert "a scores 25.0 in wer on 4 items, times 100" in text and "less is better" in text
+    assert "a scores 25.0 in WER on 4 items, times 100" in text and "less is better" in text
     out = write_report(tmp_path / "r.html", [tmp_path / "a", tmp_path / "b"])
     assert "+25.0 points against a (25.0; interval" in " ".join(" ".join(parsed(out).words).split())
     assert {sample["outcome"] for sample in data_of(out)["samples"]} == {"gained"}

@@ -40,6 +40,13 @@ if TYPE_CHECKING:
     "that the package knows for the last run's benchmark and edition]",
 )
 @click.option(
+    "--published-model",
+    "published_models",
+    multiple=True,
+    metavar="TEXT",
+    help="Only published figures of models whose name contains TEXT; may be repeated.",
+)
+@click.option(
     "--tables",
     type=UserPath(file_okay=False),
     help="Folder for every table of the page as CSV, Markdown and LaTeX.",
@@ -53,6 +60,7 @@ def command(
     seed: int,
     audio_mb: float,
     published: Path | None,
+    published_models: tuple[str, ...],
     tables: Path | None,
     as_json: bool,
 ) -> None:
@@ -68,8 +76,10 @@ def command(
     earwise report runs/r1-aqa-cpu
     earwise report runs/before runs/after --training runs/r1-aqa --out report.html
     earwise report runs/first --tables tables/
+    earwise report runs/mmau --published-model Qwen2-Audio
     """
     from earwise.report import write_report
+    from earwise.report.published_figures import matching
     from earwise.report.table_files import write_tables
     from earwise.report.training import is_training_run, read_evaluations
 
@@ -83,7 +93,7 @@ def command(
     default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
     path = write_report(
         out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed,
-        audio_budget=int(audio_mb * 1e6), published=_figures(runs, published),
+        audio_budget=int(audio_mb * 1e6), published=matching(_figures(runs, published), published_models),
     )  # fmt: skip
     table_files = write_tables(path.read_text(encoding="utf-8"), tables) if tables is not None else []
     if as_json:

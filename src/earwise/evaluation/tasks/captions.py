@@ -77,7 +77,7 @@ def add_scores(rows: Sequence[Row]) -> list[Row]:
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     """Means of the scores; BLEU-1 to BLEU-4 are those of the corpus, not the means of the items."""
-    metrics = mean_scores(rows)
+    metrics = {name: metric for name, metric in mean_scores(rows).items() if name != "bleu_4"}
     references = [[caption_tokens(gold) for gold in row["gold"]] for row in rows]
     for order, value in enumerate(bleu([caption_tokens(row["output"]) for row in rows], references), 1):
         metrics[f"bleu_{order}"] = {"accuracy": value, "n": len(rows)}
