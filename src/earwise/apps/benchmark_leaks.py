@@ -28,14 +28,27 @@ def find_leaks(examples: Sequence[Example], training: Sequence[Path], *, workers
 
     Args:
         examples: Items of the benchmark.
-        training: Training manifests.
+        training: Training manifests; clips that are not there are compared by video and question only.
         workers: Number of processes that decode clips; None for one per core.
     Returns:
         Id of an item -> what a training row has in common with it, in the order of the items.
     Raises:
         DataError: if a manifest cannot be read.
     """
-    rows = [row for path in training for row in manifest.read(path, require_audio=False)]
+    return _shared_content(examples, read_training(training), workers)
+
+
+def read_training(paths: Sequence[Path]) -> list[Example]:
+    """The rows of training manifests, whether their clips are there or not.
+
+    Raises:
+        DataError: if a manifest cannot be read.
+    """
+    return [row for path in paths for row in manifest.read(path, check_files=False, require_audio=False)]
+
+
+def _shared_content(examples: Sequence[Example], rows: Sequence[Example], workers: int | None) -> dict[str, str]:
+    """What each item has in common with a training row, see `find_leaks`."""
     questions: dict[str, str] = {}
     videos: dict[str, str] = {}
     for row in rows:
@@ -66,17 +79,20 @@ def report_leaks(out: Path, examples: Sequence[Example], training: Sequence[Path
         task: The task, which makes metrics of the remaining rows.
     Returns:
         `training` (names of the manifests), `count` of the items that were found, `n` items in all, `items` (id ->
-        reason), and `without` (all metrics of the labelled items that were not found; None if none is left).
+        reason), `missing_clips` (number of training clips that are not there), and `without` (all metrics of the
+        labelled items that were not found; None if none is left).
     Raises:
         DataError: if a manifest cannot be read, or the run is not finished.
     """
-    reasons, run = find_leaks(examples, training), read_run(out)
+    rows, run = read_training(training), read_run(out)
+    reasons = _shared_content(examples, rows, workers=1)
     unseen = [row for row in run.first.values() if row["scores"] is not None and row["id"] not in reasons]
     result = {
         "training": [path.name for path in training],
         "count": len(reasons),
         "n": len(examples),
         "items": reasons,
+        "missing_clips": sum(not path.is_file() for path in {clip for row in rows for clip in row.audio_paths}),
         "without": task.aggregate(unseen) if unseen else None,
     }
     write_json(out / OVERLAP, result)

@@ -77,6 +77,11 @@ def _orders_and_draws(metrics: Mapping[str, Any]) -> list[str]:
         without = (overlap["without"] or {}).get(metrics["headline"])
         rest = f"; {100 * without['accuracy']:.1f} without them" if without else ""
         lines.append(f"{overlap['count']} of {overlap['n']} items stand in the training data{rest}")
+        if overlap.get("missing_clips"):
+            lines.append(
+                f"{overlap['missing_clips']} training clips are not there; their items were looked for by video and "
+                "question only"
+            )
     return lines
 
 

@@ -247,6 +247,7 @@ def command(**values: Any) -> None:
     folder also gets predictions.json or .csv. Several processes, or machines with a shared folder, divide the items;
     the last one to finish writes the results.
     """
+    from earwise.apps.benchmark_leaks import read_training
     from earwise.apps.task_runs import load_items, parse_tasks, run_task
 
     options = collect_options(EvaluateCommand, values)
@@ -254,6 +255,7 @@ def command(**values: Any) -> None:
     choices = parse_tasks(options.tasks, options.data, options.audio_root, options.out)
     for choice in choices:
         run_options.for_task(choice.task)
+    read_training(run_options.training)  # refused before the model answers anything
     items = [load_items(choice, run_options) for choice in choices]
     for choice in choices:
         _note_formats(choice)
