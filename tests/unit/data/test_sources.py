@@ -325,7 +325,7 @@ def test_a_json_list_is_read_past_damaged_items(tmp_path, monkeypatch):
     assert [line.removeprefix(f"{path}:") for line in lines] == [
         "item 2: not JSON (Expecting ',' delimiter)",
         "item 4: a JSON int where an object is expected",
-        "item 5: not UTF-8",
+        "item 5: is not UTF-8 text; save the file as UTF-8",
         "item 7: not JSON (Expecting ',' delimiter)",
     ]
 

@@ -62,7 +62,7 @@ def list_items(
             continue
         number += 1
         if "\ufffd" in buffer[position:end]:
-            on_skip(f"{path}:item {number}: not UTF-8")
+            on_skip(f"{path}:item {number}: is not UTF-8 text; save the file as UTF-8")
         elif message := half_character(buffer[position:end], value):
             on_skip(f"{path}:item {number}: {message}")
         else:

@@ -220,11 +220,18 @@ def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
     yield from lines
 
 
+_MULTIBYTE = re.compile(rb"[\x80-\xff]{6}")
+"""What no text in Windows-1252 has: six letters beyond ASCII in a row. Chinese encodings have them from three
+characters on, and would be read as nonsense."""
+
+
 def _decode(line: bytes, path: Path, number: int, fallback: str | None) -> str:
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         if fallback is not None:
+            if fallback == "cp1252" and _MULTIBYTE.search(line):
+                raise not_utf8(path, number, error) from error
             return line.decode(fallback, errors="replace")
         raise not_utf8(path, number, error) from error
 

@@ -142,7 +142,7 @@ def _json_lines(path: Path, on_skip: OnSkip) -> Iterator[tuple[str, Any]]:
             continue
         location = f"{path}:row {number}"
         if "\ufffd" in line:
-            on_skip(f"{location}: not UTF-8")
+            on_skip(f"{location}: is not UTF-8 text; save the file as UTF-8")
             continue
         try:
             value = json.loads(line)

@@ -28,9 +28,9 @@ CODES = ("en", "zh", "yue", "fr", "de", "ja", "es", "it")
 def is_qwen2_audio_file(path: Path) -> bool:
     """Whether the first line of a file has the four fields."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             line = file.readline()
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return False
     return line.lstrip().startswith("{") and all(f'"{field}"' in line for field in FIELDS)
 

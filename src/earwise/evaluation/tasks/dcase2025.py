@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from string import ascii_uppercase
 from typing import Any
 
+from earwise.data.readers.text_lines import read_text
 from earwise.errors import DataError
 from earwise.evaluation.metrics import mmau as metric
 from earwise.evaluation.published.choice_file import check_audio, locate, question_turn
@@ -91,8 +92,8 @@ def _questions(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         return
     for file in sorted(path.rglob("*.json")):
         try:
-            row = json.loads(file.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+            row = json.loads(read_text(file))
+        except ValueError as error:
             raise DataError(f"{file}: not JSON ({error}); download it again") from error
         if not isinstance(row, dict):
             raise DataError(f"{file}: holds no question; give the folder with one JSON file a question")
