@@ -12,22 +12,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from earwise.apps.paper_tables.fixtures import write_fixtures
 from earwise.apps.paper_tables.published import papers
 
 
-def measure(paper: str, model: str, out: Path, limit: int) -> dict[str, Any]:
-    """Run `earwise table` on fixtures as a process of its own, and read the table that it wrote.
+def measure(paper: str, data: Path, model: str, out: Path) -> dict[str, Any]:
+    """Run `earwise table` as a process of its own, and read the table that it wrote.
 
     Args:
         paper: Name of the paper.
+        data: Folder of the fixtures.
         model: Name or folder of the model.
         out: Folder of all papers.
-        limit: Number of items of each set.
     Raises:
         subprocess.CalledProcessError: if the command fails.
     """
     folder = out / paper
-    command = [sys.executable, "-m", "earwise", "table", paper, "--fixtures", "--model", model, "--limit", str(limit)]
+    command = [sys.executable, "-m", "earwise", "table", paper, "--data", str(data), "--model", model]
     subprocess.run([*command, "--out", str(folder)], check=True, stdout=subprocess.DEVNULL)
     result: dict[str, Any] = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     return result
@@ -52,10 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="embedded", help="name or folder of the model")
     parser.add_argument("--out", type=Path, default=Path("runs/tables"), help="folder of the runs")
-    parser.add_argument("--limit", type=int, default=4, help="items of each set")
+    parser.add_argument("--rows", type=int, default=2, help="rows of each set and kind of sound")
     options = parser.parse_args()
+    data = options.out / "sets"
+    if not data.exists():
+        write_fixtures(data, rows=options.rows)
     for paper in papers():
-        print(filled(measure(paper, options.model, options.out, options.limit)), flush=True)
+        print(filled(measure(paper, data, options.model, options.out)), flush=True)
 
 
 if __name__ == "__main__":
