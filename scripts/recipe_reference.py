@@ -25,6 +25,7 @@ from pydantic_core import PydanticUndefined
 
 from earwise.config import curriculum, deprecated, recipe, servers, stages
 from earwise.config.control import hardware, run_control
+from earwise.config.kinds import gkd
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -50,9 +51,11 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "grpo.weight_sync": (servers.WeightSyncConfig, None),
     "dpo": (stages.DpoConfig, COMMON),
     "compress": (stages.CompressConfig, COMMON),
+    "gkd": (gkd.GkdConfig, COMMON),
+    "gkd.teacher": (gkd.TeacherConfig, None),
 }
 """Name of a table -> the model whose fields it lists, and the model whose fields are left out."""
-STAGE_KINDS = "`sft`, `grpo`, `dpo`, `compress`, or a stage of your own as `file.py:name`"
+STAGE_KINDS = "`sft`, `grpo`, `dpo`, `compress`, `gkd`, or a stage of your own as `file.py:name`"
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
 
 

@@ -19,6 +19,7 @@ from earwise.prompts import INSTRUCTIONS
 ROOT = Path(__file__).parents[2]
 RECIPES = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
 REWARDS_PAGE = (ROOT / "docs" / "reference" / "rewards.md").read_text(encoding="utf-8")
+KINDS = ("sft", "grpo", "dpo", "compress", "gkd")
 STAGE = {"data": {"mixture": [{"manifest": "a.jsonl"}]}, "max_steps": 1}
 
 
@@ -61,14 +62,15 @@ def test_tables_of_recipe_keys_are_generated_from_the_schema(monkeypatch: pytest
 def test_defaults_are_those_of_the_schema() -> None:
     places = {"stage": "", "data": "data.", "trainable": "trainable.", "trainable.lora": "trainable.lora."}
     places |= {name: f"{name}." for name in ("optimizer", "curriculum", "curriculum.band")}
-    places |= dict.fromkeys(("sft", "grpo", "dpo", "compress"), "")
+    places |= dict.fromkeys(KINDS, "")
     num_compared = 0
     for name, text in re.findall(r"<!-- table ([\w.]+) -->\n(.*?)<!-- end -->", RECIPES, re.DOTALL):
         if name not in places:
             continue
-        kind = name if name in ("sft", "grpo", "dpo", "compress") else "sft"
+        kind = name if name in KINDS else "sft"
         styles = {"styles": {"think": 1.0}} if kind == "compress" else {}
         raw = STAGE | {"kind": kind, "data": {"mixture": [{"manifest": "a.jsonl"}]} | styles}
+        raw |= {"teacher": {"name": "embedded"}} if kind == "gkd" else {}
         stage = check_recipe({"recipe": "r", "stages": [raw]}, "docs").stages[0].model_dump(mode="json")
         for key, default in re.findall(r"^\| `([\w.]+)` \| [^|]+ \| `([^`]+)` \|", text, re.MULTILINE):
             if key == "max_steps":  # the stage needs a length, so its default cannot be compared
@@ -85,7 +87,7 @@ def test_stages_of_the_training_page_are_valid() -> None:
         check_recipe({"recipe": "r", "stages": yaml.safe_load(textwrap.dedent(snippet))}, "docs").stages[0].kind
         for snippet in snippets
     ]
-    assert kinds == ["sft", "grpo", "dpo", "compress"]
+    assert kinds == list(KINDS)
 
 
 def test_example_of_arms_is_valid() -> None:

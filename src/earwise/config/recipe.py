@@ -19,6 +19,7 @@ from earwise.config.control.hardware import HardwareConfig
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.curriculum import BandConfig, CurriculumConfig
 from earwise.config.deprecated import warn_on_stderr, with_new_names
+from earwise.config.kinds.gkd import TeacherConfig
 from earwise.config.optimizer import LrSchedulerConfig, OptimizerConfig
 from earwise.config.overrides import lay_over
 from earwise.config.recipe_files import find_recipe
@@ -228,7 +229,7 @@ def _field_names(own: Sequence[str]) -> list[str]:
     models: list[type[BaseModel]] = [
         *map(settings_class, own), Recipe, ModelConfig, ConnectorConfig, Source, DataConfig, LoraConfig,
         TrainableConfig, OptimizerConfig, LrSchedulerConfig, HardwareConfig, *STAGE_CONFIGS.values(), BandConfig,
-        CurriculumConfig, JudgeConfig, WeightSyncConfig, EvalConfig,
+        CurriculumConfig, JudgeConfig, WeightSyncConfig, TeacherConfig, EvalConfig,
     ]  # fmt: skip
     return [name for model in models for name in model.model_fields]
 

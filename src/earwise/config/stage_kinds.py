@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, SerializeAsAny, WrapValidator
 
+from earwise.config.kinds.gkd import GkdConfig
 from earwise.config.resolve import resolve_entry
 from earwise.config.stages import CompressConfig, DpoConfig, GrpoConfig, SftConfig, StageConfig
 from earwise.errors import ConfigError
@@ -19,6 +20,7 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     "grpo": GrpoConfig,
     "dpo": DpoConfig,
     "compress": CompressConfig,
+    "gkd": GkdConfig,
 }
 """Kind of a stage -> its settings. The classes of the stages themselves are in `training/stages/table.py`."""
 
@@ -72,6 +74,6 @@ def _validate_stage(value: Any, validate: Any) -> StageConfig:
 if TYPE_CHECKING:
     AnyStageConfig = StageConfig
 else:
-    _BuiltIn = Annotated[SftConfig | GrpoConfig | DpoConfig | CompressConfig, Field(discriminator="kind")]
+    _BuiltIn = Annotated[SftConfig | GrpoConfig | DpoConfig | CompressConfig | GkdConfig, Field(discriminator="kind")]
     AnyStageConfig = Annotated[SerializeAsAny[_BuiltIn], WrapValidator(_validate_stage)]
     """A stage of a recipe."""

@@ -158,8 +158,8 @@ class StageConfig(RunControl):
     def _check_online_has_completions(self) -> "StageConfig":
         if self.curriculum.order == "online" and not self.samples_completions:
             raise ValueError(
-                "curriculum.order online needs completions that the policy samples in training, and a stage of kind "
-                f"{self.kind} samples none; use easy_to_hard"
+                "curriculum.order online needs rewards of completions that the policy samples, and a stage of kind "
+                f"{self.kind} has none; use easy_to_hard"
             )
         return self
 

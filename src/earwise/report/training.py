@@ -37,6 +37,8 @@ CURVES = {
     "dpo/loss": ("Preference loss", "nats per pair"),
     "dpo/accuracy": ("Preference accuracy", "share of pairs with a positive margin"),
     "dpo/margin": ("Preference margin", "nats"),
+    "gkd/loss": ("Divergence from the teacher", "nats per trained token"),
+    "gkd/length": ("Completion length", "tokens"),
     "compress/loss": ("Loss", "nats per trained token"),
     "compress/chain_tokens": ("Chain length", "tokens, as trained on"),
     "compress/delay": ("Token delay", "held-out tokens before the answer"),

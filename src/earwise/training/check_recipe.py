@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from earwise.algorithms.curriculum import Band, pass_rate, within_band
 from earwise.audio import clip_duration
@@ -32,6 +33,8 @@ from earwise.types import AudioClip, Example
 Notify = Callable[[str], None]
 OpenedManifests = dict[tuple[Path, bool], ManifestRows]
 """Manifest, and whether its audio files were looked for -> its rows."""
+Required = Literal["answer", "preference"] | None
+"""What a row needs for a stage; None for its question alone."""
 LoadEvalRows = Callable[[EvalConfig, Path], Sequence[Example]]
 """Loads the rows of an entry under `eval:`; the second argument is the folder that its file starts from."""
 
@@ -139,10 +142,12 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
         question_text("", (), style)  # refuses unknown styles
     mixture = []
     row_counts: dict[str, int] = {}
-    with_preferences = stage.trains_on_preferences(config)
+    required: Required = (
+        "preference" if stage.trains_on_preferences(config) else "answer" if config.needs_answers else None
+    )
     check_files = config.data.on_bad_row == "stop"
     for source in config.data.mixture:
-        rows = _open_source(source, base, opened, notify, with_preferences=with_preferences, check_files=check_files)
+        rows = _open_source(source, base, opened, notify, required=required, check_files=check_files)
         name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
         stage.check(config, rows, name)
         if isinstance(config, SftConfig) and config.assistant_turns == "last" and (talks := rows.with_history()):
@@ -158,7 +163,7 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
     held_out_source = stage.held_out_source(config)
     held_out: Sequence[Example] = ()
     if held_out_source is not None:
-        held_out = _open_source(held_out_source, base, opened, notify, with_preferences=False, check_files=check_files)
+        held_out = _open_source(held_out_source, base, opened, notify, required="answer", check_files=check_files)
     _check_sound(config, mixture)
     config = with_max_steps(config, [rows for rows, _ in mixture])
     eval_rows = _scorable_rows(config, base, opened, notify)
@@ -194,17 +199,17 @@ def _open_source(
     opened: OpenedManifests,
     notify: Notify,
     *,
-    with_preferences: bool,
+    required: Required,
     check_files: bool,
 ) -> ManifestRows:
-    """The rows of a source that have an answer, or a preference; a manifest that several sources name is opened once.
+    """The rows of a source that have what the stage needs; a manifest that several sources name is opened once.
 
     Args:
         source: The source.
         base: Folder that a relative manifest starts from.
         opened: Manifests that are already open; extended by this call.
         notify: Receives progress, and the number of rows that are left out.
-        with_preferences: Whether rows need a preference instead of an answer.
+        required: What a row needs.
         check_files: Whether every audio file must exist.
     Raises:
         DataError: if the manifest is missing, has no such row, or has a row without a clip that is not declared.
@@ -215,10 +220,13 @@ def _open_source(
             raise DataError(f"{path}: is not there; {_missing_manifest_remedy(path)}")
         opened[path, check_files] = open_rows(path, check_files=check_files, notify=notify)
     selected = opened[path, check_files].select(source.where)
-    rows = selected.select({}, require_answer=not with_preferences, require_preference=with_preferences)
-    missing, command = ("`rejected`", "preferences") if with_preferences else ("an answer to train on", "labels")
+    rows = selected.select({}, require_answer=required == "answer", require_preference=required == "preference")
+    is_answer = required != "preference"
+    missing, command = ("an answer to train on", "labels") if is_answer else ("`rejected`", "preferences")
+    condition = f" with {dict(source.where)}" if source.where else ""
+    if not selected and required is None:
+        raise DataError(f"{path}: none of {len(opened[path, check_files])} rows{condition}; correct `where`")
     if not rows:
-        condition = f" with {dict(source.where)}" if source.where else ""
         raise DataError(
             f"{path}: none of {len(opened[path, check_files])} rows{condition} has {missing}; build some: "
             f"earwise build {command}"

@@ -25,6 +25,7 @@ from earwise.forest import (
 )
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention, eager_attention
+from earwise.training.distillation.divergence import TeacherTargets, token_divergences
 from earwise.types import Waveform
 
 Inputs = TypeVar("Inputs")
@@ -43,6 +44,8 @@ class MicroBatch(Generic[Inputs]):
         loss_inputs: What the stage's loss needs beside the log-probabilities; each stage has a dataclass for it.
         temperature: Temperature of the log-probabilities: that of sampling, where the policy has sampled the tokens.
         log_entropy: Whether the entropy of the policy at the trained tokens is logged.
+        teacher_targets: A teacher's side, in distillation: the loss is then given divergences from it in place of
+            log-probabilities.
     """
 
     paths: list[list[TokenPath]]
@@ -52,6 +55,7 @@ class MicroBatch(Generic[Inputs]):
     loss_inputs: Inputs
     temperature: float = 1.0
     log_entropy: bool = False
+    teacher_targets: TeacherTargets | None = None
 
     @property
     def policy_inputs(self) -> tuple[Forest, dict[int, Tensor], dict[int, Waveform], float]:
@@ -79,8 +83,10 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         *,
         with_entropy: bool = False,
+        teacher_targets: TeacherTargets | None = None,
     ) -> Float[Tensor, "branches tokens"] | tuple[Float[Tensor, "branches tokens"], Float[Tensor, "branches tokens"]]:
-        """Log-probability of every trained token, and the policy's entropy there if it is asked for.
+        """Log-probability of every trained token, and the policy's entropy there if it is asked for; or its divergence
+        from a teacher.
 
         Args:
             forest: The packed trees.
@@ -88,10 +94,26 @@ class Policy(nn.Module):
             waveforms: Clip number -> waveform of every clip.
             temperature: Logits are divided by it.
             with_entropy: Whether to return entropies too.
+            teacher_targets: A teacher's side of the comparison; None for log-probabilities.
         Returns:
             Natural-log probabilities (nats), one row per branch of the forest, 0 at padding; with `with_entropy` also
-            entropies (nats) in the same shape, without gradients.
+            entropies (nats) in the same shape, without gradients. With `teacher_targets` the divergence from the
+            teacher (nats) where each token was predicted, in the same shape.
         """
+        hidden = self.hidden_states(forest, encoder_states, waveforms)
+        if teacher_targets is not None:
+            return token_divergences(hidden, forest, teacher_targets, self._model.logits)
+        logprobs, entropies = target_scores(
+            hidden, forest, self._model.logits, temperature=temperature, with_entropy=with_entropy
+        )
+        if entropies is None:
+            return branch_logprobs(logprobs, forest)
+        return branch_logprobs(logprobs, forest), branch_logprobs(entropies, forest)
+
+    def hidden_states(
+        self, forest: Forest, encoder_states: Mapping[int, Tensor], waveforms: Mapping[int, Waveform]
+    ) -> Float[Tensor, "seq dim"]:
+        """Decoder states of the packed tokens after the final norm; arguments as in `forward`."""
         clips = sorted(set(forest.audio_clips))
         if encoder_states:
             clip_states = [encoder_states[clip] for clip in clips]
@@ -99,13 +121,7 @@ class Policy(nn.Module):
             clip_states = self._model.encode_audio([waveforms[clip] for clip in clips]) if clips else []
         audio_embeddings = dict(zip(clips, self._model.project_audio(clip_states), strict=True)) if clips else {}
         embeddings = insert_audio_embeddings(self._model.embed(forest.ids), forest, audio_embeddings)
-        hidden = self._model.decode(embeddings, forest.positions, TreeAttention(forest))
-        logprobs, entropies = target_scores(
-            hidden, forest, self._model.logits, temperature=temperature, with_entropy=with_entropy
-        )
-        if entropies is None:
-            return branch_logprobs(logprobs, forest)
-        return branch_logprobs(logprobs, forest), branch_logprobs(entropies, forest)
+        return self._model.decode(embeddings, forest.positions, TreeAttention(forest))
 
 
 FOREST_TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}

@@ -14,8 +14,8 @@ import torch
 
 PHASES = ("decode", "hear", "rollout", "reference", "forward", "backward", "optimizer")
 """Names in the log, in the order in which they are shown: reading audio files; the frozen encoder; sampling; forward
-passes under the reference and the old policy; connector, decoder and loss (and the encoder where it is trained); their
-gradients; gradient clipping and update."""
+passes under the reference, the old policy and a teacher; connector, decoder and loss (and the encoder where it is
+trained); their gradients; gradient clipping and update."""
 OUTSIDE_PHASES = "rest"
 """Name in the log of the time outside all phases."""
 

@@ -324,7 +324,9 @@ class Trainer:
         step.record.sums = sums
 
     def _logprobs(self, micro_batch: MicroBatch[Any]) -> tuple[Tensor, dict[str, float]]:
-        """Log-probabilities of a micro-batch, and the mean entropy over its trained tokens if it is to be logged."""
+        """Log-probabilities (or divergences from a teacher), and the mean entropy per token if it is to be logged."""
+        if (targets := micro_batch.teacher_targets) is not None:
+            return self._prepared_policy(*micro_batch.policy_inputs, teacher_targets=targets), {}
         if not micro_batch.log_entropy:
             return self._prepared_policy(*micro_batch.policy_inputs), {}
         logprobs, entropies = self._prepared_policy(*micro_batch.policy_inputs, with_entropy=True)

@@ -148,6 +148,8 @@ def recipe(kind: str, curriculum: dict[str, Any], **more: Any) -> Recipe:
         if kind == "grpo"
         else {"clips_per_step": 2, "questions_per_clip": 1}
     )  # fmt: skip
+    if kind == "gkd":
+        stage |= {"teacher_context": "answer", "max_new_tokens": 4}
     if kind == "compress":
         stage |= {"steps_per_unit": 1, "data": stage["data"] | {"styles": {"think": 1.0}}}
     return check_recipe({"recipe": "t", "model": {"name": f"{__name__}:load"}, "stages": [stage | more]}, "test")
@@ -157,7 +159,7 @@ def trained_on(out: Path) -> list[list[str]]:
     return [json.loads(line)["ids"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-KINDS = ["sft", "grpo", "dpo", "compress"]
+KINDS = ["sft", "grpo", "dpo", "compress", "gkd"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -216,8 +218,8 @@ def test_a_stopped_run_goes_on_with_the_same_order_bit_for_bit(rows: Path, order
 
 
 def test_what_cannot_be_ordered_is_said_at_once() -> None:
-    for kind in ("sft", "dpo", "compress"):
-        with pytest.raises(ConfigError, match=rf"order online needs completions .* stage of kind {kind} samples none"):
+    for kind in ("sft", "dpo", "compress", "gkd"):
+        with pytest.raises(ConfigError, match=rf"order online needs rewards .* stage of kind {kind} has none"):
             recipe(kind, {"order": "online"})
     with pytest.raises(ConfigError, match="low 7, high 6, attempts 8"):
         recipe("grpo", {"order": "banded", "band": {"low": 7}})

@@ -49,9 +49,11 @@ STAGES: dict[str, dict[str, Any]] = {
             "log_completions_steps": 1},
     "compress": {"kind": "compress", "max_steps": 3, "clips_per_step": 3, "steps_per_unit": 1,
                  "held_out": {"manifest": "rows.jsonl"}, "held_out_limit": 2, "eval_steps": 2, "max_new_tokens": 5},
+    "gkd": {"kind": "gkd", "max_steps": 3, "clips_per_step": 3, "questions_per_clip": 2, "group_size": 2, "lmbda": 0.7,
+            "teacher_context": "answer", "max_new_tokens": 5, "log_completions_steps": 1},
 }  # fmt: skip
 
-SHARDED = ("sft", "sft, one tree", "sft, lora", "grpo, flat groups", "grpo, two updates", "grpo, Ctrl-C", "dpo")
+SHARDED = ("sft", "sft, one tree", "sft, lora", "grpo, flat groups", "grpo, two updates", "grpo, Ctrl-C", "dpo", "gkd")
 """Stages that also run with the decoder's layers sharded over the processes (FSDP2)."""
 PAIRS = [("two", name) for name in STAGES] + [("sharded", name) for name in SHARDED]
 

@@ -11,6 +11,7 @@ from earwise.config.recipe import Recipe, check_recipe
 from earwise.config.stage_kinds import STAGE_CONFIGS
 from earwise.data import index, manifest
 from earwise.errors import ConfigError, DataError
+from earwise.models import registry
 from earwise.models.memory.stage_memory import RolloutSize
 from earwise.training import check_recipe as checks
 from earwise.training.stages.stage import Stage, StageClass
@@ -22,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"prompts_per_step": 5, "group_size": 4, "max_new_tokens": 7},
     "dpo": {"negatives": "options"},
     "compress": {"data": {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think": 1.0}}},
+    "gkd": {"teacher_context": "answer", "clips_per_step": 3, "max_new_tokens": 9},
 }
 
 
@@ -59,11 +61,20 @@ def test_classes_have_all_methods_of_the_protocols(kind: str) -> None:
 
 def test_memory_of_the_stages() -> None:
     memory = {kind: stage_class(config).memory(config) for kind, config in all_configs().items()}
-    assert [kind for kind, need in memory.items() if need.keeps_reference] == ["grpo", "dpo"]
+    assert [kind for kind, need in memory.items() if need.keeps_reference] == ["grpo", "dpo", "gkd"]
     assert [kind for kind, need in memory.items() if not need.decodes_in_batches] == ["sft"]
-    assert {kind: need.rollout for kind, need in memory.items() if need.rollout} == {"grpo": RolloutSize(5, 4, 7)}
+    rollouts = {kind: need.rollout for kind, need in memory.items() if need.rollout}
+    assert rollouts == {"grpo": RolloutSize(5, 4, 7), "gkd": RolloutSize(12, 1, 9)}
     grpo = all_configs()["grpo"]
     assert stage_class(grpo).memory(grpo, processes=2).rollout == RolloutSize(3, 4, 7), "the larger share of 5 prompts"
+
+
+def test_memory_of_a_teacher_is_that_of_its_weights() -> None:
+    config = recipe("gkd", teacher={"name": "embedded"}, teacher_context="question").stages[0]
+    need = stage_class(config).memory(config, processes=3)
+    sizes = registry.default_sizes("embedded")
+    assert sizes is not None and not need.keeps_reference and need.rollout == RolloutSize(4, 1, 9)
+    assert 4 * sizes.parameters < need.teacher_bytes < 4 * sizes.parameters + 50e6
 
 
 def all_configs() -> dict[str, Any]:

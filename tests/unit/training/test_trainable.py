@@ -1,4 +1,4 @@
-"""All four kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
+"""All kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
 
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ KINDS: dict[str, dict] = {
     "grpo": {"group_size": 4, "max_new_tokens": 5, "rewards": {f"{__name__}:likes_e": 1.0}},
     "dpo": {"negatives": "options"},
     "compress": {"steps_per_unit": 1},
+    "gkd": {"teacher_context": "answer", "max_new_tokens": 5},
 }
 
 

@@ -112,6 +112,11 @@ class RunControl(Strict):
     """With `rollback`: number of rollbacks in a stage; one more ends the run."""
 
     @property
+    def needs_answers(self) -> bool:
+        """Whether rows without an answer are left out, in a stage that does not train on preferences."""
+        return True
+
+    @property
     def best_metric(self) -> str:
         """Metric that decides which checkpoint is best."""
         return self.metric_for_best_model or ("loss" if self.has_loss_on_rows else "accuracy")

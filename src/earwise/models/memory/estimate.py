@@ -117,11 +117,12 @@ def training_memory(
     lora_bytes = 4 * (sum(trained_parameters(sizes, trainable).values()) - sum(full.values()))
     updated = in_model_dtype + full["connector"] + lora_bytes // 4
     permanent = {
-        "weights": _weight_bytes(sizes, number_bytes) + connector_extra + lora_bytes,
+        "weights": weight_bytes(sizes, number_bytes) + connector_extra + lora_bytes,
         "masters": 4.0 * in_model_dtype if number_bytes < 4 else 0.0,
         "gradients": 4.0 * updated,
         "optimizer": stage.moment_bytes * updated,
         "reference": in_model_dtype * number_bytes + 4.0 * full["connector"] if stage.keeps_reference else 0.0,
+        "teacher": stage.teacher_bytes,
         "libraries": LIBRARY_BYTES,
     }
     encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
@@ -138,7 +139,7 @@ def training_memory(
         update["encoder activations"] = states * _encoder_bytes(encoder, number_bytes, gradient_checkpointing, lora)
     phases = {"update": update}
     if sizes.quantization is not None:  # whole weights are loaded first
-        unquantized = float(sizes.parameters * number_bytes) - _weight_bytes(sizes, number_bytes)
+        unquantized = float(sizes.parameters * number_bytes) - weight_bytes(sizes, number_bytes)
         not_yet = permanent["gradients"] + permanent["optimizer"] + permanent["reference"]
         phases["loading"] = {"weights before quantization": max(0.0, unquantized - not_yet)}
     if stage.rollout is not None:
@@ -167,7 +168,7 @@ def trained_parameters(sizes: ModelSizes, trainable: TrainableConfig, *, lora: b
     }
 
 
-def _weight_bytes(sizes: ModelSizes, number_bytes: int) -> float:
+def weight_bytes(sizes: ModelSizes, number_bytes: int) -> float:
     """Bytes of all weights; the linear layers of a decoder in 4 bits take `NF4_BYTES` each."""
     if sizes.quantization is None:
         return float(sizes.parameters * number_bytes)

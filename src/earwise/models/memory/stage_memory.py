@@ -31,6 +31,7 @@ class StageMemory:
         rollout: The completions of a training step; None if it samples none.
         decodes_in_batches: Whether the decoder runs while the batches of a step are made (sampling, reference,
             measurements). Under FSDP2 every process then holds all layers for that time.
+        teacher_bytes: Bytes of another model that is held beside the policy and frozen.
         moment_bytes: Bytes of the optimizer's state for one trained parameter.
         clips: Largest number of clips that one process uses in a step; None if it is not known.
     """
@@ -39,4 +40,5 @@ class StageMemory:
     rollout: RolloutSize | None = None
     decodes_in_batches: bool = False
     clips: int | None = None
+    teacher_bytes: float = 0.0
     moment_bytes: float = 8.0

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from earwise.config.kinds.gkd import GkdConfig
 from earwise.config.stages import GrpoConfig, SftConfig, StageConfig, SupervisedConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import ConfigError
@@ -23,7 +24,7 @@ def steps_per_epoch(config: StageConfig, sources: Sequence[ManifestRows]) -> flo
     """
     if isinstance(config, GrpoConfig):
         return max(1.0, sum(len(rows) for rows in sources) / config.prompts_per_step) * config.num_iterations
-    if not isinstance(config, SupervisedConfig):
+    if not isinstance(config, SupervisedConfig | GkdConfig):
         raise ConfigError(
             f"stage {config.label}: how much it draws in a step is not known, since its settings are derived from "
             "neither SupervisedConfig nor GrpoConfig; set max_steps instead of num_train_epochs"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from earwise.config.stages import SftConfig, SupervisedConfig
+from earwise.config.stages import SftConfig, StageConfig, SupervisedConfig
 from earwise.data.index import ManifestRows
 from earwise.errors import DataError
 from earwise.forest import TokenPath
@@ -219,7 +219,7 @@ def can_score_reply(config: SupervisedConfig, row: Example) -> bool:
     return bool(row.answer) and (not needs_chain or bool(row.reasoning))
 
 
-def check_reasoning(config: SupervisedConfig, rows: ManifestRows, source_name: str) -> None:
+def check_reasoning(config: StageConfig, rows: ManifestRows, source_name: str) -> None:
     """Refuse rows without reasoning where a prompt style asks for it.
 
     Raises:

@@ -35,6 +35,7 @@ STAGES = {
     "sft": StageEntry("earwise.training.stages.sft:SftStage", "loss"),
     "dpo": StageEntry("earwise.training.stages.dpo:DpoStage", "accuracy"),
     "compress": StageEntry("earwise.training.stages.compress:CompressStage", "loss"),
+    "gkd": StageEntry("earwise.training.stages.gkd:GkdStage", "loss"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Distillation: a teacher beside the policy, and the divergence of the two on one tree of completions."""
