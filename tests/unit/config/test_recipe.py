@@ -101,7 +101,7 @@ def test_wrong_settings_are_named(recipe: Path, overrides: list[str], message: s
         ),
         (
             "stages.0.kind=per_anser",
-            "stages.0.kind 'per_anser' is none of sft, grpo, dpo, compress; "
+            "stages.0.kind 'per_anser' is none of sft, grpo, dpo, compress, gkd; "
             "name one of them or your own as file.py:name",
         ),
         (
