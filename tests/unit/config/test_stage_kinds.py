@@ -116,7 +116,7 @@ def test_a_resolved_recipe_with_own_settings_is_read_back_unchanged(folder: Path
         ("own.py:ClosedStage", {}, "its settings Closed take the kind 'grpo' only; write `kind: str` into the class"),
         ("nowhere.py:MyStage", {}, "stage 'nowhere.py:MyStage' cannot be loaded: there is no file nowhere.py"),
         ("broken.py:MyStage", {}, "broken.py:2: ModuleNotFoundError: No module named 'not_there'; raised for stage"),
-        ("mystage", {}, "stages.0.kind 'mystage' is none of sft, grpo, dpo, compress; name one of them or your own as"),
+        ("mystage", {}, "stages.0.kind 'mystage' is none of sft, grpo, dpo, compress, gkd; name one of them"),
         ("", {}, "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress"),
         ({"a": 1}, {}, "{'a': 1}\" is none of sft, grpo, dpo, compress"),
     ],
