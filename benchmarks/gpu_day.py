@@ -150,6 +150,13 @@ def toy_settings(recipe: Recipe) -> Iterator[str]:
                 yield f"stages.{number}.{key}={value}"
 
 
+def teacher_settings(recipe: Recipe, checkpoint: Path | None) -> Iterator[str]:
+    """Settings that put the random weights in place of the published ones of a distillation stage's teacher."""
+    for number, stage in enumerate(recipe.stages):
+        if checkpoint is not None and getattr(stage, "teacher", None) is not None:
+            yield f"stages.{number}.teacher.weights={checkpoint}"
+
+
 def run_recipe(name: str, checkpoint: Path | None, arguments: argparse.Namespace) -> Row:
     """One step of every stage of a recipe.
 
@@ -169,6 +176,7 @@ def run_recipe(name: str, checkpoint: Path | None, arguments: argparse.Namespace
     command = ["-m", "earwise", "train", name, "--data", str(work), "--out", str(run)]
     command += ["--profile", profile] if profile else []
     command += [f"model.weights={checkpoint}"] if checkpoint else []
+    command += teacher_settings(recipe, checkpoint)
     command += ["eval=[]", "stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0"]
     command += toy_settings(recipe) if arguments.toy else ()
     result = run_process(command, arguments.out / "logs" / f"{name}.txt")

@@ -34,7 +34,10 @@ from earwise.report.page import Section, page, tile
 from earwise.report.tables import table
 
 RECIPES = PACKAGED_RECIPES
-NAMES = ("r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "embedded")
+NAMES = (
+    "r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "hyper", "gkd",
+    "embedded",
+)  # fmt: skip
 PROFILE = "cpu"
 QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")
 WALL = "wall.jsonl"
@@ -46,6 +49,7 @@ WATCHED = {
     "dpo": ("loss", "accuracy"),
     "grpo": ("reward", "accuracy"),
     "compress": ("loss", "chain_tokens", "delay"),
+    "gkd": ("loss", "length"),
 }
 """Kind of stage -> the logged values whose beginning and end are reported."""
 Row = dict[str, Any]

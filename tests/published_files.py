@@ -30,6 +30,41 @@ def write_downloads(root: Path) -> None:
     multilingual_alpaca(root / "Multilingual-Alpaca-Speech")
     voice_assistant(root / "VoiceAssistant-400K")
     reasonaqa(root)
+    paqa(root / "PAQA")
+    audiomcq(root / "AudioMCQ")
+    for number in range(6):
+        clip(root / "recordings" / f"{number}.wav", 2.0 + 0.3 * number)
+
+
+def paqa(folder: Path) -> None:
+    """HyPeR's rows (JOY-SWang/HyPeR): instruction with options, output with upper-case tags, one clip."""
+    rows = []
+    for number in range(4):
+        clip(folder / "audio" / f"multispeaker_choice_{number}.wav", 0.8)
+        letter, options = "abcd"[number], ("a dream", "a car alarm", "an animal", "thunder")
+        listed = " ".join(f"({name}) {option}" for name, option in zip("abcd", options, strict=True))
+        chain = "".join(f"<{name}>\nHeard in part {number}.\n</{name}>\n" for name in
+                        ("PLANNING", "CAPTION", "REASONING", "SUMMARY"))  # fmt: skip
+        output = f"<THINK>\n{chain}</THINK>\n<RESPONSE>\nIt was {options[number]}. The answer is {letter.upper()}.\n"
+        rows.append(
+            {"instruction": f"<audio>What does speaker {number} think the noise was? {listed}",
+             "output": f"{output}</RESPONSE>\n", "audios": [f"/data/audio/multispeaker_choice_{number}.wav"],
+             "id": number}
+        )  # fmt: skip
+    text(folder / "multispeaker_choice_part1_sft.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def audiomcq(folder: Path) -> None:
+    """AudioMCQ's rows, which say how much the sound contributes."""
+    rows = []
+    for number in range(6):
+        clip(folder / "audio" / f"{number}.wav")
+        rows.append(
+            {"source_dataset": "AudioCaps", "id": number, "question_type": "sound", "audio_path": f"audio/{number}.wav",
+             "question": f"What comes in part {number}?", "choices": ["a dog", "a car", "rain", "a bell"],
+             "answer": ("a dog", "a car", "rain")[number % 3], "audio-contribution": ("weak", "strong")[number % 2]}
+        )  # fmt: skip
+    text(folder / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def clip(path: Path, seconds: float = 0.6) -> Path:

@@ -26,6 +26,7 @@ RECIPES = {
     "xs-cot": ("xs-cot",),
     "qwen2-audio": ("qwen2-audio",),
     "others": ("ke-omni-r", "cesar", "audio-thinker"),
+    "later": ("hyper", "audiomcq", "audio-r1", "gkd"),
 }
 LOADED_FROM_A_HUB = ("--model", "--captioner", "--policy")
 """Options that name a large model; the embedded one takes its place."""

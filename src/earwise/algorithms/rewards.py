@@ -38,6 +38,9 @@ REWARDS: dict[str, str] = {
     "adaptive_thinking": "earwise.algorithms.rewards:adaptive_thinking",
     "adaptive_consistent": "earwise.algorithms.rewards:adaptive_consistent",
     "structured": "earwise.algorithms.rewards:structured",
+    "format_perception": "earwise.algorithms.perception_rewards:format_perception",
+    "perception_consistency": "earwise.algorithms.perception_rewards:perception_consistency",
+    "perception_length": "earwise.algorithms.perception_rewards:perception_length",
 }
 
 LENGTH_TARGET_WORDS = 50

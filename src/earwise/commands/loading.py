@@ -32,6 +32,7 @@ STYLES = (
     "adaptive",
     "tags",
     "structured",
+    "perception",
     "spoken",
     "mellow",
     "xs-cot",

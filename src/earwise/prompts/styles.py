@@ -33,6 +33,11 @@ INSTRUCTIONS = {
     # SARI (arXiv:2504.15900) reasons in four sections; the tags and the wording are ours.
     "structured": " Output the thinking process in <think> </think>, in four sections: <planning> </planning> "
     "<caption> </caption> <reasoning> </reasoning> <summary> </summary>, and final answer in <answer> </answer>.",
+    # HyPeR (arXiv:2604.14806) describes what is heard before it reasons; the tags and the wording are ours.
+    "perception": " Output the thinking process in <think> </think>, in four sections: <planning> </planning> "
+    "<caption> </caption> <reasoning> </reasoning> <summary> </summary>, where the caption holds <background> "
+    "</background> <speakers> </speakers> <transcript> </transcript> <description> </description>, and final answer in "
+    "<answer> </answer>.",
     "spoken": " Answer what is said, in the language that was spoken.",
     # Mellow (arXiv:2503.08540): lower case, options with letters; see `mellow.py`.
     "mellow": "",
@@ -41,9 +46,9 @@ INSTRUCTIONS = {
     "then answer it in the language that was spoken.",
 }
 """Prompt style -> the instruction after the question. Recipes, `--style` and reports name styles by these keys."""
-TAGGED_STYLES = ("answer", "think", "short-think", "adaptive", "structured")
+TAGGED_STYLES = ("answer", "think", "short-think", "adaptive", "structured", "perception")
 """Styles whose completion carries its answer in an <answer> tag."""
-THINKING_STYLES = ("think", "short-think", "structured")
+THINKING_STYLES = ("think", "short-think", "structured", "perception")
 """Styles whose completion must reason in a <think> tag before it answers."""
 REASONING_STYLES = (*THINKING_STYLES, "adaptive", "xs-cot")
 """Styles whose completion may reason before it answers: it needs more tokens, and its answer has to be extracted."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from earwise.config.recipe import Recipe
 from earwise.errors import ConfigError
-from earwise.models import registry
+from earwise.models.memory.lookup import declared_sizes
 from earwise.models.memory.plan import Machine, PlannedStage, plan_stages
 from earwise.training.stages.table import stage_class
 
@@ -36,7 +36,7 @@ def check_memory(recipe: Recipe, machine: Machine) -> None:
     Raises:
         ConfigError: naming the first stage that does not fit, what it needs, and the settings that make it fit.
     """
-    sizes = registry.default_sizes(recipe.model.name)
+    sizes = declared_sizes(recipe.model.name, recipe.model.weights)
     if not machine.is_gpu or sizes is None:
         return
     sizes = replace(sizes, quantization=recipe.model.quantization)

@@ -108,7 +108,7 @@ def test_wrong_settings_are_named(recipe: Path, overrides: list[str], message: s
             "stages.0.kind=comprss",
             "stages.0.kind 'comprss' is none of sft, grpo, dpo, compress, gkd; did you mean 'compress'?",
         ),
-        ("stages.0.kind=", "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress"),
+        ("stages.0.kind=", "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress, gkd"),
         ("stages.0={max_steps: two, seeds: 1}", None),
     ],
 )

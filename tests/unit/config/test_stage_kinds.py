@@ -117,7 +117,7 @@ def test_a_resolved_recipe_with_own_settings_is_read_back_unchanged(folder: Path
         ("nowhere.py:MyStage", {}, "stage 'nowhere.py:MyStage' cannot be loaded: there is no file nowhere.py"),
         ("broken.py:MyStage", {}, "broken.py:2: ModuleNotFoundError: No module named 'not_there'; raised for stage"),
         ("mystage", {}, "stages.0.kind 'mystage' is none of sft, grpo, dpo, compress, gkd; name one of them"),
-        ("", {}, "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress"),
+        ("", {}, "stages.0.kind is missing; set it to one of sft, grpo, dpo, compress, gkd"),
         ({"a": 1}, {}, "{'a': 1}\" is none of sft, grpo, dpo, compress"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.startswith("own") else None,

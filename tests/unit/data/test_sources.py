@@ -406,6 +406,28 @@ def test_audiomcq_keeps_chains_and_the_audio_contribution(tmp_path):
     assert [line.rpartition("row ")[2][:1] for line in lines] == ["3", "4", "5"]
 
 
+def test_paqa_chains_get_the_tags_of_the_style_structured(tmp_path):
+    """Rows as HyPeR released them: options in the instruction, upper-case tags, the answer by its letter."""
+    chain = "<THINK>\n<PLANNING>\nListen.\n</PLANNING>\n<CAPTION>\nTwo voices.\n</CAPTION>\n</THINK>\n"
+    row = {
+        "instruction": "<audio>What did the third person find? (a) a key (b) a map. (c) nothing (d) a book",
+        "output": chain + "<RESPONSE>\nThere was nothing. The answer is C.\n</RESPONSE>\n```\n",
+        "audios": ["/data/multiSpeaker/audio/multispeaker_choice_2.wav"], "id": 2,
+    }  # fmt: skip
+    final = row | {"output": chain + "<RESPONSE>The answer is C.</RESPONSE><FINAL_ANSWER>(b)</FINAL_ANSWER>", "id": 3}
+    invalid = [row | {"instruction": "What?"}, row | {"output": chain}, row | {"audios": []}]
+    path = write_file(tmp_path, "sft.jsonl", "".join(json.dumps(item) + "\n" for item in [row, final, *invalid]))
+    write_file(tmp_path, "multispeaker_choice_2.wav", "")
+    (first, second), lines = read("paqa", path)
+    assert (first.question, first.choices, first.answer) == (
+        "What did the third person find?", ("a key", "a map", "nothing", "a book"), ("nothing",),
+    )  # fmt: skip
+    assert first.reasoning == "<planning>\nListen.\n</planning>\n<caption>\nTwo voices.\n</caption>"
+    assert clip_paths(first) == ["multispeaker_choice_2.wav"] and first.group == "paqa:multispeaker_choice_2"
+    assert second.answer == ("a map",), "a corrected answer counts"
+    assert [line.rpartition("row ")[2][:1] for line in lines] == ["3", "4", "5"]
+
+
 def test_voice_assistant_turns_are_sound_alone(tmp_path, monkeypatch):
     pytest.importorskip("pyarrow")
     import published_files

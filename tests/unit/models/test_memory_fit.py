@@ -36,6 +36,7 @@ from earwise.models import base, registry
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio, from_parts
 from earwise.models.memory import estimate
+from earwise.models.memory.lookup import declared_sizes
 from earwise.models.memory.measured_sizes import measure_loaded
 from earwise.models.memory.plan import Machine, PlannedStage, StagePlan, plan_stages
 from earwise.models.memory.sizes import EncoderShape
@@ -52,12 +53,15 @@ from earwise.training.policy import Policy
 from earwise.training.stages.table import stage_class
 from earwise.training.trainable import set_trainable
 
-RECIPES = ("r1-aqa", "sari", "qwen2-audio", "xs-cot", "ke-omni-r", "audio-thinker", "cesar")
+RECIPES = (
+    "r1-aqa", "sari", "qwen2-audio", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "hyper", "audiomcq", "audio-r1",
+    "gkd",
+)  # fmt: skip
 
 
 def plans(recipe: Recipe, machine: Machine) -> list[StagePlan]:
     """The plans of a recipe's stages."""
-    declared = registry.default_sizes(recipe.model.name)
+    declared = declared_sizes(recipe.model.name, recipe.model.weights)
     assert declared is not None
     sizes = replace(declared, quantization=recipe.model.quantization)
     stages = [PlannedStage(stage, stage_class(stage).memory(stage, machine.processes), {}) for stage in recipe.stages]

@@ -15,6 +15,7 @@ from earwise.commands.build import (
     scan,
     xs_cot,
 )
+from earwise.commands.build.post_training import contribution, puzzles
 
 
 @click.group("build", short_help="Build and check training data.")
@@ -23,6 +24,8 @@ def group() -> None:
 
 
 group.add_command(labels.command)
+group.add_command(puzzles.command)
+group.add_command(contribution.command)
 group.add_command(check.command)
 group.add_command(convert.command)
 group.add_command(published.source)

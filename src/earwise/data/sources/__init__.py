@@ -30,6 +30,7 @@ SOURCES = {
     "wavcaps": "earwise.data.sources.wavcaps:load",
     "audioskills": "earwise.data.sources.audioskills:load",
     "audiomcq": "earwise.data.sources.audiomcq:load",
+    "paqa": "earwise.data.sources.paqa:load",
     "vocalsound": "earwise.data.sources.vocalsound:load",
     "librispeech": "earwise.data.sources.librispeech:load",
     "common-voice": "earwise.data.sources.common_voice:load",

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from earwise import progress
 from earwise.audio import Channel, LongAudio
 from earwise.datasets.teachers.keyed_log import UNSHARDED, KeyedLog, LogRow, Shard, content_key
@@ -19,7 +21,7 @@ from earwise.engine.base import Engine, SamplingParams
 from earwise.engine.clip_reader import ClipReader
 from earwise.engine.request_pipeline import AudioRequest, RequestResult, run_requests
 from earwise.errors import AudioError
-from earwise.types import AudioClip, Completion, Text, Turn
+from earwise.types import AudioClip, Completion, Text, Turn, Waveform
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class QueryOptions:
     beginning, `chunk` asks about consecutive pieces, one audio part each, for engines that take several."""
     channel: Channel = "mean"
     """What the channels of a clip become: their `mean`, or the `first`."""
+    silence: bool = False
+    """Whether the engine receives silence of the same length in place of every clip."""
     description: str = "questions"
     """What the queries are, where their progress is shown."""
 
@@ -86,7 +90,8 @@ def run_audio_queries(
     """
     options = options or QueryOptions()
     reader = ClipReader.for_engine(engine, options.long_audio, options.channel)
-    keys = [_query_key(engine, query, sampling_params, options.n, reader) for query in queries]
+    keys = [_query_key(engine, query, sampling_params, options, reader) for query in queries]
+    alter = _silence if options.silence else None
     with KeyedLog(folder, shard) as log:
         missing = {key: query for key, query in zip(keys, queries, strict=True) if key not in log}
 
@@ -99,7 +104,7 @@ def run_audio_queries(
 
             run_requests(
                 engine,
-                [AudioRequest(key, query.turns, query.clips) for key, query in missing.items()],
+                [AudioRequest(key, query.turns, query.clips, alter) for key, query in missing.items()],
                 sampling_params,
                 on_batch=write_batch,
                 n=options.n,
@@ -109,12 +114,20 @@ def run_audio_queries(
         return [_logged_row(log, key) for key in keys]
 
 
-def _query_key(engine: Engine, query: AudioQuery, sampling_params: SamplingParams, n: int, reader: ClipReader) -> str:
+def _silence(number: int, waveform: Waveform) -> Waveform:
+    """Silence of the same length as a clip."""
+    return np.zeros_like(waveform)
+
+
+def _query_key(
+    engine: Engine, query: AudioQuery, sampling_params: SamplingParams, options: QueryOptions, reader: ClipReader
+) -> str:
     """Hash of everything that decides a row. The layout of the hashed value must not change: old logs are read by
     it."""
     text = [[turn.role, *(part.text for part in turn.parts if isinstance(part, Text))] for turn in query.turns]
     clips = [_clip_key(clip, reader) for clip in query.clips]
-    parts = [engine.name, engine.revision, sampling_params.as_dict(), n, dict(query.settings), text, clips]
+    settings = dict(query.settings) | ({"silence": True} if options.silence else {})
+    parts = [engine.name, engine.revision, sampling_params.as_dict(), options.n, settings, text, clips]
     return content_key(parts)
 
 

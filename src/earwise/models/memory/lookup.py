@@ -57,6 +57,20 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
     return loaded.name, (measure_loaded(loaded),)
 
 
+def declared_sizes(name: str, weights: str | None) -> ModelSizes | None:
+    """Sizes of a published model that are declared, without loading or fetching anything; None if there are none.
+
+    Args:
+        name: The recipe's `model.name`.
+        weights: The recipe's `model.weights`.
+    """
+    if weights is not None and not Path(weights).is_dir() and hub.is_hub_name(weights):
+        repository = hub.split_name(weights)[0]
+        published = registry.family_of_published(repository)
+        return next((sizes for sizes in registry.sizes(published or "") if sizes.weights == repository), None)
+    return registry.default_sizes(name)
+
+
 def starting_sizes(
     name: str, weights: str | None, connector: Mapping[str, Any] | None, load: "Callable[[str], AudioLM]"
 ) -> ModelSizes:
