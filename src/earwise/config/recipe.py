@@ -104,6 +104,9 @@ class Recipe(Strict):
     on_overlap: Literal["stop", "warn"] = "stop"
     """A row to train on that is also one to measure on (`eval`, `eval_dataset`, `held_out`): the same clips, by
     content, with the same question. `warn` trains nevertheless."""
+    encoder_cache: UserPath | None = None
+    """Folder that keeps the encoder states of clips, in float16, for this and later runs with the same frozen encoder;
+    None: they are kept in memory alone."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Trackers that get the logs besides `metrics.jsonl`: tensorboard, wandb, trackio, or a `file.py:function`."""
 

@@ -6,7 +6,7 @@ of such a call and what the loss of the stage needs beside the log-probabilities
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from earwise.forest import (
 )
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import TreeAttention, eager_attention
+from earwise.models.precision.compute import plan_of
 from earwise.training.distillation.divergence import TeacherTargets, token_divergences
 from earwise.types import Waveform
 
@@ -130,8 +131,14 @@ forest and its paths run one by one. A token that attends to a wrong token diffe
 
 
 def forest_tolerance(module: nn.Module) -> float:
-    """The tolerance of a model, whose parts may differ in dtype: that of the least precise one."""
-    return max(FOREST_TOLERANCE.get(parameter.dtype, 0.0) for parameter in module.parameters())
+    """The tolerance of a model, whose parts may differ in dtype: that of the least precise one.
+
+    Products that are computed in bfloat16 (`model.compute`) count as bfloat16.
+    """
+    dtypes = {parameter.dtype for parameter in module.parameters()}
+    if "bfloat16" in asdict(plan_of(module)).values():
+        dtypes.add(torch.bfloat16)
+    return max(FOREST_TOLERANCE.get(dtype, 0.0) for dtype in dtypes)
 
 
 @torch.no_grad()

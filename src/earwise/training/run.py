@@ -23,7 +23,7 @@ from earwise.models import detect, lora_checkpoint, registry
 from earwise.models.base import AudioLM, load
 from earwise.models.detect import MARKER
 from earwise.models.embedded.model import Embedded
-from earwise.models.encoder_cache import EncoderCache
+from earwise.models.encoder_cache import EncoderCache, encoder_fingerprint
 from earwise.models.lora_checkpoint import PeftAdapter
 from earwise.models.memory.plan import this_machine
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
@@ -255,7 +255,7 @@ def _run_stage(run: _Run, number: int, folder: Path, weights: Path | None) -> No
         context = StageContext(
             model=model,
             data=data,
-            encoder_cache=_encoder_cache(model, profiler),
+            encoder_cache=_encoder_cache(model, profiler, run.recipe.encoder_cache),
             clip_loader=ClipLoader(
                 model,
                 long_audio=config.data.long_audio,
@@ -301,11 +301,19 @@ def _exact_values(recipe: Recipe, weights: Path | None) -> dict[str, torch.Tenso
     return float32_values.read(detect.find_checkpoint(start)[1]) if start.is_dir() else {}
 
 
-def _encoder_cache(model: AudioLM, profiler: Profiler) -> EncoderCache:
-    """The cache of encoder states. One clip per encoder pass, so that a resumed run gets bit for bit the same states.
-    Nothing is kept while the encoder is trained, since its output changes with every step."""
-    max_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
-    return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"))
+def _encoder_cache(model: AudioLM, profiler: Profiler, folder: str | None) -> EncoderCache:
+    """The cache of encoder states, also on disk if the recipe names a folder. One clip per encoder pass, so that a
+    resumed run gets bit for bit the same states. Nothing is kept while the encoder is trained, since its output changes
+    with every step."""
+    is_trained = trains_encoder(model)
+    states_folder = Path(folder) / encoder_fingerprint(model) if folder and not is_trained else None
+    return EncoderCache(
+        model,
+        max_mb=0 if is_trained else ENCODER_CACHE_MB,
+        batch_size=1,
+        measure=lambda: profiler.phase("hear"),
+        folder=states_folder,
+    )
 
 
 @contextmanager

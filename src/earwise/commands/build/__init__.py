@@ -4,6 +4,7 @@ import click
 
 from earwise.commands.build import (
     check,
+    connector,
     convert,
     difficulty,
     labels,
@@ -26,6 +27,7 @@ def group() -> None:
 group.add_command(labels.command)
 group.add_command(puzzles.command)
 group.add_command(contribution.command)
+group.add_command(connector.command)
 group.add_command(check.command)
 group.add_command(convert.command)
 group.add_command(published.source)

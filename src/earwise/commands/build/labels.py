@@ -22,6 +22,7 @@ class LabelsCommandOptions:
     fields: str | None
     n_choices: int
     per_clip: int | None
+    draws: int
     limit: int | None
     split: str | None
     without: tuple[str, ...]
@@ -46,8 +47,8 @@ class LabelsCommandOptions:
     "--tasks",
     default="recognition,yes_no,open,caption",
     show_default=True,
-    help="Kinds of questions, separated by commas. Also: same, compare (two clips); order, count, louder, odd_one_out, "
-    "overlap (scenes composed of several clips, written beside OUT).",
+    help="Kinds of questions, separated by commas. Also: varied (in many wordings and forms); same, compare (two "
+    "clips); order, count, louder, odd_one_out, overlap (scenes composed of several clips, written beside OUT).",
 )
 @click.option(
     "--fields",
@@ -63,6 +64,13 @@ class LabelsCommandOptions:
 )
 @click.option(
     "--per-clip", type=click.IntRange(1), help="Maximum number of questions about a single clip, drawn at random."
+)
+@click.option(
+    "--draws",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often task varied asks for each fact, each time in other words and with other options.",
 )
 @click.option(
     "--limit",
@@ -112,6 +120,7 @@ def command(**values: Any) -> None:
             fields=_split_commas(options.fields) if options.fields else None,
             n_choices=options.n_choices,
             per_clip=options.per_clip,
+            draws=options.draws,
             limit=options.limit,
             split=options.split,
             without=tuple(field_values(options.without, "--where-not")),

@@ -14,17 +14,19 @@ from earwise import progress
 from earwise.audio import probe
 from earwise.data import manifest
 from earwise.datasets.labels import acoustics, clip_questions, collection, pair_questions, question_templates, scenes
+from earwise.datasets.labels import varied_questions as varied
 from earwise.datasets.labels.acoustics import ClipAcoustics
 from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.labels.pair_questions import PairQuestionOptions, build_pair_questions
 from earwise.datasets.labels.render_scenes import write_scenes
+from earwise.datasets.labels.scene_questions import vary_scenes
 from earwise.datasets.labels.scenes import plan_scenes
 from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.errors import AudioError, ConfigError, DataError
 from earwise.types import Example
 
-TASKS = (*clip_questions.TASKS, *pair_questions.TASKS, *scenes.TASKS)
+TASKS = (*clip_questions.TASKS, varied.TASK, *pair_questions.TASKS, *scenes.TASKS)
 FIELDS = tuple(dict.fromkeys((*clip_questions.FIELDS, *question_templates.SAME, *acoustics.FIELDS)))
 
 Notify = Callable[[str], None]
@@ -41,7 +43,9 @@ class QuestionOptions:
     n_choices: int = 4
     """Number of options of a multiple-choice question."""
     per_clip: int | None = None
-    """Maximum number of questions about a single clip, drawn at random; None for no limit."""
+    """Maximum number of questions about a single clip, drawn at random; None for no limit. `varied` does not count."""
+    draws: int = 2
+    """How often `varied` asks for each fact, each time in other words and with other options."""
     limit: int | None = None
     """Maximum number of questions of each task (and field) about two clips or scenes in each split; None for no limit.
     """
@@ -138,6 +142,10 @@ def _build_all(
             options.seed, clip_tasks, fields, options.n_choices, options.per_clip, options.split
         )
         examples.append(build_clip_questions(rows, root, clip_options, excluded))
+    if varied.TASK in options.tasks:
+        examples.append(
+            varied.build_varied_questions(rows, root, seed=options.seed, draws=options.draws, split=options.split)
+        )
     if pair_tasks:
         fields = _select_fields(options.fields, (*question_templates.SAME, *acoustics.FIELDS))
         pair_options = PairQuestionOptions(options.seed, pair_tasks, fields, options.limit, options.split)
@@ -155,7 +163,10 @@ def _build_all(
         )
         notify(f"{len(planned)} scenes to render")
         on_error = (lambda error: notify(f"left out a scene: {error}")) if options.skip_unreadable else None
-        examples.append(write_scenes(planned, root, out.parent / f"{out.stem}-clips", on_error=on_error))
+        written = write_scenes(planned, root, out.parent / f"{out.stem}-clips", on_error=on_error)
+        labels = varied.labels_by_name(rows)
+        is_varied = varied.TASK in options.tasks
+        examples.append(vary_scenes(written, labels, seed=options.seed) if is_varied else written)
     return chain.from_iterable(examples)
 
 

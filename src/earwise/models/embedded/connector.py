@@ -13,13 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earwise.errors import ModelError
+from earwise.models.parts.label_words import Facet, LabelWords
 from earwise.models.parts.projector import LayerMix, Projector
 
 STATE_MS = 20
 """Milliseconds of audio per state of Whisper's encoder."""
 SUMMARY = 4
 """Summary tokens of the `mix` connector."""
-KINDS = ("mix", "linear", "residual", "qformer")
+KINDS = ("mix", "linear", "residual", "qformer", "labels")
 
 
 class Connector(Protocol):
@@ -42,11 +43,15 @@ class ConnectorSpec:
         kind: One of `KINDS`.
         layers: `all` reads all encoder layers, weighted by learned gates and concatenated; `last` only the last one.
         token_ms: Milliseconds of audio per token, a multiple of `STATE_MS`.
+        facets: What the classifier answers; for `labels` alone, as `connector_init: labels` finds it in the data.
+        window_labels: Number of labels of a window; for `labels` alone.
     """
 
     kind: str = "mix"
     layers: str = "all"
     token_ms: int = STATE_MS * 16
+    facets: tuple[Facet, ...] = ()
+    window_labels: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.layers not in ("all", "last"):
@@ -69,7 +74,10 @@ def parse_connector_spec(fields: Mapping[str, Any] | None) -> ConnectorSpec:
         ModelError: if a field is unknown or has a bad value.
     """
     try:
-        return ConnectorSpec(**(fields or {}))
+        values = dict(fields or {})
+        if "facets" in values:
+            values["facets"] = tuple(Facet(**facet) for facet in values["facets"])
+        return ConnectorSpec(**values)
     except TypeError as error:
         raise ModelError(f"connector {fields!r} is not known to this version; train the model again") from error
 
@@ -88,6 +96,9 @@ def build_connector(spec: ConnectorSpec, layers: int, dim: int, out: int) -> Any
     num_layers, pool = layers if spec.layers == "all" else 1, spec.token_ms // STATE_MS
     if spec.kind == "mix":
         return LayerMix(num_layers, dim, out, SUMMARY, pool=pool)
+    if spec.kind == "labels":
+        mix = LayerMix(num_layers, dim, out, SUMMARY, pool=pool)
+        return LabelWords(mix, num_layers * dim, out, facets=spec.facets, window_labels=spec.window_labels)
     if spec.kind == "qformer":
         from earwise.models.parts.qformer import QFormer  # imports take a second, and nothing else here needs it
 

@@ -1,0 +1,170 @@
+"""Fits the classifiers of the connector `labels` (`models.parts.label_words`) on encoder states, before any training.
+
+Both classifiers are linear, on states that are standardised over the training clips, with dropout, weight decay and
+label smoothing against their many features; a minute or two for some thousand clips. `training.stages.labels` collects
+states and labels. Ours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from earwise.models.parts.label_words import Facet, LabelWords
+
+BATCH_SIZE = 128
+LEARNING_RATE = 4e-4
+WEIGHT_DECAY = 0.3
+DROPOUT = 0.5
+SMOOTHING = 0.05
+TEMPERATURE = 2.0
+"""Divides the scores in the loss, so that the many features do not drive the probabilities to 0 and 1 at once."""
+MIN_LABELLED = 8
+"""A facet that few clips of a batch are labelled for counts as if there were this many."""
+RARE_POWER = 0.4
+"""Windows are drawn with the number of windows of their label to minus this power."""
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""Scores `(batch, labels)` and the numbers of the batch's rows -> the loss, a scalar."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedClassifier:
+    """A linear classifier of features that are not standardised.
+
+    Attributes:
+        weight: `(labels, features)`.
+        bias: `(labels,)`.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Float[Tensor, "rows features"]) -> Float[Tensor, "rows labels"]:
+        """Scores of the labels."""
+        return functional.linear(features, self.weight, self.bias)
+
+
+def fit_facets(
+    features: Float[Tensor, "clips features"],
+    targets: Sequence[Float[Tensor, "clips labels"]],
+    *,
+    epochs: int,
+    seed: int,
+) -> FittedClassifier:
+    """Fit one classifier for all facets.
+
+    Args:
+        features: Features of each clip, in any dtype.
+        targets: For each facet the probability of every label for every clip; a row of zeros is a clip whose label is
+            not known.
+        epochs: Passes over the clips.
+        seed: Seed of order and dropout.
+    Returns:
+        The classifier, whose rows are those of the facets one after the other.
+    """
+    sizes = [target.shape[1] for target in targets]
+
+    def loss(scores: Tensor, rows: Tensor) -> Tensor:
+        total = scores.new_zeros(())
+        for facet_scores, target in zip(scores.split(sizes, 1), targets, strict=True):
+            wanted = target[rows]
+            labelled = wanted.sum(1, keepdim=True)
+            smoothed = (1 - SMOOTHING) * wanted + SMOOTHING / wanted.shape[1] * labelled
+            log_probabilities = torch.log_softmax(facet_scores / TEMPERATURE, 1)
+            total = total - (smoothed * log_probabilities).sum() / labelled.sum().clamp_min(MIN_LABELLED)
+        return total
+
+    return _fit(features, sum(sizes), loss, torch.ones(len(features)), epochs=epochs, seed=seed)
+
+
+def fit_windows(
+    features: Float[Tensor, "windows features"], labels: Tensor, num_labels: int, *, epochs: int, seed: int
+) -> FittedClassifier:
+    """Fit the classifier of windows.
+
+    Args:
+        features: Features of each window, in any dtype.
+        labels: Number of the label of each window, `(windows,)`.
+        num_labels: Number of labels.
+        epochs: Passes over the windows.
+        seed: Seed of order and dropout.
+    """
+    counts = torch.bincount(labels, minlength=num_labels).clamp_min(1).float()
+
+    def loss(scores: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(scores, labels[rows], label_smoothing=SMOOTHING)
+
+    return _fit(features, num_labels, loss, counts[labels] ** -RARE_POWER, epochs=epochs, seed=seed)
+
+
+def _fit(features: Tensor, num_labels: int, loss: Loss, weights: Tensor, *, epochs: int, seed: int) -> FittedClassifier:
+    """Minimise a loss over batches of rows that are drawn with the given weights."""
+    mean, deviation = _moments(features)
+    linear = nn.Linear(features.shape[1], num_labels)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(features) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.05)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        for _ in range(epochs):
+            order = torch.multinomial(weights, len(features), replacement=True, generator=generator)
+            for rows in order.split(BATCH_SIZE):
+                batch = (features[rows].float() - mean) / deviation
+                kept = torch.rand(batch.shape, generator=generator) >= DROPOUT
+                batch_loss = loss(linear(batch * kept / (1 - DROPOUT)), rows)
+                optimizer.zero_grad()
+                batch_loss.backward()
+                optimizer.step()
+                schedule.step()
+    weight = linear.weight.detach() / deviation
+    return FittedClassifier(weight, linear.bias.detach() - weight @ mean)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature, computed in parts, since the features may be float16 and many."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for part in features.split(2048):
+        total += part.double().sum(0)
+        squares += part.double().square().sum(0)
+    mean = total / len(features)
+    deviation = (squares / len(features) - mean.square()).clamp_min(1e-8).sqrt() + 1e-3
+    return mean.float(), deviation.float()
+
+
+@torch.no_grad()
+def set_connector(
+    connector: LabelWords,
+    facets: Sequence[Facet],
+    words: Sequence[Tensor],
+    leads: Tensor,
+    window_words: Tensor,
+    fitted: FittedClassifier,
+    fitted_windows: FittedClassifier,
+) -> None:
+    """Write classifiers and words into a connector, in place.
+
+    Args:
+        connector: The connector; its features are those that the classifiers were fitted on.
+        facets: Its facets.
+        words: For each facet the embeddings of its labels, `(labels, tokens, out)`.
+        leads: Embeddings of the lead of each facet, `(facets, lead, out)`.
+        window_words: Embedding of each label of a window, `(labels, out)`.
+        fitted: Classifier of clips.
+        fitted_windows: Classifier of windows.
+    """
+    connector.classify.weight.copy_(fitted.weight)
+    connector.classify.bias.copy_(fitted.bias)
+    connector.classify_window.weight.copy_(fitted_windows.weight)
+    connector.classify_window.bias.copy_(fitted_windows.bias)
+    for parameter, vectors, facet in zip(connector.words, words, facets, strict=True):
+        parameter.copy_(vectors.view(facet.labels, facet.tokens, -1))
+    connector.facet_leads.copy_(leads)
+    connector.window_words.copy_(window_words)

@@ -1,0 +1,68 @@
+"""The fitted connector hears labels in clips that it was not fitted on, and the model with it can be trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from earwise import cli
+from earwise.apps.label_connector import build_label_connector
+from earwise.errors import ConfigError
+from earwise.models import base
+from families.embedded import random_base_weights, write_base_weights
+
+PITCHES = {"owl": 300.0, "siren": 900.0, "bell": 2500.0}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base weights at test size, where the real ones are expected."""
+    write_base_weights(tmp_path / "home", random_base_weights())
+    monkeypatch.setenv("EARWISE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> Path:
+    """Twenty clips of each of three pitches, a quarter of them for validation."""
+    rng = np.random.default_rng(0)
+    lines = ["path,label,category,split,group"]
+    for label, pitch in PITCHES.items():
+        for number in range(20):
+            time = np.arange(int(16000 * rng.uniform(0.5, 1.2))) / 16000
+            sound = np.sin(2 * np.pi * pitch * rng.uniform(0.95, 1.05) * time) * rng.uniform(0.1, 0.5)
+            name = f"{label}-{number}.wav"
+            soundfile.write(tmp_path / name, sound + 0.01 * rng.standard_normal(len(time)), 16000)
+            lines.append(f"{name},{label},sound,{'val' if number % 4 == 0 else 'train'},{label}{number}")
+    (tmp_path / "clips.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "clips.csv"
+
+
+def test_it_hears_clips_that_it_was_not_fitted_on(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model: Any = base.load("embedded-blank", device="cpu", trim=True)
+    report = build_label_connector(model, clips, tmp_path / "start", encoder_cache=tmp_path / "states")
+    assert report.clips == 45 and report.first["sound"] > 0.8 and report.shown["sound"] == 1.0
+    assert report.windows > 0.5, "of three sounds, with an encoder of random weights"
+    assert len(list((tmp_path / "states").rglob("*.npy"))) == 60
+    loaded: Any = base.load(str(tmp_path / "start"), device="cpu")
+    (states,) = loaded.encode_audio([np.sin(2 * np.pi * 300 * np.arange(12000) / 16000).astype(np.float32) * 0.3])
+    (embeddings,) = loaded.project_audio([states])
+    with torch.no_grad():
+        word = loaded.embed(torch.tensor(loaded.tokenizer.encode(" owl")))
+    assert torch.equal(embeddings[2], word[0]), "the first word behind the first lead is the label's own"
+
+
+def test_the_command_refuses_what_it_cannot_use(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["build", "connector", str(clips), "--model", "embedded-blank", "--out"]
+    assert cli.run([*command, str(tmp_path)]) == 2
+    assert f"{tmp_path}: exists already; choose another folder" in capsys.readouterr().err
+    linear = base.load("embedded-blank", device="cpu", connector={"kind": "linear"})
+    with pytest.raises(ConfigError, match="is not the embedded model with the connector `mix`"):
+        build_label_connector(linear, clips, tmp_path / "start")
+    assert not (tmp_path / "start").exists()
