@@ -20,14 +20,14 @@ from earwise.audio import decode, num_samples
 from earwise.data import manifest
 from earwise.datasets.labels import collection
 from earwise.datasets.labels.collection import LabelRow
-from earwise.datasets.labels.varied_questions import varied_facts
+from earwise.datasets.labels.varied.clip_questions import varied_facts
 from earwise.errors import ConfigError, DataError
 from earwise.models.base import AudioLM
 from earwise.models.embedded import label_init
 from earwise.models.embedded.connector import ConnectorSpec, build_connector
+from earwise.models.embedded.label_words import Facet, LabelWords
 from earwise.models.embedded.model import Embedded
 from earwise.models.encoder_cache import EncoderCache, encoder_fingerprint
-from earwise.models.parts.label_words import Facet, LabelWords
 from earwise.models.parts.projector import LayerMix
 from earwise.types import Example, Waveform
 
@@ -46,7 +46,7 @@ VALIDATION_BATCH = 512
 
 @dataclass(frozen=True, slots=True)
 class FacetField:
-    """A facet: the field of `varied_questions.varied_facts` that it answers, and how the decoder sees the answer.
+    """A facet: the field of `datasets.labels.varied` that it answers, and how the decoder sees the answer.
 
     Attributes:
         field: Name of the field.
@@ -253,7 +253,9 @@ def _fit(model: Embedded, mix: LayerMix, train: _Data, val: _Data, out: Path, se
     fitted_windows = label_init.fit_windows(
         torch.stack(train.window_features), window_targets, len(window_names), epochs=WINDOW_EPOCHS, seed=seed
     )
-    facets = tuple(Facet(len(names[facet.field]), facet.shown, facet.tokens) for facet in FACETS)
+    facets = tuple(
+        Facet(len(names[facet.field]), min(facet.shown, len(names[facet.field])), facet.tokens) for facet in FACETS
+    )
     spec = ConnectorSpec(kind="labels", facets=facets, window_labels=len(window_names))
     layers, dim = len(mix.gates), mix.frames.in_features // len(mix.gates)
     connector: LabelWords = build_connector(spec, layers, dim, mix.frames.out_features)
@@ -276,8 +278,8 @@ def _fit(model: Embedded, mix: LayerMix, train: _Data, val: _Data, out: Path, se
 def _label_names(data: _Data, facet: FacetField) -> list[str]:
     """All labels of a facet, in alphabetical order, `none` last."""
     found = {name for labels in data.labels for name in labels.get(facet.field, ())} - {NONE}
-    has_none = any(NONE in labels.get(facet.field, ()) for labels in data.labels)
-    return sorted(found) + [NONE] * has_none
+    is_known_to_apply = found and not any(NONE in labels.get(facet.field, ()) for labels in data.labels)
+    return sorted(found) if is_known_to_apply else [*sorted(found), NONE]
 
 
 def _targets(all_labels: Sequence[Mapping[str, tuple[str, ...]]], facet: str, names: Sequence[str]) -> Tensor:

@@ -302,18 +302,11 @@ def _exact_values(recipe: Recipe, weights: Path | None) -> dict[str, torch.Tenso
 
 
 def _encoder_cache(model: AudioLM, profiler: Profiler, folder: str | None) -> EncoderCache:
-    """The cache of encoder states, also on disk if the recipe names a folder. One clip per encoder pass, so that a
-    resumed run gets bit for bit the same states. Nothing is kept while the encoder is trained, since its output changes
-    with every step."""
-    is_trained = trains_encoder(model)
-    states_folder = Path(folder) / encoder_fingerprint(model) if folder and not is_trained else None
-    return EncoderCache(
-        model,
-        max_mb=0 if is_trained else ENCODER_CACHE_MB,
-        batch_size=1,
-        measure=lambda: profiler.phase("hear"),
-        folder=states_folder,
-    )
+    """The cache of encoder states, also on disk if the recipe names a folder; nothing is kept while the encoder is
+    trained. One clip per encoder pass, so that a resumed run gets bit for bit the same states."""
+    max_mb = 0 if trains_encoder(model) else ENCODER_CACHE_MB
+    states = Path(folder) / encoder_fingerprint(model) if folder and max_mb else None
+    return EncoderCache(model, max_mb=max_mb, batch_size=1, measure=lambda: profiler.phase("hear"), folder=states)
 
 
 @contextmanager

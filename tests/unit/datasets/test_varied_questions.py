@@ -9,7 +9,9 @@ import pytest
 import earwise
 from earwise import cli
 from earwise.data import manifest
-from earwise.datasets.labels import collection, label_names, varied_questions, wordings
+from earwise.datasets.labels import collection, label_names
+from earwise.datasets.labels.varied import clip_questions as varied_questions
+from earwise.datasets.labels.varied import wordings
 from earwise.types import Example, Text
 
 STARTER = Path(earwise.__file__).parent / "assets" / "starter"

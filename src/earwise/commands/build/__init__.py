@@ -4,7 +4,6 @@ import click
 
 from earwise.commands.build import (
     check,
-    connector,
     convert,
     difficulty,
     labels,
@@ -17,6 +16,7 @@ from earwise.commands.build import (
     xs_cot,
 )
 from earwise.commands.build.post_training import contribution, puzzles
+from earwise.commands.training import connector
 
 
 @click.group("build", short_help="Build and check training data.")

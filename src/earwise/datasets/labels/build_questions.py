@@ -14,14 +14,14 @@ from earwise import progress
 from earwise.audio import probe
 from earwise.data import manifest
 from earwise.datasets.labels import acoustics, clip_questions, collection, pair_questions, question_templates, scenes
-from earwise.datasets.labels import varied_questions as varied
 from earwise.datasets.labels.acoustics import ClipAcoustics
 from earwise.datasets.labels.clip_questions import ClipQuestionOptions, build_clip_questions
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.labels.pair_questions import PairQuestionOptions, build_pair_questions
 from earwise.datasets.labels.render_scenes import write_scenes
-from earwise.datasets.labels.scene_questions import vary_scenes
 from earwise.datasets.labels.scenes import plan_scenes
+from earwise.datasets.labels.varied import clip_questions as varied
+from earwise.datasets.labels.varied.scene_questions import vary_scenes
 from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.errors import AudioError, ConfigError, DataError
 from earwise.types import Example

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earwise.errors import ModelError
-from earwise.models.parts.label_words import Facet, LabelWords
+from earwise.models.embedded.label_words import Facet, LabelWords
 from earwise.models.parts.projector import LayerMix, Projector
 
 STATE_MS = 20

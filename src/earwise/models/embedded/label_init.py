@@ -1,7 +1,7 @@
-"""Fits the classifiers of the connector `labels` (`models.parts.label_words`) on encoder states, before any training.
+"""Fits the classifiers of the connector `labels` (`models.embedded.label_words`) on encoder states, before training.
 
 Both classifiers are linear, on states that are standardised over the training clips, with dropout, weight decay and
-label smoothing against their many features; a minute or two for some thousand clips. `training.stages.labels` collects
+label smoothing against their many features; a minute or two for some thousand clips. `apps.label_connector` collects
 states and labels. Ours.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earwise.models.parts.label_words import Facet, LabelWords
+from earwise.models.embedded.label_words import Facet, LabelWords
 
 BATCH_SIZE = 128
 LEARNING_RATE = 4e-4

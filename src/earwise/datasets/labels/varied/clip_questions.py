@@ -3,8 +3,8 @@
 `labels/clip_questions.py` asks for a fact with the label's display name in four options. Here the question, the options
 and the form vary: 2 to 8 options, in a list, in a sentence or with letters; "none of these" as an option; yes or no.
 Every fact is asked in several draws. Labels are balanced as there (`labels/distractors.py`), so that options alone do
-not give the answer away; the wordings of validation (`labels/wordings.py`) are never trained on. All functions are
-pure.
+not give the answer away; the wordings of validation (`labels/varied/wordings.py`) are never trained on. All functions
+are pure.
 """
 
 import hashlib
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from earwise.datasets.labels import clip_questions, label_names, wordings
+from earwise.datasets.labels import clip_questions, label_names
 from earwise.datasets.labels.collection import LabelRow
 from earwise.datasets.labels.distractors import balanced_distractors, balanced_yes_no
+from earwise.datasets.labels.varied import wordings
 from earwise.types import Audio, Example, Text, Turn
 
 TASK = "varied"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from earwise.datasets.labels.label_names import with_article
 
-FOLDER = Path(__file__).parents[2] / "assets" / "wordings"
+FOLDER = Path(__file__).parents[3] / "assets" / "wordings"
 ARTICLE = "~"
 """First character of a wording that may take an indefinite article."""
 BARE_SHARE = 0.4

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from earwise.datasets.labels import label_names, wordings
+from earwise.datasets.labels import label_names
+from earwise.datasets.labels.varied import wordings
 from earwise.types import Audio, Example, Text, Turn
 
 Labels = Mapping[str, tuple[str, str]]
-"""Display name -> field and label; see `varied_questions.labels_by_name`."""
+"""Display name -> field and label; see `varied.clip_questions.labels_by_name`."""
 OPTION_VARIANTS = ("first", "last", "louder", "quieter")
 """Variants whose options are names of sounds."""
 UNLISTED_SHARE = 0.5

@@ -1,0 +1,1 @@
+"""Questions in many wordings and forms, with wordings that validation alone uses."""
