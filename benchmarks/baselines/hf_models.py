@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, LlamaConfig, PreTrainedModel, WhisperFeatureExtractor
+from transformers import GenerationMixin, LlamaConfig, PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.models.base import AudioLM
 from earwise.models.embedded.model import POOL, Embedded, EmbeddedModule
 from earwise.models.parts.projector import pool_states
+from earwise.models.parts.transformers_decoder import as_transformers
 from earwise.models.parts.whisper import layer_states, log_mel
 from earwise.types import Waveform
 
@@ -45,7 +47,7 @@ class HFModel:
     def features(self, waveform: Waveform) -> dict[str, Tensor]:
         """`input_features` `(1, mels, frames)` and `feature_attention_mask` `(1, frames)` of one clip."""
         if not self.padded:
-            mel = log_mel(waveform, self.extractor)[None]
+            mel = log_mel(waveform, self.extractor.feature_size)[None]
             return dict(zip(FEATURES, (mel, torch.ones(1, mel.shape[2], dtype=torch.long)), strict=True))
         features = self.extractor(
             waveform, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="pt"
@@ -62,7 +64,8 @@ def as_hf_model(model: AudioLM, *, padded: bool) -> HFModel:
     """
     module = shared_copy(model.module)
     if isinstance(model, Embedded):
-        module.decoder.config._attn_implementation = "sdpa"
+        module.encoder = as_transformers_encoder(module.encoder)
+        module.decoder = as_transformers(module.decoder, "sdpa")
         extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins)
         return HFModel(EmbeddedForGeneration(module, model.placeholder_id).eval(), extractor, padded)
     module.model.language_model.config._attn_implementation = "sdpa"
@@ -71,6 +74,21 @@ def as_hf_model(model: AudioLM, *, padded: bool) -> HFModel:
         feature_size=config.num_mel_bins, chunk_length=config.max_source_positions // 50
     )
     return HFModel(module, extractor, True)
+
+
+def as_transformers_encoder(encoder: Any) -> WhisperEncoder:
+    """transformers' Whisper encoder with the layers of ours, so that parameters are shared."""
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0}
+    with torch.device("meta"):
+        out = WhisperEncoder(WhisperConfig(**encoder.config, **dropout))
+    for name in ("conv1", "conv2", "embed_positions", "layer_norm"):
+        setattr(out, name, getattr(encoder, name))
+    for layer, ours in zip(out.layers, encoder.layers, strict=True):
+        for name in ("self_attn_layer_norm", "fc1", "fc2", "final_layer_norm"):
+            setattr(layer, name, getattr(ours, name))
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(layer.self_attn, name, getattr(ours.self_attn, name))
+    return out.train(encoder.training)
 
 
 def shared_copy(module: nn.Module) -> Any:

@@ -7,18 +7,21 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
+from transformers import WhisperFeatureExtractor as FeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from builders import byte_tokenizer
 from earwise.models.base import AudioLM
 from earwise.models.embedded import base_weights
 from earwise.models.embedded.model import PLACEHOLDER, POOL, SUMMARY, Embedded, EmbeddedModule, load
-from earwise.models.parts import attention, whisper
+from earwise.models.parts import whisper
+from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix
 from earwise.types import Waveform
 from families.forests import base_weights_of
@@ -55,11 +58,8 @@ def tokenizer() -> Tokenizer:
 def tiny(seed: int = 0) -> Tiny:
     """Two layers on each side and the real connector; clips of up to 30 s, like the shipped model."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        **DECODER_CONFIG, rope_parameters={"rope_type": "default", "rope_theta": THETA}, tie_word_embeddings=True
-    )
-    config._attn_implementation = attention.IMPLEMENTATION
-    encoder, decoder = whisper.build_encoder(ENCODER_CONFIG), LlamaModel(config)
+    config = LlamaSizes(**DECODER_CONFIG, rope_theta=THETA)
+    encoder, decoder = whisper.WhisperEncoder(ENCODER_CONFIG), LlamaDecoder(config)
     connector = LayerMix(ENCODER_CONFIG["encoder_layers"] + 1, ENCODER_CONFIG["d_model"], config.hidden_size, SUMMARY)
     with torch.no_grad():
         for name, parameter in (*encoder.named_parameters(), *decoder.named_parameters()):
@@ -86,7 +86,8 @@ def tiny(seed: int = 0) -> Tiny:
 @torch.no_grad()
 def _reference(model: Embedded, ids: Sequence[int], waveforms: Sequence[Waveform]) -> Tensor:
     module = model.module
-    decoder = LlamaForCausalLM(LlamaConfig(**module.decoder.config.to_dict() | {"attn_implementation": "eager"})).eval()
+    config = LlamaConfig(**module.decoder.config.transformers_fields(), attn_implementation="eager")
+    decoder = LlamaForCausalLM(config).eval()
     decoder.model.load_state_dict(module.decoder.state_dict())
     decoder.tie_weights()
     embedded = decoder.model.embed_tokens(torch.tensor(ids)).clone()
@@ -101,14 +102,25 @@ def _encode(encoder: nn.Module, waveform: Waveform) -> Tensor:
     """All layers of transformers' encoder on the frames of the clip (an even number), with the table of positions cut
     to them.
     """
-    extractor = WhisperFeatureExtractor(feature_size=ENCODER_CONFIG["num_mel_bins"], sampling_rate=16000)
-    mel = whisper.log_mel(waveform, extractor)[None]
-    reference = whisper.build_encoder(ENCODER_CONFIG | {"max_source_positions": mel.shape[2] // 2}).eval()
+    samples = whisper.mel_frames(len(waveform)) * whisper.HOP_SAMPLES
+    padded = np.pad(waveform, (0, samples + 2 * whisper.HOP_SAMPLES - len(waveform)))
+    extractor = FeatureExtractor(feature_size=ENCODER_CONFIG["num_mel_bins"], sampling_rate=16000)
+    features = extractor(padded, sampling_rate=16000, padding=False, truncation=False, return_tensors="pt")
+    mel = torch.as_tensor(features.input_features)[..., : samples // whisper.HOP_SAMPLES]
+    reference = transformers_encoder(ENCODER_CONFIG | {"max_source_positions": mel.shape[2] // 2})
     weights = encoder.state_dict()
     weights["embed_positions.weight"] = weights["embed_positions.weight"][: mel.shape[2] // 2]
     reference.load_state_dict(weights)
     out = reference(mel, output_hidden_states=True)
     return torch.stack([layer[0] for layer in (*out.hidden_states[:-1], out.last_hidden_state)])
+
+
+def transformers_encoder(sizes: Mapping[str, int], weights: Mapping[str, Tensor] | None = None) -> WhisperEncoder:
+    """transformers' own encoder of these sizes, with the weights of ours if they are given."""
+    encoder = WhisperEncoder(WhisperConfig(**sizes)).eval()
+    if weights is not None:
+        encoder.load_state_dict(weights)
+    return encoder
 
 
 def _connect(connector: LayerMix, layers: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from builders import max_abs, tone, user_question
 from earwise.forest import TokenPath, build_tree, pack
@@ -19,6 +19,7 @@ from earwise.models.parts import whisper
 from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.training.policy import Policy
+from families.embedded import transformers_encoder
 
 pytestmark = [
     pytest.mark.weights,
@@ -37,8 +38,8 @@ def model() -> Iterator[Embedded]:
 
 @torch.no_grad()
 def test_decoder_equals_llama(model: Embedded) -> None:
-    config = model.module.decoder.config
-    reference = LlamaForCausalLM(type(config)(**config.to_dict() | {"attn_implementation": "eager"})).eval()
+    config = LlamaConfig(**model.module.decoder.config.transformers_fields(), attn_implementation="eager")
+    reference = LlamaForCausalLM(config).eval()
     reference.model.load_state_dict(load_file(base_weights.base_folder() / "decoder.safetensors"))
     reference.tie_weights()
     text = "<|im_start|>user\nWhich sound is this?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
@@ -55,7 +56,8 @@ def test_decoder_equals_llama(model: Embedded) -> None:
 def test_encoder_equals_whisper_on_a_full_window(model: Embedded) -> None:
     encoder = model.module.encoder
     mel = torch.randn(encoder.num_mel_bins, 3000, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
-    expected = encoder(mel[None], output_hidden_states=True)
+    reference = transformers_encoder(encoder.config, encoder.state_dict())
+    expected = reference(mel[None], output_hidden_states=True)
     (states,) = whisper.layer_states(encoder, [mel])
     assert states.shape == (len(encoder.layers) + 1, 1500, 512)
     scale = float(expected.last_hidden_state.abs().max())

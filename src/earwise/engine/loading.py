@@ -49,6 +49,7 @@ def open_engine(
         remote_engine = open_remote_engine(name, log=log, notify=notify)
         notify(f"every prompt and answer is kept in {log}")
         return remote_engine
+    notify(f"loading {name}")
     # Objects that imports create stay for good, so collecting garbage meanwhile is wasted time: cold starts measured in
     # turn took 10.5, 8.8 and 7.4 s with collection, and 7.4, 8.0 and 6.6 s without.
     gc.disable()

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaModel
+from torch import nn
 
 from builders import tiny_qwen2_audio
 from earwise.config.stages import TrainableConfig
 from earwise.models.embedded.model import PLACEHOLDER, Embedded, EmbeddedModule
-from earwise.models.parts import attention, whisper
+from earwise.models.parts import whisper
+from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix
 from earwise.training.trainable import set_trainable
 
@@ -125,16 +125,13 @@ def tiny_embedded(trim: bool = True) -> Embedded:
     encoder = {"encoder_layers": 2, "d_model": 24, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
     tokenizer = word_tokenizer(["Which sound is this?", "user assistant"])
     tokenizer.add_special_tokens([PLACEHOLDER])
-    decoder = LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, initializer_range=0.3,
-    )  # fmt: skip
-    decoder._attn_implementation = attention.IMPLEMENTATION
-    module = EmbeddedModule(
-        whisper.build_encoder(encoder | {"num_mel_bins": 16, "max_source_positions": 1500}),
-        LayerMix(3, 24, 32),
-        LlamaModel(decoder),
-    )
+    decoder = LlamaDecoder(LlamaSizes(64, 32, 48, 2, 4, 2))
+    for parameter in decoder.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3)
+    whisper_encoder = whisper.WhisperEncoder(encoder | {"num_mel_bins": 16, "max_source_positions": 1500})
+    nn.init.normal_(whisper_encoder.embed_positions.weight, std=0.1)
+    module = EmbeddedModule(whisper_encoder, LayerMix(3, 24, 32), decoder)
     module = module.eval().requires_grad_(False)
     model = Embedded(module, tokenizer, name="tiny", revision="", merged_lora={}, trim=trim)
     set_trainable(model, TrainableConfig())

@@ -16,9 +16,11 @@ from earwise import cli
 from earwise.config.recipe import check_recipe
 from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.data import manifest
+from earwise.forest import TokenPath, build_tree, pack
 from earwise.models import base
 from earwise.models.convert.mellow import from_official
 from earwise.models.convert.salmonn import released_names
+from earwise.models.parts.attention import TreeAttention
 from earwise.models.prompt_encoding import conversation_path
 from earwise.training import run
 from earwise.types import Audio, Example, Text, Turn
@@ -167,7 +169,7 @@ def test_the_aligned_models_adapter_is_without_the_second_stage(
 @torch.no_grad()
 def test_the_embedded_models_adapter_fits_its_text_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = embedded.tiny(0).model
-    config = LlamaConfig(**model.module.decoder.config.to_dict() | {"attn_implementation": "eager"})
+    config = LlamaConfig(**model.module.decoder.config.transformers_fields(), attn_implementation="eager")
     text = LlamaForCausalLM(config).eval()
     text.model.load_state_dict(model.module.decoder.state_dict())
     before = text(torch.tensor([[5, 6, 7]])).logits
@@ -176,8 +178,8 @@ def test_the_embedded_models_adapter_fits_its_text_model(tmp_path: Path, capsys:
     result = export(capsys, "--model", tmp_path / "run", "--out", tmp_path / "lora", "--format", "peft")
     assert result["base"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     after = PeftModel.from_pretrained(text, tmp_path / "lora")(torch.tensor([[5, 6, 7]])).logits
-    model.module.decoder.config._attn_implementation = "eager"
-    ours = model.logits(model.module.decoder(torch.tensor([[5, 6, 7]])).last_hidden_state[0])
+    forest = pack([build_tree([TokenPath((5, 6, 7), (False,) * 3, (-1,) * 3)])])
+    ours = model.logits(model.decode(model.embed(forest.ids), forest.positions, TreeAttention(forest)))
     assert max_abs([after[0] - ours]) < 1e-4
     assert max_abs([after - before]) > 1e-2
 

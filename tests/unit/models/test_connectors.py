@@ -68,7 +68,7 @@ def perturbed(model: Embedded) -> Embedded:
 def by_formula(model: Embedded, seconds: float) -> Tensor:
     """The connector's embeddings of one clip, computed window by window from the encoder's states."""
     connector: Any = model.module.connector
-    mel = whisper.log_mel(tone(seconds), model._extractor)
+    mel = whisper.log_mel(tone(seconds), model.module.encoder.num_mel_bins)
     (layers,) = whisper.layer_states(model.module.encoder, [mel])
     layers_read = layers if model.connector_spec.layers == "all" else layers[-1:]
     scale = layers_read.mean(1, keepdim=True).std(-1, keepdim=True, correction=0) + 1e-6

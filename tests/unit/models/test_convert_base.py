@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from earwise.errors import ModelError
 from earwise.models.embedded.base_weights import check_sha256
 from earwise.models.embedded.convert_base import encoder_from_ctranslate2, gguf_name, read_ctranslate2, unpermute
-from earwise.models.parts.whisper import build_encoder, layer_states
+from earwise.models.parts.whisper import WhisperEncoder, layer_states
+from families.embedded import transformers_encoder
 
 DTYPE_CODES = {
     np.dtype(np.float32): 0,
@@ -108,7 +109,7 @@ def test_encoder_from_two_parts(tmp_path: Path) -> None:
         "d_model": WIDTH, "encoder_layers": LAYERS, "encoder_attention_heads": 1, "encoder_ffn_dim": 96,
         "num_mel_bins": MELS, "max_source_positions": POSITIONS,
     }  # fmt: skip
-    encoder = build_encoder(sizes).eval()
+    encoder = WhisperEncoder(sizes).eval()
     weights = load_file(tmp_path / "encoder.safetensors")
     encoder.load_state_dict({name: torch.from_numpy(value).float() for name, value in weights.items()})
     stacked = variables["encoder/layer_1/self_attention/linear_0/weight"]
@@ -119,7 +120,7 @@ def test_encoder_from_two_parts(tmp_path: Path) -> None:
         )
     mel = torch.randn(1, MELS, 2 * POSITIONS, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = encoder(mel).last_hidden_state[0]
+        expected = transformers_encoder(sizes, encoder.state_dict())(mel).last_hidden_state[0]
         states = layer_states(encoder, [mel[0]])[0][-1]
     assert float((expected - states).abs().max()) < 1e-5
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import WhisperFeatureExtractor
 
 from builders import max_abs, tiny_qwen2_audio, tone, user_question
 from earwise.config.recipe import check_recipe
@@ -20,6 +20,7 @@ from earwise.models.embedded import model as embedded
 from earwise.models.parts import whisper
 from earwise.models.parts.projector import pool_states
 from earwise.training.trainable import set_trainable
+from families.embedded import transformers_encoder
 
 weights = [
     pytest.mark.weights,
@@ -89,8 +90,8 @@ class TestEmbedded:
     def test_padded_is_what_whisper_hears(self) -> None:
         model = embedded.load_untrained()
         wave = tone(1.3)
-        encoder: WhisperEncoder = model.module.encoder
-        mel = model._extractor(wave, sampling_rate=16000, return_tensors="pt").input_features
+        encoder = transformers_encoder(model.module.encoder.config, model.module.encoder.state_dict())
+        mel = WhisperFeatureExtractor()(wave, sampling_rate=16000, return_tensors="pt").input_features
         assert mel.shape[-1] == 3000
         theirs = encoder(mel, output_hidden_states=True)
         states = torch.stack([*theirs.hidden_states[:-1], theirs.last_hidden_state])[

@@ -132,7 +132,7 @@ def empty_model(family: str, sizes: ModelSizes) -> EmptyModel:
         )  # fmt: skip
         encoder = {"encoder_layers": 6, "d_model": 512, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}
         module = embedded.EmbeddedModule(
-            whisper.build_encoder(encoder | {"num_mel_bins": 80, "max_source_positions": 1500}),
+            whisper.WhisperEncoder(encoder | {"num_mel_bins": 80, "max_source_positions": 1500}),
             LayerMix(7, 512, 576, embedded.SUMMARY),
             transformers.LlamaModel(text),
         )

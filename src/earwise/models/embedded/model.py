@@ -1,6 +1,7 @@
 """The embedded model: Whisper base's encoder, a learned connector, and SmolLM2-135M-Instruct as decoder.
 
-It is Qwen2-Audio's architecture at 1/50 of its size, composed of transformers' own encoder and Llama classes. It runs
+It is Qwen2-Audio's architecture at 1/50 of its size. Encoder and decoder have the parameter names of transformers'
+classes, and no import of transformers (`models.parts.whisper`, `models.parts.llama`). It runs
 on a laptop and is the default everywhere. The base weights are downloaded (`models.embedded.base_weights`); what we
 trained, a connector and LoRA (recipe `embedded`), ships in the package. Its first stage aligns the encoder on open
 recognition, its second trains questions with options; `embedded-aligned` is the same file without the second stage's
@@ -25,8 +26,6 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, WhisperFeatureExtractor
-from transformers.models.llama.modeling_llama import LlamaModel
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
@@ -36,6 +35,7 @@ from earwise.models.embedded import base_weights, preload
 from earwise.models.embedded.connector import STATE_MS, Connector, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
 from earwise.models.parts import attention, lora, whisper
+from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.precision import lora_beside
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens
 from earwise.prompts import EMBEDDED
@@ -56,7 +56,9 @@ class EmbeddedModule(nn.Module):
         decoder: Llama without output head; the head is tied to its embeddings.
     """
 
-    def __init__(self, encoder: nn.Module, connector: nn.Module, decoder: LlamaModel) -> None:
+    encoder: whisper.WhisperEncoder
+
+    def __init__(self, encoder: whisper.WhisperEncoder, connector: nn.Module, decoder: LlamaDecoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector
@@ -108,7 +110,7 @@ class Embedded:
         self.placeholder_id = token_ids[PLACEHOLDER]
         self.eos_ids = tuple(token_ids[token] for token in end_tokens)
         self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, self.template)
-        self._extractor = WhisperFeatureExtractor(feature_size=module.encoder.num_mel_bins, sampling_rate=16000)
+        self._mels = module.encoder.num_mel_bins
 
     @property
     def _connector(self) -> Connector:
@@ -137,7 +139,7 @@ class Embedded:
         if not waveforms:
             return []
         window_s = None if self.trims_padding else self.spec.max_s
-        mels = [whisper.log_mel(waveform, self._extractor, window_s=window_s) for waveform in waveforms]
+        mels = [whisper.log_mel(waveform, self._mels, window_s) for waveform in waveforms]
         layer_states = whisper.layer_states(self.module.encoder, mels)
         counts = [whisper.state_count(len(waveform)) for waveform in waveforms]
         return [
@@ -159,7 +161,12 @@ class Embedded:
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Hidden states of the decoder, `(seq, dim)`; see `AudioLM`."""
-        return attention.decode_packed(self.module.decoder, embeddings, positions, attend)
+        if attention.uses_eager_attention():
+            from earwise.models.parts import transformers_decoder  # takes seconds, for checks only
+
+            return transformers_decoder.decode_eagerly(self.module.decoder, embeddings)
+        hidden: Tensor = self.module.decoder(embeddings, positions, attend)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits over the vocabulary, `(seq, vocab)`."""
@@ -181,9 +188,10 @@ class Embedded:
         full_weights = self.full_weights | {
             name for name in trained if ".lora_" not in name and not name.startswith("connector.")
         }
+        merged_lora = {name: value.float() for name, value in self.merged_lora.items()}
         tensors |= {
             name: value
-            for name, value in lora.concatenate_ranks(self.merged_lora, lora.collect(self.module)).items()
+            for name, value in lora.concatenate_ranks(merged_lora, lora.collect(self.module)).items()
             if f"{name.rpartition('.lora_')[0]}.weight" not in full_weights
         }
         if full_weights:
@@ -332,18 +340,16 @@ def _build(
     """
     base = base_weights.base_folder()
     sizes = json.loads((base / "encoder.json").read_text())
-    config = LlamaConfig(**_llama_config(json.loads((base / "decoder.json").read_text())))
-    config._attn_implementation = attention.IMPLEMENTATION
+    config = LlamaSizes(**json.loads((base / "decoder.json").read_text()))
     with torch.device("meta"):
-        encoder, decoder = whisper.build_encoder(sizes), LlamaModel(config)
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=config)
+        encoder, decoder = whisper.WhisperEncoder(sizes), LlamaDecoder(config)
     generator_state = torch.get_rng_state()
     torch.manual_seed(seed)
     connector = build_connector(
         connector_spec or ConnectorSpec(), sizes["encoder_layers"] + 1, sizes["d_model"], config.hidden_size
     )
     if not pretrained_decoder:
-        decoder_weights = LlamaModel(config).state_dict()
+        decoder_weights = random_decoder_weights(config)
         full_weights = frozenset(f"decoder.{name}" for name in decoder_weights)
         weights = replace(weights, decoder=decoder_weights, full_weights=full_weights)
     torch.set_rng_state(generator_state)
@@ -363,7 +369,7 @@ def _build(
     merged_lora = weights.merged_lora
     if dtype != torch.float32:
         merged_lora = {}
-        lora_beside.attach(module, weights.merged_lora)
+        lora_beside.attach(module, {name: value.float() for name, value in weights.merged_lora.items()})
     tokenizer = checkpoint.read_tokenizer(base, PLACEHOLDER)
     return Embedded(
         module, tokenizer, name=name, revision=weights.revision, merged_lora=merged_lora, trim=trim,
@@ -371,7 +377,9 @@ def _build(
     )  # fmt: skip
 
 
-def _llama_config(sizes: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of transformers' `LlamaConfig` from the sizes stored with the base weights."""
-    theta = sizes.pop("rope_theta")
-    return sizes | {"rope_parameters": {"rope_type": "default", "rope_theta": theta}, "tie_word_embeddings": True}
+def random_decoder_weights(sizes: LlamaSizes) -> dict[str, Tensor]:
+    """Random weights of a decoder as transformers initialises them, from torch's global generator."""
+    from transformers import LlamaConfig, LlamaModel
+
+    weights: dict[str, Tensor] = LlamaModel(LlamaConfig(**sizes.transformers_fields())).state_dict()
+    return weights

@@ -25,14 +25,14 @@ _pending: dict[tuple[Path, bool], "Future[EmbeddedWeights]"] = {}
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedWeights:
-    """All stored tensors of the embedded model, in float32.
+    """All stored tensors of the embedded model, in float32 but for LoRA.
 
     Attributes:
         encoder: Weights of Whisper base's encoder, with LoRA merged and fully trained weights in place.
         decoder: Weights of SmolLM2, with LoRA merged and fully trained weights in place.
         connector: Weights of the connector; empty for an untrained one.
-        merged_lora: The LoRA matrices, merged unless `load_weights` was asked not to; by `encoder.` or `decoder.` and
-            the name of the weight.
+        merged_lora: The LoRA matrices as they are stored (float16 in the shipped file), merged unless `load_weights`
+            was asked not to; by `encoder.` or `decoder.` and the name of the weight.
         full_weights: Names, with the same prefixes, of weights that were trained in full.
         revision: Hash of the trained file.
     """
@@ -78,10 +78,11 @@ def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) ->
         raise ModelError(
             f"{path}: no trained part of the embedded model here; give a checkpoint folder made by `earwise train`"
         )
-    trained, metadata = tensors(path)
+    stored, metadata = stored_tensors(path)
     weights = {f"encoder.{name}": value for name, value in encoder.items()}
     weights |= {f"decoder.{name}": value for name, value in decoder.items()}
-    merged_lora = {name: value for name, value in trained.items() if name.endswith((".lora_A", ".lora_B"))}
+    merged_lora = {name: value for name, value in stored.items() if name.endswith((".lora_A", ".lora_B"))}
+    trained = {name: value if name in merged_lora else value.float() for name, value in stored.items()}
     full_weights = {name for name in trained if name in weights}
     connector_names = {name for name in trained if name.startswith("connector.")}
     unexpected = sorted(trained.keys() - merged_lora.keys() - full_weights - connector_names)
@@ -109,9 +110,19 @@ def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ModelError: if it is not a safetensors file.
     """
+    values, metadata = stored_tensors(path)
+    return {name: value.float() for name, value in values.items()}, metadata
+
+
+def stored_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, mapped into memory, and its metadata.
+
+    Raises:
+        ModelError: if it is not a safetensors file.
+    """
     try:
         with safe_open(str(path), "pt") as handle:
-            values = {key: handle.get_tensor(key).float() for key in handle.keys()}  # noqa: SIM118 - not a dict
+            values = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
             return values, handle.metadata() or {}
     except Exception as error:  # safetensors raises a class of its own that it does not export
         raise ModelError(f"{path}: not a safetensors file ({error}); train or copy it again") from error

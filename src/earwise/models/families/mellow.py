@@ -40,7 +40,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
 from earwise.models.detect import MARKER
-from earwise.models.parts import attention, htsat
+from earwise.models.parts import attention, htsat, transformers_decoder
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens, check_vocabulary
 from earwise.prompts import MELLOW, MELLOW_COMPAT
 from earwise.types import Waveform
@@ -99,7 +99,7 @@ class MellowModule(nn.Module):
         super().__init__()
         self.encoder = htsat.Htsat(htsat.config(**config["encoder"]))
         decoder = LlamaConfig(**config["decoder"])
-        decoder._attn_implementation = attention.IMPLEMENTATION
+        decoder._attn_implementation = transformers_decoder.IMPLEMENTATION
         self.connector = Connector(self.encoder.classes, self.encoder.dim, decoder.hidden_size)
         self.decoder = LlamaModel(decoder)
         # Not in a checkpoint, so computed here even if the weights are built on the meta device.
@@ -203,7 +203,7 @@ class Mellow:
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
-        return attention.decode_packed(self.module.decoder, embeddings, positions, attend)
+        return transformers_decoder.decode_packed(self.module.decoder, embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary; the head is the embedding table."""

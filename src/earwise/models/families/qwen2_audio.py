@@ -29,7 +29,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint, hub, registry
 from earwise.models.base import EmptyModel
 from earwise.models.detect import MARKER
-from earwise.models.parts import attention, mel
+from earwise.models.parts import attention, mel, transformers_decoder
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.tokenizer import (
     TextTokenizer,
@@ -157,7 +157,7 @@ class Qwen2Audio:
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
-        return attention.decode_packed(self.module.model.language_model, embeddings, positions, attend)
+        return transformers_decoder.decode_packed(self.module.model.language_model, embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""
@@ -232,7 +232,7 @@ def from_parts(
             f"{name}: the decoder uses sliding-window attention, which a forest does not; "
             "set use_sliding_window to false in config.json"
         )
-    module.model.language_model.config._attn_implementation = attention.IMPLEMENTATION
+    module.model.language_model.config._attn_implementation = transformers_decoder.IMPLEMENTATION
     module.model.audio_tower.config._attn_implementation = "sdpa"
     return Qwen2Audio(
         module.eval().requires_grad_(False), tokenizer, extractor, name=name, revision=revision, trim=trim,

@@ -24,14 +24,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperFeatureExtractor
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
 from earwise.models.base import EmptyModel
-from earwise.models.parts import attention, lora, whisper
+from earwise.models.parts import attention, lora, transformers_decoder
 from earwise.models.parts.beats import Beats, BeatsConfig, fbank, token_count
 from earwise.models.parts.qformer import WindowQFormer
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens, check_vocabulary
@@ -94,16 +95,20 @@ RELEASED = {
 """Sizes of the two released models."""
 
 
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0}
+"""Fields of transformers' `WhisperConfig` that switch off what is random in training."""
+
+
 class SalmonnModule(nn.Module):
     """All parameters; the names of the submodules are `PARAMETER_PREFIXES`."""
 
     def __init__(self, config: SalmonnConfig) -> None:
         super().__init__()
         llama = LlamaConfig(**config.llama)
-        llama._attn_implementation = attention.IMPLEMENTATION
+        llama._attn_implementation = transformers_decoder.IMPLEMENTATION
         speech_dim, audio_dim = config.whisper["d_model"], config.beats.dim
         self.config = config
-        self.speech_encoder = whisper.build_encoder(config.whisper)
+        self.speech_encoder = WhisperEncoder(WhisperConfig(**config.whisper, **NO_DROPOUT))
         self.beats = Beats(config.beats)
         self.ln_speech, self.ln_audio = nn.LayerNorm(speech_dim), nn.LayerNorm(audio_dim)
         self.qformer = WindowQFormer(speech_dim + audio_dim, config.window, **config.qformer)
@@ -225,7 +230,7 @@ class Salmonn:
 
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Decoder states `(seq, dim)`."""
-        return attention.decode_packed(self.module.llama.model, embeddings, positions, attend)
+        return transformers_decoder.decode_packed(self.module.llama.model, embeddings, positions, attend)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary."""

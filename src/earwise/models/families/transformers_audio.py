@@ -27,7 +27,7 @@ from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint, hub
 from earwise.models.base import EmptyModel
 from earwise.models.family import ModelFamily
-from earwise.models.parts import attention
+from earwise.models.parts import attention, transformers_decoder
 from earwise.models.tokenizer import TextTokenizer, check_placeholder, check_special_tokens, known_ids
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
@@ -48,7 +48,7 @@ def head_logits(module: Any, hidden: Tensor) -> Tensor:
 
 def use_forest_attention(module: Any, language_model: str) -> None:
     """Switch the text model at path `language_model` to the forest's attention, in place; other parts keep theirs."""
-    module.get_submodule(language_model).config._attn_implementation = attention.IMPLEMENTATION
+    module.get_submodule(language_model).config._attn_implementation = transformers_decoder.IMPLEMENTATION
 
 
 def sliding_window(config: Any) -> int | None:
@@ -129,7 +129,7 @@ class Architecture:
     unread_prefixes: tuple[str, ...] = ()
     removed_modules: tuple[str, ...] = ()
     embed: Callable[[Any, Tensor], Tensor] = embed_text
-    decode: Callable[[Any, Tensor, Tensor, attention.AttentionFn], Tensor] = attention.decode_packed
+    decode: Callable[[Any, Tensor, Tensor, attention.AttentionFn], Tensor] = transformers_decoder.decode_packed
     logits: Callable[[Any, Tensor], Tensor] = head_logits
     set_attention: Callable[[Any, str], None] = use_forest_attention
     max_sequence: Callable[[Any], int | None] = no_limit

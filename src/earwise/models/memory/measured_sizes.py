@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from earwise.config.resolve import resolve_entry
 from earwise.errors import ModelError
@@ -33,6 +33,7 @@ from earwise.models.memory.sizes import (
     EncoderShape,
     ModelSizes,
 )
+from earwise.models.parts.llama import LlamaDecoder
 
 _UNKNOWN_ENCODER = EncoderShape(32, 1280, 5120, 50.0)
 """Shape assumed for the encoder of an unknown family: Whisper large."""
@@ -151,5 +152,7 @@ def _text_configs(module: nn.Module, prefixes: tuple[str, ...]) -> Iterator[Any]
         inside = (name + ".").startswith(prefixes)
         if isinstance(part, PreTrainedModel) and inside:
             yield part.config.get_text_config()
+        elif isinstance(part, LlamaDecoder):
+            yield LlamaConfig(**part.config.transformers_fields())
     if isinstance(module, PreTrainedModel):  # a decoder that is the model itself, like Phi's
         yield module.config.get_text_config()

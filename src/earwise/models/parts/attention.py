@@ -1,8 +1,9 @@
-"""Attention over packed token trees, plugged into transformers' own decoder classes as an attention implementation.
+"""Attention over packed token trees.
 
 `AudioLM.decode` passes an `AttentionFn` through the model, and every attention layer calls it with its queries, keys
 and values. Training and scoring use `TreeAttention` on whole trees; sampling uses the KV caches of `engine.kv_cache`
-and `engine.static_cache`, which are also `AttentionFn`s. All of them are exact.
+and `engine.static_cache`, which are also `AttentionFn`s. All of them are exact. transformers' decoders are given one by
+`models.parts.transformers_decoder`.
 
 Whole trees have two kernels: dense masks, one per tree (any device; the reference), and FlexAttention's block masks
 (`models.parts.flex`; on CUDA).
@@ -11,18 +12,14 @@ Whole trees have two kernels: dense masks, one per tree (any device; the referen
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._triton import has_triton
-from transformers import AttentionInterface
 
 from earwise.forest import Forest
-from earwise.models.parts import flex
 
-IMPLEMENTATION = "earwise_forest"
 _uses_eager: ContextVar[bool] = ContextVar("uses_eager", default=False)
 
 
@@ -64,9 +61,12 @@ class TreeAttention:
 
     def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """See `AttentionFn`."""
-        if self.kernel == "flex" and queries.shape[-1] >= flex.MIN_HEAD_DIM:
-            self._flex = self._flex or flex.BlockSparseAttention(self._forest, compiled=queries.is_cuda)
-            return self._flex(layer, queries, keys, values, scale)
+        if self.kernel == "flex":
+            from earwise.models.parts import flex  # imports torch's compiler, which nothing else here needs
+
+            if queries.shape[-1] >= flex.MIN_HEAD_DIM:
+                self._flex = self._flex or flex.BlockSparseAttention(self._forest, compiled=queries.is_cuda)
+                return self._flex(layer, queries, keys, values, scale)
         self._tree_masks = self._tree_masks or _dense_masks(self._forest)
         out = [
             attend(queries[:, :, start:stop], keys[:, :, start:stop], values[:, :, start:stop], mask, scale)
@@ -77,7 +77,11 @@ class TreeAttention:
 
 def _default_kernel(forest: Forest) -> Kernel:
     """The kernel for the forest's device."""
-    return "flex" if forest.ids.is_cuda and has_triton() else "dense"
+    if not forest.ids.is_cuda:
+        return "dense"
+    from torch.utils._triton import has_triton
+
+    return "flex" if has_triton() else "dense"
 
 
 def _dense_masks(forest: Forest) -> list[tuple[int, int, Tensor]]:
@@ -107,51 +111,6 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, s
     )
 
 
-def _forest_attention(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, *,
-    attend_with: AttentionFn, **_: object,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' attention interface: hands the call of a layer to the `AttentionFn` given to the model."""
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attend_with(module.layer_idx, query, key, value, scale).transpose(1, 2).contiguous(), None  # type: ignore[arg-type]
-
-
-AttentionInterface.register(IMPLEMENTATION, _forest_attention)
-
-
-def decode_packed(decoder: torch.nn.Module, embeddings: Tensor, positions: Tensor, attend_with: AttentionFn) -> Tensor:
-    """Run a transformers decoder (without head) over packed tokens.
-
-    Args:
-        decoder: A text model whose `config._attn_implementation` is `IMPLEMENTATION`.
-        embeddings: `(seq, dim)`.
-        positions: Position of each token in its own sequence, `(seq,)`.
-        attend_with: Attention over the packed tokens.
-    Returns:
-        Hidden states after the final norm, `(seq, dim)`.
-    """
-    return run_decoder(decoder, positions, attend_with, inputs_embeds=embeddings[None])
-
-
-def run_decoder(decoder: Any, positions: Tensor, attend_with: AttentionFn, **inputs: Tensor) -> Tensor:
-    """Run a transformers decoder on inputs of its own; see `decode_packed`.
-
-    Args:
-        decoder: The text model.
-        positions: Position of each token in its own sequence, `(seq,)`.
-        attend_with: Attention over the packed tokens.
-        **inputs: What the model's forward pass takes in place of token ids, each with a batch dimension of 1.
-    """
-    if _uses_eager.get():
-        with _eager_configs(decoder.config):
-            out = decoder(**inputs, use_cache=False)
-    else:
-        out = decoder(**inputs, position_ids=positions[None], use_cache=False, attend_with=attend_with)
-    hidden: Tensor = out.last_hidden_state[0]
-    return hidden
-
-
 @contextmanager
 def eager_attention() -> Iterator[None]:
     """Within it, decoders run as transformers runs them on one whole sequence, for checks: eager attention, with the
@@ -163,14 +122,6 @@ def eager_attention() -> Iterator[None]:
         _uses_eager.reset(token)
 
 
-@contextmanager
-def _eager_configs(config: Any) -> Iterator[None]:
-    """Set a config to eager attention. Setting it changes the parts of a config too, so these are restored as well."""
-    parts = [part for name in config.sub_configs if (part := getattr(config, name, None)) is not None]
-    settings = [(part, part._attn_implementation) for part in (config, *parts)]
-    config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        for part, implementation in settings:
-            part._attn_implementation = implementation
+def uses_eager_attention() -> bool:
+    """True within `eager_attention`."""
+    return _uses_eager.get()

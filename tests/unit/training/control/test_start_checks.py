@@ -7,7 +7,7 @@ from builders import tiny_qwen2_audio, tone, user_question
 from earwise.errors import ModelError
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.models.parts import attention
+from earwise.models.parts import transformers_decoder
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.training.batches import build_micro_batches
 from earwise.training.policy import FOREST_TOLERANCE, MicroBatch, Policy, check_forest
@@ -33,7 +33,7 @@ def test_a_sound_model_passes_and_keeps_its_attention(dtype: torch.dtype) -> Non
     before = check(model, dtype)
     assert before < FOREST_TOLERANCE[dtype] / 5
     config = model.module.model.language_model.config
-    assert config._attn_implementation == attention.IMPLEMENTATION
+    assert config._attn_implementation == transformers_decoder.IMPLEMENTATION
     assert model.module.model.audio_tower.config._attn_implementation == "sdpa"
     assert check(model, dtype) == before
 
