@@ -24,7 +24,8 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from earwise.models.cpu_decode import fused_layers
-from earwise.models.parts import attention, gradient_checkpointing, lora_product, whisper
+from earwise.models.parts import gradient_checkpointing, lora_product, transformers_decoder
+from families.embedded import transformers_encoder
 from families.tiny import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def tiny(family: str) -> Any:
 def check_attention_function() -> None:
     """Keywords reach the attention function through the decoder; layers know their number and scale."""
     for model_class, config in ((LlamaModel, LlamaConfig(**SIZES)), (Qwen2Model, Qwen2Config(**SIZES))):
-        config._attn_implementation = attention.IMPLEMENTATION
+        config._attn_implementation = transformers_decoder.IMPLEMENTATION
         calls: list[tuple[int, tuple[int, ...], tuple[int, ...], float]] = []
 
         def attend(
@@ -54,7 +55,7 @@ def check_attention_function() -> None:
             calls.append((layer, tuple(queries.shape), tuple(keys.shape), scale))
             return queries
 
-        attention.decode_packed(model_class(config).eval(), torch.zeros(3, 32), torch.arange(3), attend)
+        transformers_decoder.decode_packed(model_class(config).eval(), torch.zeros(3, 32), torch.arange(3), attend)
         assert calls == [(layer, (1, 4, 3, 8), (1, 2, 3, 8), 8**-0.5) for layer in (0, 1)]
 
 
@@ -75,7 +76,7 @@ def check_recomputed_layers() -> None:
 def check_fused_layers() -> None:
     """Decoder layers have the parts that `fused_layers` reads, are called as it, and return a tensor."""
     for model_class, config in ((LlamaModel, LlamaConfig(**SIZES)), (Qwen2Model, Qwen2Config(**SIZES))):
-        config._attn_implementation = attention.IMPLEMENTATION
+        config._attn_implementation = transformers_decoder.IMPLEMENTATION
         model = model_class(config).eval()
         layer = model.layers[0]
         assert fused_layers.is_supported_layer(layer)
@@ -83,7 +84,7 @@ def check_fused_layers() -> None:
         layer.register_forward_hook(
             lambda _, args, named, out, calls=calls: calls.append((len(args), set(named), type(out))), with_kwargs=True
         )
-        attention.decode_packed(
+        transformers_decoder.decode_packed(
             model, torch.zeros(3, 32), torch.arange(3), lambda layer, queries, keys, values, scale: queries
         )
         ((positional, named, kind),) = calls
@@ -122,7 +123,7 @@ def check_reverted_names() -> None:
 def check_whisper_encoder() -> None:
     """The encoder has the parts that are run one by one on frames that exist."""
     sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24}
-    encoder = whisper.build_encoder(sizes | {"num_mel_bins": 16, "max_source_positions": 20})
+    encoder = transformers_encoder(sizes | {"num_mel_bins": 16, "max_source_positions": 20})
     parts_of(encoder, "conv1.weight", "conv2", "embed_positions.weight", "layer_norm", "layers.0.self_attn.num_heads")
     whisper_layer(encoder.layers[0])
 
@@ -270,6 +271,7 @@ def check_dispatch_mode() -> None:
         torch.zeros(2)[torch.tensor([True, False])]
     assert torch.ops.aten.index.Tensor in names
     assert torch.Tag.dynamic_output_shape in torch.ops.aten.nonzero.default.tags
+    assert torch.ops.aten.linear.default._can_decompose() and not torch.ops.aten.mm.default._can_decompose()
 
 
 def check_dynamo() -> None:
@@ -319,13 +321,12 @@ INTERNALS = (
         ("_attn_implementation",),
         (
             f"{FAMILY_FILES}transformers_audio.py",
-            f"{MODELS}embedded/model.py",
             f"{FAMILY_FILES}qwen2_audio.py",
             f"{FAMILY_FILES}salmonn.py",
             f"{FAMILY_FILES}mellow.py",
             f"{FAMILY_FILES}audio_flamingo3.py",
             f"{FAMILY_FILES}phi4_multimodal.py",
-            f"{PARTS}attention.py",
+            f"{PARTS}transformers_decoder.py",
             "benchmarks/baselines/hf_models.py",
         ),
         "the forest's attention is set for the text model alone and gets its keywords through the decoder",
@@ -341,7 +342,7 @@ INTERNALS = (
     Internal(
         "transformers",
         ("transformers.models.llama.modeling_llama",),
-        (f"{MODELS}cpu_decode/fused_layers.py", f"{MODELS}embedded/model.py", f"{FAMILY_FILES}mellow.py"),
+        (f"{MODELS}cpu_decode/fused_layers.py", f"{PARTS}transformers_decoder.py", f"{FAMILY_FILES}mellow.py"),
         "decoder layers are computed with packed weights",
         check_fused_layers,
     ),
@@ -362,7 +363,7 @@ INTERNALS = (
     Internal(
         "transformers",
         ("transformers.models.whisper.modeling_whisper",),
-        (f"{PARTS}whisper.py",),
+        (f"{FAMILY_FILES}salmonn.py", "benchmarks/baselines/hf_models.py"),
         "clips are encoded on frames that exist",
         check_whisper_encoder,
     ),
@@ -477,9 +478,9 @@ INTERNALS = (
     ),
     Internal(
         "torch",
-        ("torch.utils._python_dispatch",),
-        ("src/earwise/engine/static_cache.py",),
-        "operators whose shapes depend on values are found before a CUDA graph is captured",
+        ("torch.utils._python_dispatch", "_can_decompose"),
+        ("src/earwise/engine/static_cache.py", "src/earwise/training/limits/operators.py"),
+        "operators whose shapes depend on values are found before a CUDA graph is captured; operators are counted",
         check_dispatch_mode,
     ),
     Internal(

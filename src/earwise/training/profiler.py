@@ -49,6 +49,11 @@ class Profiler:
             self._add_elapsed()
             self._open_phases.pop()
 
+    @property
+    def current(self) -> str:
+        """Name of the innermost open phase."""
+        return self._open_phases[-1] if self._open_phases else OUTSIDE_PHASES
+
     def split(self) -> dict[str, float]:
         """Return the seconds of each phase since the last call, and start again from zero.
 
@@ -64,8 +69,7 @@ class Profiler:
         """Add the time since the last reading to the innermost open phase."""
         self._synchronize()
         now = self._now()
-        phase = self._open_phases[-1] if self._open_phases else OUTSIDE_PHASES
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last_reading
+        self._seconds[self.current] = self._seconds.get(self.current, 0.0) + now - self._last_reading
         self._last_reading = now
 
 

@@ -155,16 +155,17 @@ class Trainer:
                     break
                 if self._stage.resets_optimizer(self._step):
                     self._optimizer.state.clear()
-                step = self._make_batches()
-                self._set_learning_rate(step)
-                self._forward_backward(step)
-                self._clip_gradients(step)
-                verdict = self._judge(step)
-                if verdict == "rollback":
-                    self._roll_back(step)
-                    continue
-                self._update(step, takes_step=verdict == "accept")
-                self._step_log.write(self._step, step.record)
+                with self._step_log.recorded():
+                    step = self._make_batches()
+                    self._set_learning_rate(step)
+                    self._forward_backward(step)
+                    self._clip_gradients(step)
+                    verdict = self._judge(step)
+                    if verdict == "rollback":
+                        self._roll_back(step)
+                        continue
+                    self._update(step, takes_step=verdict == "accept")
+                    self._step_log.write(self._step, step.record)
             self._checkpoint_state = self._current_state()
             if not parallel.any_process(stop.requested):
                 self._evaluate(is_last=True)

@@ -123,6 +123,19 @@ def test_profile_step_reports_phases_and_logs_seconds_that_add_up(recipe: Path) 
     assert "phase/rollout" not in rows[4], "the second update uses the same rollout"
 
 
+def test_profile_step_sets_the_phases_against_the_machine(recipe: Path) -> None:
+    output, _ = train(recipe, "--profile-step")
+    assert output.count("limits of this machine: float32 ") == 2, "one report per stage"
+    assert "forward 0." in output and " of the limit; " in output
+    limits = json.loads((recipe.parent / "run" / "limits.json").read_text())
+    sft, grpo = limits.values()
+    for phases in (sft["phases"], grpo["phases"]):
+        assert {"forward", "backward"} <= phases.keys()
+        assert all(0 < phase["share"] < 1.2 for phase in phases.values())
+        assert phases["forward"]["gflop"] > 0 < phases["backward"]["gflop"]
+        assert all(0 <= phase["outside"] < 1 for phase in phases.values())
+
+
 def test_every_log_row_has_tokens_and_audio_seconds_per_second(recipe: Path) -> None:
     output, rows = train(recipe)
     assert "profile" not in output

@@ -18,6 +18,7 @@ from earwise.files import is_locked, write_json
 from earwise.training.logging.throughput import duration_text
 
 PROCESS, RECIPE, METRICS, EVALUATIONS = "process.json", "recipe.json", "metrics.jsonl", "evaluations.jsonl"
+LIMITS = "limits.json"
 """Files of a run: the process at work, the resolved recipe, the log of steps, and the evaluations during stages."""
 RATE_STEPS = 20
 """Number of last steps whose pace says when the stage ends."""

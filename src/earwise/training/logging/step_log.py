@@ -10,13 +10,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from earwise.files import append_jsonl, read_log, write_jsonl
 from earwise.training.distributed import parallel
-from earwise.training.logging.run_status import EVALUATIONS, RATE_STEPS
+from earwise.training.limits.step_limits import StepLimits
+from earwise.training.logging.run_status import EVALUATIONS, LIMITS, RATE_STEPS
 from earwise.training.logging.skip_report import skip_summary
 from earwise.training.logging.throughput import Throughput, duration_text
 from earwise.training.profiler import Profiler, describe
@@ -109,10 +111,16 @@ class StepLog:
         self._files, self._kind, self._stage, self._max_steps = files, kind, stage, max_steps
         self._profiler, self._profile, self._notify = profiler, profile, notify
         self._phase_seconds: list[dict[str, float]] = []
+        records = profile and parallel.is_main_process()
+        self._limits = StepLimits(profiler, stage, files.metrics.parent / LIMITS, notify) if records else None
         self._throughput = throughput
         self._num_rollbacks = 0
         self._finished_at: deque[tuple[int, float]] = deque(maxlen=RATE_STEPS + 1)
         """Number and time (`time.monotonic`) of the last finished steps."""
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """The context of a step: with `profile`, the operators of some steps are set against the machine's peak."""
+        return self._limits.step() if self._limits else nullcontext()
 
     def count_rollback(self) -> None:
         """Count a rollback in the row of the next step, and forget the pace of the steps before."""
@@ -164,6 +172,8 @@ class StepLog:
         }
         if self._profile:
             self._phase_seconds.append(self._profiler.split())
+            if self._limits:
+                self._limits.add_seconds(self._phase_seconds[-1])
             row |= {f"phase/{name}": value for name, value in self._phase_seconds[-1].items()}
         if self._throughput is not None and (mfu := self._throughput.mfu(record.sums["tokens"], seconds)):
             row["mfu"] = mfu
@@ -201,6 +211,8 @@ class StepLog:
         if parallel.is_main_process():
             if self._phase_seconds:
                 self._describe_phases(number)
+            if self._limits:
+                self._limits.report()
             for line in skip_summary(read_log(self._files.metrics), self._stage, self._kind):
                 self._notify(line)
 
