@@ -124,6 +124,8 @@ def grpo_loss(
     max_completion_length: int | None = None,
     num_items: Number | None = None,
     num_sequences: Number | None = None,
+    sampling_logprobs: Float[Tensor, "batch seq"] | None = None,
+    importance_sampling_cap: Number = 2.0,
 ) -> LossOutput:
     """Clipped policy-gradient loss over completion tokens, plus the KL to the reference per token.
 
@@ -158,9 +160,14 @@ def grpo_loss(
         max_completion_length: Constant length by which `dr_grpo` divides, in tokens.
         num_items: Counted tokens of the whole batch, when this call sees a part of it. None: those of this call.
         num_sequences: Completions of the whole batch, when this call sees a part of it. None: those of this call.
+        sampling_logprobs: Log-probability of the same tokens under the older weights that sampled them, where these
+            are not the policy's before the update. The policy term of each token is then multiplied by the probability
+            under the policy before the update over that under those weights.
+        importance_sampling_cap: Largest value of that factor.
     Returns:
         The loss, and the metrics `kl` (nats, with a reference only), `ratio_mean`, and `clip_low`, `clip_high`,
-        `clip_frac` (shares of tokens whose ratio was clipped below, above, or either).
+        `clip_frac` (shares of tokens whose ratio was clipped below, above, or either); with `sampling_logprobs` also
+        `sampling_ratio` (mean of the factor before the cap) and `sampling_capped` (share of tokens above the cap).
     Raises:
         ValueError: if shapes differ, or `beta` is not 0 without a reference.
         ConfigError: if an option is unknown or missing.
@@ -173,12 +180,19 @@ def grpo_loss(
     -0.3333
 
     Source: DeepSeekMath (arXiv:2402.03300) eq. 3, Dr. GRPO (arXiv:2503.20783), DAPO (arXiv:2503.14476), CISPO
-    (arXiv:2506.13585), GSPO (arXiv:2507.18071).
+    (arXiv:2506.13585), GSPO (arXiv:2507.18071). The factor for older weights: decoupled PPO (arXiv:2110.00641, used by
+    AReaL, arXiv:2505.24298), truncated as in IMPALA (arXiv:1802.01561) and TRL.
     """
     _check_options(loss_type, importance_sampling_level, epsilon_high, max_completion_length)
     if kl_estimator not in get_args(KlEstimator):
         raise ConfigError(f"kl_estimator {kl_estimator!r} is none of {', '.join(get_args(KlEstimator))}")
-    require_same_shape(loss_mask, logprobs=logprobs, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+    require_same_shape(
+        loss_mask,
+        logprobs=logprobs,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        sampling_logprobs=sampling_logprobs,
+    )
     if advantages.shape != logprobs.shape[:1]:
         raise ValueError(
             f"advantages have shape {tuple(advantages.shape)}, logprobs {tuple(logprobs.shape)}; give one per row"
@@ -209,6 +223,10 @@ def grpo_loss(
         "clip_high": clipped_high,
         "clip_frac": clipped_low | clipped_high,
     }
+    if sampling_logprobs is not None:
+        sampling_ratio = torch.exp(old - zero_masked(sampling_logprobs, loss_mask))
+        per_token = per_token * sampling_ratio.clamp(max=importance_sampling_cap)
+        metrics |= {"sampling_ratio": sampling_ratio, "sampling_capped": sampling_ratio > importance_sampling_cap}
     if ref_logprobs is not None:
         metrics["kl"] = kl_estimate(policy, zero_masked(ref_logprobs, loss_mask), kl_estimator)
         if beta != 0.0:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from earwise.config.strict import Strict, UserPath
 
@@ -31,3 +31,38 @@ class WeightSyncConfig(Strict):
     """Steps from one version to the next; the first version is sent before the first rollout."""
     folder: UserPath | None = None
     """Folder for the versions, which this machine and the server both see; None: `sampler` in the stage's folder."""
+    max_staleness: int = Field(0, ge=0, le=1)
+    """By how many versions the weights that sample a rollout may be older than the policy. 1: the server samples for
+    the next step while this one updates, and the loss corrects for the older weights."""
+    importance_sampling_cap: float = Field(2.0, gt=0)
+    """With `max_staleness: 1`: largest factor by which the loss of a token makes up for the older weights."""
+
+    @model_validator(mode="after")
+    def _check_cap(self) -> "WeightSyncConfig":
+        self.refuse_idle(self.max_staleness > 0, ("importance_sampling_cap",), "it is for max_staleness: 1")
+        return self
+
+    def check_staleness(self, num_iterations: int, temperature: float) -> None:
+        """Refuse settings of the stage that older weights cannot be corrected for.
+
+        Args:
+            num_iterations: Updates per rollout.
+            temperature: Sampling temperature.
+        Raises:
+            ValueError: naming what to set.
+        """
+        if self.max_staleness and self.steps != num_iterations:
+            raise ValueError(
+                f"weight_sync.max_staleness {self.max_staleness} needs every version of the weights on the server; set "
+                f"weight_sync.steps: {num_iterations}"
+            )
+        if self.max_staleness and temperature != 1:
+            raise ValueError(
+                f"weight_sync.max_staleness {self.max_staleness} with temperature {temperature:g}: servers return "
+                "log-probabilities at temperature 1, which the correction needs; set temperature: 1"
+            )
+
+
+def staleness(weight_sync: WeightSyncConfig | None) -> int:
+    """The `max_staleness` of a stage; 0 where nothing is sent to a server."""
+    return 0 if weight_sync is None else weight_sync.max_staleness

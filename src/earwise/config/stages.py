@@ -280,6 +280,8 @@ class GrpoConfig(StageConfig):
     def _check_synced_server(self) -> "GrpoConfig":
         if self.weight_sync is not None and self.rollout_server is None:
             raise ValueError("weight_sync is for a server that samples; set rollout_server, or leave it out")
+        if self.weight_sync is not None:
+            self.weight_sync.check_staleness(self.num_iterations, self.temperature)
         server_keys = ("on_rollout_error", "rollout_retry_minutes")
         self.refuse_idle(self.rollout_server is not None, server_keys, "it is for a rollout_server")
         self.refuse_idle(self.on_rollout_error == "retry", server_keys[1:], "it is for on_rollout_error: retry")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earwise.algorithms.policy_loss import group_advantages
+from earwise.config.servers import staleness
 from earwise.config.stages import GrpoConfig
 from earwise.forest import TokenPath
 from earwise.models.base import AudioLM
@@ -37,6 +38,8 @@ class GrpoInputs:
         old_logprobs: Log-probabilities (nats) at sampling time; None where the policy that is updated has sampled and
             is updated once, so that they are the current ones.
         ref_logprobs: Log-probabilities (nats) under the reference; None without a KL term.
+        sampling_logprobs: Log-probabilities (nats) under the older weights that sampled, with `max_staleness`;
+            `old_logprobs` are then those of the policy before the update.
     """
 
     advantages: Float[Tensor, " branches"]
@@ -44,6 +47,7 @@ class GrpoInputs:
     num_sequences: float
     old_logprobs: Float[Tensor, "branches tokens"] | None = None
     ref_logprobs: Float[Tensor, "branches tokens"] | None = None
+    sampling_logprobs: Float[Tensor, "branches tokens"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +96,15 @@ def batch_rollouts(rollouts: Sequence[Rollout], context: StageContext, config: G
     micro_batches = []
     first_branch = 0
     for micro_batch in build_micro_batches(model, encoder_cache, trees, waveforms, config.pack_tokens):
+        server_logprobs = (
+            sampled_logprobs(completions, micro_batch, first_branch) if _uses_server_logprobs(config) else None
+        )
         inputs = GrpoInputs(
             advantages=branch_slice(branch_advantages, micro_batch, first_branch),
             num_items=num_items,
             num_sequences=num_sequences,
-            old_logprobs=(
-                sampled_logprobs(completions, micro_batch, first_branch) if _uses_server_logprobs(config) else None
-            ),
+            old_logprobs=None if staleness(config.weight_sync) else server_logprobs,
+            sampling_logprobs=server_logprobs if staleness(config.weight_sync) else None,
         )
         of_policy = replace(micro_batch, temperature=config.temperature, log_entropy=True)
         micro_batches.append(of_policy.with_loss_inputs(inputs))

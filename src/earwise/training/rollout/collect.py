@@ -11,7 +11,8 @@ groups without signal fill the step.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,6 +108,8 @@ class RolloutCollector:
 
     def __init__(self, context: StageContext, config: GrpoConfig) -> None:
         self._context, self._config = context, config
+        self._in_background = False
+        self._held_samples: list[dict[str, Any]] = []
         self._mixture = build_mixture(config, context.data.mixture, context.seed, lambda row: (row,))
         self._styles, self._style_weights = list(config.data.styles), list(config.data.styles.values())
         self._engine = open_rollout_engine(
@@ -127,13 +130,23 @@ class RolloutCollector:
             else None
         )
 
-    def collect(self, step: int) -> CollectedRollouts:
+    def collect(
+        self, step: int, *, recorded: list[SampledGroups] | None = None, replayed: Sequence[SampledGroups] | None = None
+    ) -> CollectedRollouts:
         """Sample and reward until the step (from 0) has `prompts_per_step` rollouts, or the rounds are used up.
 
         With dynamic sampling, groups without signal come after those with signal. Groups whose reward failed are left
         out.
+
+        Args:
+            step: The step.
+            recorded: Receives what every round samples. A list says that another thread is at work: nothing is timed,
+                and samples for the log are held back for `write_held_samples`.
+            replayed: What the rounds sampled earlier, in place of sampling.
         """
         config = self._config
+        self._in_background = recorded is not None
+        remaining = iter(replayed or ())
         with_signal: list[Rollout] = []
         without_signal: list[Rollout] = []
         stats: list[RolloutStats] = []
@@ -142,7 +155,9 @@ class RolloutCollector:
             rounds += 1
             num_sampled = sum(process_stats.groups for process_stats in stats)
             drawn = self._draw_prompts(step, num_sampled, config.prompts_per_step - len(with_signal))
-            sampled = self._sample(step, drawn)
+            sampled = self._sample(step, drawn) if replayed is None else self._replay(step, next(remaining))
+            if recorded is not None:
+                recorded.append(sampled)
             num_skipped += drawn.num_skipped
             num_server_errors += sampled.num_server_errors
             stats += sampled.stats
@@ -172,7 +187,7 @@ class RolloutCollector:
             example = next(self._mixture)
             if self._online_curriculum is not None and not self._online_curriculum.admits(example):
                 continue
-            with context.profiler.phase("decode"):
+            with self._phase("decode"):
                 loaded = context.clip_loader.load_rows((example,))
             if loaded is None:
                 num_skipped += 1
@@ -188,16 +203,14 @@ class RolloutCollector:
         """Sample this process's share of the prompts, compute the rewards, and exchange both with the others."""
         config, context = self._config, self._context
         share = parallel.assigned_items([prompt_tokens(context.model, prompt) for prompt in drawn.prompts])
-        if self._weight_sync is not None:
-            with context.profiler.phase("refresh"):
-                retry_while_away(partial(self._weight_sync.before_rollout, step), self._retry_minutes, context.notify)
-        with context.profiler.phase("rollout"):
+        self.send_weights(step)
+        with self._phase("rollout"):
             prompts = [drawn.prompts[number] for number in share]
             generate = partial(self._engine.generate, prompts, self._sampling_params, config.group_size)
             groups, num_server_errors = retry_while_away(generate, self._retry_minutes, context.notify)
             if config.rollout_server:
                 groups = accept_sampled(context.model, groups, config.rollout_server)
-        with context.profiler.phase("reward"):
+        with self._phase("reward"):
             if self._adaptive_rewards is not None:
                 self._adaptive_rewards.observe(groups, step)
             rewards = self._reward_runner.compute([drawn.examples[number] for number in share], groups)
@@ -208,6 +221,23 @@ class RolloutCollector:
             stats,
             num_server_errors,
         )
+
+    def send_weights(self, step: int) -> None:
+        """Send the weights as they are now to the rollout server, if it is time before the rollout of a step."""
+        if self._weight_sync is not None:
+            with self._phase("refresh"):
+                send = partial(self._weight_sync.before_rollout, step)
+                retry_while_away(send, self._retry_minutes, self._context.notify)
+
+    def _replay(self, step: int, sampled: SampledGroups) -> SampledGroups:
+        """What a round sampled before the run was interrupted."""
+        if self._adaptive_rewards is not None:
+            self._adaptive_rewards.observe(sampled.groups, step)
+        return sampled
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        """A phase of the step; in another thread nothing, since its time is that of the update as well."""
+        return nullcontext() if self._in_background else self._context.profiler.phase(name)
 
     def _rollouts(self, drawn: DrawnPrompts, sampled: SampledGroups) -> list[tuple[Example, Rollout]]:
         """The rollouts of a round; the online curriculum takes in all groups, also those that are left out."""
@@ -226,7 +256,15 @@ class RolloutCollector:
     def _log(self, step: int, example: Example, rollout: Rollout) -> None:
         interval = self._config.log_completions_steps
         if interval and step % interval == 0:
-            self._context.log_sample(sample_row(step + 1, example, rollout.completions, rollout.rewards))
+            self._held_samples.append(sample_row(step + 1, example, rollout.completions, rollout.rewards))
+        if not self._in_background:
+            self.write_held_samples()
+
+    def write_held_samples(self) -> None:
+        """Log the samples that were held back while another thread was at work."""
+        rows, self._held_samples = self._held_samples, []
+        for row in rows:
+            self._context.log_sample(row)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data, and the pass rates of the online curriculum."""

@@ -19,12 +19,15 @@ from torch import Tensor
 from earwise.algorithms.losses import LossOutput
 from earwise.algorithms.policy_loss import grpo_loss
 from earwise.algorithms.rewards import load_reward
+from earwise.config.servers import staleness
 from earwise.config.stages import GrpoConfig, Source
 from earwise.data.index import ManifestRows
 from earwise.engine.remote.address import parse_address
+from earwise.errors import ConfigError
 from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 from earwise.training.distributed import parallel
 from earwise.training.policy import MicroBatch, Policy
+from earwise.training.rollout.ahead import AheadCollector
 from earwise.training.rollout.batching import GrpoInputs, batch_rollouts
 from earwise.training.rollout.collect import RolloutCollector
 from earwise.training.stages.stage import StageContext, StepBatches
@@ -46,7 +49,9 @@ class GrpoStage:
         self._context, self._config = context, config
         self.updates_per_rollout = config.num_iterations
         self.decodes_in_batches = _decodes_in_batches(config)
-        self._collector = RolloutCollector(context, config)
+        collector = RolloutCollector(context, config)
+        is_ahead = staleness(config.weight_sync) > 0
+        self._collector = AheadCollector(collector, context, config) if is_ahead else collector
         self._policy, self._reference = Policy(context.model), Reference(context.model.module)
         self._last_batches: StepBatches[GrpoInputs] = StepBatches([], {}, [])
 
@@ -102,6 +107,8 @@ class GrpoStage:
             max_completion_length=config.max_new_tokens,
             num_items=inputs.num_items,
             num_sequences=inputs.num_sequences,
+            sampling_logprobs=inputs.sampling_logprobs,
+            importance_sampling_cap=config.weight_sync.importance_sampling_cap if config.weight_sync else 1.0,
         )
 
     def resets_optimizer(self, step: int) -> bool:
@@ -134,7 +141,10 @@ class GrpoStage:
 
     @staticmethod
     def check(config: GrpoConfig, rows: ManifestRows, source_name: str) -> None:
-        """Refuse unknown rewards and a judge whose address is wrong; see `StageClass`."""
+        """Refuse unknown rewards, a judge whose address is wrong, and rollouts ahead of several processes; see
+        `StageClass`."""
+        if staleness(config.weight_sync) and parallel.world_size() > 1:
+            raise ConfigError("weight_sync.max_staleness 1 is for one process; set it to 0, or start one process")
         for name in config.rewards:
             if name != "judge":
                 load_reward(name)
