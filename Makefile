@@ -25,12 +25,13 @@ OUT ?= runs/embedded
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --where-not source=EmoDB
 
-.PHONY: help demo data-demo recipes test test-newest test-oldest servers gpu-day package docs lock setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes goals test test-newest test-oldest servers gpu-day package docs lock setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
 	@echo 'make data-demo   one small data set of each kind from the bundled clips, with checks: runs/data-demo (minutes)'
 	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (about 70 minutes)'
+	@echo 'make goals       the goals of speed and the distance to the limit of this machine, and the page that shows them (12 minutes, idle)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
 	@echo 'make servers     the tests against vLLM (on the CPU) and the server of transformers, in an environment of their own (3 GB, minutes)'
@@ -54,6 +55,12 @@ recipes: .venv/ready-dev
 	@test -f runs/data-demo/data-demo.json || $(BIN)/python -m earwise.apps.data_demo --out runs/data-demo \
 		|| echo 'going on with the data sets that were built' >&2
 	$(BIN)/python benchmarks/recipes.py --out runs/recipes
+
+# On an otherwise idle machine; the page of figures is written from the files.
+goals: .venv/ready-dev
+	$(BIN)/python benchmarks/limit.py --compute auto --out benchmarks/results/limit.json
+	$(BIN)/python benchmarks/goals.py --quick --out benchmarks/results/goals.json
+	$(BIN)/python benchmarks/performance_page.py
 
 test: lint
 	@echo 'base weights of the embedded model'

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from baselines import precision
 from baselines.collator import ClipQuestion, Collator, as_batched_hf_model
 from baselines.implementation import cut_at_end
 from baselines.models import RANDOM, random_qwen2_audio
@@ -39,6 +40,7 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.files import write_json
 from earwise.models.base import AudioLM, load
+from earwise.models.precision.compute import COMPUTE_CHOICES, set_compute
 from earwise.models.prompt_encoding import conversation_path
 from earwise.prompts import prompt_turns
 from earwise.types import Example
@@ -48,6 +50,8 @@ OPTIONS = 4
 BATCH = 32
 SAMPLES = 16
 SEED = 11
+PROBED_TOKENS = 4
+"""Tokens of the answers by which the faster precision of the batch loop is chosen."""
 GOALS = {"greedy": 3.0, "samples": 8.0}
 
 
@@ -87,7 +91,9 @@ def items(model: AudioLM, count: int, seconds: float) -> list[Item]:
     return out
 
 
-def batch_loop(model: AudioLM, max_new_tokens: int, samples: int, *, trimmed: bool) -> AnswerItems:
+def batch_loop(
+    model: AudioLM, max_new_tokens: int, samples: int, *, trimmed: bool, computes_in: str = "float32"
+) -> AnswerItems:
     """transformers' `generate` on batches of 32 rows.
 
     Args:
@@ -95,6 +101,7 @@ def batch_loop(model: AudioLM, max_new_tokens: int, samples: int, *, trimmed: bo
         max_new_tokens: Longest answer.
         samples: Answers per item; 1 is greedy decoding.
         trimmed: True pads clips to the longest of the batch, False to the window.
+        computes_in: `float32`, or `bfloat16` by autocast.
     """
     hf_model = as_batched_hf_model(model)
     collator = Collator(hf_model.extractor, model.eos_ids[-1], pad_left=True, trimmed=trimmed)
@@ -112,7 +119,8 @@ def batch_loop(model: AudioLM, max_new_tokens: int, samples: int, *, trimmed: bo
         out: list[list[str]] = []
         for start in range(0, len(batch_items), size):
             batch = collator([item.row for item in batch_items[start : start + size]])
-            ids = hf_model.module.generate(**batch, generation_config=config)
+            with precision.autocast(computes_in):
+                ids = hf_model.module.generate(**batch, generation_config=config)
             texts = [decode_answer(model, row) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
             out += [texts[first : first + samples] for first in range(0, len(texts), samples)]
         return out
@@ -154,8 +162,14 @@ def compare(model: AudioLM, all_items: Sequence[Item], options: argparse.Namespa
     slow_items = min(len(all_items), options.slow_items or len(all_items))
     engine = LocalEngine(model)
     implementations: dict[str, AnswerItems] = {"earwise": earwise_engine(engine, options.max_new_tokens, samples)}
+    chosen = precision.choose(
+        options.baseline_precision, lambda: batch_loop(model, PROBED_TOKENS, 1, trimmed=False)(all_items[:1])
+    )
     for name in options.implementations:
-        implementations[name] = batch_loop(model, options.max_new_tokens, samples, trimmed=name == "trimmed")
+        implementations[name] = batch_loop(
+            model, options.max_new_tokens, samples, trimmed=name == "trimmed", computes_in=chosen
+        )
+    plan = set_compute(model, options.compute)
     answers: dict[str, list[list[str]]] = {name: [] for name in implementations}
 
     def answer_next_block(name: str, item_blocks: Iterator[Sequence[Item]]) -> Callable[[], None]:
@@ -184,6 +198,7 @@ def compare(model: AudioLM, all_items: Sequence[Item], options: argparse.Namespa
     out: dict[str, Any] = {
         "items": len(all_items), "paired_items": slow_items, "extrapolated": slow_items < len(all_items),
         "samples_per_item": samples, "items_per_block": size, "max_new_tokens": options.max_new_tokens,
+        "precision": {"earwise": str(plan)} | dict.fromkeys(options.implementations, str(chosen)),
         "items_per_s": rates,
         "items_per_s_of_all_items": {
             "earwise": len(all_items) / (sum(times["earwise"]) + sum(remaining_times["earwise"]))
@@ -240,6 +255,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--block", type=int, default=64, help="rows per block; the implementations take turns on blocks"
     )
     parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--compute", choices=COMPUTE_CHOICES, default="float32", help=precision.COMPUTE_HELP)
+    parser.add_argument(
+        "--baseline-precision", choices=precision.CHOICES, default="float32", help=precision.BASELINE_HELP
+    )
     parser.add_argument("--quick", action="store_true", help="a tiny random model and a few items, to try it")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args(arguments)

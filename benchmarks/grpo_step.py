@@ -19,6 +19,9 @@ other states than a trimmed one; there, the baselines get trimmed clips for the 
 timed. With `--model embedded-padded` earwise pads, too, and all states are equal. `earwise` encodes a clip once, in the
 rollout, where that time is counted; `listen` is the time that encoding it again for the update would take, reported
 separately. The baselines use PEFT's own LoRA forward, earwise its fused one (`models/parts/lora_product.py`).
+
+Gradients are always compared in float32. `--compute` and `--baseline-precision` choose in what precision the rounds are
+timed; the difference that earwise's precision makes to its gradient is reported beside it.
 """
 
 import argparse
@@ -29,8 +32,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
-from baselines import flops
+from baselines import flops, precision
 from baselines.earwise_step import EarwiseStep
 from baselines.hf_models import as_hf_model
 from baselines.implementation import StepImplementation, WithPeftLora
@@ -51,12 +55,15 @@ from baselines.workload import SHAPES, Workload, workload
 
 from earwise.files import write_json
 from earwise.models.base import AudioLM
+from earwise.models.precision.compute import COMPUTE_CHOICES, FLOAT32, set_compute
 
 IMPLEMENTATIONS = ("plain", "trl", "earwise")
 MODEL_NAMES = "embedded, embedded-padded, qwen2audio-random:{small,medium}"
 PHASES = ("rollout", "listen", "reference", "loss", "optimizer")
 SEED = 7
 TOLERANCE = 1e-4
+COMPUTE_TOLERANCE = 0.02
+"""Largest relative difference of gradients in a lower precision."""
 GOALS = {  # (part of the step, baseline) -> shape -> how many times faster earwise should be
     ("training", "plain"): {"r1-aqa": 10.0, "long": 5.0},
     ("again", "plain"): {"r1-aqa": 10.0, "long": 5.0},
@@ -141,6 +148,12 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
     lengths = [len(ids) for group in natural for ids in group]
     comparable = {name.partition("-")[0]: implementations[name] for name in with_equal_states(model)}
     differences = gradient_differences(model, comparable, groups)
+    baselines = [name for name in names if name != "earwise"]
+    chosen = precision.choose(arguments.baseline_precision, partial(one_forward, model, groups[0][0], shape))
+    implementations |= {name: precision.InPrecision(implementations[name], chosen) for name in baselines}
+    plan = set_compute(model, arguments.compute)
+    precisions = {"earwise": str(plan)} | dict.fromkeys(baselines, str(chosen))
+    rounding = None if plan == FLOAT32 else rounding_of_gradient(model, earwise, groups, arguments.compute)
 
     def full_step(implementation: StepImplementation, timer: PhaseTimer) -> None:
         implementation.rollout(timer, full=True, seed=SEED)
@@ -149,14 +162,18 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
     def natural_rollout(implementation: StepImplementation, timer: PhaseTimer) -> None:
         implementation.rollout(timer, full=False, seed=SEED)
 
-    times = alternate_phases({name: partial(full_step, implementations[name]) for name in names}, arguments.pairs)
+    times = alternate_phases(
+        {name: partial(full_step, implementations[name]) for name in names},
+        arguments.pairs,
+        warm_up=not arguments.no_warm_up,
+    )
     natural_times = alternate_phases(
         {name: partial(natural_rollout, implementations[name]) for name in names}, arguments.pairs, warm_up=False
     )
     for name in names:
         times[name]["rollout_natural"] = natural_times[name]["rollout"]
     out: dict[str, Any] = {
-        "model": model_name, "shape": shape, "prompts": prompts, "pairs": arguments.pairs,
+        "model": model_name, "shape": shape, "prompts": prompts, "pairs": arguments.pairs, "precision": precisions,
         "clip_s": SHAPES[shape].seconds, "group_size": SHAPES[shape].group,
         "max_new_tokens": SHAPES[shape].max_new_tokens,
         "trunk_tokens": [len(path.ids) for path in workload(model, SHAPES[shape], prompts).paths],
@@ -166,15 +183,38 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
         "seconds": {name: medians(phases) for name, phases in times.items()},
         "rounds": times,
         "gradient_differences": differences,
+        "gradient_difference_by_rounding": rounding,
     }  # fmt: skip
     out["goals"] = goals(shape, times, max(differences.values()))
-    if "earwise" in names:
+    if "earwise" in names and plan == FLOAT32:
         out["floor"] = against_floor(model, earwise, groups, out, rates)
     if not arguments.no_memory:
         out["peak_memory_mb"] = {
             name: peak_memory(partial(one_step, model_name, shape, prompts, name, rows, groups)) for name in names
         }
     return out
+
+
+@torch.no_grad()
+def one_forward(model: AudioLM, completion: Sequence[int], shape: str) -> None:
+    """transformers' forward pass over the first prompt with one completion, with its clip padded."""
+    work = workload(model, SHAPES[shape], 1)
+    hf_model = as_hf_model(model, padded=True)
+    ids = torch.tensor([[*work.paths[0].ids, *completion]])
+    hf_model.module(input_ids=ids, attention_mask=torch.ones_like(ids), **hf_model.features(work.waveforms[0]))
+
+
+def rounding_of_gradient(
+    model: AudioLM, earwise: StepImplementation, groups: list[list[list[int]]], compute: str
+) -> dict[str, float]:
+    """How far earwise's gradient in a precision is from its gradient in float32, beside the goal."""
+    gradients = []
+    for choice in ("float32", compute):
+        set_compute(model, choice)
+        earwise.train(PhaseTimer(), groups, update=False)
+        gradients.append(take_gradients(model))
+    exact, rounded = gradients
+    return {"found": float((rounded - exact).norm() / exact.norm()), "goal": COMPUTE_TOLERANCE}
 
 
 def sum_phases(phases: Mapping[str, Sequence[float]], names: Sequence[str]) -> list[float]:
@@ -277,6 +317,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=1, help="prompts per step")
     parser.add_argument("--pairs", type=int, default=3, help="rounds; every implementation runs once in each")
     parser.add_argument("--rows", type=int, default=1, help="sequences per forward pass of `plain`")
+    parser.add_argument("--compute", choices=COMPUTE_CHOICES, default="float32", help=precision.COMPUTE_HELP)
+    parser.add_argument(
+        "--baseline-precision", choices=precision.CHOICES, default="float32", help=precision.BASELINE_HELP
+    )
+    parser.add_argument("--no-warm-up", action="store_true", help="time the first run of every implementation, too")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="a tiny model and shape, one round, to try it")
     parser.add_argument("--out", type=Path, help="JSON file for the results, written after every model and shape")

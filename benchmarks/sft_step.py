@@ -26,6 +26,7 @@ from typing import Any
 import soundfile
 import torch
 import transformers
+from baselines import precision
 from baselines.collator import ClipQuestion, Collator, as_batched_hf_model
 from baselines.hf_models import HFModel
 from baselines.models import load_benchmark_model, peft_lora_forward, perturb, take_gradients, trained_parameters
@@ -44,6 +45,7 @@ from earwise.errors import ConfigError
 from earwise.files import read_log, write_json
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
+from earwise.models.precision.compute import COMPUTE_CHOICES, set_compute
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
 from earwise.training import trainer as earwise_trainer
@@ -152,6 +154,8 @@ class SftBenchmark:
         self.dataset = Questions(self.model, self.examples, self.steps)
         self.losses: dict[str, list[float]] = {}
         self.phases: list[dict[str, float]] = []
+        self.trainer_precision = "float32"
+        """In what the Trainer computes; `bfloat16` is its own setting `bf16`."""
         self._start = {name: value.detach().clone() for name, value in trained_parameters(self.model).items()}
         self._runs = 0
 
@@ -180,8 +184,9 @@ class SftBenchmark:
         training_arguments = TrainingArguments(
             output_dir=str(self.folder / "trainer"), max_steps=self.steps, per_device_train_batch_size=self.each,
             learning_rate=LR, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, seed=SEED,
-            train_sampling_strategy="sequential", remove_unused_columns=False, save_strategy="no", report_to="none",
-            logging_strategy="no", disable_tqdm=True, use_cpu=True,
+            train_sampling_strategy="sequential",
+            bf16=self.trainer_precision == "bfloat16", remove_unused_columns=False, save_strategy="no",
+            report_to="none", logging_strategy="no", disable_tqdm=True, use_cpu=True,
         )  # fmt: skip
         trainer = Trainer(
             self.hf_model.module,
@@ -229,6 +234,13 @@ class SftBenchmark:
         phase = {key: sum(row.get(key, 0.0) for row in rows[1:]) for key in rows[-1] if key.startswith("phase/")}
         self.phases.append({key.removeprefix("phase/"): value / (len(rows) - 1) for key, value in phase.items()})
         return [row["seconds"] for row in rows]
+
+    @torch.no_grad()
+    def one_row(self) -> None:
+        """The Trainer's forward pass on one row, padded."""
+        batch = self.collator("trainer-padded")([self.dataset[0]])
+        batch.pop("labels")
+        self.hf_model.module(**batch)
 
     def gradient_differences(self, implementations: Sequence[str]) -> dict[str, float]:
         """Relative norm of the difference to earwise's gradient on the first clip, for each implementation."""
@@ -279,6 +291,8 @@ def measure(model_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bench = SftBenchmark(model_name, Path(folder), steps=steps, each=each, seconds=arguments.seconds)
         differences = bench.gradient_differences(baselines)
+        bench.trainer_precision = precision.choose(arguments.baseline_precision, bench.one_row)
+        plan = set_compute(bench.model, arguments.compute)
         runs = alternate_phases(
             {implementation: partial(bench.run, implementation) for implementation in implementations},
             arguments.rounds,
@@ -295,6 +309,7 @@ def measure(model_name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {
         "model": model_name, "clip_s": arguments.seconds, "questions": each, "steps_per_round": steps,
         "rounds": arguments.rounds,
+        "precision": {"earwise": str(plan)} | dict.fromkeys(baselines, bench.trainer_precision),
         "examples_per_s": {name: steps * each / seconds for name, seconds in median_seconds.items()},
         "seconds_per_step": {implementation: seconds / steps for implementation, seconds in median_seconds.items()},
         "seconds_in_rounds": times,
@@ -348,6 +363,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--steps", type=int, default=2, help="timed steps per round; one more warms up")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every implementation")
+    parser.add_argument("--compute", choices=COMPUTE_CHOICES, default="float32", help=precision.COMPUTE_HELP)
+    parser.add_argument(
+        "--baseline-precision", choices=precision.CHOICES, default="float32", help=precision.BASELINE_HELP
+    )
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="a tiny random model, one round, to try it")
     parser.add_argument("--out", type=Path, help="JSON file for the results, written after every model")

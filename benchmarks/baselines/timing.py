@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,21 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """The commit of this clone, with `-changed` if files differ from it; None outside a clone."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD")
+    code = (":/src", ":/benchmarks/*.py")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *code)
+    return (name + ("-changed" if changed else "")) or None
 
 
 def matmul_gflops(size: int = 2048, repeats: int = 5) -> float:

@@ -37,6 +37,7 @@ class Shape:
 SHAPES = {
     "r1-aqa": Shape(10.0, 8, 32),
     "long": Shape(30.0, 8, 64),
+    "thoughts": Shape(10.0, 8, 60),
     "think": Shape(10.0, 8, 256),
     "quick": Shape(1.0, 4, 6),
 }

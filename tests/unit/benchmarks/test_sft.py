@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, WhisperFeatureExtractor
-from transformers.models.llama.modeling_llama import LlamaModel
+from transformers import WhisperFeatureExtractor
 
 from builders import tone
 from earwise.errors import ConfigError
 from earwise.forest import TokenPath
 from earwise.models.embedded.model import POOL, EmbeddedModule
 from earwise.models.parts import whisper
+from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix, pool_states
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
@@ -22,7 +22,7 @@ import evaluate
 import growth
 import sft_step
 from baselines.collator import IGNORED, ClipQuestion, Collator, MaskedBody
-from baselines.hf_models import EmbeddedBody
+from baselines.hf_models import EmbeddedBody, as_transformers_encoder
 from baselines.models import random_qwen2_audio
 from baselines.workload import SHAPES, workload
 
@@ -62,15 +62,18 @@ def test_trimmed_features_equal_padded_ones_up_to_the_longest_clip() -> None:
 def test_a_padded_batch_has_the_states_of_each_clip_alone(trimmed: bool) -> None:
     torch.manual_seed(0)
     sizes = {"encoder_layers": 2, "d_model": 24, "encoder_attention_heads": 2, "encoder_ffn_dim": 48}
-    encoder = whisper.build_encoder(sizes | {"num_mel_bins": 16, "max_source_positions": 100}).eval()
-    tiny = LlamaConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=20)
-    body = MaskedBody(EmbeddedBody(EmbeddedModule(encoder, LayerMix(3, 24, 12), LlamaModel(tiny)), 3))
+    encoder = whisper.WhisperEncoder(sizes | {"num_mel_bins": 16, "max_source_positions": 100}).eval()
+    torch.nn.init.normal_(encoder.embed_positions.weight)
+    tiny = LlamaSizes(20, 12, 8, 1, 2, 2)
+    embedded_body = EmbeddedBody(EmbeddedModule(encoder, LayerMix(3, 24, 12), LlamaDecoder(tiny)), 3)
+    embedded_body.encoder = as_transformers_encoder(encoder)
+    body = MaskedBody(embedded_body)
     waveforms = [tone(0.7331), np.float32(0.3) * tone(0.4, 900.0)]
     features = Collator(EXTRACTOR, 1, trimmed=trimmed).features(waveforms)
     with torch.no_grad():
         batch = body.encode(features["input_features"], features["feature_attention_mask"])
         for states, waveform in zip(batch, waveforms, strict=True):
-            (alone,) = whisper.layer_states(encoder, [whisper.log_mel(waveform, EXTRACTOR)])
+            (alone,) = whisper.layer_states(encoder, [whisper.log_mel(waveform, 16)])
             assert torch.allclose(states, pool_states(alone, POOL), atol=1e-5)
 
 
@@ -115,11 +118,15 @@ def test_evaluate_gives_the_same_greedy_answers_and_marks_extrapolation(
 
 
 def test_growth_measures_every_size_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    growth.main(["--quick", "--axes", "group", "trees", "--out", str(tmp_path / "growth.json")])
+    axes = ("group", "trees", "questions", "clips", "rows")
+    growth.main(["--quick", "--axes", *axes, "--out", str(tmp_path / "growth.json")])
     result = json.loads(capsys.readouterr().out)
     one_tree, two_trees = result["axes"]["trees"]
     assert two_trees["decoder_tokens"] > 1.5 * one_tree["decoder_tokens"]
     assert one_tree["step_s"] == pytest.approx(sum(one_tree["seconds"].values()))
     assert result["axes"]["group"][0]["distinct_share"] == 1.0
-    growth.main(["--replot", str(tmp_path / "growth.json"), "--plot", str(tmp_path / "growth.png")])
+    assert all(point["step_s"] > 0 for axis in ("questions", "clips") for point in result["axes"][axis])
+    assert [point["rows"] for point in result["axes"]["rows"] if 0 < point["again_s"] < 60] == [40, 400]
+    drawn = ("--before", str(tmp_path / "growth.json"), "--plot", str(tmp_path / "growth.png"))
+    growth.main(["--replot", str(tmp_path / "growth.json"), *drawn])
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
