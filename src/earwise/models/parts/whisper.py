@@ -148,11 +148,12 @@ def _mel_to_hz(mels: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mels >= _LOG_FROM_MEL, logarithmic, 200.0 * mels / 3.0)
 
 
-def layer_states(encoder: WhisperEncoder, mels: Sequence[Tensor]) -> list[Tensor]:
+def layer_states(encoder: Any, mels: Sequence[Tensor]) -> list[Tensor]:
     """The states of every encoder layer for each clip.
 
     Args:
-        encoder: The encoder; its weights and layers are used, masks and lengths are handled here.
+        encoder: A `WhisperEncoder`, ours or that of transformers; its weights and layers are used, masks and lengths
+            are handled here.
         mels: Log-mel features of each clip, `(mels, frames)`.
     Returns:
         For each clip `(layers + 1, states, dim)`: after the convolutions, and after each layer; the last one with the
