@@ -21,9 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from earwise.models.base import AudioLM
+from earwise.models.decoders.transformers_decoder import as_transformers
 from earwise.models.embedded.model import POOL, Embedded, EmbeddedModule
 from earwise.models.parts.projector import pool_states
-from earwise.models.parts.transformers_decoder import as_transformers
 from earwise.models.parts.whisper import layer_states, log_mel
 from earwise.types import Waveform
 

@@ -18,10 +18,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from builders import byte_tokenizer
 from earwise.models.base import AudioLM
+from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
 from earwise.models.embedded import base_weights
 from earwise.models.embedded.model import PLACEHOLDER, POOL, SUMMARY, Embedded, EmbeddedModule, load
 from earwise.models.parts import whisper
-from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix
 from earwise.types import Waveform
 from families.forests import base_weights_of

@@ -8,9 +8,10 @@ from transformers import WhisperFeatureExtractor
 
 from builders import max_abs, tone
 from earwise.forest import TokenPath, build_tree, pack
-from earwise.models.parts import gradient_checkpointing, transformers_decoder, whisper
+from earwise.models.decoders import transformers_decoder
+from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
+from earwise.models.parts import gradient_checkpointing, whisper
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 
 SIZES = LlamaSizes(60, 32, 48, 3, 4, 2, rms_norm_eps=1e-5, rope_theta=1e5)
 

@@ -24,7 +24,8 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from earwise.models.cpu_decode import fused_layers
-from earwise.models.parts import gradient_checkpointing, lora_product, transformers_decoder
+from earwise.models.decoders import transformers_decoder
+from earwise.models.parts import gradient_checkpointing, lora_product
 from families.embedded import transformers_encoder
 from families.tiny import FAMILIES
 
@@ -326,7 +327,7 @@ INTERNALS = (
             f"{FAMILY_FILES}mellow.py",
             f"{FAMILY_FILES}audio_flamingo3.py",
             f"{FAMILY_FILES}phi4_multimodal.py",
-            f"{PARTS}transformers_decoder.py",
+            f"{MODELS}decoders/transformers_decoder.py",
             "benchmarks/baselines/hf_models.py",
         ),
         "the forest's attention is set for the text model alone and gets its keywords through the decoder",
@@ -342,7 +343,11 @@ INTERNALS = (
     Internal(
         "transformers",
         ("transformers.models.llama.modeling_llama",),
-        (f"{MODELS}cpu_decode/fused_layers.py", f"{PARTS}transformers_decoder.py", f"{FAMILY_FILES}mellow.py"),
+        (
+            f"{MODELS}cpu_decode/fused_layers.py",
+            f"{MODELS}decoders/transformers_decoder.py",
+            f"{FAMILY_FILES}mellow.py",
+        ),
         "decoder layers are computed with packed weights",
         check_fused_layers,
     ),

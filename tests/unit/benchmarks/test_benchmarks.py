@@ -15,9 +15,9 @@ from torch import nn
 
 from builders import tiny_qwen2_audio
 from earwise.config.stages import TrainableConfig
+from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
 from earwise.models.embedded.model import PLACEHOLDER, Embedded, EmbeddedModule
 from earwise.models.parts import whisper
-from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix
 from earwise.training.trainable import set_trainable
 

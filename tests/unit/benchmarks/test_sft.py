@@ -12,9 +12,9 @@ from transformers import WhisperFeatureExtractor
 from builders import tone
 from earwise.errors import ConfigError
 from earwise.forest import TokenPath
+from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
 from earwise.models.embedded.model import POOL, EmbeddedModule
 from earwise.models.parts import whisper
-from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.parts.projector import LayerMix, pool_states
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))

@@ -19,8 +19,8 @@ from earwise.config.stages import LoraConfig, TrainableConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.models.base import AudioLM
+from earwise.models.decoders.llama import LlamaDecoderLayer
 from earwise.models.encoder_cache import EncoderCache
-from earwise.models.parts.llama import LlamaDecoderLayer
 from earwise.models.prompt_encoding import completion_path, conversation_path
 from earwise.training.batches import build_micro_batches
 from earwise.training.policy import Policy

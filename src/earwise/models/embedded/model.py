@@ -1,11 +1,10 @@
 """The embedded model: Whisper base's encoder, a learned connector, and SmolLM2-135M-Instruct as decoder.
 
 It is Qwen2-Audio's architecture at 1/50 of its size. Encoder and decoder have the parameter names of transformers'
-classes, and no import of transformers (`models.parts.whisper`, `models.parts.llama`). It runs
-on a laptop and is the default everywhere. The base weights are downloaded (`models.embedded.base_weights`); what we
-trained, a connector and LoRA (recipe `embedded`), ships in the package. Its first stage aligns the encoder on open
-recognition, its second trains questions with options; `embedded-aligned` is the same file without the second stage's
-LoRA ranks.
+classes, and no import of transformers (`models.parts.whisper`, `models.decoders.llama`). It runs on a laptop and is the
+default everywhere. The base weights are downloaded (`models.embedded.base_weights`); what we trained, a connector and
+LoRA (recipe `embedded`), ships in the package. Its first stage aligns the encoder on open recognition, its second
+trains questions with options; `embedded-aligned` is the same file without the second stage's LoRA ranks.
 
 Whisper's encoder does not mask padding, so its states depend on whether a clip is padded to the 30 s window (as in
 Whisper's training) or trimmed to its real frames. That is decided where training starts (`model.trim` in the recipe;
@@ -30,12 +29,12 @@ from torch import Tensor, nn
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint
+from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
 from earwise.models.detect import MARKER
 from earwise.models.embedded import base_weights, preload
 from earwise.models.embedded.connector import STATE_MS, Connector, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
 from earwise.models.parts import attention, lora, whisper
-from earwise.models.parts.llama import LlamaDecoder, LlamaSizes
 from earwise.models.precision import lora_beside
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens
 from earwise.prompts import EMBEDDED
@@ -162,7 +161,7 @@ class Embedded:
     def decode(self, embeddings: Tensor, positions: Tensor, attend: attention.AttentionFn) -> Tensor:
         """Hidden states of the decoder, `(seq, dim)`; see `AudioLM`."""
         if attention.uses_eager_attention():
-            from earwise.models.parts import transformers_decoder  # takes seconds, for checks only
+            from earwise.models.decoders import transformers_decoder  # takes seconds, for checks only
 
             return transformers_decoder.decode_eagerly(self.module.decoder, embeddings)
         hidden: Tensor = self.module.decoder(embeddings, positions, attend)

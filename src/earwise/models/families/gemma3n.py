@@ -32,10 +32,10 @@ from transformers.models.gemma3n.modeling_gemma3n import (
 
 from earwise.audio import AudioSpec
 from earwise.models import registry
+from earwise.models.decoders.transformers_decoder import run_decoder
 from earwise.models.families import transformers_audio
 from earwise.models.families.transformers_audio import Architecture, embed_text, head_logits, sliding_window
 from earwise.models.parts.attention import AttentionFn
-from earwise.models.parts.transformers_decoder import run_decoder
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
 

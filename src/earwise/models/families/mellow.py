@@ -39,8 +39,9 @@ from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
+from earwise.models.decoders import transformers_decoder
 from earwise.models.detect import MARKER
-from earwise.models.parts import attention, htsat, transformers_decoder
+from earwise.models.parts import attention, htsat
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens, check_vocabulary
 from earwise.prompts import MELLOW, MELLOW_COMPAT
 from earwise.types import Waveform

@@ -28,8 +28,9 @@ from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint, hub, registry
 from earwise.models.base import EmptyModel
+from earwise.models.decoders import transformers_decoder
 from earwise.models.detect import MARKER
-from earwise.models.parts import attention, mel, transformers_decoder
+from earwise.models.parts import attention, mel
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.models.tokenizer import (
     TextTokenizer,

@@ -32,7 +32,8 @@ from earwise.errors import AudioError, ModelError
 from earwise.files import write_json
 from earwise.models import checkpoint, registry
 from earwise.models.base import EmptyModel
-from earwise.models.parts import attention, lora, transformers_decoder
+from earwise.models.decoders import transformers_decoder
+from earwise.models.parts import attention, lora
 from earwise.models.parts.beats import Beats, BeatsConfig, fbank, token_count
 from earwise.models.parts.qformer import WindowQFormer
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens, check_vocabulary

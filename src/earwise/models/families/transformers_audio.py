@@ -26,8 +26,9 @@ from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
 from earwise.errors import AudioError, ModelError
 from earwise.models import checkpoint, hub
 from earwise.models.base import EmptyModel
+from earwise.models.decoders import transformers_decoder
 from earwise.models.family import ModelFamily
-from earwise.models.parts import attention, transformers_decoder
+from earwise.models.parts import attention
 from earwise.models.tokenizer import TextTokenizer, check_placeholder, check_special_tokens, known_ids
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform

@@ -21,6 +21,7 @@ from earwise.errors import ModelError
 from earwise.models import registry
 from earwise.models.base import AudioLM, EmptyModel
 from earwise.models.checkpoint import one_line
+from earwise.models.decoders.llama import LlamaDecoder
 from earwise.models.detect import find_checkpoint
 from earwise.models.embedded.connector import ConnectorSpec, build_connector
 from earwise.models.embedded.model import read_connector_spec
@@ -33,7 +34,6 @@ from earwise.models.memory.sizes import (
     EncoderShape,
     ModelSizes,
 )
-from earwise.models.parts.llama import LlamaDecoder
 
 _UNKNOWN_ENCODER = EncoderShape(32, 1280, 5120, 50.0)
 """Shape assumed for the encoder of an unknown family: Whisper large."""

@@ -3,7 +3,7 @@
 `AudioLM.decode` passes an `AttentionFn` through the model, and every attention layer calls it with its queries, keys
 and values. Training and scoring use `TreeAttention` on whole trees; sampling uses the KV caches of `engine.kv_cache`
 and `engine.static_cache`, which are also `AttentionFn`s. All of them are exact. transformers' decoders are given one by
-`models.parts.transformers_decoder`.
+`models.decoders.transformers_decoder`.
 
 Whole trees have two kernels: dense masks, one per tree (any device; the reference), and FlexAttention's block masks
 (`models.parts.flex`; on CUDA).

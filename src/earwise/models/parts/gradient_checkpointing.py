@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from earwise.errors import ModelError
-from earwise.models.parts.llama import LlamaDecoderLayer
+from earwise.models.decoders.llama import LlamaDecoderLayer
 
 
 def enable_gradient_checkpointing(module: nn.Module) -> int:

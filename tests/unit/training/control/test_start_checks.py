@@ -5,9 +5,9 @@ import torch
 
 from builders import tiny_qwen2_audio, tone, user_question
 from earwise.errors import ModelError
+from earwise.models.decoders import transformers_decoder
 from earwise.models.encoder_cache import EncoderCache
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.models.parts import transformers_decoder
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.training.batches import build_micro_batches
 from earwise.training.policy import FOREST_TOLERANCE, MicroBatch, Policy, check_forest

@@ -1,7 +1,7 @@
 """transformers' decoder classes under the forest's attention.
 
 An `AttentionFn` is plugged into them as an attention implementation of their own interface. Families whose decoder is
-a class of transformers run it with `decode_packed`. The embedded model's decoder (`models.parts.llama`) is run by
+a class of transformers run it with `decode_packed`. The embedded model's decoder (`models.decoders.llama`) is run by
 transformers' `LlamaModel` here for checks and comparisons only.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaRotaryEmbedding
 
+from earwise.models.decoders.llama import LlamaDecoder
 from earwise.models.parts.attention import AttentionFn, uses_eager_attention
-from earwise.models.parts.llama import LlamaDecoder
 
 IMPLEMENTATION = "earwise_forest"
 
