@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from builders import max_abs
 from earwise.models.parts import lora_product
+from earwise.models.precision.bfloat16_products import Bfloat16Weight
 
 
 def module_with_lora(**config: object) -> nn.Module:
@@ -89,3 +90,39 @@ def test_unsuitable_layers_are_left_to_peft() -> None:
     for layer in (half[0], half[2]):
         del layer.forward
     assert max_abs([fused - half(rows)]) == 0
+
+
+def test_beside_a_weight_in_bfloat16_only_roundings_are_added() -> None:
+    """Against the same sums in float64, with inputs of each product rounded to bfloat16 where the operation rounds."""
+    generator = torch.Generator().manual_seed(4)
+    rows, weight, bias, lora_a, lora_b, grad = (
+        torch.randn(shape, generator=generator) for shape in ((50, 48), (32, 48), (32,), (4, 48), (32, 4), (50, 32))
+    )
+    inputs = [
+        rows.requires_grad_(),
+        Bfloat16Weight(weight),
+        bias,
+        lora_a.requires_grad_(),
+        lora_b.requires_grad_(),
+        2.0,
+    ]
+    out = lora_product.Bfloat16LoraProduct.apply(*inputs)
+    out.backward(grad)
+    exact = [value.detach().double().requires_grad_() for value in (rows, lora_a, lora_b)]
+    expected = exact[0] @ weight.double().T + bias.double() + 2 * (exact[0] @ exact[1].T) @ exact[2].T
+    expected.backward(grad.double())
+    assert out.dtype == torch.float32
+    for actual, value in (
+        (out, expected),
+        *((a.grad, b.grad) for a, b in zip((rows, lora_a, lora_b), exact, strict=True)),
+    ):
+        assert value is not None
+        assert 0 < (actual - value).norm() / value.norm() < 2.0**-7
+
+
+def test_a_small_update_beside_a_weight_in_bfloat16_is_not_lost() -> None:
+    """Outputs of 1, where bfloat16 numbers are 2^-7 apart, get an update of 2^-12."""
+    rows, weight = torch.eye(4), Bfloat16Weight(torch.ones(3, 4))
+    lora_a, lora_b = torch.ones(2, 4), torch.full((3, 2), 2.0**-13)
+    out = lora_product.Bfloat16LoraProduct.apply(rows, weight, None, lora_a, lora_b, 1.0)
+    assert torch.equal(out, torch.full((4, 3), 1 + 2.0**-12))

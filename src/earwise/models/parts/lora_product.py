@@ -62,11 +62,17 @@ class FusedLoraForward:
         lora_a, lora_b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         if layer.merged or not rows.dtype == base.weight.dtype == lora_a.dtype == torch.float32:
             return self._original(layer, rows, *other_arguments, **named_arguments)
-        flat = rows.reshape(-1, rows.shape[-1])
-        product = LoraProduct.apply(  # type: ignore[no-untyped-call]
-            flat, base.weight, base.bias, lora_a, lora_b, layer.scaling["default"], bfloat16_products.weight_of(base)
-        )
-        return product.view(*rows.shape[:-1], -1)  # type: ignore[no-any-return]
+        flat, scale = rows.reshape(-1, rows.shape[-1]), layer.scaling["default"]
+        product: Tensor
+        if (rounded := bfloat16_products.weight_of(base)) is None:
+            product = LoraProduct.apply(  # type: ignore[no-untyped-call]
+                flat, base.weight, base.bias, lora_a, lora_b, scale
+            )
+        else:
+            product = Bfloat16LoraProduct.apply(  # type: ignore[no-untyped-call]
+                flat, rounded, base.bias, lora_a, lora_b, scale
+            )
+        return product.view(*rows.shape[:-1], -1)
 
 
 class LoraProduct(torch.autograd.Function):
@@ -75,16 +81,13 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, rows: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
-        scale: float, bfloat16: Bfloat16Weight | None = None,
+        scale: float,
     ) -> Tensor:  # fmt: skip
-        """Compute the product for rows `(rows, in)`; with `bfloat16`, that of the frozen weight in bfloat16."""
+        """Compute the product for rows `(rows, in)`."""
         low_rank = rows @ lora_a.T
-        if bfloat16 is not None:
-            out = bfloat16.product(rows) if bias is None else bfloat16.product(rows).add_(bias)
-        else:
-            out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         ctx.save_for_backward(rows, weight, lora_a, lora_b, low_rank)
-        ctx.scale, ctx.bfloat16 = scale, bfloat16  # type: ignore[attr-defined]
+        ctx.scale = scale  # type: ignore[attr-defined]
         return out.addmm_(low_rank, lora_b.T, alpha=scale)
 
     @staticmethod
@@ -96,10 +99,48 @@ class LoraProduct(torch.autograd.Function):
         grad_low_rank = (grad @ lora_b).mul_(ctx.scale)
         grad_rows = None
         if needs_grad[0]:
-            grad_rows = grad @ weight if ctx.bfloat16 is None else ctx.bfloat16.input_gradient(grad)
-            grad_rows.addmm_(grad_low_rank, lora_a)
+            grad_rows = (grad @ weight).addmm_(grad_low_rank, lora_a)
         grad_weight = grad.T @ rows if needs_grad[1] else None
         grad_bias = grad.sum(0) if needs_grad[2] else None
         grad_lora_a = grad_low_rank.T @ rows if needs_grad[3] else None
         grad_lora_b = (grad.T @ low_rank).mul_(ctx.scale) if needs_grad[4] else None
-        return grad_rows, grad_weight, grad_bias, grad_lora_a, grad_lora_b, None, None
+        return grad_rows, grad_weight, grad_bias, grad_lora_a, grad_lora_b, None
+
+
+class Bfloat16LoraProduct(torch.autograd.Function):
+    """`LoraProduct` with a frozen weight whose product is computed in bfloat16 (`precision.bfloat16_products`).
+
+    Products with many columns on one side and LoRA's rank on the other take bfloat16 inputs too: with rank 48 they were
+    a third of a training step. What LoRA adds to an output is added in float32, since bfloat16 would round an update
+    that is smaller than half of the spacing of the output's numbers away.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, rows: Tensor, weight: Bfloat16Weight, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        """Compute the product for rows `(rows, in)`; the bias is frozen."""
+        rounded_rows = rows.bfloat16()
+        low_rank = rounded_rows @ lora_a.bfloat16().T
+        out = weight.product(rounded_rows)
+        if bias is not None:
+            out.add_(bias)
+        ctx.save_for_backward(rounded_rows, lora_a, lora_b, low_rank)
+        ctx.scale, ctx.weight = scale, weight  # type: ignore[attr-defined]
+        return out.addmm_(low_rank.float(), lora_b.T, alpha=scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments of `forward`; None where autograd needs none."""
+        rounded_rows, lora_a, lora_b, low_rank = ctx.saved_tensors
+        needs_grad = ctx.needs_input_grad
+        rounded_grad = grad.bfloat16()
+        grad_low_rank = (rounded_grad @ lora_b.bfloat16()).mul_(ctx.scale)
+        grad_rows = None
+        if needs_grad[0]:
+            grad_rows = ctx.weight.input_gradient(rounded_grad).addmm_(grad_low_rank.float(), lora_a)
+        grad_lora_a = (grad_low_rank.T @ rounded_rows).float() if needs_grad[3] else None
+        grad_lora_b = (rounded_grad.T @ low_rank).float().mul_(ctx.scale) if needs_grad[4] else None
+        return grad_rows, None, None, grad_lora_a, grad_lora_b, None

@@ -34,12 +34,13 @@ class Bfloat16Weight:
 
     @torch.no_grad()
     def product(self, rows: Tensor) -> Tensor:
-        """`rows @ weight.T` in float32, for float32 rows `(rows, in)`."""
+        """`rows @ weight.T` in float32, for rows `(rows, in)` in float32 or already rounded to bfloat16."""
         return self._forward(rows.bfloat16()).float()
 
     @torch.no_grad()
     def input_gradient(self, grad: Tensor) -> Tensor:
-        """`grad @ weight` in float32, for the gradient `(rows, out)` of a product; packs the transposed weight once."""
+        """`grad @ weight` in float32, for the gradient `(rows, out)` of a product, in float32 or already rounded to
+        bfloat16; packs the transposed weight once."""
         if self._backward is None:
             self._backward = multiplication(self._weight.T.bfloat16().contiguous())
         return self._backward(grad.bfloat16()).float()
