@@ -80,20 +80,25 @@ def metrics_rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def launched(engine: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command line in two processes under `accelerate launch`."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
+    launch += ["--num_processes", "2", "--main_process_port", port, "-m", "earwise", *map(str, arguments)]
+    return subprocess.run(
+        launch, capture_output=True, text=True, timeout=500, cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_launched_run_equals_a_single_process(
     recipe: Path, single_process_rows: list[dict[str, Any]], engine: str, cli: Cli
 ) -> None:
     out = recipe.parent / engine
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = str(unused.getsockname()[1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ENGINES / f"{engine}.yaml")]
-    launch += ["--num_processes", "2", "--main_process_port", port, "-m", "earwise", "train", str(recipe)]
-    result = subprocess.run(
-        [*launch, "--out", str(out), "--json"], capture_output=True, text=True, timeout=500, cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
-    )  # fmt: skip
+    result = launched(engine, "train", recipe, "--out", out, "--json")
     assert result.returncode == 0, result.stderr[-3000:]
     output = json.loads(result.stdout)
     assert output["final"] == str(out / "final") and len(output["eval"]) == 1, "printed once, by the first process"
@@ -106,6 +111,26 @@ def test_launched_run_equals_a_single_process(
             assert second.get(key) == pytest.approx(first.get(key), abs=1e-4), key
     answer = cli("ask", recipe.parent / "a.wav", "pitch?", "--model", out, "--json")
     assert answer.code == 0, answer.err
+
+
+def test_launched_evaluation_equals_a_single_process(recipe: Path, cli: Cli) -> None:
+    """The rows of two processes on one folder, in the same order; only the times differ."""
+    rows = [row for row in manifest.read(recipe.parent / "rows.jsonl") if row.audio_paths]
+    manifest.write(recipe.parent / "items.jsonl", rows)
+    command = ["evaluate", "--data", recipe.parent / "items.jsonl", "--model", recipe.parent / "base", "--batch", 1]
+    command += ["--no-controls", "--max-new-tokens", 3, "--json", "--out"]
+    result = launched("ddp", *command, recipe.parent / "evaluated-2")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert json.loads(result.stdout)["n"] == 3 and "is finished; the last part writes" in result.stderr
+    assert cli(*command, recipe.parent / "evaluated-1").code == 0
+    first, second = (
+        [
+            {**json.loads(line), "seconds": 0}
+            for line in (recipe.parent / f"evaluated-{count}" / "samples.jsonl").read_text().splitlines()
+        ]
+        for count in (1, 2)
+    )
+    assert first == second and len(first) == 3
 
 
 def test_launcher_that_starts_a_single_process_is_detected(recipe: Path, cli: Cli, monkeypatch: Any) -> None:

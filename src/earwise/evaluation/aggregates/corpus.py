@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from earwise.errors import ScoringError
+from earwise.evaluation.metrics.captions import SMALL, TINY
 
 Floats = NDArray[np.float64]
 NGRAM_ORDERS = 4
@@ -56,7 +57,21 @@ def bleu(sums: Floats) -> Floats:
     return np.where(defined, brevity * mean, 0.0)
 
 
-FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {"ratio": ratio, "bleu": bleu}
+def caption_bleu(sums: Floats) -> Floats:
+    """BLEU-4 in [0, 1] as the COCO tool kit smooths it, see `metrics.captions.bleu`.
+
+    Args:
+        sums: Sums of the counts, `(..., 10)`, see `metrics.captions.bleu_counts`.
+    """
+    ratio = (sums[..., -2] + TINY) / (sums[..., -1] + SMALL)
+    matched, total = sums[..., :NGRAM_ORDERS], sums[..., NGRAM_ORDERS : 2 * NGRAM_ORDERS]
+    mean = np.exp(np.log((matched + TINY) / (total + SMALL)).mean(axis=-1))
+    return np.asarray(mean * np.exp(np.minimum(0.0, 1 - 1 / ratio)))
+
+
+FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
+    "ratio": ratio, "bleu": bleu, "caption_bleu": caption_bleu,
+}  # fmt: skip
 """Name of a formula -> value of sums of counts, for any number of leading axes."""
 
 

@@ -18,9 +18,14 @@ CIDER_SIGMA = 6.0
 """Standard deviation of the Gaussian penalty for a difference in length, in bigrams."""
 ROUGE_BETA = 1.2
 """Weight of recall against precision in ROUGE-L."""
-_TINY, _SMALL = 1e-15, 1e-9  # added by the tool kit to numerators and denominators
+TINY, SMALL = 1e-15, 1e-9  # added by the tool kit to numerators and denominators
 
 Ngram = tuple[str, ...]
+
+
+BleuCounts = tuple[int, ...]
+"""What adds up over the items of a corpus: matched n-grams of each order, n-grams of each order, and the lengths of
+captions and references."""
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -32,27 +37,40 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list
     Returns:
         Four values in [0, 1]. The brevity penalty uses the reference whose length is closest, the shorter of two.
     """
-    correct, total = [0] * MAX_ORDER, [0] * MAX_ORDER
-    hypothesis_length = reference_length = 0
-    for hypothesis, item_references in zip(hypotheses, references, strict=True):
-        words = hypothesis.split()
-        lengths = [len(reference.split()) for reference in item_references]
-        hypothesis_length += len(words)
-        reference_length += min(lengths, key=lambda length: (abs(length - len(words)), length))
-        counts, most_counts = _ngrams(words), Counter[Ngram]()
-        for reference in item_references:
-            most_counts |= _ngrams(reference.split())
-        for order in range(MAX_ORDER):
-            total[order] += max(0, len(words) - order)
-        for ngram, count in counts.items():
-            correct[len(ngram) - 1] += min(count, most_counts[ngram])
-    ratio = (hypothesis_length + _TINY) / (reference_length + _SMALL)
+    counts = [bleu_counts(*item) for item in zip(hypotheses, references, strict=True)]
+    sums = [sum(values) for values in zip(*counts, strict=True)] or [0] * (2 * MAX_ORDER + 2)
+    correct, total = sums[:MAX_ORDER], sums[MAX_ORDER : 2 * MAX_ORDER]
+    hypothesis_length, reference_length = sums[2 * MAX_ORDER :]
+    ratio = (hypothesis_length + TINY) / (reference_length + SMALL)
     penalty = exp(1 - 1 / ratio) if ratio < 1 else 1.0
     values, product = [], 1.0
     for order in range(MAX_ORDER):
-        product *= (correct[order] + _TINY) / (total[order] + _SMALL)
+        product *= (correct[order] + TINY) / (total[order] + SMALL)
         values.append(product ** (1 / (order + 1)) * penalty)
     return values
+
+
+def bleu_counts(hypothesis: str, references: Sequence[str]) -> BleuCounts:
+    """What an item adds to the BLEU of its corpus.
+
+    >>> bleu_counts("a dog", ["a big dog"])
+    (2, 0, 0, 0, 2, 1, 0, 0, 2, 3)
+
+    Args:
+        hypothesis: Tokenised caption of the model.
+        references: Its tokenised reference captions.
+    """
+    words = hypothesis.split()
+    lengths = [len(reference.split()) for reference in references]
+    counts, most_counts = _ngrams(words), Counter[Ngram]()
+    for reference in references:
+        most_counts |= _ngrams(reference.split())
+    correct = [0] * MAX_ORDER
+    for ngram, count in counts.items():
+        correct[len(ngram) - 1] += min(count, most_counts[ngram])
+    total = [max(0, len(words) - order) for order in range(MAX_ORDER)]
+    closest = min(lengths, key=lambda length: (abs(length - len(words)), length))
+    return (*correct, *total, len(words), closest)
 
 
 def rouge_l(hypothesis: str, references: Sequence[str]) -> float:

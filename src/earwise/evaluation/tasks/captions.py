@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from earwise.evaluation.aggregates.clusters import recording_clusters
+from earwise.evaluation.aggregates.corpus import corpus_row
 from earwise.evaluation.metrics.caption_tokens import caption_tokens
-from earwise.evaluation.metrics.captions import bleu, cider_d, rouge_l
+from earwise.evaluation.metrics.captions import bleu, bleu_counts, cider_d, rouge_l
 from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.published.speech_files import SpeechTable, is_table, load_table
 from earwise.evaluation.results import Row
@@ -58,9 +60,9 @@ def score(example: Example, completion: str) -> Score:
     text = caption_tokens(completion)
     references = [caption_tokens(gold) for gold in example.answer] or [""]
     values = {"rouge_l": rouge_l(text, references) if text else 0.0, "bleu_4": bleu([text], [references])[3]}
-    return Score(
-        values, "ok" if text else "unparsed", completion.strip() or None, "" if text else "the output is empty"
-    )
+    explanation = "" if text else "the output is empty"
+    counts = {"bleu_4": bleu_counts(text, references)}
+    return Score(values, "ok" if text else "unparsed", completion.strip() or None, explanation, counts)
 
 
 def add_scores(rows: Sequence[Row]) -> list[Row]:
@@ -76,11 +78,16 @@ def add_scores(rows: Sequence[Row]) -> list[Row]:
 
 
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Means of the scores; BLEU-1 to BLEU-4 are those of the corpus, not the means of the items."""
+    """Means of the scores; BLEU-1 to BLEU-4 are those of the corpus, not the means of the items, BLEU-4 with its
+    interval by resampling clips."""
     metrics = {name: metric for name, metric in mean_scores(rows).items() if name != "bleu_4"}
+    hypotheses = [caption_tokens(row["output"]) for row in rows]
     references = [[caption_tokens(gold) for gold in row["gold"]] for row in rows]
-    for order, value in enumerate(bleu([caption_tokens(row["output"]) for row in rows], references), 1):
+    for order, value in enumerate(bleu(hypotheses, references), 1):
         metrics[f"bleu_{order}"] = {"accuracy": value, "n": len(rows)}
+    counts = [bleu_counts(*item) for item in zip(hypotheses, references, strict=True)]
+    languages = [row["language"] or "" for row in rows]
+    metrics["bleu_4"] = corpus_row(counts, languages, "caption_bleu", clusters=recording_clusters(rows))
     return metrics
 
 
@@ -95,6 +102,7 @@ TASK = Task(
         "bleu_4": "BLEU-4",
     },
     headline="cider_d",
+    corpus={"bleu_4": "caption_bleu"},
     add_scores=add_scores,
     aggregate=aggregate,
     default_style="open",

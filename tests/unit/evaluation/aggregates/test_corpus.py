@@ -12,6 +12,8 @@ import pytest
 
 from earwise.evaluation.aggregates.clusters import recording_clusters
 from earwise.evaluation.aggregates.corpus import corpus_difference, corpus_row, crossed_values
+from earwise.evaluation.metrics.captions import bleu as caption_bleu
+from earwise.evaluation.metrics.captions import bleu_counts
 from earwise.evaluation.metrics.translation import sentence_score
 
 WORDS = ("rain", "wind", "dog", "barks", "loudly", "here", "a", "the")
@@ -63,6 +65,18 @@ def test_bleu_resamples_speakers_as_scipy_does_with_sacrebleu() -> None:
     width = BLEU_HIGH - BLEU_LOW
     assert row["accuracy"] == pytest.approx(BLEU, abs=1e-9)
     assert (row["low"], row["high"]) == pytest.approx((BLEU_LOW, BLEU_HIGH), abs=0.06 * width)
+
+
+def test_the_formula_of_caption_bleu_is_the_corpus_value() -> None:
+    """Against `bleu`, which the tool kit's values check (`tests/golden`); a corpus without a match is all but 0."""
+    captions = ["a dog barks at the gate", "rain falls", "wind in the trees blows"]
+    references = [["a dog barks at a gate", "dog barking"], ["rain falls on a roof", "it rains"], ["the wind blows"]]
+    counts = [bleu_counts(*item) for item in zip(captions, references, strict=True)]
+    row = corpus_row(counts, ["", "", ""], "caption_bleu")
+    assert (
+        row["accuracy"] == pytest.approx(caption_bleu(captions, references)[3], rel=1e-9) and row["low"] < row["high"]
+    )
+    assert corpus_row([bleu_counts("x y", ["a b"])], [""], "caption_bleu")["accuracy"] < 1e-4
 
 
 def test_differences_resample_the_same_speakers_of_both_runs() -> None:
