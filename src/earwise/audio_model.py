@@ -373,8 +373,8 @@ def load(
         notify: Called with lines about progress, for example `print`.
         channel: What the channels of a clip become: their `mean` (the loudest where they cancel each other), or the
             `first`.
-        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, or `auto`, which measures
-            once what is faster on this machine.
+        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, `int8`, or `auto`, which
+            measures once whether bfloat16 is faster on this machine.
     Raises:
         ModelError: if there is no such model, its weights cannot be loaded, or it cannot compute as asked.
         EngineError: if the server does not answer, or does not use the audio it is sent.

@@ -29,8 +29,8 @@ def open_engine(
     Args:
         name: Name of the model, see above.
         notify: Called with lines about progress (weights that are being fetched, the log of a server's replies).
-        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, or `auto`, which measures
-            what is faster here (`models.precision.compute`).
+        compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, `int8`, or `auto`, which
+            measures whether bfloat16 is faster here (`models.precision.compute`).
     Returns:
         The engine; its `name` tells two checkpoints of one family apart, and names the commit of a hub's model.
     Raises:
@@ -42,7 +42,7 @@ def open_engine(
     if address.is_remote(name):
         from earwise.engine.remote.probe import open_remote_engine
 
-        if compute == "bfloat16":
+        if compute in ("bfloat16", "int8"):
             raise ModelError(f"{name}: a server chooses its own precision; leave compute out")
 
         log = cache_dir() / "remote" / f"{address.slug(name)}.jsonl"

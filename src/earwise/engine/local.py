@@ -216,9 +216,9 @@ class LocalEngine:
         return next(self.model.module.parameters()).device
 
     def _fast_prefill(self) -> AbstractContextManager[object]:
-        """The context in which prompts are computed: in bfloat16 with packed weights, for any number of rows."""
+        """The context in which prompts are computed: in bfloat16 or int8 with packed weights."""
         plan = compute.plan_of(self.model.module)
-        if plan.prefill == plan.decode == "bfloat16":
+        if plan.prefill == plan.decode != "float32":
             return self._prepacked.active(MIN_ROWS, passes=1)
         return nullcontext()
 

@@ -118,7 +118,7 @@ def test_the_largest_logits_of_an_output_head_are_exact() -> None:
     head = nn.Linear(32, 4096).requires_grad_(False)
     head.weight.mul_(40)  # logits of a few dozen, where bfloat16 numbers are 0.125 and more apart
     hidden = torch.randn(9, 32)
-    forward = packed_forward(head, 8, {}, bfloat16=True)
+    forward = packed_forward(head, 8, {}, "bfloat16")
     assert forward is not None
     exact, logits = head(hidden), forward(hidden)
     largest = exact.topk(EXACT_LOGITS // 2).indices
@@ -215,7 +215,7 @@ def vars_of(plan: compute.ComputePlan) -> dict[str, str]:
 
 def test_what_cannot_act_is_refused() -> None:
     model = tiny_qwen2_audio(seed=2)
-    with pytest.raises(ModelError, match="compute 'int4' is none of float32, bfloat16, auto"):
+    with pytest.raises(ModelError, match="compute 'int4' is none of float32, bfloat16, int8, auto"):
         compute.set_compute(model, "int4")
     low = copy.copy(model)
     low.module = copy.deepcopy(model.module).bfloat16()

@@ -5,8 +5,8 @@ layer (an output head, or any linear layer of another decoder) is only packed. L
 computed separately, as 240 thin products per pass, it made a rollout of 32 tokens slower (3.7 s instead of 2.7 to 2.9).
 
 In float32 the operator is `mkl_linear`, which torch's compiler uses for frozen weights; results differ from the
-original layers by rounding (1e-6). In bfloat16 it is oneDNN's (`models.precision.bfloat16_products`), for any number of
-rows. Used by `models.cpu_decode.prepacked`.
+original layers by rounding (1e-6). In bfloat16 it is oneDNN's (`models.precision.bfloat16_products`), in 8-bit integers
+fbgemm's (`models.precision.int8_products`), both for any number of rows. Used by `models.cpu_decode.prepacked`.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from torch.nn import functional
 from earwise.models.parts import lora
 from earwise.models.parts.attention import AttentionFn
 from earwise.models.precision.bfloat16_products import multiplication, round_stochastically
+from earwise.models.precision.compute import ComputeDtype
+from earwise.models.precision.int8_products import Int8Linear, joint_product
 
 SUPPORTED_LAYERS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
 """transformers' layer classes whose parts are exactly those that `_FusedLayer` reads."""
@@ -26,7 +28,7 @@ Forward = Callable[..., Tensor]
 Scratch = dict[tuple[int, int], Tensor]
 """Reusable buffers for weights with LoRA added, by shape. Allocating fresh memory costs more than the sum itself."""
 EXACT_LOGITS = 64
-"""Logits per row that an output head in bfloat16 computes anew in float32: the largest."""
+"""Logits per row that a rounding output head computes anew in float32: the largest."""
 
 
 class _Product(Protocol):
@@ -50,25 +52,30 @@ def is_supported_layer(layer: Any) -> bool:
 
 
 @torch.no_grad()
-def packed_forward(layer: Any, rows: int, scratch: Scratch, *, bfloat16: bool = False) -> Forward | None:
+def packed_forward(layer: Any, rows: int, scratch: Scratch, dtype: ComputeDtype = "float32") -> Forward | None:
     """A replacement for the `forward` of a layer, while nothing is trained.
 
     Args:
         layer: A supported decoder layer, a linear layer, or a linear layer with PEFT's LoRA.
         rows: Passes of up to this many rows use packed weights; larger ones call the original forward.
         scratch: Buffers shared by the layers of one packing; empty at first.
-        bfloat16: True computes products in bfloat16, for any number of rows.
+        dtype: What products are computed in; other than in float32, for any number of rows. In int8 only layers that
+            are 8-bit already, and the output head.
     Returns:
         The replacement; None if the layer has another dtype than float32 or LoRA of an unusual kind.
     """
 
     def product(*layers: Any) -> _Product:
-        return _Bfloat16Product(layers, scratch) if bfloat16 else _PackedProduct(layers, rows, scratch)
+        if isinstance(layers[0], Int8Linear):
+            return _Int8Product(layers)
+        return _Bfloat16Product(layers, scratch) if dtype == "bfloat16" else _PackedProduct(layers, rows, scratch)
 
     if not is_supported_layer(layer):
         if not _is_packable(layer):
             return None
-        return _Bfloat16Head(layer) if bfloat16 and _is_head(layer) else _PackedLinear(layer, product(layer))
+        if dtype != "float32" and _is_head(layer):
+            return _RoundingHead(layer, dtype)
+        return None if dtype == "int8" else _PackedLinear(layer, product(layer))
     attention, mlp = layer.self_attn, layer.mlp
     groups = (
         (attention.q_proj, attention.k_proj, attention.v_proj),
@@ -76,7 +83,8 @@ def packed_forward(layer: Any, rows: int, scratch: Scratch, *, bfloat16: bool = 
         (mlp.gate_proj, mlp.up_proj),
         (mlp.down_proj,),
     )
-    if not all(_is_packable(part) for group in groups for part in group):
+    parts = [part for group in groups for part in group]
+    if not (all(isinstance(part, Int8Linear) for part in parts) if dtype == "int8" else all(map(_is_packable, parts))):
         return None
     return _FusedLayer(layer, [product(*group) for group in groups])
 
@@ -137,20 +145,50 @@ class _Bfloat16Product:
         return x
 
 
-class _Bfloat16Head:
-    """Replacement `forward` of an output head: logits in bfloat16, the largest of each row exact.
+class _Int8Product:
+    """`x @ weight.T + bias` in 8-bit integers with float32 input and output, for any number of rows.
+
+    Args:
+        layers: 8-bit layers that read the same input; their outputs are concatenated.
+    """
+
+    rows = float("inf")
+
+    def __init__(self, layers: tuple[Int8Linear, ...]) -> None:
+        self._layers = layers
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The product, `(rows, out)`."""
+        return joint_product(self._layers, x)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """The input as it is: a row's result does not depend on the number of rows."""
+        return x
+
+
+class _RoundingHead:
+    """Replacement `forward` of an output head: logits in bfloat16 or int8, the largest of each row exact.
 
     Between 16 and 32 bfloat16 numbers are 0.125 apart, too far for log-probabilities. The `EXACT_LOGITS` largest logits
     of a row are computed anew in float32; errors of the others average out in the sum over the vocabulary.
+
+    Args:
+        layer: The head; its float32 weights are kept.
+        dtype: `bfloat16` or `int8`.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, dtype: ComputeDtype) -> None:
         self._weight, self._bias = layer.weight.detach(), layer.bias
-        self._multiply = multiplication(layer.weight.detach().bfloat16())
+        self._logits: Callable[[Tensor], Tensor]
+        if dtype == "int8":
+            self._logits = Int8Linear(self._weight)
+        else:
+            multiply = multiplication(self._weight.bfloat16())
+            self._logits = lambda rows: multiply(rows.bfloat16()).float()
 
     def __call__(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        logits = self._multiply(flat.bfloat16()).float()
+        logits = self._logits(flat)
         if self._bias is not None:
             logits += self._bias
         largest = logits.topk(min(EXACT_LOGITS, logits.shape[1]), sorted=False).indices

@@ -12,6 +12,7 @@ packed once. On other devices, in other dtypes, without MKL, and for large model
 changes.
 
 In bfloat16 (`compute: bfloat16`) one packed copy serves any number of rows, so that prompts are computed with it too.
+In 8-bit integers (`compute: int8`) the layers are packed already, and are only fused.
 
 `models.cpu_decode.fused_layers` builds the replacement `forward` of each layer; this file decides when to use it.
 """
@@ -49,7 +50,7 @@ class PrepackedWeights:
         self._module = module
         self._decoder = decoder
         self._rows: float = 0
-        """Number of rows that the current packing is for; infinite in bfloat16."""
+        """Number of rows that the current packing is for; infinite in bfloat16 and int8."""
         self._packed: dict[nn.Module, tuple[tuple[int, ...], Callable[..., Tensor] | None]] = {}
         """Layer -> versions of the weights that were packed, and the replacement `forward` (None if there is none)."""
 
@@ -64,12 +65,11 @@ class PrepackedWeights:
             The number of rows that a pass can have at little more cost than `rows`: in float32 every pass is padded to
             it. 0 if that is no more than `rows`, or nothing is packed.
         """
-        bfloat16 = compute.plan_of(self._module).decode == "bfloat16"
+        dtype = compute.plan_of(self._module).decode
+        any_rows = dtype != "float32"
         padded_rows = next((count for count in ROW_COUNTS if count >= rows), ROW_COUNTS[-1])
-        usable = bfloat16 or (rows >= MIN_ROWS and torch.backends.mkl.is_available())
-        if not usable or not self._pack(
-            padded_rows, bfloat16=bfloat16, may_pack=bfloat16 or passes >= BREAK_EVEN_PASSES
-        ):
+        usable = any_rows or (rows >= MIN_ROWS and torch.backends.mkl.is_available())
+        if not usable or not self._pack(padded_rows, dtype, may_pack=any_rows or passes >= BREAK_EVEN_PASSES):
             yield 0
             return
         forwards = [(layer, forward) for layer, (_, forward) in self._packed.items() if forward is not None]
@@ -86,12 +86,12 @@ class PrepackedWeights:
                     layer.forward = original
 
     @torch.no_grad()
-    def _pack(self, rows: int, *, bfloat16: bool, may_pack: bool) -> bool:
+    def _pack(self, rows: int, dtype: compute.ComputeDtype, *, may_pack: bool) -> bool:
         """Pack the layers that are not packed already.
 
         Args:
             rows: Number of rows to pack for.
-            bfloat16: True packs in bfloat16, for any number of rows.
+            dtype: What products are computed in; other than float32 is packed for any number of rows.
             may_pack: False only checks whether everything is packed already.
         Returns:
             True if packed weights can be used.
@@ -103,7 +103,7 @@ class PrepackedWeights:
         if any(parameter.device.type != "cpu" for parameter in parameters):
             return False
         versions = {layer: _weight_versions(layer) for layer in layers}
-        packed_rows = float("inf") if bfloat16 else rows
+        packed_rows = rows if dtype == "float32" else float("inf")
         still_valid = {
             layer: packed
             for layer, packed in self._packed.items()
@@ -118,7 +118,7 @@ class PrepackedWeights:
         scratch: fused_layers.Scratch = {}
         for layer in layers:
             if layer not in still_valid:
-                forward = fused_layers.packed_forward(layer, rows, scratch, bfloat16=bfloat16)
+                forward = fused_layers.packed_forward(layer, rows, scratch, dtype)
                 self._packed[layer] = versions[layer], forward
         return any(forward is not None for _, forward in self._packed.values())
 

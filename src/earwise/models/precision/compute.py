@@ -1,4 +1,4 @@
-"""Which precision a CPU computes the products of frozen weights in: float32, or bfloat16 where that is faster here.
+"""Which precision a CPU computes the products of frozen weights in: float32, bfloat16 where that is faster, or int8.
 
 Processors with AMX or AVX512-BF16 multiply bfloat16 matrices two to six times faster than float32 ones; on others it is
 slower. `auto` therefore measures, once per machine and model size, the product of each phase at its shape:
@@ -7,7 +7,11 @@ slower. `auto` therefore measures, once per machine and model size, the product 
 - `prefill`: hundreds of rows (prompts, and whole trees in training) through the decoder's widest layer;
 - `decode`: eight rows, which mostly waits for the weights to be read.
 
-`apply` changes a loaded model accordingly; what exactly is rounded is told in `models.precision.bfloat16_products`.
+`int8` is for answering only: the decoder's float32 weights go, and it reads a quarter of the bytes. It rounds more than
+`auto` may (99 % equal greedy answers), so it has to be asked for.
+
+`apply` changes a loaded model accordingly; what exactly is rounded is told in `models.precision.bfloat16_products` and
+`models.precision.int8_products`.
 Models that are not float32, or not on a CPU, are left as they are.
 """
 
@@ -26,11 +30,12 @@ from torch.nn import functional
 from earwise.errors import ModelError
 from earwise.files import atomic_write, cache_dir
 from earwise.models.base import AudioLM
-from earwise.models.precision import bfloat16_products
+from earwise.models.cpu_decode.free_memory import release_freed_memory
+from earwise.models.precision import bfloat16_products, int8_products
 
-ComputeDtype = Literal["float32", "bfloat16"]
-COMPUTE_CHOICES = ("float32", "bfloat16", "auto")
-"""Values of `--compute` and of a recipe's `model.compute`."""
+ComputeDtype = Literal["float32", "bfloat16", "int8"]
+COMPUTE_CHOICES = ("float32", "bfloat16", "int8", "auto")
+"""Values of `--compute`; those of a recipe's `model.compute` are the same without int8."""
 WORTHWHILE = 1.2
 """How much faster bfloat16 must be to be chosen: rounding buys nothing else."""
 MANY_ROWS, FEW_ROWS = 256, 8
@@ -62,6 +67,7 @@ class ComputePlan:
 
 FLOAT32 = ComputePlan()
 BFLOAT16 = ComputePlan("bfloat16", "bfloat16", "bfloat16")
+INT8 = ComputePlan("float32", "int8", "int8")
 
 
 def set_compute(model: AudioLM, choice: str) -> ComputePlan:
@@ -73,32 +79,42 @@ def set_compute(model: AudioLM, choice: str) -> ComputePlan:
     Returns:
         What was chosen; `float32` for models on other devices or in other dtypes, which compute in their own.
     Raises:
-        ModelError: if the choice is unknown, or `bfloat16` is asked for where it cannot act.
+        ModelError: if the choice is unknown, or `bfloat16` or `int8` is asked for where it cannot act.
     """
     if choice not in COMPUTE_CHOICES:
         raise ModelError(f"compute {choice!r} is none of {', '.join(COMPUTE_CHOICES)}")
+    if plan_of(model.module) == INT8:
+        if choice == "int8":
+            return INT8
+        raise ModelError(f"{model.name} is in int8, its float32 weights are gone; load it again for compute {choice}")
     shapes = {phase: _widest_layer(model, part) for phase, part in (("encoder", "encoder"), ("decoder", "decoder"))}
-    if choice == "bfloat16" and shapes["decoder"] is None:
+    if choice in ("bfloat16", "int8") and shapes["decoder"] is None:
         raise ModelError(
-            f"compute bfloat16 is for float32 weights on a CPU, and {model.name} has none; leave compute at float32, "
+            f"compute {choice} is for float32 weights on a CPU, and {model.name} has none; leave compute at float32, "
             "and choose the dtype of the weights instead"
         )
     if choice == "float32" or shapes["decoder"] is None:
         plan = FLOAT32
+    elif choice == "auto":
+        plan = _measured_plan(shapes["encoder"], shapes["decoder"])
     else:
-        plan = BFLOAT16 if choice == "bfloat16" else _measured_plan(shapes["encoder"], shapes["decoder"])
+        plan = BFLOAT16 if choice == "bfloat16" else INT8
     apply(model, plan)
     return plan
 
 
 def apply(model: AudioLM, plan: ComputePlan) -> None:
-    """Change the products of a model's frozen layers to the precisions of a plan; decoding reads it by `plan_of`."""
+    """Change the products of a model's frozen layers to the precisions of a plan; decoding reads it by `plan_of`. Only
+    int8 is for good."""
     bfloat16_products.uninstall(model.module)
     setattr(model.module, _MARK, plan)
     if plan.encoder == "bfloat16":
         bfloat16_products.install(model.module, model.parameter_prefixes["encoder"])
     if plan.prefill == "bfloat16":
         bfloat16_products.install(model.module, model.parameter_prefixes["decoder"][:1])
+    if plan.prefill == "int8":
+        int8_products.install(model.module, model.parameter_prefixes["decoder"][:1])
+        release_freed_memory()
 
 
 def plan_of(module: nn.Module) -> ComputePlan:
