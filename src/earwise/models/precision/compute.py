@@ -114,6 +114,8 @@ def apply(model: AudioLM, plan: ComputePlan) -> None:
         bfloat16_products.install(model.module, model.parameter_prefixes["decoder"][:1])
     if plan.prefill == "int8":
         int8_products.install(model.module, model.parameter_prefixes["decoder"][:1])
+        for parameter in model.module.parameters():
+            parameter.data = parameter.data.clone()  # one tensor mapped from a weights file keeps all of it in memory
         release_freed_memory()
 
 
