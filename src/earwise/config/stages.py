@@ -152,6 +152,14 @@ class StageConfig(RunControl):
                 raise ValueError(
                     f"optimizer.{part}_learning_rate is set, but trainable.{part} is frozen; leave one of them out"
                 )
+        rates = (optimizer.encoder_learning_rate, optimizer.connector_learning_rate)
+        modes = (self.trainable.encoder, self.trainable.connector)
+        has_own_rates = all(mode == "frozen" or rate is not None for mode, rate in zip(modes, rates, strict=True))
+        if self.trainable.decoder == "frozen" and has_own_rates and optimizer.is_set("learning_rate"):
+            raise ValueError(
+                "optimizer.learning_rate is set, but trainable.decoder is frozen and the trained parts have rates of "
+                "their own; leave it out"
+            )
         return self
 
     @model_validator(mode="after")

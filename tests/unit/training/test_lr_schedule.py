@@ -61,6 +61,10 @@ def stage(trainable: dict[str, str] | None = None, max_steps: int = 10, **optimi
         (stage(warmup_steps=30, lr_scheduler_steps=20), "warmup_steps 30 is more than the 20 of lr_scheduler_steps"),
         (stage(encoder_learning_rate=1e-5), "encoder_learning_rate is set, but trainable.encoder is frozen"),
         (stage({"connector": "frozen"}, connector_learning_rate=1e-5), "trainable.connector is frozen"),
+        (
+            stage({"decoder": "frozen"}, connector_learning_rate=1e-5, learning_rate=1e-4),
+            "learning_rate is set, but trainable.decoder is frozen",
+        ),
         (stage(lr_scheduler_kwargs={"min_lr": 1e-6}), "min_lr does nothing in schedule linear"),
         (stage(lr_scheduler_type="cosine_with_min_lr"), "needs lr_scheduler_kwargs with min_lr or min_lr_rate"),
         (
@@ -77,5 +81,6 @@ def test_settings_that_cannot_act_are_refused(raw: dict[str, Any], message: str)
 
 def test_settings_that_act_are_accepted() -> None:
     check_recipe(stage({"encoder": "lora"}, encoder_learning_rate=1e-5), "test")
+    check_recipe(stage({"decoder": "frozen"}, learning_rate=1e-4), "test")  # the connector's
     check_recipe(stage(warmup_steps=10), "test")
     check_recipe(stage(warmup_steps=15, lr_scheduler_steps=20), "test")
