@@ -16,7 +16,14 @@ from builders import byte_tokenizer
 from e2e.shell import in_process
 from earwise.errors import AudioError, DataError, ModelError
 from earwise.models import base, checkpoint
-from earwise.models.convert.mellow import EMBEDDING, HEAD, convert, official_shapes, official_state_dict
+from earwise.models.convert.mellow import (
+    EMBEDDING,
+    HEAD,
+    convert,
+    official_shapes,
+    official_state_dict,
+    released_config,
+)
 from earwise.models.families.mellow import RELEASED, load
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.types import Audio, Text, Turn, Waveform
@@ -160,6 +167,24 @@ def test_converter_command_line(tmp_path: Path, tokenizer: Path) -> None:
     assert process.returncode == 2
     assert process.stderr.startswith(f"error: {source}: tensors missing: ") and process.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_the_decoder_are_those_of_the_folder_of_smollm2(tmp_path: Path) -> None:
+    """The keys are those of the published config.json."""
+    assert released_config(tmp_path) == RELEASED
+    published = {
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 0, "eos_token_id": 0, "hidden_size": 576,
+        "intermediate_size": 1536, "max_position_embeddings": 8192, "model_type": "llama", "num_attention_heads": 9,
+        "num_hidden_layers": 30, "num_key_value_heads": 3, "rms_norm_eps": 1e-05, "rope_interleaved": False,
+        "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True, "vocab_size": 49152,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    assert released_config(tmp_path) == RELEASED
+    (tmp_path / "config.json").write_text(json.dumps(published | {"num_hidden_layers": 2}))
+    assert released_config(tmp_path)["decoder"]["num_hidden_layers"] == 2
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ModelError, match="model_type is 'gpt2'"):
+        released_config(tmp_path)
 
 
 def test_load_refuses(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import click
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import LlamaConfig
 
 from earwise.errors import EarwiseError, ModelError
 from earwise.files import remove_abandoned, temporary_path
@@ -214,6 +215,22 @@ def reset_for_training(module: MellowModule, folder: Path, seed: int) -> None:
             parameter.fill_(float(name == "layer_norm.weight"))
 
 
+def released_config(tokenizer_folder: Path) -> dict[str, Any]:
+    """Sizes of the model, those of its decoder as the folder of SmolLM2 states them.
+
+    Args:
+        tokenizer_folder: Folder of SmolLM2; without config.json the released sizes are taken.
+    Raises:
+        ModelError: if its config.json is not that of SmolLM2's kind of model.
+    """
+    path = tokenizer_folder / "config.json"
+    if not path.exists():
+        return RELEASED
+    content = checkpoint.read_config(tokenizer_folder, ("llama",), "SmolLM2")
+    stated = LlamaConfig.from_dict(content).to_dict()
+    return RELEASED | {"decoder": {name: stated[name] for name in RELEASED["decoder"]}}
+
+
 def convert(
     source: Path, tokenizer_folder: Path, out: Path, *, template: str = "repaired",
     config: Mapping[str, Any] = RELEASED, fresh_seed: int | None = None,
@@ -279,7 +296,8 @@ def _read(source: Path) -> dict[str, Tensor]:
 def main(source: Path, tokenizer: Path, out: Path, template: str, fresh: bool, seed: int) -> None:
     """The command line of this file; exit code 2 for an error in the user's input."""
     try:
-        model = convert(source, tokenizer, out, template=template, fresh_seed=seed if fresh else None)
+        config = released_config(tokenizer)
+        model = convert(source, tokenizer, out, template=template, config=config, fresh_seed=seed if fresh else None)
     except EarwiseError as error:
         click.echo(f"error: {error}", err=True)
         raise SystemExit(2) from error
