@@ -4,9 +4,12 @@
     python benchmarks/gpu_day.py --out runs/gpu-day --only recipes --recipe r1-aqa
     python benchmarks/gpu_day.py --toy --out runs/gpu-day-toy       (tiny models on the CPU: does it start?)
 
-Four parts, each in processes of its own, so that a part that fails or runs out of memory leaves the others alone:
+Five parts, all but the second in processes of their own, so that one that fails or runs out of memory leaves the others
+alone:
 
 - `doctor`: the checks of `earwise doctor` on this machine;
+- `plans`: the memory that every stage of every recipe needs at its published size, by `earwise train --plan`, with the
+  profiles for GPUs; needs no GPU;
 - `kernels`: the tests marked `gpu`, and one model on the device and on the CPU: log-probabilities of a packed tree,
   gradients, greedy completions;
 - `r1-aqa`: its step at the size of Qwen2-Audio-7B by phase, against the goal of one GPU-hour for 500 steps (`gpu.py`),
@@ -20,6 +23,8 @@ and deleted after the recipes of their family.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -30,8 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from baselines.timing import machine
 
+from earwise import cli
 from earwise.config.recipe import Recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
 from earwise.errors import ConfigError
@@ -39,8 +46,10 @@ from earwise.files import write_json
 from earwise.models.base import best_device
 
 HERE = Path(__file__).parent
-PARTS = ("doctor", "kernels", "r1-aqa", "recipes")
+PARTS = ("doctor", "plans", "kernels", "r1-aqa", "recipes")
 PROFILE = "one-gpu"
+PLANNED = ("paper", "one-gpu", "24gb")
+"""Profiles that are planned, where a recipe has them."""
 ROWS_EACH, CLIP_S = 64, 10.0
 TOY_ROWS_EACH, TOY_CLIP_S = 16, 1.0
 TOY_SETTINGS = {
@@ -101,6 +110,38 @@ def run_doctor(arguments: argparse.Namespace) -> Row:
     result = run_process(["-m", "earwise", "doctor", "--json"], log)
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     return result | {"checks": json.loads(lines[-1]) if lines else None}
+
+
+def recipe_names(arguments: argparse.Namespace) -> list[str]:
+    """The recipes to run: those of the command line, or all of the package."""
+    return arguments.recipe or sorted(path.stem for path in PACKAGED_RECIPES.glob("*.yaml"))
+
+
+def run_plans(arguments: argparse.Namespace) -> Row:
+    """The planned memory of every recipe at its published size, with each of its profiles for GPUs."""
+    from baselines.recipe_rows import write_manifests
+
+    plans: Row = {}
+    for name in recipe_names(arguments):
+        profiles = yaml.safe_load((PACKAGED_RECIPES / f"{name}.yaml").read_text(encoding="utf-8")).get("profiles", {})
+        for profile in (profile for profile in PLANNED if profile in profiles):
+            work = arguments.out / "work" / f"plan-{name}"
+            write_manifests(load_recipe(name, profile=profile), work, TOY_ROWS_EACH, TOY_CLIP_S)
+            plans[f"{name} {profile}"] = plan_recipe(name, profile, work)
+            shutil.rmtree(work)
+    return {"ok": all(plan["ok"] for plan in plans.values()), "each": plans}
+
+
+def plan_recipe(name: str, profile: str, data: Path) -> Row:
+    """What `earwise train --plan` says of each stage: the trained parameters, the memory in GB, and whether it fits."""
+    command = ["train", name, "--profile", profile, "--data", str(data), "--plan", "--json", "model.weights=null"]
+    printed, messages = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(messages):
+        code = cli.run([*command, "eval=[]"])
+    if not printed.getvalue():
+        return {"ok": False, "output": messages.getvalue()[-MAX_OUTPUT_CHARS:]}
+    plan = json.loads(printed.getvalue())
+    return {"ok": code == 0, "machine": plan["machine"], "stages": plan["stages"]}
 
 
 def run_kernels(arguments: argparse.Namespace) -> Row:
@@ -196,7 +237,7 @@ def run_recipes(arguments: argparse.Namespace) -> Row:
 
     texts = [*INSTRUCTIONS.values(), CHOICES_PROMPT, QUESTION, REASONING, *CHOICES, "system user assistant Audio 1:"]
     families: dict[str, list[str]] = {}
-    for name in arguments.recipe or sorted(path.stem for path in PACKAGED_RECIPES.glob("*.yaml")):
+    for name in recipe_names(arguments):
         families.setdefault(load_profile(name)[0].model.name, []).append(name)
     results: Row = {}
     for family, names in families.items():
@@ -215,7 +256,7 @@ def run_recipes(arguments: argparse.Namespace) -> Row:
 
 
 RUN: dict[str, Callable[[argparse.Namespace], Row]] = {
-    "doctor": run_doctor, "kernels": run_kernels, "r1-aqa": run_r1_aqa, "recipes": run_recipes,
+    "doctor": run_doctor, "plans": run_plans, "kernels": run_kernels, "r1-aqa": run_r1_aqa, "recipes": run_recipes,
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from earwise.data.example_rows import from_row  # noqa: E402
 
 
 def test_the_parts_run_at_toy_size_and_are_not_run_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--toy", "--out", str(tmp_path), "--only", "r1-aqa", "--only", "recipes", "--recipe", "r1-aqa"]
+    words = ["--toy", "--out", str(tmp_path), "--only", "plans", "--only", "r1-aqa", "--only", "recipes"]
+    words += ["--recipe", "r1-aqa"]
     result = gpu_day.main(words)
     assert json.loads((tmp_path / "gpu-day.json").read_text()) == result
     assert {"cpu", "torch", "gpus"} <= set(result["machine"]) and len(result["commit"]) == 40 and result["toy"]
@@ -28,7 +29,21 @@ def test_the_parts_run_at_toy_size_and_are_not_run_twice(tmp_path: Path, capsys:
     assert not any((tmp_path / "work").iterdir()), "checkpoints and rows are deleted"
     capsys.readouterr()
     assert gpu_day.main(words)["parts"] == parts
-    assert capsys.readouterr().err.count("already") == 2
+    assert capsys.readouterr().err.count("already") == 3
+
+
+def test_the_plans_are_those_of_the_published_sizes(tmp_path: Path) -> None:
+    """R1-AQA trains all 8.4 billion parameters of Qwen2-Audio on eight GPUs; every plan has a peak and fits."""
+    words = ["--toy", "--out", str(tmp_path), "--only", "plans", "--recipe", "r1-aqa", "--recipe", "mellow"]
+    plans = gpu_day.main(words)["parts"]["plans"]
+    assert plans["ok"] and set(plans["each"]) == {
+        "r1-aqa paper", "r1-aqa one-gpu", "r1-aqa 24gb", "mellow paper", "mellow one-gpu"
+    }  # fmt: skip
+    paper = plans["each"]["r1-aqa paper"]
+    assert paper["machine"]["processes"] == 8
+    [stage] = paper["stages"]
+    assert stage["trained"]["all"] == pytest.approx(8.397e9, rel=1e-3)
+    assert all(stage["fits"] for plan in plans["each"].values() for stage in plan["stages"])
 
 
 @pytest.mark.slow
