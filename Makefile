@@ -20,12 +20,13 @@ export WANTED_TORCH ?=
 TESTS ?=
 FETCH := import sys; from earwise.models.embedded.base_weights import base_folder; base_folder(lambda line: print(line, file=sys.stderr))
 COLLECTION ?=
+RECIPES ?=
 OUT ?= runs/embedded
 # What the shipped weights were trained on: transcripts are left out (the model does not transcribe), and a source of unclear licence.
 LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
 WITHOUT ?= --where-not source=EmoDB
 
-.PHONY: help demo data-demo recipes goals test test-newest test-oldest servers gpu-day package docs lock setup setup-demo lint embedded clean
+.PHONY: help demo data-demo recipes goals test test-newest test-oldest servers rehearse gpu-day package docs lock setup setup-demo lint embedded clean
 
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
@@ -35,6 +36,7 @@ help:
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'
 	@echo 'make servers     the tests against vLLM (on the CPU) and the server of transformers, in an environment of their own (3 GB, minutes)'
+	@echo 'make rehearse    every command of the papers'"'"' pages at the published settings, on small random models and files (minutes)'
 	@echo 'make gpu-day     on a machine with a GPU: doctor, kernels, a step of every recipe at full size, as JSON'
 	@echo 'make package     build wheel and sdist, check them, and try the wheel in an environment outside the repository'
 	@echo 'make docs        build the documentation into build/site, warnings are errors'
@@ -103,6 +105,10 @@ servers: .venv/ready-dev .venv-servers/ready
 	{ $$pip 'torch==$(SERVERS_TORCH)+cpu' 2>/dev/null || $$pip 'torch==$(SERVERS_TORCH)'; } && $$pip -r tests/servers/requirements.txt
 	@.venv-servers/bin/python scripts/servers_environment.py
 	@touch $@
+
+# RECIPES="r1-aqa sari" for single ones. Always anew; the script without --again goes on where a stopped run was.
+rehearse: .venv/ready-dev
+	$(BIN)/python benchmarks/rehearse.py --out runs/rehearsal --again $(foreach name,$(RECIPES),--recipe $(name))
 
 gpu-day: .venv/ready-dev
 	$(BIN)/python benchmarks/gpu_day.py --out runs/gpu-day

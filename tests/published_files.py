@@ -164,11 +164,11 @@ def mmau(folder: Path) -> None:
 
 def librispeech(folder: Path) -> None:
     """Two utterances in `train-clean-100`, one in `test-clean`."""
-    for part, numbers in (("train-clean-100", (0, 1)), ("test-clean", (2,))):
-        chapter = folder / part / "84" / "121123"
-        text(chapter / "84-121123.trans.txt", "".join(f"84-121123-{n:04d} GO ON {'ON ' * n}\n" for n in numbers))
+    for part, speaker, numbers in (("train-clean-100", "103-1240", (0, 1)), ("test-clean", "1089-134686", (2,))):
+        chapter = folder / part / speaker.replace("-", "/")
+        text(chapter / f"{speaker}.trans.txt", "".join(f"{speaker}-{n:04d} GO ON {'ON ' * n}\n" for n in numbers))
         for number in numbers:
-            clip(chapter / f"84-121123-{number:04d}.flac")
+            clip(chapter / f"{speaker}-{number:04d}.flac")
 
 
 def common_voice(root: Path) -> None:
