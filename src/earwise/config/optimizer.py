@@ -1,5 +1,6 @@
 """Schema of a stage's optimizer and learning-rate schedule. No torch."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -81,3 +82,24 @@ class OptimizerConfig(Strict):
                 f"warmup_steps {self.warmup_steps} is more than the {self.lr_scheduler_steps} of lr_scheduler_steps"
             )
         return self
+
+    def refuse_idle_rates(self, modes: Mapping[str, str]) -> None:
+        """Refuse learning rates of frozen parts.
+
+        Args:
+            modes: For encoder, connector and decoder, how it is trained; "frozen" is not at all.
+        Raises:
+            ValueError: naming the first rate that nothing uses.
+        """
+        own_rates = {"encoder": self.encoder_learning_rate, "connector": self.connector_learning_rate}
+        for part, rate in own_rates.items():
+            if modes[part] == "frozen" and rate is not None:
+                raise ValueError(
+                    f"optimizer.{part}_learning_rate is set, but trainable.{part} is frozen; leave one of them out"
+                )
+        shared = [part for part, rate in own_rates.items() if modes[part] != "frozen" and rate is None]
+        if modes["decoder"] == "frozen" and not shared and self.is_set("learning_rate"):
+            raise ValueError(
+                "optimizer.learning_rate is set, but trainable.decoder is frozen and the trained parts have rates of "
+                "their own; leave it out"
+            )

@@ -147,19 +147,9 @@ class StageConfig(RunControl):
                 f"optimizer.lr_scheduler_steps {length} is less than max_steps {self.max_steps}: the schedule would "
                 "end before the stage; raise it, or leave it out"
             )
-        for part in ("encoder", "connector"):
-            if getattr(self.trainable, part) == "frozen" and getattr(optimizer, f"{part}_learning_rate") is not None:
-                raise ValueError(
-                    f"optimizer.{part}_learning_rate is set, but trainable.{part} is frozen; leave one of them out"
-                )
-        rates = (optimizer.encoder_learning_rate, optimizer.connector_learning_rate)
-        modes = (self.trainable.encoder, self.trainable.connector)
-        has_own_rates = all(mode == "frozen" or rate is not None for mode, rate in zip(modes, rates, strict=True))
-        if self.trainable.decoder == "frozen" and has_own_rates and optimizer.is_set("learning_rate"):
-            raise ValueError(
-                "optimizer.learning_rate is set, but trainable.decoder is frozen and the trained parts have rates of "
-                "their own; leave it out"
-            )
+        optimizer.refuse_idle_rates(
+            {part: getattr(self.trainable, part) for part in ("encoder", "connector", "decoder")}
+        )
         return self
 
     @model_validator(mode="after")
