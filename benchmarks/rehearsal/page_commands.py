@@ -54,8 +54,9 @@ class PageCommand:
 
 
 def pages() -> list[str]:
-    """Names of the pages that have the section, in alphabetical order."""
-    return sorted(path.stem for path in PAGES.glob("*.md") if _SECTION.search(path.read_text(encoding="utf-8")))
+    """Names of the pages that have the section with commands, in alphabetical order."""
+    sections = {path.stem: _SECTION.search(path.read_text(encoding="utf-8")) for path in PAGES.glob("*.md")}
+    return sorted(name for name, section in sections.items() if section and _BLOCK.search(section[1]))
 
 
 def commands(page: str) -> list[PageCommand]:

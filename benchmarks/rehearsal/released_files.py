@@ -64,7 +64,8 @@ def write_hub_cache(cache: Path) -> None:
         cache: Folder for `HF_HOME`.
     """
     write_qwen2_audio(snapshot(cache, "Qwen/Qwen2-Audio-7B-Instruct"), "<|im_end|>")
-    write_qwen25_omni(snapshot(cache, "Qwen/Qwen2.5-Omni-7B"))
+    for size in ("7B", "3B"):
+        write_qwen25_omni(snapshot(cache, f"Qwen/Qwen2.5-Omni-{size}"))
 
 
 def write_folders(root: Path) -> None:
