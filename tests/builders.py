@@ -59,9 +59,11 @@ def randomize_weights(model: nn.Module, seed: int = 0, scale: float = 1.0) -> No
 
 
 def tiny_hf_model(
-    seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: int = WINDOW_S, scale: float = 1.0
-) -> Qwen2AudioForConditionalGeneration:
-    """transformers' Qwen2-Audio with two small layers in encoder and decoder, and weights of `randomize_weights`."""
+    seed: int = 0, *, tied: bool = False, kv_heads: int = 2, window_s: int = WINDOW_S, scale: float = 1.0,
+    sliding_window: int | None = None,
+) -> Qwen2AudioForConditionalGeneration:  # fmt: skip
+    """transformers' Qwen2-Audio with two small layers in encoder and decoder, and weights of `randomize_weights`;
+    `sliding_window` gives the second layer of the decoder a sliding window of this many tokens."""
     audio = {
         "num_mel_bins": MELS,
         "encoder_layers": 2,
@@ -88,6 +90,8 @@ def tiny_hf_model(
         "eos_token_id": SPECIAL.index("<|im_end|>"),
         "pad_token_id": SPECIAL.index("<|endoftext|>"),
     }
+    if sliding_window is not None:
+        text |= {"use_sliding_window": True, "sliding_window": sliding_window, "max_window_layers": 1}
     config = Qwen2AudioConfig(audio_config=audio, text_config=text, audio_token_index=SPECIAL.index("<|AUDIO|>"))
     config._attn_implementation = "eager"
     model = Qwen2AudioForConditionalGeneration(config).eval()
@@ -98,10 +102,11 @@ def tiny_hf_model(
 
 
 def tiny_qwen2_audio(
-    seed: int = 0, *, trim: bool = True, tied: bool = False, kv_heads: int = 2, scale: float = 1.0
-) -> Qwen2Audio:
-    """A tiny random Qwen2-Audio as an `AudioLM`, for clips of up to 2 s."""
-    module = tiny_hf_model(seed, tied=tied, kv_heads=kv_heads, scale=scale)
+    seed: int = 0, *, trim: bool = True, tied: bool = False, kv_heads: int = 2, scale: float = 1.0,
+    sliding_window: int | None = None,
+) -> Qwen2Audio:  # fmt: skip
+    """A tiny random Qwen2-Audio as an `AudioLM`, for clips of up to 2 s; see `tiny_hf_model`."""
+    module = tiny_hf_model(seed, tied=tied, kv_heads=kv_heads, scale=scale, sliding_window=sliding_window)
     return from_parts(module, byte_tokenizer(), feature_extractor(), name="tiny", trim=trim)
 
 

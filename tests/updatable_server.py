@@ -43,7 +43,7 @@ class UpdatableServer:
         self.calls.append(("load", name))
         if (path / lora_checkpoint.PEFT_CONFIG).exists():
             model = load("qwen2_audio", self.base)
-            lora_checkpoint.merge(
+            lora_checkpoint.add_own(
                 model.module, lora_checkpoint.read(path), registry.parameter_names("qwen2_audio"), path
             )
         else:

@@ -46,7 +46,7 @@ GEMMA_TEXT_CONFIG = TEXT_CONFIG | {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "num_kv_shared_layers": 2,
     "head_dim": 8,
-    "sliding_window": 700,
+    "sliding_window": 12,
     "altup_num_inputs": 2,
     "laurel_rank": 4,
     "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],

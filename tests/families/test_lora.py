@@ -86,7 +86,7 @@ def test_what_was_trained_is_saved_loaded_merged_and_exported(fresh: Tiny, tmp_p
             copy = fresh.reload(base, tmp_path / "copy")
             PeftModel.from_pretrained(copy.module, tmp_path / "exported")  # PEFT puts its layers into the module
             assert max_abs([scores(copy, path, waveforms) - trained]) < LOGITS
-        lora_checkpoint.merge(base.module, published, names, tmp_path / "adapter")
+        lora_checkpoint.add_own(base.module, published, names, tmp_path / "adapter")
         assert max_abs([scores(base, path, waveforms) - trained]) < LOGITS
 
 

@@ -39,8 +39,10 @@ FAMILIES = {
     "mellow": "families.mellow:tiny",
     "qwen3_omni": "families.qwen3_omni:tiny",
     "audio_flamingo3": "families.audio_flamingo3:tiny",
+    "audio_flamingo_next": "families.audio_flamingo_next:tiny",
     "voxtral": "families.voxtral:tiny",
     "granite_speech": "families.granite_speech:tiny",
     "phi4_multimodal": "families.phi4_multimodal:tiny",
     "gemma3n": "families.gemma3n:tiny",
+    "gemma4": "families.gemma4:tiny",
 }

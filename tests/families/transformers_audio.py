@@ -78,7 +78,7 @@ def our_model(architecture: Architecture, module: Any, tokenizer: Tokenizer, ext
     """The same weights as `module`, which stays unchanged, behind the contract, with the encoder attention that `load`
     gives it."""
     copied = copy.deepcopy(module)
-    copied.config._attn_implementation = "sdpa"
+    copied.config._attn_implementation = architecture.attn_implementation
     return from_parts(architecture, copied, tokenizer, extractor)
 
 

@@ -306,8 +306,8 @@ def test_parts_that_do_not_fit() -> None:
 
 
 @torch.no_grad()
-def test_a_sliding_window_is_respected_or_refused() -> None:
-    """Within the window full attention is the same; a longer sequence is refused before anything wrong is computed."""
+def test_a_sliding_window_is_that_of_the_class() -> None:
+    """Windows of a config are part of the forest's attention, layer by layer."""
     module = reference_model(use_sliding_window=True, sliding_window=40, max_window_layers=1)
     model = our_model(module)
 
@@ -316,8 +316,9 @@ def test_a_sliding_window_is_respected_or_refused() -> None:
         forest = pack([build_tree([TokenPath(tuple(ids.tolist()), (False,) * length, (-1,) * length)])])
         return model.logits(model.decode(model.embed(ids), forest.positions, TreeAttention(forest)))
 
-    fitting, too_long = torch.arange(6, 46), torch.arange(6, 47)
-    expected = module(input_ids=fitting[None], attention_mask=torch.ones(1, 40)).logits[0]
-    assert max_abs([our_logits(fitting) - expected]) < 1e-4
-    with pytest.raises(ModelError, match="sequence of 41 tokens is longer than the 40 that tiny decodes"):
-        our_logits(too_long)
+    ids = torch.arange(6, 146)
+    expected = module(input_ids=ids[None], attention_mask=torch.ones(1, len(ids))).logits[0]
+    module.config.text_config.sliding_window = None
+    assert max_abs([our_logits(ids) - expected]) < 1e-4
+    without_window = reference_model()
+    assert max_abs([without_window(input_ids=ids[None]).logits[0][41:] - expected[41:]]) > 1e-2

@@ -251,10 +251,6 @@ def test_parts_that_do_not_fit() -> None:
         qwen2_audio.from_parts(tiny_hf_model(), byte_tokenizer(290), feature_extractor())
     with pytest.raises(ModelError, match=r"features are \(80, 16000, 160\)"):
         qwen2_audio.from_parts(tiny_hf_model(), byte_tokenizer(), feature_extractor(mels=80))
-    sliding = tiny_hf_model()
-    sliding.config.text_config.layer_types = ["sliding_attention", "full_attention"]
-    with pytest.raises(ModelError, match="sliding-window"):
-        qwen2_audio.from_parts(sliding, byte_tokenizer(), feature_extractor())
 
 
 def test_config_of_a_saved_model_does_not_name_our_attention(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Voxtral, Granite Speech, Phi-4-multimodal and Gemma 3n: chat formats, token counts at released size, batches of one
-length, saved files, recomputed layers, and LoRA adapters that checkpoints contain. What all families share is in
-tests/families; what only one has, in the file of that family.
+"""Voxtral, Granite Speech, Phi-4-multimodal, Gemma 3n, Gemma 4 and Audio Flamingo Next: chat formats, token counts at
+released size, batches of one length, saved files, recomputed layers, and LoRA adapters that checkpoints contain. What
+all families share is in tests/families; what only one has, in the file of that family.
 """
 
 import importlib
@@ -17,8 +17,13 @@ from transformers import (
     Gemma3nAudioFeatureExtractor,
     Gemma3nConfig,
     Gemma3nForConditionalGeneration,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
     GraniteSpeechConfig,
     GraniteSpeechForConditionalGeneration,
+    MusicFlamingoConfig,
+    MusicFlamingoForConditionalGeneration,
     Phi4MultimodalConfig,
     Phi4MultimodalFeatureExtractor,
     Phi4MultimodalForCausalLM,
@@ -29,13 +34,17 @@ from transformers import (
 from transformers.integrations import PeftAdapterMixin
 
 from builders import max_abs, tone
+from earwise.config.stages import TrainableConfig
 from earwise.errors import ModelError
 from earwise.forest import TokenPath
-from earwise.models import base, registry
-from earwise.models.families import gemma3n, granite_speech, phi4_multimodal, voxtral
+from earwise.models import base, checkpoint, registry
+from earwise.models.families import audio_flamingo_next, gemma3n, gemma4, granite_speech, phi4_multimodal, voxtral
 from earwise.models.families.transformers_audio import Architecture
+from earwise.models.parts import lora
 from earwise.models.parts.gradient_checkpointing import enable_gradient_checkpointing
+from earwise.models.precision import lora_beside
 from earwise.prompts import ChatTemplate, render
+from earwise.training.trainable import set_trainable
 from earwise.types import Audio, Text, Turn
 from families import gemma3n as tiny_gemma3n
 from families import granite_speech as tiny_granite
@@ -49,6 +58,8 @@ CLASSES = {
     "granite_speech": GraniteSpeechForConditionalGeneration,
     "phi4_multimodal": Phi4MultimodalForCausalLM,
     "gemma3n": Gemma3nForConditionalGeneration,
+    "gemma4": Gemma4ForConditionalGeneration,
+    "audio_flamingo_next": MusicFlamingoForConditionalGeneration,
 }
 DECODER_PREFIXES = ("model.language_model.layers.", "model.layers.")
 CONVERSATION = (
@@ -98,6 +109,10 @@ def test_chat_formats() -> None:
         "<start_of_turn>model\nA bell.<end_of_turn>\n"
         "<start_of_turn>user\nAnd\n\n<start_of_audio>@<end_of_audio>\n\n<end_of_turn>\n<start_of_turn>model\n"
     )
+    assert rendered(gemma4.TEMPLATE) == (
+        "<bos><|turn>system\nBe brief.<turn|>\n<|turn>user\n<|audio>@<audio|>What is it?<turn|>\n"
+        "<|turn>model\nA bell.<turn|>\n<|turn>user\nAnd<|audio>@<audio|><turn|>\n<|turn>model\n"
+    )
     assert rendered(gemma3n.TEMPLATE, CONVERSATION[1:2]).startswith("<bos><start_of_turn>user\n\n\n<start_of_audio>@")
 
 
@@ -109,6 +124,11 @@ def released_parts(architecture: Architecture) -> tuple[Any, Any]:
         return GraniteSpeechConfig(), granite_speech.LogMel()
     if architecture is gemma3n.ARCHITECTURE:
         return Gemma3nConfig(), Gemma3nAudioFeatureExtractor()
+    if architecture is audio_flamingo_next.ARCHITECTURE:
+        config = MusicFlamingoConfig(audio_config={"model_type": "audioflamingo3_encoder"})
+        return config, WhisperFeatureExtractor(feature_size=128)
+    if architecture is gemma4.ARCHITECTURE:
+        return Gemma4Config(audio_config={}), Gemma4AudioFeatureExtractor()
     scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
     config = Phi4MultimodalConfig(
         num_attention_heads=24, rope_scaling=scaling, partial_rotary_factor=0.75, sliding_window=262144
@@ -126,6 +146,10 @@ def released_parts(architecture: Architecture) -> tuple[Any, Any]:
         # 25 ms windows every 10 ms: 16000 samples are 98 frames, a token to eight; 4096 tokens hold 327.68 s
         (phi4_multimodal.ARCHITECTURE, 12.5, 327.68, {399: 0, 400: 1, 16000: 13, 480000: 375}),
         (gemma3n.ARCHITECTURE, 6.25, 30.0, {512: 0, 513: 188, 480000: 188}),
+        # as Audio Flamingo 3, for three times as long
+        (audio_flamingo_next.ARCHITECTURE, 25.0, 1800.0, {160: 0, 16000: 25, 480000: 750, 480640: 751}),
+        # 20 ms windows every 10 ms, the first around the first sample: 16000 samples are 99 frames, a token to four
+        (gemma4.ARCHITECTURE, 25.0, 30.0, {160: 0, 161: 1, 16000: 25, 480000: 750}),
     ],
 )
 def test_counts_at_released_size(
@@ -240,6 +264,34 @@ def test_adapter_is_merged_and_saved_merged(name: str, write: Callable[[Path], A
     loaded = base.load(name, tmp_path / "saved", device="cpu")
     assert torch.equal(scores(loaded, path, {}), scores(model, path, {}))
     assert not list((tmp_path / "saved").rglob("adapter_*"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "write"), [("granite_speech", granite_with_adapter), ("phi4_multimodal", phi4_with_adapter)]
+)
+def test_adapter_beside_bfloat16_weights_is_not_rounded(
+    name: str, write: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """Base in bfloat16 and adapter in float32: as exact as both merged in float32, and full training starts there."""
+    write(tmp_path)
+    model = base.load(name, tmp_path, device="cpu", dtype="bfloat16")
+    own = lora_beside.attached(model.module, own=True)
+    assert own and not lora_beside.attached(model.module)
+    assert lora.collect(model.module) == {}, "what is trained later does not contain it"
+    float32 = base.load(name, tmp_path, device="cpu", dtype="bfloat16")
+    float32.module.float()
+    merged = base.load(name, tmp_path, device="cpu", dtype="bfloat16")
+    merged.module.float()
+    tensors = checkpoint.merged_state_dict(merged.module)
+    lora_beside.detach(merged.module, own=True)
+    merged.module.load_state_dict(tensors)
+    path = text_path(model.tokenizer.encode("What is it?"))
+    assert max_abs([scores(float32, path, {}).log_softmax(-1) - scores(merged, path, {}).log_softmax(-1)]) < 1e-4
+    stem = next(key for key in own if key.endswith(".lora_B")).removesuffix(".lora_B")
+    exact = set_trainable(model, TrainableConfig(decoder="full"))
+    assert torch.equal(exact[f"{stem}.weight"], tensors[f"{stem}.weight"])
+    assert not lora_beside.attached(model.module, own=True)
 
 
 def test_adapters_are_read_without_the_loading_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

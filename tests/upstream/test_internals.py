@@ -168,6 +168,23 @@ def check_gemma() -> None:
     assert module._tied_weights_keys == {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
 
+def check_gemma4() -> None:
+    """Gemma 4 looks up per-layer embeddings by id, and its encoder says which states are real."""
+    module = tiny("gemma4")
+    parts_of(module.model.language_model, "embed_tokens_per_layer", "get_per_layer_inputs")
+    parts_of(module.model.embed_audio, "embedding_projection.weight")
+    parts_of(module.model.audio_tower, "output_proj.weight")
+
+
+def check_time_rotation() -> None:
+    """Music Flamingo's module of rotary time embeddings and the function that applies them."""
+    from transformers.models.musicflamingo.modeling_musicflamingo import apply_rotary_time_emb
+
+    cos, sin = tiny("audio_flamingo_next").model.pos_emb(torch.zeros(1, 3), seq_len=3)
+    states = torch.randn(1, 3, cos.shape[-1] + 2)
+    assert torch.equal(apply_rotary_time_emb(states, cos, sin), states), "time 0 is no rotation"
+
+
 def check_generation_wrapper() -> None:
     """Classes of ours may say what they can do; the loops of transformers read it there."""
     from transformers import PreTrainedModel, Trainer
@@ -404,6 +421,20 @@ INTERNALS = (
         (f"{FAMILY_FILES}gemma3n.py",),
         "Gemma 3n is put together without its image tower",
         check_gemma,
+    ),
+    Internal(
+        "transformers",
+        ("audio_tower",),
+        (f"{FAMILY_FILES}gemma4.py",),
+        "Gemma 4's clips are encoded apart from its decoder",
+        check_gemma4,
+    ),
+    Internal(
+        "transformers",
+        ("transformers.models.musicflamingo.modeling_musicflamingo",),
+        (f"{FAMILY_FILES}audio_flamingo_next.py",),
+        "states of Audio Flamingo Next are rotated by their time in the clip",
+        check_time_rotation,
     ),
     Internal(
         "transformers",

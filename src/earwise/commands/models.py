@@ -65,16 +65,16 @@ def _refuse_server(model: str) -> None:
 def _print_families(families: dict[str, dict[str, Any]]) -> None:
     from earwise.models import registry
 
-    click.echo(f"{'--model':17}{'published as':37}{'size':>7}{'clips':>9}{'tokens':>8}   memory, GB: {'answer':>6}"
+    click.echo(f"{'--model':21}{'published as':37}{'size':>7}{'clips':>9}{'tokens':>8}   memory, GB: {'answer':>6}"
                f"{'LoRA':>7}{'full':>7}")  # fmt: skip
     for name, family in families.items():
-        click.echo(f"{name:17}{family['about']}")
+        click.echo(f"{name:21}{family['about']}")
         if registry.get(name).variant_of:
             continue
         for row in family["published"]:
             answer, lora, full = (row["memory_gb"][use]["peak"] for use in ("answer", "lora", "full"))
             click.echo(
-                f"{'':17}{row['weights']:37}{row['parameters']['all'] / 1e9:6.2f}B{_length(row['max_audio_s']):>9}"
+                f"{'':21}{row['weights']:37}{row['parameters']['all'] / 1e9:6.2f}B{_length(row['max_audio_s']):>9}"
                 f"{row['audio_tokens_per_s']:6.1f}/s   {'':12}{answer:6.1f}{lora:7.1f}{full:7.1f}"
             )
     click.echo("\nA folder with a trained model, file.py:function and a server (URL#NAME) work too; more about "

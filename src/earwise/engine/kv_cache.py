@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from earwise.models.base import AudioLM
-from earwise.models.parts.attention import attend
+from earwise.models.parts.attention import attend, within_window
 
 SPARE_SLOTS = 32
 """Slots allocated beyond what a pass needs, so that the cache does not grow at every step."""
@@ -85,12 +85,14 @@ class TreeCache:
         """Per layer `(trees, kv_heads, slots, head_dim)`."""
         self._values: list[Tensor] = []
         self._layout: StepLayout | None = None
-        self._bias: Tensor | None = None
-        """The mask as an additive bias, shared by all layers of a pass."""
+        self._biases: dict[int | None, Tensor] = {}
+        """By sliding window: the mask as an additive bias, shared by all layers of a pass."""
+        self.slot_positions: Tensor | None = None
+        """Position of the token in each slot, `(trees, slots)`; None for decoders without sliding windows."""
 
     def begin(self, layout: StepLayout) -> None:
         """Set the layout of the next forward pass."""
-        self._layout, self._bias = layout, None
+        self._layout, self._biases = layout, {}
 
     @property
     def mask(self) -> Tensor:
@@ -140,8 +142,12 @@ class TreeCache:
             for layer, buffer in enumerate(buffers):
                 buffers[layer] = _zeros(buffer, (len(trees), *buffer.shape[1:]))
                 buffers[layer][:, :, :used] = buffer[trees, :, :used]
+        if self.slot_positions is not None:
+            self.slot_positions = self.slot_positions[trees]
 
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def __call__(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """Store the pass's keys and values and attend to all slots that the mask allows; see `AttentionFn`."""
         layout = self._layout
         assert layout is not None, "begin() comes before the forward pass"
@@ -154,20 +160,55 @@ class TreeCache:
             extra = max(SPARE_SLOTS, used - self._keys[layer].shape[2], self._keys[layer].shape[2] // 4)
             self._keys[layer] = torch.nn.functional.pad(self._keys[layer], (0, 0, 0, extra))
             self._values[layer] = torch.nn.functional.pad(self._values[layer], (0, 0, 0, extra))
-        if self._bias is None or self._bias.dtype != queries.dtype:
-            self._bias = queries.new_zeros(layout.mask.shape).masked_fill_(~layout.mask, -torch.inf)
+        bias = self._bias_of(layout, window, queries)
         cached_keys, cached_values = self._keys[layer][:, :, :used], self._values[layer][:, :, :used]
         if len(layout.mask) == 1:  # one tree: its tokens are its queries, in order, and need no rearranging
             self._keys[layer][0].index_copy_(1, layout.slot_index, keys[0])
             self._values[layer][0].index_copy_(1, layout.slot_index, values[0])
-            return attend(queries, cached_keys, cached_values, self._bias, scale)
+            return attend(queries, cached_keys, cached_values, bias, scale)
         tree_index, query_index, slot_index = layout.tree_index, layout.query_index, layout.slot_index
         self._keys[layer][tree_index, :, slot_index] = keys[0].transpose(0, 1)
         self._values[layer][tree_index, :, slot_index] = values[0].transpose(0, 1)
         by_tree = queries.new_zeros(layout.mask.shape[0], queries.shape[1], layout.mask.shape[2], queries.shape[3])
         by_tree[tree_index, :, query_index] = queries[0].transpose(0, 1)
-        attended = attend(by_tree, cached_keys, cached_values, self._bias, scale)
+        attended = attend(by_tree, cached_keys, cached_values, bias, scale)
         return attended[tree_index, :, query_index].transpose(0, 1)[None]
+
+    def _bias_of(self, layout: StepLayout, window: int | None, like: Tensor) -> Tensor:
+        """The additive bias of a layer with this window, in the type of a tensor."""
+        if window not in self._biases or self._biases[window].dtype != like.dtype:
+            mask = layout.mask
+            if window is not None:
+                self.slot_positions = _grown(self.slot_positions, mask)
+                mask = mask & window_mask(layout, self.slot_positions, window)
+            self._biases[window] = like.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+        return self._biases[window]
+
+
+def window_mask(layout: StepLayout, slot_positions: Tensor, window: int) -> Tensor:
+    """Which slots are within the sliding window of each query, whether it sees them or not.
+
+    A query sees exactly the tokens of its own sequence up to itself, so their number is its position plus one.
+
+    Args:
+        layout: The pass.
+        slot_positions: Position of the token in each slot, `(trees, slots)`, with at least as many slots as the pass;
+            those of the pass are written here.
+        window: Length of the window in tokens.
+    Returns:
+        `(trees, 1, queries, slots)`.
+    """
+    query_positions = layout.mask[:, 0].sum(-1) - 1
+    slot_positions[layout.tree_index, layout.slot_index] = query_positions[layout.tree_index, layout.query_index]
+    return within_window(query_positions, slot_positions[: len(layout.mask), : layout.mask.shape[-1]], window)[:, None]
+
+
+def _grown(slot_positions: Tensor | None, mask: Tensor) -> Tensor:
+    """The positions of the slots, with room for all slots of a mask."""
+    if slot_positions is None:
+        return torch.zeros(len(mask), mask.shape[-1] + SPARE_SLOTS, dtype=torch.long, device=mask.device)
+    missing = mask.shape[-1] - slot_positions.shape[1]
+    return slot_positions if missing <= 0 else torch.nn.functional.pad(slot_positions, (0, missing + SPARE_SLOTS))
 
 
 def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from earwise.engine.kv_cache import StepLayout, TreeCache
+from earwise.engine.kv_cache import StepLayout, TreeCache, window_mask
 from earwise.models.base import AudioLM
 from earwise.models.parts.attention import attend
 
@@ -117,7 +117,10 @@ class StaticCache:
         """Mask of the last step, `(trees, 1, queries, slots)`."""
         self._steps: dict[StepShape, _StepBuffers] = {}
         self._current: _StepBuffers | None = None
-        self._bias: Tensor | None = None
+        self._biases: dict[int | None, Tensor] = {}
+        """By sliding window: the mask of the step that is computed as an additive bias."""
+        self._slot_positions: Tensor | None = None
+        """Position of the token in each slot, `(trees, slots)`; None until a layer has a sliding window."""
         self._weight_addresses: tuple[tuple[int, bool], ...] = ()
         self._graph_pool: Any = None
 
@@ -153,6 +156,10 @@ class StaticCache:
         self.mask = cache.mask
         trees, _, _, slots = cache.mask.shape
         self._ensure_capacity(trees, slots)
+        if cache.slot_positions is not None:
+            if self._slot_positions is None:
+                self._slot_positions = cache.slot_positions.new_zeros(self._capacity)
+            self._slot_positions[:trees, :slots] = cache.slot_positions[:, :slots]
         for buffer in (*self._keys, *self._values):
             buffer.zero_()
         for layer, (keys, values) in enumerate(cache.pop_layers()):
@@ -173,6 +180,8 @@ class StaticCache:
         self.mask = self.mask[trees]
         for buffer in (*self._keys, *self._values):
             buffer[: len(trees)] = buffer[trees]
+        if self._slot_positions is not None:
+            self._slot_positions[: len(trees)] = self._slot_positions[trees]
 
     def advance(self, model: AudioLM, ids: Tensor, positions: Tensor, layout: StepLayout) -> Tensor:
         """Compute a decoding pass.
@@ -199,7 +208,9 @@ class StaticCache:
         step.fill(ids, positions, layout)
         return self._run_or_replay(model, step)[: len(ids)]
 
-    def __call__(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    def __call__(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """Store the step's keys and values and attend to the slots that the mask allows; see `AttentionFn`."""
         assert self._current is not None, "advance() comes before attention"
         shape, (_, _, tree_index, query_index, slot_index) = self._current.shape, self._current.token_table
@@ -207,9 +218,11 @@ class StaticCache:
         kv_heads, group_size = keys.shape[1], heads // keys.shape[1]
         self._keys[layer][tree_index, :, slot_index] = keys[0].transpose(0, 1)
         self._values[layer][tree_index, :, slot_index] = values[0].transpose(0, 1)
-        if self._bias is None or self._bias.shape[2] != group_size * shape.queries or self._bias.dtype != queries.dtype:
-            bias = queries.new_zeros(self._current.mask.shape).masked_fill_(~self._current.mask, -torch.inf)
-            self._bias = bias.repeat(1, 1, group_size, 1)
+        bias = self._biases.get(window)
+        if bias is None or bias.shape[2] != group_size * shape.queries or bias.dtype != queries.dtype:
+            mask = self._visible(self._current, window)
+            bias = queries.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf).repeat(1, 1, group_size, 1)
+            self._biases[window] = bias
         by_tree = queries.new_zeros(shape.trees, heads, shape.queries, width)
         by_tree[tree_index, :, query_index] = queries[0].transpose(0, 1)
         # Query heads that share a key/value head become further queries of it: the attention kernels that accept a
@@ -218,10 +231,20 @@ class StaticCache:
             by_tree.reshape(shape.trees, kv_heads, group_size * shape.queries, width),
             self._keys[layer][: shape.trees, :, : shape.slots],
             self._values[layer][: shape.trees, :, : shape.slots],
-            self._bias,
+            bias,
             scale,
         ).reshape(by_tree.shape)
         return attended[tree_index, :, query_index].transpose(0, 1)[None]
+
+    def _visible(self, step: _StepBuffers, window: int | None) -> Tensor:
+        """The mask of a layer with this window; written with operations that a CUDA graph can hold."""
+        if window is None:
+            return step.mask
+        if self._slot_positions is None:
+            self._slot_positions = torch.zeros(self._capacity, dtype=torch.long, device=step.mask.device)
+        _, _, tree_index, query_index, slot_index = step.token_table
+        layout = StepLayout(tree_index, query_index, slot_index, step.mask)
+        return step.mask & window_mask(layout, self._slot_positions, window)
 
     def _run_or_replay(self, model: AudioLM, step: _StepBuffers) -> Tensor:
         """The logits of a step whose buffers are filled: replayed, captured, or run eagerly."""
@@ -246,7 +269,7 @@ class StaticCache:
 
     def _run(self, model: AudioLM, step: _StepBuffers) -> Tensor:
         """Run a step eagerly."""
-        self._bias = None
+        self._biases = {}
         return model.logits(model.decode(model.embed(step.token_table[0]), step.token_table[1], self))
 
     def _capture_graph(self, model: AudioLM, step: _StepBuffers) -> None:
@@ -269,7 +292,7 @@ class StaticCache:
         self._steps.clear()
         self._current, self._graph_pool = None, None
         if buffers:
-            self._keys, self._values, self._capacity = [], [], (0, 0)
+            self._keys, self._values, self._capacity, self._slot_positions = [], [], (0, 0), None
 
     def _ensure_capacity(self, trees: int, slots: int) -> None:
         """Enlarge the buffers if they are too small; graphs that use the old buffers are dropped."""
@@ -282,6 +305,8 @@ class StaticCache:
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
                 buffers[layer] = pad(buffer, (0, 0, 0, more_slots, 0, 0, 0, more_trees))
+        if self._slot_positions is not None:
+            self._slot_positions = pad(self._slot_positions, (0, more_slots, 0, more_trees))
 
 
 class HostReadDetector(TorchDispatchMode):

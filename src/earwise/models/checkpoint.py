@@ -20,6 +20,7 @@ from earwise.errors import ModelError
 from earwise.files import atomic_write
 from earwise.models.detect import MARKER
 from earwise.models.parts import lora
+from earwise.models.precision import lora_beside
 
 PICKLED_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -274,7 +275,7 @@ def merged_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
     Tensors that share memory (a tied head) are copied, since safetensors does not write shared memory.
     """
-    updates = lora.collect(module)
+    updates = lora.concatenate_ranks(lora_beside.attached(module, own=True), lora.collect(module))
     tensors: dict[str, Tensor] = {}
     written: set[int] = set()
     for key, value in module.state_dict().items():

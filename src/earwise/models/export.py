@@ -160,7 +160,8 @@ def _write_merged(model: str, folder: Path, dtype: str | None, notify: Callable[
     if dtype is not None and base_folder is None:
         loaded.module.to(DTYPES[dtype])
     notify(f"writing all weights ({dtype or 'as they are'})")
-    if lora_beside.attached(loaded.module) and dtype != "float32":
+    beside = [lora_beside.attached(loaded.module, own=own) for own in (False, True)]
+    if any(beside) and dtype != "float32":
         notify("merging LoRA into weights of lower precision than float32 rounds it; --dtype float32 keeps all of it")
     loaded.save(folder)
     if base_folder is not None:

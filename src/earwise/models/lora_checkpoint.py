@@ -231,8 +231,11 @@ def read(folder: Path) -> PeftAdapter:
 
 
 @torch.no_grad()
-def merge(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path) -> None:
-    """Add an adapter to the weights of a module, in place (float32 sum, rounded once).
+def add_own(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path) -> None:
+    """Add the adapter that a published checkpoint itself contains to its weights, in place.
+
+    It is merged into float32 weights, and computed beside weights of a lower precision, which merging would round. It
+    stays part of the base: no adapter that is trained later contains it.
 
     Args:
         module: The base model.
@@ -244,11 +247,24 @@ def merge(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Pat
     """
     fitted = _fit(module, adapter, names, source)
     weights = dict(module.named_parameters())
-    for name, change in lora.products(fitted.matrices):
-        weight = weights[name]
-        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+    into, beside = _by_precision(weights, fitted.matrices)
+    for name, change in lora.products(into):
+        weights[name].add_(change.to(weights[name]))
+    lora_beside.attach(module, beside, own=True)
     for name, value in fitted.full_parameters.items():
         weights[name].copy_(value.to(weights[name]))
+
+
+def _by_precision(
+    weights: Mapping[str, Tensor], matrices: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A LoRA, separated into that of float32 weights and that of weights of a lower precision."""
+    beside = {
+        name: value
+        for name, value in matrices.items()
+        if weights[f"{name.rpartition('.lora_')[0]}.weight"].dtype in lora_beside.LOW_PRECISION
+    }
+    return {name: value for name, value in matrices.items() if name not in beside}, beside
 
 
 @torch.no_grad()
@@ -272,18 +288,14 @@ def apply(
     """
     fitted = _fit(module, adapter, names, source)
     weights = dict(module.named_parameters())
-    beside = {
-        name: value
-        for name, value in fitted.matrices.items()
-        if weights[f"{name.rpartition('.lora_')[0]}.weight"].dtype in lora_beside.LOW_PRECISION
-    }
-    into = {name: value for name, value in fitted.matrices.items() if name not in beside}
+    into, beside = _by_precision(weights, fitted.matrices)
     for name, change in lora.products(into):
         weights[name].add_(change.to(weights[name]))
     lora_beside.attach(module, beside)
     for name, value in fitted.full_parameters.items():
         weight = weights[name]
         keeps_float32 = name.startswith(float32_prefixes)
+        lora_beside.detach(module.get_submodule(name.rpartition(".")[0]), own=True)  # was merged when it was trained
         weight.data = value.to(weight.device, torch.float32 if keeps_float32 else weight.dtype, copy=True)
     earlier: _Applied = getattr(module, _APPLIED, _Applied())
     setattr(module, _APPLIED, _Applied(lora.concatenate_ranks(earlier.merged, into), earlier.full_names))
@@ -297,7 +309,7 @@ def remember_replaced(module: nn.Module, names: Iterable[str]) -> None:
 
 
 def _fit(module: nn.Module, adapter: PeftAdapter, names: NamePairs, source: Path) -> PeftAdapter:
-    """An adapter under the parameter names of a module, once it is certain that all of it fits; see `merge`."""
+    """An adapter under the parameter names of a module, once it is certain that all of it fits; see `apply`."""
     label = "an adapter of this family, made for this model"
     weights = dict(module.named_parameters())
     stems = sorted({name.rpartition(".lora_")[0] for name in adapter.matrices})

@@ -24,6 +24,7 @@ _SMOLLM_135M = DecoderShape(30, 576, 9, 3, 64, 1536, 49152)
 _QWEN2_7B = DecoderShape(28, 3584, 28, 4, 128, 18944, 152064)
 _GRANITE_ENCODER = EncoderShape(16, 1024, 4096, 50.0)
 _GEMMA_ENCODER = EncoderShape(12, 1536, 6144, 25.0)
+_GEMMA4_ENCODER = EncoderShape(12, 1024, 4096, 25.0)
 
 # Parameter names moved between transformers 4 (published checkpoints, vLLM) and transformers 5 (the classes here).
 _AUDIO_CHAT_NAMES: NamePairs = (
@@ -167,6 +168,21 @@ FAMILIES: tuple[ModelFamily, ...] = (
         ),
     ),
     ModelFamily(
+        name="audio_flamingo_next",
+        summary="Audio Flamingo Next; also Music Flamingo of 2026",
+        loader="earwise.models.families.audio_flamingo_next:load",
+        model_types={"musicflamingo": ""},
+        hub="nvidia/audio-flamingo-next-hf",
+        build_empty="earwise.models.families.audio_flamingo_next:build_empty",
+        parameter_names=_AUDIO_CHAT_NAMES,
+        sizes=(
+            ModelSizes(
+                "nvidia/audio-flamingo-next-hf", 636_968_960, 17_439_744, 7_612_806_656, _WHISPER_LARGE,
+                replace(_QWEN2_7B, vocabulary=151672), 16000, 1800.0, 25.0,
+            ),
+        ),
+    ),
+    ModelFamily(
         name="voxtral",
         summary="Voxtral",
         loader="earwise.models.families.voxtral:load",
@@ -241,6 +257,24 @@ FAMILIES: tuple[ModelFamily, ...] = (
             ModelSizes(
                 "google/gemma-3n-E4B-it", 681_348_640, 3_345_408, 6_835_235_568, _GEMMA_ENCODER,
                 DecoderShape(35, 2048, 8, 2, 256, 16384, 262400), 16000, 30.0, 6.25, window_s=30.0,
+            ),
+        ),
+    ),
+    ModelFamily(
+        name="gemma4",
+        summary="Gemma 4 E2B and E4B without their image tower",
+        loader="earwise.models.families.gemma4:load",
+        model_types={"gemma4": ""},
+        hub="google/gemma-4-E2B-it",
+        build_empty="earwise.models.families.gemma4:build_empty",
+        sizes=(
+            ModelSizes(
+                "google/gemma-4-E2B-it", 304_824_608, 2_359_296, 4_628_569_344, _GEMMA4_ENCODER,
+                DecoderShape(35, 1536, 8, 1, 256, 12288, 262144), 16000, 30.0, 25.0,
+            ),
+            ModelSizes(
+                "google/gemma-4-E4B-it", 304_824_608, 3_932_160, 7_463_013_376, _GEMMA4_ENCODER,
+                DecoderShape(42, 2560, 8, 2, 256, 10240, 262144), 16000, 30.0, 25.0,
             ),
         ),
     ),

@@ -64,14 +64,15 @@ def set_trainable(
 
 
 def _merge_lora_of_full_parameters(model: AudioLM) -> dict[str, Tensor]:
-    """Merge the LoRA of an earlier stage, which is computed beside low-precision weights, into those weights that are
-    trained in full now; returns the float32 sums by name, whose roundings the model gets."""
+    """Merge the LoRA of an earlier stage or of the checkpoint, which is computed beside low-precision weights, into
+    those weights that are trained in full now; returns the float32 sums by name, whose roundings the model gets."""
     merged: dict[str, Tensor] = {}
     for name, layer in list(model.module.named_modules()):
         parameter = getattr(layer, "weight", None)
-        if isinstance(parameter, nn.Parameter) and parameter.requires_grad and lora_beside.attached(layer):
+        has_lora = any(lora_beside.attached(layer, own=own) for own in (False, True))
+        if isinstance(parameter, nn.Parameter) and parameter.requires_grad and has_lora:
             merged[f"{name}.weight"] = lora_beside.merged_float32(layer)
-            lora_beside.detach(layer)
+            lora_beside.detach(layer, own=True)
             parameter.data = merged[f"{name}.weight"].to(parameter.dtype)
     return merged
 

@@ -194,7 +194,7 @@ def test_block_masks_are_on_the_forest_device(single_device: None) -> None:
     model = tiny_qwen2_audio(1)
     path = conversation_path(model, make_prompts()[0].turns, [0], [3200], generate=True)
     forest = pack([build_tree([path + completion_path((5, 6)), path + completion_path((5, 7))])], torch.device("meta"))
-    mask = BlockSparseAttention(forest, compiled=False)._mask
+    mask = BlockSparseAttention(forest, compiled=False).mask(12)
     parts = (mask.kv_num_blocks, mask.kv_indices, mask.full_kv_indices, mask.q_indices, mask.full_q_indices)
     assert all(part is not None and part.is_meta for part in parts)
 

@@ -73,10 +73,11 @@ def test_greedy_equals_generate(trim: bool) -> None:
     assert len(lengths) > 1, "all completions have the same length, so ends are not tested"
 
 
-def test_samples_equal_the_plain_forward_whatever_the_batch() -> None:
+@pytest.mark.parametrize("sliding_window", [None, 20])
+def test_samples_equal_the_plain_forward_whatever_the_batch(sliding_window: int | None) -> None:
     """Many branches, uneven ends, trees that finish and are dropped, a cache that outgrows its first allocation."""
     # transformers' class reads a sampled placeholder as audio; ours does not, so it must not be sampled here.
-    model = with_many_end_tokens(without_tokens(tiny_qwen2_audio(seed=12), [3]), 25)
+    model = with_many_end_tokens(without_tokens(tiny_qwen2_audio(seed=12, sliding_window=sliding_window), [3]), 25)
     prompts = make_prompts(5)
     sampling_params = SamplingParams(max_new_tokens=30, temperature=1.3, seed=5)
     together = LocalEngine(model, batch_size=16).generate(prompts, sampling_params, 6)

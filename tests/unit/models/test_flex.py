@@ -52,21 +52,27 @@ def block_table(block_lists: tuple[Tensor, Tensor], count: int) -> Tensor:
     return table
 
 
+@pytest.mark.parametrize("window", [None, 5, 20])
 @pytest.mark.parametrize("seed", range(20))
-def test_blocks_are_those_of_the_dense_mask(seed: int) -> None:
+def test_blocks_are_those_of_the_dense_mask(seed: int, window: int | None) -> None:
+    """With a window, a block of which nothing is visible may still be listed as partly visible: it costs time only."""
     block = (8, 16)[seed % 2]
     forest = random_forest(seed)
     ends = torch.cat([forest.subtree_ends, torch.arange(len(forest), padded_length(len(forest), block)) + 1])
+    positions = torch.cat([forest.positions, torch.zeros(len(ends) - len(forest), dtype=torch.long)])
     dense = torch.eye(len(ends), dtype=torch.bool)
     dense[: len(forest), : len(forest)] = forest.attention_mask()
+    if window is not None:
+        dense &= positions[:, None] - positions[None, :] < window
     count = len(ends) // block
     tiles = dense.view(count, block, count, block).transpose(1, 2).flatten(2)
-    mask = block_mask(ends, block)
+    mask = block_mask(ends, block, positions=positions, window=window)
     assert mask.full_kv_num_blocks is not None and mask.full_kv_indices is not None
     partly = block_table((mask.kv_num_blocks, mask.kv_indices), count)
     fully = block_table((mask.full_kv_num_blocks, mask.full_kv_indices), count)
     assert torch.equal(fully, tiles.all(2))
-    assert torch.equal(partly | fully, tiles.any(2))
+    assert not (tiles.any(2) & ~(partly | fully)).any()
+    assert window is not None or torch.equal(partly | fully, tiles.any(2))
     assert not (partly & fully).any()
     query, key = torch.meshgrid(torch.arange(len(ends)), torch.arange(len(ends)), indexing="ij")
     assert torch.equal(mask.mask_mod(query, query, query, key), dense)
@@ -90,16 +96,18 @@ def test_a_length_must_be_a_multiple_of_the_block_size() -> None:
 
 
 @pytest.mark.usefixtures("eager_flex_attention")
+@pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
-def test_equals_dense_masks(heads: int, kv_heads: int) -> None:
+def test_equals_dense_masks(heads: int, kv_heads: int, window: int | None) -> None:
     generator = torch.Generator().manual_seed(heads + kv_heads)
     for seed in range(3):
         forest = random_forest(seed)
         queries = torch.randn(1, heads, len(forest), 16, generator=generator)
         keys, values = (torch.randn(1, kv_heads, len(forest), 16, generator=generator) for _ in range(2))
-        dense = TreeAttention(forest, "dense")(0, queries, keys, values, 0.3)
+        dense = TreeAttention(forest, "dense")(0, queries, keys, values, 0.3, window)
         for min_length in (64, 512):
-            sparse = BlockSparseAttention(forest, compiled=False, min_length=min_length)(0, queries, keys, values, 0.3)
+            attention = BlockSparseAttention(forest, compiled=False, min_length=min_length)
+            sparse = attention(0, queries, keys, values, 0.3, window)
             assert sparse.shape == dense.shape
             assert max_abs([sparse - dense]) < 1e-5
 

@@ -172,7 +172,7 @@ def test_adapters_that_are_refused(checkpoint: Path) -> None:
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     fitting = {f"model.language_model.layers.0.mlp.up_proj.lora_{half}": torch.ones(1, 1) for half in "AB"}
     with pytest.raises(ModelError, match="unexpected: nowhere"):
-        lora_checkpoint.merge(
+        lora_checkpoint.add_own(
             model.module, lora_checkpoint.PeftAdapter(fitting, {"nowhere": torch.ones(1)}, ""), (), folder
         )
     assert all(torch.equal(value, before[name]) for name, value in model.module.state_dict().items())

@@ -75,6 +75,16 @@ def granite(width: int, ffn: int) -> Any:
     )
 
 
+def gemma4(period: int, **sizes: Any) -> Any:
+    """Every `period`-th layer has full attention."""
+    kinds = [
+        "full_attention" if layer % period == period - 1 else "sliding_attention"
+        for layer in range(sizes["num_hidden_layers"])
+    ]
+    text = {"num_attention_heads": 8, "final_logit_softcapping": 30.0, "layer_types": kinds, **sizes}
+    return transformers.Gemma4Config(text_config=text, audio_config={}, vision_config={})
+
+
 def released_config(weights: str) -> Any:
     """The config of a published checkpoint over a transformers class; None for other families."""
     configs = {
@@ -101,6 +111,26 @@ def released_config(weights: str) -> Any:
             text_config={"intermediate_size": 8192, "num_hidden_layers": 30, "num_kv_shared_layers": 10}
         ),
         "google/gemma-3n-E4B-it": lambda: transformers.Gemma3nConfig(),
+        "nvidia/audio-flamingo-next-hf": lambda: transformers.MusicFlamingoConfig(
+            audio_config={"model_type": "audioflamingo3_encoder"}, text_config=QWEN2_7B
+        ),
+        "google/gemma-4-E2B-it": lambda: gemma4(
+            5,
+            hidden_size=1536,
+            intermediate_size=6144,
+            num_hidden_layers=35,
+            num_key_value_heads=1,
+            num_kv_shared_layers=20,
+            use_double_wide_mlp=True,
+        ),
+        "google/gemma-4-E4B-it": lambda: gemma4(
+            6,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=42,
+            num_key_value_heads=2,
+            num_kv_shared_layers=18,
+        ),
     }
     return configs[weights]() if weights in configs else None
 

@@ -234,6 +234,7 @@ class _FusedLayer:
         self._index: int = attention.layer_idx
         self._head_dim: int = attention.head_dim
         self._scale: float = attention.scaling
+        self._window: int | None = attention.sliding_window if type(layer).__name__ == "Qwen2DecoderLayer" else None
         self._heads = attention.q_proj.out_features // attention.head_dim
         self._kv_heads = attention.k_proj.out_features // attention.head_dim
 
@@ -259,7 +260,9 @@ class _FusedLayer:
         rotated_half = torch.cat((-qk[..., half:], qk[..., :half]), -1)
         qk = torch.addcmul(qk * cos, rotated_half, sin).transpose(0, 1)[None]
         values = qkv[:, self._heads + self._kv_heads :].transpose(0, 1)[None]
-        attended = attend_with(self._index, qk[:, : self._heads], qk[:, self._heads :], values, self._scale)
+        attended = attend_with(
+            self._index, qk[:, : self._heads], qk[:, self._heads :], values, self._scale, self._window
+        )
         hidden = hidden + self._out(attended[0].transpose(0, 1).reshape(count, -1))
         gate, up = self._gate_up(_rms_norm(hidden, *self._norms[1])).chunk(2, -1)
         return (hidden + self._down(functional.silu(gate) * up))[None, :count]

@@ -22,12 +22,13 @@ IMPLEMENTATION = "earwise_forest"
 
 def _forest_attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, *,
+    scaling: float | None = None, sliding_window: int | None = None, *,
     attend_with: AttentionFn, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """transformers' attention interface: hands the call of a layer to the `AttentionFn` given to the model."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return attend_with(module.layer_idx, query, key, value, scale).transpose(1, 2).contiguous(), None  # type: ignore[arg-type]
+    attended = attend_with(module.layer_idx, query, key, value, scale, sliding_window)  # type: ignore[arg-type]
+    return attended.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _forest_attention)

@@ -23,7 +23,7 @@ from earwise.errors import ModelError
 from earwise.models import registry
 from earwise.models.families import transformers_audio
 from earwise.models.families.qwen2_audio import state_count, token_count, window_frames
-from earwise.models.families.transformers_audio import Architecture, sliding_window, use_forest_attention
+from earwise.models.families.transformers_audio import Architecture, use_forest_attention
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import HOP_SAMPLES
 from earwise.prompts import ChatTemplate
@@ -130,7 +130,6 @@ ARCHITECTURE = Architecture(
     trims_padding=True,
     masks_padding=True,
     set_attention=set_attention,
-    max_sequence=sliding_window,
 )
 
 load = partial(transformers_audio.load, ARCHITECTURE)

@@ -6,10 +6,9 @@ alternating updates (AltUp), per-layer embeddings, shared keys and values and sl
 2. Per-layer embeddings need token ids, which `decode` is not given: a row of `embed` is the embedding with the
    per-layer embeddings appended, and `decode` separates them. Audio takes the per-layer embeddings of id 0, as in the
    class.
-3. Layers with a sliding window are exact only up to its length (512 tokens as released): longer sequences are refused.
-4. Layers that share keys and values pass the shared ones to `attend` under their own number: a cache stores them twice.
-5. Clips are encoded one at a time: in a batch the end of a clip depends on the length of the other clips.
-6. The class is transformers' own without its image tower, which needs another package (timm); a checkpoint's image
+3. Layers that share keys and values pass the shared ones to `attend` under their own number: a cache stores them twice.
+4. Clips are encoded one at a time: in a batch the end of a clip depends on the length of the other clips.
+5. The class is transformers' own without its image tower, which needs another package (timm); a checkpoint's image
    weights are written back by `save`.
 
 Source: transformers 5 `models/gemma3n`; USM (arXiv:2303.01037).
@@ -34,7 +33,7 @@ from earwise.audio import AudioSpec
 from earwise.models import registry
 from earwise.models.decoders.transformers_decoder import run_decoder
 from earwise.models.families import transformers_audio
-from earwise.models.families.transformers_audio import Architecture, embed_text, head_logits, sliding_window
+from earwise.models.families.transformers_audio import Architecture, embed_text, head_logits
 from earwise.models.parts.attention import AttentionFn
 from earwise.prompts import ChatTemplate
 from earwise.types import Waveform
@@ -175,7 +174,6 @@ ARCHITECTURE = Architecture(
     embed=embed,
     decode=decode,
     logits=logits,
-    max_sequence=sliding_window,
 )
 
 load = partial(transformers_audio.load, ARCHITECTURE)

@@ -6,8 +6,9 @@ Differences from transformers' class, each on purpose:
    the division out of its speech class: the same order of tokens, but log-probabilities of another temperature.
 2. Clips are encoded one at a time. The encoder does not mask, so in a batch the padding of a clip would change its
    states.
-3. The adapter is merged into the decoder when a checkpoint is read, and stays on for conversations without audio, where
-   transformers' `generate` would switch it off: branches with and without audio share one decoder here.
+3. The adapter is part of the decoder (merged into float32 weights, computed beside bfloat16 ones) and stays on for
+   conversations without audio, where transformers' `generate` would switch it off: branches with and without audio
+   share one decoder here.
 4. Encoder and Q-Former have no dropout, and batch normalisation keeps its statistics while they are trained.
 
 Source: Granite-speech (arXiv:2505.08699); transformers 5 `models/granite_speech`; features as torchaudio's
@@ -159,9 +160,9 @@ def logits(module: Any, hidden: Tensor) -> Tensor:
 
 
 def after_loading(module: Any, folder: Path) -> None:
-    """Merge the adapter that the checkpoint contains, if it has one; the model has none from then on."""
+    """Add the adapter that the checkpoint contains, if it has one, to the decoder; the class has none from then on."""
     if module.config.has_lora_adapter:
-        lora_checkpoint.merge(module, lora_checkpoint.read(folder), FAMILY.parameter_names, folder)
+        lora_checkpoint.add_own(module, lora_checkpoint.read(folder), FAMILY.parameter_names, folder)
         module.config.has_lora_adapter = False
 
 

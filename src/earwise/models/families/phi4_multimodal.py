@@ -1,8 +1,8 @@
 """Phi-4-multimodal: a conformer over 80 mel bands (one state per 80 ms), a two-layer projector, and Phi-4-mini (fused
 query-key-value, rotary positions on three quarters of a head, LongRoPE) with a LoRA adapter for speech.
 
-1. The adapter (`speech-lora` of the checkpoint) is merged into the decoder when a checkpoint is read, and stays on for
-   conversations without audio.
+1. The adapter (`speech-lora` of the checkpoint) is part of the decoder (merged into float32 weights, computed beside
+   bfloat16 ones) and stays on for conversations without audio.
 2. Clips are encoded one at a time: in a batch the class adds its padding mask to the attention scores as 0 and 1
    instead of masking with it, so the padding of a clip would change its states.
 3. LongRoPE rotates every position of a sequence by other angles once the sequence is longer than the 4096 tokens it was
@@ -44,11 +44,10 @@ def feature_extractor(folder: Path | None, config: Any) -> Phi4MultimodalFeature
 
 
 def max_sequence(config: Any) -> int | None:
-    """The shorter of the sliding window and LongRoPE's original length, tokens; None if there is neither."""
-    limits = [config.sliding_window]
-    if config.rope_parameters["rope_type"] == "longrope":
-        limits.append(config.rope_parameters["original_max_position_embeddings"])
-    return min((limit for limit in limits if limit is not None), default=None)
+    """LongRoPE's original length in tokens; None for a model without LongRoPE."""
+    parameters: dict[str, Any] = config.rope_parameters
+    is_longrope = parameters["rope_type"] == "longrope"
+    return parameters["original_max_position_embeddings"] if is_longrope else None
 
 
 def audio_spec(config: Any, extractor: Phi4MultimodalFeatureExtractor) -> AudioSpec:
@@ -91,10 +90,10 @@ def set_attention(module: Any, language_model: str) -> None:
 
 
 def after_loading(module: Any, folder: Path) -> None:
-    """Merge the speech adapter; in a folder that `save` wrote it is part of the weights already."""
+    """Add the speech adapter to the decoder; in a folder that `save` wrote it is part of the weights already."""
     if not (folder / MARKER).exists():
         adapter_folder = folder / SPEECH_LORA
-        lora_checkpoint.merge(module, lora_checkpoint.read(adapter_folder), (), adapter_folder)
+        lora_checkpoint.add_own(module, lora_checkpoint.read(adapter_folder), (), adapter_folder)
 
 
 ARCHITECTURE = Architecture(

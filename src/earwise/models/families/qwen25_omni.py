@@ -25,7 +25,7 @@ from earwise.audio import AudioSpec
 from earwise.models import registry
 from earwise.models.families import transformers_audio
 from earwise.models.families.qwen2_audio import state_count, token_count
-from earwise.models.families.transformers_audio import Architecture, sliding_window
+from earwise.models.families.transformers_audio import Architecture
 from earwise.models.parts import mel
 from earwise.models.parts.whisper import run_encoder_layer
 from earwise.prompts import AUDIO_PLACEHOLDER, ChatTemplate
@@ -120,7 +120,6 @@ ARCHITECTURE = Architecture(
     unread_prefixes=("talker.", "token2wav."),
     # The class's own forward pass uses the encoder's two extra embeddings nowhere either.
     removed_modules=("model.visual.", "model.audio_tower.audio_bos_eos_token."),
-    max_sequence=sliding_window,
     published_config={
         "model_type": "qwen2_5_omni",
         "architectures": ["Qwen2_5OmniModel"],

@@ -221,18 +221,13 @@ def from_parts(
         template: `QWEN2_AUDIO` (Instruct) or `QWEN2_AUDIO_BASE`.
         side_files: Files of the checkpoint that `save` writes back unchanged, see `checkpoint.read_side_files`.
     Raises:
-        ModelError: if the parts do not fit each other, or the decoder needs sliding-window attention.
+        ModelError: if the parts do not fit each other.
     """
     config = module.config
     check_placeholder(tokenizer, AUDIO_PLACEHOLDER, config.audio_token_index, name)
     check_special_tokens(tokenizer, END_TOKENS[template.name][:1], name, "give the checkpoint's own tokenizer")
     check_vocabulary(tokenizer, config.text_config.vocab_size, name)
     mel.check_features(extractor, config.audio_config.num_mel_bins, name)
-    if "sliding_attention" in config.text_config.layer_types:
-        raise ModelError(
-            f"{name}: the decoder uses sliding-window attention, which a forest does not; "
-            "set use_sliding_window to false in config.json"
-        )
     module.model.language_model.config._attn_implementation = transformers_decoder.IMPLEMENTATION
     module.model.audio_tower.config._attn_implementation = "sdpa"
     return Qwen2Audio(

@@ -52,15 +52,8 @@ def use_forest_attention(module: Any, language_model: str) -> None:
     module.get_submodule(language_model).config._attn_implementation = transformers_decoder.IMPLEMENTATION
 
 
-def sliding_window(config: Any) -> int | None:
-    """Longest sequence, in tokens, that full attention decodes as the text model's own attention does: the sliding
-    window of its layers, or None if no layer has one."""
-    window: int | None = config.sliding_window if "sliding_attention" in config.layer_types else None
-    return window
-
-
 def no_limit(config: Any) -> int | None:
-    """The `max_sequence` of a text model without sliding windows."""
+    """The `max_sequence` of a text model that decodes sequences of any length exactly."""
     return None
 
 
@@ -105,6 +98,7 @@ class Architecture:
         published_config: What the config of a published checkpoint says around the config of the part that is read.
             `save` writes the same layout, so that programs for the published checkpoint read it. None if the whole
             checkpoint is read.
+        attn_implementation: transformers' attention in the parts that are not the text model.
         after_loading: (module, checkpoint folder) -> None; the last change to freshly read weights, such as merging a
             LoRA that the checkpoint contains.
     """
@@ -135,6 +129,7 @@ class Architecture:
     set_attention: Callable[[Any, str], None] = use_forest_attention
     max_sequence: Callable[[Any], int | None] = no_limit
     published_config: Mapping[str, Any] | None = None
+    attn_implementation: str = "sdpa"
     after_loading: Callable[[Any, Path], None] | None = None
 
     @property
@@ -212,7 +207,7 @@ class TransformersAudioLM:
         """Decoder states `(seq, dim)`.
 
         Raises:
-            ModelError: if a sequence is longer than the decoder's sliding window, which a forest does not have.
+            ModelError: if a sequence is longer than `max_sequence` of the architecture.
         """
         limit = self._max_sequence
         if limit is not None and len(positions) and int(positions.max()) >= limit:
@@ -348,8 +343,9 @@ def load(
     removed = {name: value for name, value in tensors.items() if name.startswith(architecture.removed_modules)}
     try:
         module, report = class_of(architecture).from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype or "auto", attn_implementation="sdpa",
-            output_loading_info=True, ignore_mismatched_sizes=True,
+            None, config=config, state_dict=tensors, dtype=dtype or "auto",
+            attn_implementation=architecture.attn_implementation, output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"{folder}: not a checkpoint of {label} ({checkpoint.one_line(error)})") from error

@@ -80,6 +80,8 @@ def decoder_shape(config: Any) -> DecoderShape:
     heads, width = values["num_attention_heads"], values["hidden_size"]
     ffn = values["intermediate_size"]
     ffn = max(ffn) if isinstance(ffn, list | tuple) else ffn
+    if values.get("use_double_wide_mlp"):  # in the layers that share keys and values (Gemma 4)
+        ffn *= 2
     experts = values.get("num_experts_per_tok") or 0
     target_modules: tuple[str, ...] = SEPARATE_PROJECTIONS
     if experts:

@@ -35,8 +35,8 @@ def quantize_decoder(model: AudioLM) -> int:
         raise ConfigError("model.quantization nf4 needs bitsandbytes: pip install 'earwise[quantize]'")
     part = LoraPart("decoder", model.parameter_prefixes["decoder"], registry.lora_excluded(model.name))
     names = all_linear(model.module, part)
-    beside = lora_beside.attached(model.module)
-    lora_beside.detach(model.module)
+    beside, own = lora_beside.attached(model.module), lora_beside.attached(model.module, own=True)
+    lora_beside.detach(model.module, own=True)
     for name in names:
         layer: Any = model.module.get_submodule(name)
         if layer.weight.dtype not in lora_beside.LOW_PRECISION:
@@ -44,6 +44,7 @@ def quantize_decoder(model: AudioLM) -> int:
         parent, _, child = name.rpartition(".")
         setattr(model.module.get_submodule(parent), child, _quantized(layer))
     lora_beside.attach(model.module, beside)
+    lora_beside.attach(model.module, own, own=True)
     return len(names)
 
 

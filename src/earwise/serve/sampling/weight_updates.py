@@ -32,6 +32,7 @@ class WeightUpdater:
         self._revision = engine.model.revision
         self._initial_weights: dict[str, torch.Tensor] = {}
         self._initial_lora = lora_beside.attached(engine.model.module)
+        self._initial_own_lora = lora_beside.attached(engine.model.module, own=True)
 
     @torch.no_grad()
     def load(self, folder: Path) -> str:
@@ -66,10 +67,11 @@ class WeightUpdater:
 
     def _restore_initial_weights(self) -> None:
         module = self._engine.model.module
-        lora_beside.detach(module)
+        lora_beside.detach(module, own=True)
         for name, value in module.state_dict().items():
             value.copy_(self._initial_weights[name])
         lora_beside.attach(module, self._initial_lora)
+        lora_beside.attach(module, self._initial_own_lora, own=True)
         self._engine.model.revision = self._revision
 
     def _load_checkpoint(self, folder: Path) -> None:
@@ -87,9 +89,10 @@ class WeightUpdater:
                 f"{folder}: its encoder computes {scope}, unlike that of the served model; start another server for it"
             )
         try:
-            lora_beside.detach(model.module)
+            lora_beside.detach(model.module, own=True)
             model.module.load_state_dict(checkpoint.module.state_dict())
-            lora_beside.attach(model.module, lora_beside.attached(checkpoint.module))
+            for own in (False, True):
+                lora_beside.attach(model.module, lora_beside.attached(checkpoint.module, own=own), own=own)
         except RuntimeError as error:
             self._restore_initial_weights()
             raise ModelError(f"{folder}: does not fit the served model ({one_line(error)})") from error
