@@ -83,6 +83,9 @@ def fetch(name: str, *, files: tuple[str, ...] = FILES) -> HubModel:
     except RepositoryNotFoundError as error:
         raise ModelError(f"{name}: no such folder here, and no such model on the hub; check the name") from error
     except (OSError, ValueError, HfHubHTTPError) as error:
+        # huggingface-hub 1.33 asks the hub for a list of files even if a pinned revision is in the cache.
+        if (cached := _cached_folder(repository, revision, files)) is not None:
+            return HubModel(cached, f"{repository}@{commit_of(cached) or revision or 'main'}")
         if constants.HF_HUB_OFFLINE:
             reason = "HF_HUB_OFFLINE forbids fetching it"
         else:
@@ -92,6 +95,16 @@ def fetch(name: str, *, files: tuple[str, ...] = FILES) -> HubModel:
             "of a checkpoint, or set HF_HOME to a cache that has it"
         ) from error
     return HubModel(folder, f"{repository}@{commit_of(folder) or revision or 'main'}")
+
+
+def _cached_folder(repository: str, revision: str | None, files: tuple[str, ...]) -> Path | None:
+    """The folder of a model in the cache; None if it is not there, or not whole."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=True))
+    except (OSError, ValueError):
+        return None
 
 
 def commit_of(folder: Path) -> str | None:
