@@ -25,7 +25,7 @@ MAX_PARAMETERS = 8
 MAX_FUNCTIONS_WITH_MANY_PARAMETERS = 8
 MAX_FILE_LINES = 400
 MAX_FOLDER_MODULES = 12
-FOLDERS_OF_ALIKE_MODULES = {"data/sources", "evaluation/tasks"}
+FOLDERS_OF_ALIKE_MODULES = {"data/sources", "evaluation/tasks", "models/families"}
 """Folders with one module for each entry of a table, which may have any number."""
 FRAGMENT = re.compile(r"^\s*(?:\w+: |\"\"\")Of ", re.MULTILINE)
 """A docstring, or the description of a parameter, that begins with "Of": a fragment, where a noun phrase belongs."""
