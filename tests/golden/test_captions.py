@@ -1,9 +1,12 @@
 """Caption metrics: tokens and values of the COCO tool kit, case for case and for whole corpora."""
 
+import numpy as np
 import pytest
 
 from earwise.evaluation.metrics.caption_tokens import caption_tokens
 from earwise.evaluation.metrics.captions import bleu, cider_d, rouge_l
+from earwise.evaluation.metrics.java.meteor import added_up, meteor
+from earwise.evaluation.metrics.java.programs import METEOR_FILES, find_programs, meteor_counts
 
 
 def corpus_scores(hypotheses: list[str], references: list[list[str]]) -> dict[str, float]:
@@ -49,3 +52,26 @@ def test_empty_texts(golden) -> None:
         if case["corpus"]:
             hypotheses = [tokens[0] for tokens in case["hypothesis_tokens"]]
             check(corpus_scores(hypotheses, case["reference_tokens"]), case["corpus"])
+
+
+def test_meteor_from_its_statistics(golden) -> None:
+    """Of each caption, and of corpora, whose value is that of the added statistics."""
+    record = golden("meteor_statistics.json")
+    statistics = added_up(np.array(record["statistics"]))
+    assert meteor(statistics) == pytest.approx(np.array(record["values"]), abs=1e-12)
+    for corpus in record["corpora"]:
+        members = statistics[corpus["indices"]]
+        assert float(meteor(members.sum(axis=0))) == pytest.approx(corpus["value"], abs=1e-12), corpus["name"]
+
+
+def test_meteor_by_its_program(golden) -> None:
+    programs = find_programs()
+    if reason := programs.missing(METEOR_FILES):
+        pytest.skip(reason)
+    cases = golden("caption_metrics.json")["cases"]
+    hypotheses, references = zip(
+        *((case["hypothesis_tokens"], case["reference_tokens"]) for case in cases), strict=True
+    )
+    values = meteor(meteor_counts(programs, hypotheses, references))
+    official = [case["scores_5_references"]["METEOR"] for case in cases]
+    assert values == pytest.approx(np.array(official), abs=1e-12)

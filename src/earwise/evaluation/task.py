@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from earwise.engine.embeddings.embedders import Embedder
 from earwise.errors import ConfigError
 from earwise.evaluation.aggregates.corpus import FORMULAS
 from earwise.evaluation.judge.judging import Judging
@@ -96,6 +97,8 @@ class Task:
     """What a judge is asked about the items that need one; they have no score without a judge. None: none needs one."""
     judge_rows: JudgeRows | None = None
     """The judges of a run (`judge.panel.judged` sets it); None: there is none."""
+    with_embeddings: "Callable[[Task, Embedder], Task] | None" = None
+    """`with_embeddings(task, embedder)`: the task with scores by text embeddings; None: it has none."""
     needs_answer: bool = True
     """Whether an item is scored only if it has an accepted answer."""
     ideal_answer: Callable[[Example], str] = lambda example: example.answer[0] if example.answer else ""

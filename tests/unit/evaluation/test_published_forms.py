@@ -171,6 +171,35 @@ def aishell(folder: Path) -> Path:
     return folder / "data_aishell"
 
 
+def common_voice_en(folder: Path) -> Path:
+    """Common Voice 15's own heading."""
+    write_clip(folder / "cv-corpus-15.0/en/clips/common_voice_en_1.mp3", "low tone", 1)
+    path = folder / "cv-corpus-15.0/en/test.tsv"
+    heading = ["client_id", "path", "sentence", "up_votes", "down_votes", "age", "gender", "accents", "variant"]
+    heading += ["locale", "segment"]
+    row = ["c1", "common_voice_en_1.mp3", "He sat down.", "2", "0", "", "", "", "", "en", ""]
+    path.write_text("\t".join(heading) + "\n" + "\t".join(row) + "\n", encoding="utf-8")
+    return path
+
+
+def test_aishell_2_in_its_own_folders(tmp_path: Path) -> None:
+    """A folder a device, the same ids in all of them, dev beside test."""
+    root = tmp_path / "AISHELL-DEV-TEST-SET"
+    for device in ("iOS", "Android", "Mic"):
+        for part in ("dev", "test"):
+            write_clip(root / device / part / f"wav/D1/{part}1.wav", "low tone", 1)
+            (root / device / part / "trans.txt").write_text(f"{part}1\t今天 天气\n", encoding="utf-8")
+    examples = transcription.load(root)
+    assert [example.category for example in examples] == ["Android", "Mic", "iOS"]
+    assert len({example.id for example in examples}) == 3 and {example.answer for example in examples} == {
+        ("今天天气",)
+    }
+    for example in examples:
+        assert f"/{example.category}/test/" in str(example.audio_paths[0])
+    (one,) = transcription.load(root / "iOS" / "test")
+    assert one.category == "iOS" and one.language == "zh"
+
+
 def librispeech(folder: Path) -> Path:
     chapter = folder / "test-clean/1/2"
     write_clip(chapter / "1-2-0000.wav", "low tone", 1)
@@ -183,9 +212,9 @@ def librispeech(folder: Path) -> Path:
     ("make", "answer", "language"),
     [
         (common_voice, "bonjour", "fr"), (fleurs, "Bonjour !", "fr"), (aishell, "今天天气", "zh"),
-        (librispeech, "hello there", "en"),
+        (librispeech, "hello there", "en"), (common_voice_en, "He sat down.", "en"),
     ],
-    ids=["common-voice", "fleurs", "aishell", "librispeech"],
+    ids=["common-voice", "fleurs", "aishell", "librispeech", "common-voice-en"],
 )  # fmt: skip
 def test_speech_sets_in_their_own_form(
     tmp_path: Path, make: Callable[[Path], Path], answer: str, language: str

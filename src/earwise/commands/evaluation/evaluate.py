@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from earwise.commands.evaluation.judges import judge_options, panel_of
+from earwise.commands.evaluation.judges import judge_options, panel_of, with_embeddings
 from earwise.commands.loading import (
     channel_option,
     compute_option,
@@ -62,6 +62,7 @@ class EvaluateCommand:
     allow_missing: bool
     allow_errors: bool
     judges: tuple[str, ...]
+    embeddings: str | None
     rubric: Path | None
     judge_estimate: bool
     as_json: bool
@@ -259,6 +260,7 @@ def command(**values: Any) -> None:
     items = [load_items(choice, run_options) for choice in choices]
     for choice in choices:
         _note_formats(choice)
+    choices = with_embeddings(choices, options.embeddings)
     choices = [_judged(choice, examples, run_options, options) for choice, examples in zip(choices, items, strict=True)]
     if options.judge_estimate:
         return

@@ -1,6 +1,7 @@
-"""The judges that `earwise evaluate --judge` names, put behind a task."""
+"""The models that score answers, of `earwise evaluate --judge` and `--embeddings`, put behind a task."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from earwise.commands.paths import UserPath
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
+    from earwise.apps.task_runs import TaskChoice
     from earwise.evaluation.judge.panel import JudgePanel
     from earwise.evaluation.task import Task
 
@@ -29,9 +31,15 @@ estimate_option = click.option(
 
 
 def judge_options(command: "Callable[..., None]") -> "Callable[..., None]":
-    """The options `--judge`, `--rubric` and `--judge-estimate`."""
+    """The options `--judge`, `--embeddings`, `--rubric` and `--judge-estimate`."""
     options = (
         judge_option,
+        click.option(
+            "--embeddings",
+            metavar="MODEL",
+            help="A model of text embeddings, for mmau-pro's official reading: a server (URL#NAME) or a folder of "
+            "weights.",
+        ),
         click.option(
             "--rubric",
             type=UserPath(),
@@ -74,3 +82,26 @@ def panel_of(task: "Task", names: Sequence[str], rubric: Path | None, *, estimat
         raise ConfigError(f"--judge: task {task.name!r} needs no judge; give a rubric of your own with --rubric FILE")
     judges = tuple(open_judge(name, open_engine, note) for name in names)
     return JudgePanel(judging, judges, on_cost=lambda cost: note(cost.describe()))
+
+
+def with_embeddings(choices: "list[TaskChoice]", name: str | None) -> "list[TaskChoice]":
+    """The tasks that can be scored by embeddings behind the model of `--embeddings`, the others as they are.
+
+    Raises:
+        ConfigError: if none of them can, or there is no such model.
+    """
+    from earwise.engine.embeddings.embedders import open_embedder
+
+    if name is None:
+        return choices
+    if all(choice.task.with_embeddings is None for choice in choices):
+        raise ConfigError(
+            f"--embeddings {name}: task {choices[0].task.name!r} has no score by embeddings; leave it out"
+        )
+    embedder = open_embedder(name, note)
+    return [
+        replace(choice, task=choice.task.with_embeddings(choice.task, embedder))
+        if choice.task.with_embeddings
+        else choice
+        for choice in choices
+    ]

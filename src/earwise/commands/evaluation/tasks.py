@@ -36,6 +36,7 @@ def command(audited: str | None, data: Path | None, audio_root: Path | None, as_
 
 def _listed() -> list[dict[str, Any]]:
     """One row a task."""
+    from earwise.evaluation.published.scorer_checks import SPLITS, checks_of
     from earwise.evaluation.task_table import TASKS, load_task
 
     tasks = [load_task(name) for name in TASKS]
@@ -47,6 +48,8 @@ def _listed() -> list[dict[str, Any]]:
             "prompts": list(task.prompts),
             "default style": task.default_style,
             "judge": "" if task.judging is None else "needed" if task.judging.alone else "possible",
+            "items": [f"{name} {count:,}" for name, count in SPLITS.get(task.name, {}).items()],
+            "checked": [f"{' '.join(check.scores)} ({check.kind})" for check in checks_of(task.name)],
             "source": task.source,
             "licence": task.licence,
             "not tried with": task.unverified,

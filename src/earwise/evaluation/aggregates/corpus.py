@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from earwise.errors import ScoringError
 from earwise.evaluation.metrics.captions import SMALL, TINY
+from earwise.evaluation.metrics.java.meteor import meteor
 
 Floats = NDArray[np.float64]
 NGRAM_ORDERS = 4
@@ -70,7 +71,7 @@ def caption_bleu(sums: Floats) -> Floats:
 
 
 FORMULAS: Mapping[str, Callable[[Floats], Floats]] = {
-    "ratio": ratio, "bleu": bleu, "caption_bleu": caption_bleu,
+    "ratio": ratio, "bleu": bleu, "caption_bleu": caption_bleu, "meteor": meteor,
 }  # fmt: skip
 """Name of a formula -> value of sums of counts, for any number of leading axes."""
 

@@ -2,7 +2,7 @@
 
 All of them read texts that a tokenizer has prepared (`caption_tokens`): lower case, blanks between tokens, no
 punctuation. CIDEr-D weighs n-grams by how few items of the corpus use them, so it belongs to a corpus, and of a single
-item it is 0. METEOR, SPICE and SPIDEr need Java programs and are not computed here.
+item it is 0. METEOR and SPICE need Java programs (`metrics/java`).
 
 Sources: Papineni et al. 2002 (BLEU), Lin 2004 (ROUGE-L), Vedantam et al. 2015 (arXiv:1411.5726, CIDEr-D); constants of
 pycocoevalcap 1.2, with which the values are compared (`tests/golden`).

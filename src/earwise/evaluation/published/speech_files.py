@@ -20,6 +20,7 @@ AUDIO_COLUMNS = ("audio", "speech", "wav", "file_name", "path", "audio_path")
 ID_COLUMNS = ("id", "utt_id", "uid", "key", "client_id")
 SPEAKER_COLUMNS = ("speaker_id", "client_id", "speaker")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
+AISHELL2_DEVICES = ("ios", "android", "mic")
 AISHELL_TRANSCRIPTS = ("aishell_transcript_v0.8.txt", "trans.txt")
 
 
@@ -104,24 +105,35 @@ def load_fleurs(path: Path, audio_root: Path | None, form: SpeechTable) -> list[
 
 
 def load_aishell(folder: Path, audio_root: Path | None, form: SpeechTable) -> list[Example]:
-    """AISHELL-1 or AISHELL-2: a file of transcripts (`ID text`) and clips named by their ids; of AISHELL-1 the test
-    part, where it is there.
+    """AISHELL-1 or AISHELL-2: files of transcripts (`ID text`) and clips named by their ids; the test part, where parts
+    are told apart. AISHELL-2 has a folder with a file of transcripts for each device, which is the category.
 
     Raises:
-        DataError: if a transcript has no clip at all, or none of the clips exists.
+        DataError: if none of the clips exists.
     """
-    (transcripts, *_) = aishell_files(folder)
-    root = audio_root or folder
-    clips = {clip.stem: clip for clip in root.rglob("*.wav")}
+    files = aishell_files(folder)
+    files = [file for file in files if "test" in file.relative_to(folder).parts] or files
+    examples = []
+    for transcripts in files:
+        examples += _aishell_part(transcripts, folder, audio_root, form)
+    if not examples:
+        raise DataError(f"{folder}: none of the clips of {files[0].name} is there; give the folder that holds wav/")
+    return examples
+
+
+def _aishell_part(transcripts: Path, folder: Path, audio_root: Path | None, form: SpeechTable) -> list[Example]:
+    """The examples of one file of transcripts: its clips lie beside it, or below the folder."""
+    clips = {clip.stem: clip for clip in transcripts.parent.rglob("*.wav")}
+    if audio_root is not None or not clips:
+        clips = {clip.stem: clip for clip in (audio_root or folder).rglob("*.wav")}
     test = {name for name, clip in clips.items() if "test" in clip.parts}
+    device = next((part for part in transcripts.parts if part.lower() in AISHELL2_DEVICES), "")
     examples = []
     for _, line in numbered_lines(transcripts):
         identifier, _, words = line.strip().partition("\t" if "\t" in line else " ")
         if identifier in clips and (not test or identifier in test):
-            text = "".join(words.split())
-            examples.append(_example(form, identifier, text, [clips[identifier]], "zh", ""))
-    if not examples:
-        raise DataError(f"{folder}: none of the clips of {transcripts.name} is there; give the folder that holds wav/")
+            text, name = "".join(words.split()), f"{device}-{identifier}".strip("-")
+            examples.append(_example(form, name, text, [clips[identifier]], "zh", device))
     return examples
 
 

@@ -1,8 +1,8 @@
 """Audio difference (ADIFF, arXiv:2502.04476): how do two clips differ? Three tiers of detail (CLD-1..3, ACD-1..3).
 
 Data: the published CSV of one tier, read by `data/sources/adiff.py`. Scored as captions with one reference; each tier
-is its own group; all its items are asked in the authors' prompt for it. SPICE, the leaderboard's first metric, is not
-computed (see `captions.py`).
+is its own group; all its items are asked in the authors' prompt for it. SPICE, the leaderboard's first metric, needs a
+program of its own (see `captions.py`).
 """
 
 from dataclasses import replace
@@ -44,6 +44,7 @@ TASK = replace(
     captions.TASK,
     name="adiff",
     load=load,
+    prompts={"mellow": lambda example: example.question.lower()},
     max_new_tokens=256,
     source="arXiv:2502.04476, soham97/ADIFF",
     licence="MIT (explanations); audio as Clotho and AudioCaps",

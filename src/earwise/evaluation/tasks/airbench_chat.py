@@ -8,6 +8,7 @@ temperature 2), an empty answer scores 0 without a judge, nothing is left out of
 prompt is ours: the authors' layout, criteria, scale and form of the reply.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,11 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     divided by the 10 that are possible."""
     metrics = mean_scores(rows)
     points: dict[str, list[float]] = {}
-    counts: dict[str, int] = {}
+    counts = Counter(AIRBENCH_GROUPS[row["task"]] for row in rows)
     for part in (REFERENCE_FIRST, MODEL_FIRST):
         judgements = [(row["task"], pair) for row in rows for pair in _pairs(row, part)]
         for group, scores in airbench_groups(judgements, part == MODEL_FIRST).items():
             points.setdefault(group, []).append(scores.model_mean / MOST_POINTS)
-            counts[group] = scores.count
     means = {group: sum(values) / len(values) for group, values in points.items()}
     for group, value in means.items():
         metrics[group] = {"accuracy": value, "n": counts[group]}

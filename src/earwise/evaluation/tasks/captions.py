@@ -2,8 +2,9 @@
 
 Data: the published CSV files (`data/sources/audiocaps.py`, `clotho.py`), a table (Parquet, a name on a hub) or a
 manifest. `cider_d` is CIDEr-D with document frequencies of the references of the whole run, `rouge_l` and `bleu_4` are
-the COCO tool kit's. SPIDEr is the mean of CIDEr-D and SPICE, and SPICE needs a Java parser whose models are not on a
-package index: it is not computed, and nothing stands in for it.
+the COCO tool kit's. METEOR and SPICE are computed by the tool kit's own Java programs where they are there
+(`metrics/java/programs.py`), and SPIDEr is the mean of CIDEr-D and SPICE; where they are not, the run says what is
+missing, and nothing stands in for them.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,15 @@ from earwise.evaluation.aggregates.clusters import recording_clusters
 from earwise.evaluation.aggregates.corpus import corpus_row
 from earwise.evaluation.metrics.caption_tokens import caption_tokens
 from earwise.evaluation.metrics.captions import bleu, bleu_counts, cider_d, rouge_l
+from earwise.evaluation.metrics.java.meteor import meteor
+from earwise.evaluation.metrics.java.programs import (
+    METEOR_FILES,
+    SPICE_FILES,
+    find_programs,
+    meteor_counts,
+    missing_scores,
+    spice_scores,
+)
 from earwise.evaluation.published.source_file import load_source
 from earwise.evaluation.published.speech_files import SpeechTable, is_table, load_table
 from earwise.evaluation.results import Row
@@ -25,6 +35,10 @@ from earwise.types import Example, Score
 
 QUESTION = "Describe the audio."
 """Asked where a file has no questions of its own. The wording is ours."""
+ULTRAEVAL_PROMPT = "describe the audio:"
+"""Prompt of UltraEval-Audio for AudioCaps."""
+QWEN2_AUDIO_PROMPT = "Generate the caption in English:"
+"""Prompt of Qwen2-Audio's base model for captions, in the README of its repository."""
 TABLE = SpeechTable("caption", ("caption", "captions", "text"), QUESTION)
 
 
@@ -66,7 +80,13 @@ def score(example: Example, completion: str) -> Score:
 
 
 def add_scores(rows: Sequence[Row]) -> list[Row]:
-    """The rows with CIDEr-D, which depends on the references of all of them."""
+    """The rows with CIDEr-D, which depends on the references of all of them, and with METEOR, SPICE and SPIDEr where
+    their programs are there."""
+    return _program_scores(_cider_scores(rows))
+
+
+def _cider_scores(rows: Sequence[Row]) -> list[Row]:
+    """The rows with CIDEr-D."""
     labelled = [row for row in rows if row["scores"] is not None and row["status"] != "error"]
     hypotheses = [caption_tokens(row["output"]) for row in labelled]
     references = [[caption_tokens(gold) for gold in row["gold"]] for row in labelled]
@@ -77,9 +97,39 @@ def add_scores(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
+def _program_scores(rows: Sequence[Row]) -> list[Row]:
+    """The rows with METEOR and its counts, and with SPICE and SPIDEr; an item without a completion has none of them."""
+    programs = find_programs()
+    places = [place for place, row in enumerate(rows) if row["scores"] is not None]
+    hypotheses = [caption_tokens(rows[place]["output"]) for place in places]
+    references = [[caption_tokens(gold) for gold in rows[place]["gold"]] for place in places]
+    scored = list(rows)
+    if not programs.missing(METEOR_FILES):
+        for place, counts in zip(places, meteor_counts(programs, hypotheses, references), strict=True):
+            value = float(meteor(counts))
+            scored[place] = scored[place] | {
+                "scores": scored[place]["scores"] | {"meteor": value},
+                "counts": scored[place].get("counts", {}) | {"meteor": counts.tolist()},
+            }
+    if not programs.missing(SPICE_FILES):
+        for place, spice in zip(places, spice_scores(programs, hypotheses, references), strict=True):
+            scores = scored[place]["scores"]
+            added = {"spice": spice, "spider": (scores["cider_d"] + spice) / 2}
+            scored[place] = scored[place] | {"scores": scores | added}
+    return scored
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """A sentence about the scores that could not be computed."""
+    if all("spice" in row["scores"] for row in rows):
+        return []
+    sentence = missing_scores(find_programs())
+    return [sentence] if sentence else []
+
+
 def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Means of the scores; BLEU-1 to BLEU-4 are those of the corpus, not the means of the items, BLEU-4 with its
-    interval by resampling clips."""
+    """Means of the scores; METEOR and BLEU-1 to BLEU-4 are those of the corpus, not the means of the items; METEOR and
+    BLEU-4 with their intervals by resampling clips."""
     metrics = {name: metric for name, metric in mean_scores(rows).items() if name != "bleu_4"}
     hypotheses = [caption_tokens(row["output"]) for row in rows]
     references = [[caption_tokens(gold) for gold in row["gold"]] for row in rows]
@@ -88,6 +138,9 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
     counts = [bleu_counts(*item) for item in zip(hypotheses, references, strict=True)]
     languages = [row["language"] or "" for row in rows]
     metrics["bleu_4"] = corpus_row(counts, languages, "caption_bleu", clusters=recording_clusters(rows))
+    if all("meteor" in row.get("counts", {}) for row in rows):
+        statistics = [row["counts"]["meteor"] for row in rows]
+        metrics["meteor"] = corpus_row(statistics, languages, "meteor", clusters=recording_clusters(rows))
     return metrics
 
 
@@ -100,11 +153,16 @@ TASK = Task(
         "cider_d": "CIDEr-D, document frequencies from this run's references; 1 is written as 100, more is possible",
         "rouge_l": "ROUGE-L",
         "bleu_4": "BLEU-4",
+        "meteor": "METEOR 1.5 of the corpus, by its own program, where that is installed",
+        "spice": "SPICE, by its own program, where that is installed",
+        "spider": "SPIDEr, the mean of CIDEr-D and SPICE",
     },
     headline="cider_d",
-    corpus={"bleu_4": "caption_bleu"},
+    corpus={"bleu_4": "caption_bleu", "meteor": "meteor"},
     add_scores=add_scores,
     aggregate=aggregate,
+    remarks=remarks,
+    prompts={"ultraeval": lambda example: ULTRAEVAL_PROMPT, "qwen2-audio": lambda example: QWEN2_AUDIO_PROMPT},
     default_style="open",
     source="AudioCaps (NAACL 2019), Clotho (arXiv:1910.09387); metrics of pycocoevalcap",
     licence="AudioCaps MIT (captions), Clotho: its own academic licence",

@@ -62,6 +62,10 @@ def _table(path: Path, audio_root: Path | None) -> list[Example]:
     return examples
 
 
+ONE_WORD = "Answer the question using a single word only."
+"""Instruction of lmms-eval 0.7.3."""
+
+
 def prompt(example: Example) -> str:
     """The question, with the instruction of Mellow's yes/no questions or lmms-eval's for one word."""
     if set(example.choices) == set(YES_NO):
@@ -102,7 +106,7 @@ TASK = Task(
         "mellow": "the answer is contained in the output, as in Mellow's program",
     },
     headline="majority",
-    prompts={"clothoaqa": prompt},
+    prompts={"clothoaqa": prompt, "lmms-eval": lambda example: f"{example.question}\n{ONE_WORD} "},
     default_style="clothoaqa",
     source="Lipping et al. 2022 (EUSIPCO), Zenodo 6473207",
     licence="MIT (annotations); clips of Clotho with their own Freesound licences",

@@ -3,21 +3,26 @@
 Source: sonalkum/MMAUPro@960e93a; data on a hub (`gamma-lab-umd/MMAU-Pro`, `test.parquet` and `data.zip`): rows `id,
 audio_path` (one or several), `question, choices, answer, category, task_identifier, kwargs`. The category says how an
 item is scored: `open` by a judge, `instruction following` by rules (compared case by case, `tests/golden`), all others
-by their options. The overall figure is the mean over all items, as published. Deviations: the authors' program takes
-the option whose embedding (NV-Embed-v2) is nearest to the whole output, so that nothing can be unreadable; here the
-option is read from the output and an unreadable one is wrong. Items with fewer than two options, which that program
-drops, are scored as short answers, and an empty output follows no instruction. The wording of the judge's prompt is
-ours; criteria, scale and form are theirs.
+by their options. The overall figure is the mean over all items, as published. The authors' program takes
+the option whose embedding (NV-Embed-v2) is nearest to the whole output, so that nothing can be unreadable: `official`,
+with `--embeddings MODEL`. `score`, the headline, reads the option from the output, and an unreadable one is wrong.
+Deviations: items with fewer than two options, which that program drops, are scored as short answers; an empty output
+follows no instruction and is near no option. The wording of the judge's prompt is ours; criteria, scale and form are
+theirs.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from earwise.engine.embeddings.embedders import Embedder
 from earwise.errors import DataError
+from earwise.evaluation.aggregates.clusters import clip_clusters, mean_row
 from earwise.evaluation.judge.judging import JudgePrompt, JudgeRequest, Judging, Values, request
+from earwise.evaluation.judge.nearest import nearest_options
 from earwise.evaluation.judge.replies import final_text
 from earwise.evaluation.metrics import mmau
 from earwise.evaluation.metrics.instructions.mmau_pro import follows_instruction
@@ -25,6 +30,7 @@ from earwise.evaluation.metrics.judgements import MMAUPRO_CRITERIA, read_mmaupro
 from earwise.evaluation.published.choice_file import check_audio, list_of_texts, locate, question_turn, read_items
 from earwise.evaluation.published.table_rows import clip_names, first_value
 from earwise.evaluation.results import Row
+from earwise.evaluation.scores import Metric, mean_scores
 from earwise.evaluation.task import Task
 from earwise.types import Example, Score
 
@@ -126,6 +132,48 @@ def score(example: Example, completion: str) -> Score:
     return Score({"score": general.values["lenient"]}, general.status, general.answer, general.explanation)
 
 
+def with_embeddings(task: Task, embedder: Embedder) -> Task:
+    """The task with the score `nearest` of items with options, and the authors' figure `official`."""
+    note = f"the option is nearest to the output, by embeddings of {embedder.name}"
+    return replace(
+        task,
+        score_notes={**task.score_notes, "nearest": note},
+        add_scores=lambda rows: _nearest_scores(rows, embedder),
+    )
+
+
+def _nearest_scores(rows: Sequence[Row], embedder: Embedder) -> list[Row]:
+    """The rows with options with the score `nearest`."""
+    places = [place for place, row in enumerate(rows) if row["choices"] and row["gold"] and row["output"].strip()]
+    outputs, options = [rows[place]["output"] for place in places], [rows[place]["choices"] for place in places]
+    options_taken = dict(zip(places, nearest_options(embedder, outputs, options), strict=True))
+    scored = list(rows)
+    for place, row in enumerate(rows):
+        if row["choices"] and row["scores"] is not None:
+            right = place in options_taken and row["choices"][options_taken[place]] in row["gold"]
+            scored[place] = row | {"scores": row["scores"] | {"nearest": float(right)}}
+    return scored
+
+
+def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
+    """Means of the scores, and `official` where embeddings decided the items with options."""
+    metrics = mean_scores(rows)
+    if all("nearest" in row["scores"] for row in rows if row["choices"]) and any(row["choices"] for row in rows):
+        values = [row["scores"]["nearest"] if row["choices"] else row["scores"]["score"] for row in rows]
+        metrics["official"] = mean_row(values, clip_clusters(rows))
+    return metrics
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """A sentence about the authors' reading, where no embeddings were at hand."""
+    if all("nearest" in row["scores"] for row in rows if row["choices"]):
+        return []
+    return [
+        "score reads the option from the output; the authors take the option whose embedding is nearest to it: add "
+        "--embeddings MODEL (theirs is NV-Embed-v2) for that figure, official"
+    ]
+
+
 def requests(example: Example, row: Row) -> Sequence[JudgeRequest]:
     """One request for an open answer."""
     fields = {"question": example.question, "reference": " / ".join(example.answer), "response": row["output"].strip()}
@@ -178,7 +226,10 @@ TASK = Task(
     scorer=f"mmau-pro/1, {mmau.SCORER}",
     score_notes=JUDGING.score_notes,
     headline="score",
+    aggregate=aggregate,
+    remarks=remarks,
     judging=JUDGING,
+    with_embeddings=with_embeddings,
     needs_answer=False,
     ideal_answer=ideal_answer,
     prompts={"nemo-skills": prompt},

@@ -64,6 +64,10 @@ def load(path: Path, audio_root: Path | None = None) -> list[Example]:
     return load_file(path, audio_root, "label", choices=labels, meta={"prompt": "as in the file"})
 
 
+LMMS_EVAL_PROMPT = "Classify the human vocal sound to VocalSound in English: "
+"""Prompt of lmms-eval 0.7.3 for VocalSound."""
+
+
 def prompt(example: Example) -> str:
     """The prompt of a file of Qwen2-Audio as it is; other questions with the labels to choose from."""
     return question_text(example.question, () if "prompt" in example.meta else example.choices, "open")
@@ -101,7 +105,7 @@ TASK = Task(
         "lenient": "the one label that the output names is the right one",
     },
     aggregate=aggregate,
-    prompts={"qwen2-audio": prompt},
+    prompts={"qwen2-audio": prompt, "lmms-eval": lambda example: LMMS_EVAL_PROMPT},
     default_style="qwen2-audio",
     source="arXiv:2407.10759, QwenLM/Qwen2-Audio eval_audio",
     licence="VocalSound CC BY-SA 4.0; MELD: code GPL-3, clips of a television series",

@@ -11,9 +11,10 @@ folder for each subset. The request is spoken, so the model reads no text.
 | ifeval | mean of the item's four shares of followed instructions; `ifeval` in the metrics is the published figure |
 | bbh | the one answer that the output gives (`metrics/voicebench/yes_no.py`; the authors' list is not repeated) |
 | alpacaeval, alpacaeval_full, commoneval, wildvoice | a judge, 1 to 5 |
-| sd-qa | a judge, yes or no (the authors also count what their package PEDANTS accepts) |
+| sd-qa | a judge, yes or no; `sd-qa panda` beside it where PEDANTS is installed (`metrics/voicebench/pedants.py`) |
 
-`mtbench`, dialogues of two spoken turns, is not read. Deviations: one judgement at temperature 0 in place of three, a
+`mtbench`, dialogues of two spoken turns, is not read: its second request follows the model's own first answer, and
+every item is asked once here. Deviations: one judgement at temperature 0 in place of three, a
 letter that is not found is wrong in place of random, and the wording of the judge's prompts is ours.
 """
 
@@ -32,6 +33,7 @@ from earwise.evaluation.metrics.instructions.ifeval import (
 )
 from earwise.evaluation.metrics.judgements import read_voicebench_score
 from earwise.evaluation.metrics.voicebench.option_letter import option_letter
+from earwise.evaluation.metrics.voicebench.pedants import missing_pedants, pedants_verdict
 from earwise.evaluation.metrics.voicebench.refusals import is_refusal
 from earwise.evaluation.metrics.voicebench.yes_no import short_answer
 from earwise.evaluation.published.choice_file import check_audio, locate, question_turn
@@ -44,6 +46,8 @@ from earwise.types import Example, Score
 OPEN = ("alpacaeval", "alpacaeval_full", "commoneval", "wildvoice")
 LETTERED = ("openbookqa", "mmsu")
 SUBSETS = (*OPEN, "sd-qa", *LETTERED, "ifeval", "bbh", "advbench")
+NOT_READ = "mtbench"
+PANDA = "panda"
 OVERALL = ("alpacaeval_full", "commoneval", "wildvoice", "sd-qa", "mmsu", "openbookqa", "ifeval", "bbh", "advbench")
 """The nine subsets whose mean is the published overall score; `alpacaeval` stands for its full form where that is not
 there."""
@@ -122,6 +126,11 @@ def _subset_examples(path: Path, audio_root: Path | None) -> list[Example]:
         DataError: if its name says none, or a row lacks a field.
     """
     subset = subset_of(path, SUBSETS)
+    if subset is None and subset_of(path, (NOT_READ,)):
+        raise DataError(
+            f"{path}: {NOT_READ} is not read, since its second request follows the model's own first answer; the "
+            f"subsets are {', '.join(SUBSETS)}"
+        )
     if subset is None:
         raise DataError(f"{path}: says no subset; name the file, its folder or ?config= by one of {', '.join(SUBSETS)}")
     needed = {"ifeval": ("instruction_id_list", "kwargs"), "advbench": ()}.get(subset, ("reference",))
@@ -166,10 +175,26 @@ def score(example: Example, completion: str) -> Score:
     reader = READERS.get(example.task)
     if reader is None or not text:
         values = {} if reader is None else {"score": 0.0}
-        return Score(values, "ok" if text else "unparsed", text or None, "" if text else "the output is empty")
+        explanation = "" if text else "the output is empty"
+        return Score(values, "ok" if text else "unparsed", text or None, explanation, _panda_counts(example, text))
     value, answer, counts = reader(example, completion)
     explanation = "" if answer else f"the output names no answer: {text[:80]!r}"
     return Score({"score": value}, "ok" if answer else "unparsed", answer, explanation, counts)
+
+
+def _panda_counts(example: Example, text: str) -> dict[str, tuple[float, ...]]:
+    """PEDANTS' verdict on an answer of sd-qa, where it is installed; an empty answer is wrong."""
+    if example.task != "sd-qa" or missing_pedants():
+        return {}
+    return {PANDA: (float(bool(text) and pedants_verdict(example.answer[0], text, example.meta["prompt"])),)}
+
+
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """A sentence about the figure `panda` of sd-qa where it could not be computed."""
+    spoken = [row for row in rows if row["task"] == "sd-qa"]
+    if all(PANDA in row.get("counts", {}) for row in spoken):
+        return []
+    return [f"sd-qa is the judge's verdict alone; PEDANTS' (panda) is not computed: {missing_pedants()}"]
 
 
 Reading = tuple[float, str | None, dict[str, tuple[float, ...]]]
@@ -218,6 +243,9 @@ def aggregate(rows: Sequence[Row]) -> dict[str, Metric]:
         if subset == "ifeval":
             value = _instruction_score(members)
         metrics[subset] = {"accuracy": value, "n": len(members)}
+    verdicts = [row["counts"][PANDA][0] for row in by_subset.get("sd-qa", ()) if PANDA in row.get("counts", {})]
+    if verdicts and len(verdicts) == len(by_subset["sd-qa"]):
+        metrics["sd-qa panda"] = {"accuracy": sum(verdicts) / len(verdicts), "n": len(verdicts)}
     present = {("alpacaeval_full" if name == "alpacaeval" else name): name for name in metrics if name in SUBSETS}
     if all(name in present for name in OVERALL):
         values = [metrics[name if name in metrics else present[name]]["accuracy"] for name in OVERALL]
@@ -292,6 +320,7 @@ TASK = Task(
     score_notes=JUDGING.score_notes,
     headline="score",
     aggregate=aggregate,
+    remarks=remarks,
     judging=JUDGING,
     needs_answer=False,
     ideal_answer=ideal_answer,

@@ -1,0 +1,1 @@
+"""METEOR and SPICE, whose programs are written in Java and come from elsewhere."""
