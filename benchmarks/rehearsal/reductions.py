@@ -90,8 +90,10 @@ def other_differences(recorded: Mapping[str, Any], recipe: Recipe) -> list[str]:
         recipe: The published one.
     """
     here, there = dict(flattened(recorded)), dict(flattened(recipe.model_dump(mode="json")))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", str(here.get("model.weights"))) and "model.weights" not in there:
-        del here["model.weights"]  # the published weights of the family, with the commit that was used
+    for key in [key for key in here if key.endswith("weights")]:
+        name, at, commit = str(here[key]).partition("@")
+        if at and re.fullmatch("[0-9a-f]{40}", commit) and there.get(key, name) == name:
+            here[key] = there[key] = name  # the published weights, with the commit that was used
     keys = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]
     return sorted(key for key in keys if key.rpartition(".")[2] not in REDUCED_SETTINGS)
 

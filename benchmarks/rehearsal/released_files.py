@@ -64,8 +64,8 @@ def write_hub_cache(cache: Path) -> None:
         cache: Folder for `HF_HOME`.
     """
     write_qwen2_audio(snapshot(cache, "Qwen/Qwen2-Audio-7B-Instruct"), "<|im_end|>")
-    for size in ("7B", "3B"):
-        write_qwen25_omni(snapshot(cache, f"Qwen/Qwen2.5-Omni-{size}"))
+    for seed, size in ((2, "7B"), (3, "3B")):
+        write_qwen25_omni(snapshot(cache, f"Qwen/Qwen2.5-Omni-{size}"), seed)
 
 
 def write_folders(root: Path) -> None:
@@ -125,8 +125,13 @@ def write_qwen2_audio(folder: Path, end: str) -> None:
     write_processor(folder, tokenizer, "Qwen2AudioProcessor", end)
 
 
-def write_qwen25_omni(folder: Path) -> None:
-    """Write the whole Qwen2.5-Omni: thinker, and a file of talker and vocoder."""
+def write_qwen25_omni(folder: Path, seed: int) -> None:
+    """Write the whole Qwen2.5-Omni: thinker, and the entries of talker and vocoder in the index.
+
+    Args:
+        folder: Folder to write.
+        seed: Seed of the weights.
+    """
     tokenizer = train_tokenizer(tokenizer_texts(), OMNI_SPECIAL, VOCABULARY)
     ids = {token: tokenizer.token_to_id(token) for token in OMNI_SPECIAL}
     audio = {name: value for name, value in whisper_config().items() if name != "max_source_positions"}
@@ -144,7 +149,7 @@ def write_qwen25_omni(folder: Path) -> None:
         vision_end_token_id=ids["<|vision_eos|>"],
     )  # fmt: skip
     module = Qwen2_5OmniThinkerForConditionalGeneration(config)
-    randomize(module, seed=2)
+    randomize(module, seed=seed)
     prefer_replies(
         module.model.language_model.embed_tokens.weight, module.lm_head.weight, tokenizer, START, "<|im_end|>"
     )
