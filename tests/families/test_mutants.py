@@ -32,7 +32,9 @@ def attends_to_all_earlier_tokens(model: AudioLM) -> None:
     decode = model.decode
 
     def leaking(embeddings: Tensor, positions: Tensor, attend: AttentionFn) -> Tensor:
-        def causal(layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+        def causal(
+            layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None
+        ) -> Tensor:
             return torch.nn.functional.scaled_dot_product_attention(
                 queries, keys, values, is_causal=True, scale=scale, enable_gqa=queries.shape[1] != keys.shape[1]
             )

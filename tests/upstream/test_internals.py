@@ -51,8 +51,10 @@ def check_attention_function() -> None:
         calls: list[tuple[int, tuple[int, ...], tuple[int, ...], float]] = []
 
         def attend(
-            layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, calls: Any = calls
-        ) -> Tensor:
+            layer: int, queries: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None = None,
+            calls: Any = calls,
+        ) -> Tensor:  # fmt: skip
+            assert window is None
             calls.append((layer, tuple(queries.shape), tuple(keys.shape), scale))
             return queries
 
@@ -86,7 +88,7 @@ def check_fused_layers() -> None:
             lambda _, args, named, out, calls=calls: calls.append((len(args), set(named), type(out))), with_kwargs=True
         )
         transformers_decoder.decode_packed(
-            model, torch.zeros(3, 32), torch.arange(3), lambda layer, queries, keys, values, scale: queries
+            model, torch.zeros(3, 32), torch.arange(3), lambda layer, queries, keys, values, scale, window: queries
         )
         ((positional, named, kind),) = calls
         assert positional == 1 and {"position_embeddings", "attend_with"} <= named and issubclass(kind, Tensor)
