@@ -256,6 +256,11 @@ def check_mkl_linear() -> None:
     assert torch.allclose(torch.ops.mkl._mkl_linear(rows, packed, weight, None, 4), rows @ weight.T, atol=1e-5)
 
 
+def check_vnni() -> None:
+    """torch says whether the processor multiplies 8-bit integers without intermediate 16-bit sums."""
+    assert isinstance(torch.cpu._is_vnni_supported(), bool)
+
+
 def check_onednn_bfloat16() -> None:
     """Weights packed for oneDNN give the product of bfloat16 rows, for any number of rows."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -509,6 +514,13 @@ INTERNALS = (
     ),
     Internal(
         "torch",
+        ("_is_vnni_supported",),
+        (f"{MODELS}precision/int8_products.py",),
+        "the largest 8-bit input whose products do not overflow on this processor",
+        check_vnni,
+    ),
+    Internal(
+        "torch",
         ("_version",),
         (f"{MODELS}cpu_decode/prepacked.py", f"{MODELS}precision/bfloat16_products.py"),
         "packed weights are renewed when theirs change",
@@ -545,7 +557,8 @@ INTERNALS = (
 )
 PUBLIC = {"transformers.audio_utils"}
 """Inner modules that transformers documents as public."""
-NAMED_TUPLE = {"_replace", "_asdict", "_fields"}
+PUBLIC_NAMES = {"_replace", "_asdict", "_fields", "_exit"}
+"""Documented names that begin with an underscore: of named tuples, and `os._exit`."""
 """Public methods of named tuples, whose underscore only keeps them apart from fields."""
 
 
@@ -608,7 +621,7 @@ def internals_used_in(tree: ast.AST, ours: set[str]) -> list[tuple[int, str]]:
             inner = parts[0] == "transformers" and len(parts) > 1 and node.module not in PUBLIC
             if inner or any(part.startswith("_") for part in parts):
                 used.append((node.lineno, node.module))
-        elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and node.attr not in ours | NAMED_TUPLE:
+        elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr) and node.attr not in ours | PUBLIC_NAMES:
             used.append((node.lineno, node.attr))
     return used
 
