@@ -27,11 +27,11 @@ def evaluated(cli: Cli, model: str, questions: Path, tmp_path_factory: pytest.Te
     return out, done
 
 
-def test_ask_prints_the_answer_and_nothing_else(cli: Cli, model: str, clips: list[Path]) -> None:
+def test_ask_prints_the_answer_and_what_it_loads(cli: Cli, model: str, clips: list[Path]) -> None:
     done = cli("ask", clips[0], "What do you hear?", "--model", model, "--max-new-tokens", 4)
     assert done.code == 0, done.err
     assert done.out.strip()
-    assert done.err == ""
+    assert done.err == f"loading {model}\n"
 
 
 def test_ask_with_choices_as_json(cli: Cli, model: str, clips: list[Path]) -> None:

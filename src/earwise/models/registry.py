@@ -82,6 +82,7 @@ FAMILIES: tuple[ModelFamily, ...] = (
             ModelSizes(
                 "Qwen/Qwen2-Audio-7B-Instruct", 636_968_960, 5_246_976, 7_754_878_976, _WHISPER_LARGE,
                 DecoderShape(32, 4096, 32, 32, 128, 11008, 156032), 16000, 30.0, 25.0,
+                same_sizes=("Qwen/Qwen2-Audio-7B", "mispeech/r1-aqa"),
             ),
         ),
     ),
@@ -340,7 +341,7 @@ def parameter_names(name: str) -> NamePairs:
 
 def family_of_published(repository: str) -> str:
     """The family of a published checkpoint by its name on a hub; "" if it is none of those that are declared."""
-    return next((family.name for family in FAMILIES for sizes in family.sizes if sizes.weights == repository), "")
+    return next((family.name for family in FAMILIES for sizes in family.sizes if sizes.is_of(repository)), "")
 
 
 def lora_excluded(model_name: str) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def test_it_hears_clips_that_it_was_not_fitted_on(
 ) -> None:
     model: Any = base.load("embedded-blank", device="cpu", trim=True)
     report = build_label_connector(model, clips, tmp_path / "start", encoder_cache=tmp_path / "states")
-    assert report.clips == 45 and report.first["sound"] > 0.8 and report.shown["sound"] == 1.0
+    assert report.clips == 45 and report.first["sound"] > 0.6 and report.shown["sound"] == 1.0
     assert report.windows > 0.5, "of three sounds, with an encoder of random weights"
     assert len(list((tmp_path / "states").rglob("*.npy"))) == 60
     loaded: Any = base.load(str(tmp_path / "start"), device="cpu")

@@ -70,7 +70,7 @@ KINDS: dict[str, dict] = {
 def test_every_stage_trains_the_configured_parts_and_no_others(rows: Path, kind: str, modes: dict) -> None:
     pytest.importorskip("peft")
     data = {"mixture": [{"manifest": "rows.jsonl"}], "styles": {"think" if kind == "compress" else "answer": 1.0}}
-    optimizer = {"learning_rate": 1e-3, "lr_scheduler_type": "constant"}
+    optimizer = {"lr_scheduler_type": "constant"} | ({} if modes["decoder"] == "frozen" else {"learning_rate": 1e-3})
     rates_of_parts = {"encoder": 1e-5, "connector": 1e-4}
     optimizer |= {f"{part}_learning_rate": rate for part, rate in rates_of_parts.items() if modes[part] != "frozen"}
     stage = {

@@ -35,7 +35,7 @@ def find_sizes(model: str, load: "Callable[[str], AudioLM]") -> tuple[str, tuple
         repository = hub.split_name(model)[0]
         published = registry.family_of_published(repository)
         if published:
-            return published, tuple(sizes for sizes in registry.sizes(published) if sizes.weights == repository)
+            return published, tuple(sizes for sizes in registry.sizes(published) if sizes.is_of(repository))
         from earwise.models.memory.measured_sizes import measure_folder
 
         family, sizes = measure_folder(hub.fetch(model, files=hub.CONFIG_FILES).folder)
@@ -67,7 +67,7 @@ def declared_sizes(name: str, weights: str | None) -> ModelSizes | None:
     if weights is not None and not Path(weights).is_dir() and hub.is_hub_name(weights):
         repository = hub.split_name(weights)[0]
         published = registry.family_of_published(repository)
-        return next((sizes for sizes in registry.sizes(published or "") if sizes.weights == repository), None)
+        return next((sizes for sizes in registry.sizes(published or "") if sizes.is_of(repository)), None)
     return registry.default_sizes(name)
 
 

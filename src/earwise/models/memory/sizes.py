@@ -102,6 +102,7 @@ class ModelSizes:
             whole windows, however short it is. None if a clip costs only its own length.
         dtype: Dtype of the published weights.
         quantization: `nf4` if the linear layers of the decoder are held in 4 bits; None if they have the dtype.
+        same_sizes: Further published checkpoints of these sizes.
     """
 
     weights: str
@@ -116,6 +117,15 @@ class ModelSizes:
     window_s: float | None = None
     dtype: str = "bfloat16"
     quantization: str | None = None
+    same_sizes: tuple[str, ...] = ()
+
+    def is_of(self, repository: str) -> bool:
+        """Whether these are the sizes of a published checkpoint.
+
+        Args:
+            repository: Name on a hub, without a revision.
+        """
+        return repository == self.weights or repository in self.same_sizes
 
     @property
     def parameters(self) -> int:
