@@ -120,11 +120,12 @@ def step_speedups(rounds: Mapping[str, Mapping[str, Sequence[float]]], shape: st
 
 
 def grpo(shape: str, options: argparse.Namespace) -> tuple[Measured, dict[str, Any]]:
-    """The GRPO step in one shape. In a quick run only R1-AQA's shape is compared with TRL, too, and warmed up."""
+    """The GRPO step in one shape. In a quick run only R1-AQA's shape is compared with TRL, too, warmed up, and its
+    gradients are compared."""
     short = options.quick and shape != "r1-aqa"
     arguments = ["--model", options.model, "--shape", shape, "--pairs", str(options.rounds), "--no-memory", *FASTEST]
     arguments += ["--implementations", "plain", "earwise"] if short else []
-    arguments += ["--no-warm-up"] if short else []
+    arguments += ["--no-warm-up", "--no-gradients"] if short else []
     (result,) = run_benchmark("grpo_step", *arguments)["results"]
     kept = ("precision", "seconds", "rounds", "gradient_differences", "gradient_difference_by_rounding", "passes")
     return step_speedups(result["rounds"], shape), {key: result[key] for key in kept}

@@ -135,7 +135,7 @@ def one_step(model_name: str, shape: str, prompts: int, name: str, rows: int, gr
 def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: Mapping[str, float]) -> dict[str, Any]:
     """All results of one model and shape."""
     names, prompts, rows = list(arguments.implementations), arguments.prompts, arguments.rows
-    model, implementations = build(model_name, shape, prompts, names, rows, compare=True)
+    model, implementations = build(model_name, shape, prompts, names, rows, compare=not arguments.no_gradients)
     earwise = implementations["earwise"]
     assert isinstance(earwise, EarwiseStep)
     # A random policy may sample the placeholder, which the baselines would replace by audio.
@@ -146,8 +146,10 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
     natural = earwise.rollout(PhaseTimer(), full=False, seed=SEED)
     passes["natural"] = earwise.passes
     lengths = [len(ids) for group in natural for ids in group]
-    comparable = {name.partition("-")[0]: implementations[name] for name in with_equal_states(model)}
-    differences = gradient_differences(model, comparable, groups)
+    differences: dict[str, float] = {}
+    if not arguments.no_gradients:
+        comparable = {name.partition("-")[0]: implementations[name] for name in with_equal_states(model)}
+        differences = gradient_differences(model, comparable, groups)
     baselines = [name for name in names if name != "earwise"]
     chosen = precision.choose(arguments.baseline_precision, partial(one_forward, model, groups[0][0], shape))
     implementations |= {name: precision.InPrecision(implementations[name], chosen) for name in baselines}
@@ -185,7 +187,7 @@ def measure(model_name: str, shape: str, arguments: argparse.Namespace, rates: M
         "gradient_differences": differences,
         "gradient_difference_by_rounding": rounding,
     }  # fmt: skip
-    out["goals"] = goals(shape, times, max(differences.values()))
+    out["goals"] = goals(shape, times, max(differences.values(), default=None))
     if "earwise" in names and plan == FLOAT32:
         out["floor"] = against_floor(model, earwise, groups, out, rates)
     if not arguments.no_memory:
@@ -223,14 +225,14 @@ def sum_phases(phases: Mapping[str, Sequence[float]], names: Sequence[str]) -> l
 
 
 def goals(
-    shape: str, times: Mapping[str, Mapping[str, list[float]]], largest_difference: float
+    shape: str, times: Mapping[str, Mapping[str, list[float]]], largest_difference: float | None
 ) -> list[dict[str, Any]]:
     """How many times faster earwise is than each baseline, and the goals (`found` and `goal` in the results).
 
     Args:
         shape: Key of `SHAPES`.
         times: Implementation -> phase -> seconds in each round.
-        largest_difference: Largest relative difference of gradients.
+        largest_difference: Largest relative difference of gradients; None if they were not compared.
     """
     lines: list[dict[str, Any]] = []
     update = ("reference", "loss")
@@ -247,6 +249,8 @@ def goals(
             goal = GOALS.get((key, baseline), {}).get(shape)
             line = {"what": f"{title}: times faster than {baseline}", "found": speedup, "goal": goal}
             lines.append(line | {"reached": None if goal is None else speedup >= goal})
+    if largest_difference is None:
+        return lines
     what = "largest relative gradient difference between the implementations"
     return [
         *lines,
@@ -321,6 +325,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--baseline-precision", choices=precision.CHOICES, default="float32", help=precision.BASELINE_HELP
     )
+    parser.add_argument("--no-gradients", action="store_true", help="do not compare gradients")
     parser.add_argument("--no-warm-up", action="store_true", help="time the first run of every implementation, too")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
     parser.add_argument("--quick", action="store_true", help="a tiny model and shape, one round, to try it")
