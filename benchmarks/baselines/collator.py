@@ -55,7 +55,7 @@ class MaskedBody(nn.Module):
         """Decoder output for text, with audio embeddings in place of the placeholders."""
         embeddings = self.decoder.embed_tokens(input_ids)
         if input_features is not None and feature_attention_mask is not None:
-            audio = torch.cat(self.connector(self.encode(input_features, feature_attention_mask)))
+            audio = torch.cat(self.connector(self.encode(input_features, feature_attention_mask))).to(embeddings)
             embeddings = embeddings.masked_scatter((input_ids == self.placeholder_id)[..., None], audio)
         return self.decoder(inputs_embeds=embeddings, **kwargs)
 
@@ -125,6 +125,7 @@ class Collator:
             batch["labels"] = self._padded(labels, width, IGNORED)
         return batch
 
+    @torch.autocast("cpu", enabled=False)  # features are made before a model, in float32
     def features(self, waveforms: Sequence[Waveform]) -> dict[str, Tensor]:
         """`input_features` `(batch, mels, frames)` and `feature_attention_mask` `(batch, frames)`."""
         longest = max(mel_frames(len(waveform)) for waveform in waveforms)

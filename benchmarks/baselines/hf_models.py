@@ -23,6 +23,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from earwise.models.base import AudioLM
 from earwise.models.decoders.transformers_decoder import as_transformers
 from earwise.models.embedded.model import POOL, Embedded, EmbeddedModule
+from earwise.models.parts.lora_product import FusedLoraForward
 from earwise.models.parts.projector import pool_states
 from earwise.models.parts.whisper import layer_states, log_mel
 from earwise.types import Waveform
@@ -44,6 +45,7 @@ class HFModel:
     extractor: WhisperFeatureExtractor
     padded: bool
 
+    @torch.autocast("cpu", enabled=False)  # features are made before a model, in float32
     def features(self, waveform: Waveform) -> dict[str, Tensor]:
         """`input_features` `(1, mels, frames)` and `feature_attention_mask` `(1, frames)` of one clip."""
         if not self.padded:
@@ -92,8 +94,12 @@ def as_transformers_encoder(encoder: Any) -> WhisperEncoder:
 
 
 def shared_copy(module: nn.Module) -> Any:
-    """A copy of the modules and their configs with the same parameters."""
-    return copy.deepcopy(module, {id(value): value for value in module.parameters()})
+    """A copy of the modules and their configs with the same parameters, and with PEFT's own LoRA forward."""
+    copied = copy.deepcopy(module, {id(value): value for value in module.parameters()})
+    for layer in copied.modules():
+        if isinstance(vars(layer).get("forward"), FusedLoraForward):
+            del layer.forward
+    return copied
 
 
 class EmbeddedBody(nn.Module):
@@ -118,7 +124,8 @@ class EmbeddedBody(nn.Module):
             layers = layer_states(self.encoder, list(input_features))
             pooled = [pool_states(clip[:, :count], POOL) for clip, count in zip(layers, counts, strict=True)]
             is_placeholder = (input_ids == self.placeholder_id)[..., None]
-            embeddings = embeddings.masked_scatter(is_placeholder, torch.cat(self.connector(pooled)))
+            audio = torch.cat(self.connector(pooled)).to(embeddings)
+            embeddings = embeddings.masked_scatter(is_placeholder, audio)
         return self.decoder(inputs_embeds=embeddings, **kwargs)
 
 
