@@ -84,7 +84,7 @@ def test_earwise_and_the_trainer_reach_the_same_losses(tmp_path: Path, capsys: p
     (measured,) = result["results"]
     losses = measured["losses"]["earwise"]
     assert losses == pytest.approx(measured["losses"]["trainer-padded"], rel=1e-5)
-    assert losses[-1] < losses[0]
+    assert len(set(losses)) == len(losses)  # other clips and other weights in every step
     assert measured["earwise_phases_s"]["hear"] > 0  # no clip is cached from another step
     assert measured["relative_gradient_difference"]["trainer-padded"] < 1e-5
     assert measured["examples_per_s"]["earwise"] == pytest.approx(3 / measured["seconds_per_step"]["earwise"])
