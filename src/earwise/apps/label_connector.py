@@ -85,12 +85,14 @@ class ConnectorReport:
 
     Attributes:
         clips: Number of clips and scenes that were fitted on.
+        labelled: Facet -> number of validation clips with a label.
         first: Facet -> share of the labelled validation clips whose label is the first that is shown.
         shown: Facet -> share whose label is among those shown.
         windows: Share of the validation windows with the right label.
     """
 
     clips: int
+    labelled: dict[str, int]
     first: dict[str, float]
     shown: dict[str, float]
     windows: float
@@ -329,7 +331,7 @@ def _measure(
     val: _Data,
 ) -> ConnectorReport:
     """Accuracy of the classifiers on the validation split; clips whose label was not trained on count as wrong."""
-    first, shown = {}, {}
+    counts, first, shown = {}, {}, {}
     scores = [
         fitted(torch.stack(val.features[start : start + VALIDATION_BATCH]).float())
         for start in range(0, len(val.features), VALIDATION_BATCH)
@@ -344,6 +346,7 @@ def _measure(
         if not labelled:
             continue
         ranked = facet_scores.topk(min(facet.shown, facet_scores.shape[1]), 1).indices.tolist()
+        counts[facet.field] = len(labelled)
         right = [[names[facet.field][index] for index in ranked[row]] for row, _ in labelled]
         first[facet.field] = sum(top[0] == name for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
         shown[facet.field] = sum(name in top for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
@@ -353,4 +356,4 @@ def _measure(
         windows = sum(
             window_names[guess] == name for guess, name in zip(guesses, val.window_labels, strict=True)
         ) / len(guesses)
-    return ConnectorReport(len(train.features), first, shown, windows)
+    return ConnectorReport(len(train.features), counts, first, shown, windows)

@@ -1,13 +1,13 @@
 """The connector `labels`: `LayerMix`, and in words of the decoder what a linear classifier hears in the clip.
 
 A frozen speech encoder holds more about sounds, instruments and moods than a linear map onto word embeddings gets out
-of it: on our validation recordings the nearest of four labels is right for .79 of the sounds and .83 of the instruments
-with ridge regression, and for .88 and .94 with a classifier on the same states (`docs/results/findings.md`). So this
-connector also classifies. For each *facet* of a clip (its sound, its instrument, the language, the mood ...) it scores
-the facet's labels from the mean and the standard deviation of all encoder layers over time, and shows the decoder the
-embeddings of the likeliest ones, the likeliest first, behind a lead of words (" Sound:"). What stands there is text
-that the decoder can read. To each window's token it adds the embedding of what a second classifier hears in that window
-alone, so that the order of events can be read. `LayerMix` carries what no label names.
+of it: a linear classifier of the same states names more of them rightly than the nearest word embedding does
+(`docs/results/findings.md`). So this connector also classifies. For each *facet* of a clip (its sound, its instrument,
+the language, the mood ...) it scores the facet's labels from the mean and the standard deviation of all encoder layers
+over time, and shows the decoder the embeddings of the likeliest ones, the likeliest first, behind a lead of words ("
+Sound:"). What stands there is text that the decoder can read. To each window's token it adds the embedding of what a
+second classifier hears in that window alone, so that the order of events can be read. `LayerMix` carries what no label
+names.
 
 Ours. `models.embedded.label_init` fits the classifiers before the decoder is trained. The choice of the likeliest
 labels passes no gradient to them.
