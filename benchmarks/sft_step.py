@@ -52,7 +52,7 @@ from earwise.training import trainer as earwise_trainer
 from earwise.training.batches import build_micro_batches, group_by_clips
 from earwise.training.clip_loader import ClipLoader
 from earwise.training.logging.step_log import LogFiles
-from earwise.training.policy import Policy
+from earwise.training.policy import Policy, forest_tolerance
 from earwise.training.profiler import Profiler
 from earwise.training.stages.sft import SftStage
 from earwise.training.stages.stage import StageContext, StageData
@@ -224,7 +224,8 @@ class SftBenchmark:
         earwise_trainer.Trainer(
             self.model, SftStage(context, stage),
             earwise_trainer.TrainerOptions(
-                stage.optimizer, max_steps=self.steps, save_steps=self.steps + 1, profile=True
+                stage.optimizer, max_steps=self.steps, save_steps=self.steps + 1, profile=True,
+                forest_tolerance=forest_tolerance(self.model.module),
             ),
             folder=out, log_files=LogFiles(out / "metrics.jsonl"), encoder_cache=context.encoder_cache,
             profiler=profiler,
