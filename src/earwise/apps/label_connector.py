@@ -6,7 +6,6 @@ decoder will read are its own embeddings of the labels' names. The model's other
 is a start for training, as the connector of recipe `embedded` is.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +87,14 @@ class ConnectorReport:
         labelled: Facet -> number of validation clips with a label.
         first: Facet -> share of the labelled validation clips whose label is the first that is shown.
         shown: Facet -> share whose label is among those shown.
-        windows: Share of the validation windows with the right label.
+        windows: Share of the validation windows with the right label; None if there are none.
     """
 
     clips: int
     labelled: dict[str, int]
     first: dict[str, float]
     shown: dict[str, float]
-    windows: float
+    windows: float | None
 
 
 @dataclass(slots=True)
@@ -107,6 +106,30 @@ class _Data:
     """Facet -> labels of a clip, all equally likely; absent where they are not known."""
     window_features: list[Tensor] = field(default_factory=list)
     window_labels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Hearing:
+    """How the features of a waveform are computed.
+
+    Attributes:
+        cache: Encoder states of clips.
+        mix: The connector that mixes the encoder's layers.
+        sample_rate: Sample rate of the waveforms, Hz.
+        window_s: Length of a window, seconds.
+        rng: Source of randomness of the windows that are used.
+    """
+
+    cache: EncoderCache
+    mix: LayerMix
+    sample_rate: int
+    window_s: float
+    rng: np.random.Generator
+
+    @property
+    def window_samples(self) -> int:
+        """Length of a window in samples."""
+        return num_samples(self.window_s, self.sample_rate)
 
 
 def build_label_connector(
@@ -146,20 +169,15 @@ def build_label_connector(
     rows, root = collection.load(collection_path)
     rows = [row for row in rows if all(str(row.get(key)) != value for key, value in without)]
     splits = {"train": _Data(), "val": _Data()}
-    generator = np.random.default_rng(seed)
+    spec, window_s = embedded.spec, embedded.connector_spec.token_ms / 1000
+    hearing = _Hearing(cache, mix, spec.sample_rate, window_s, np.random.default_rng(seed))
     for row in progress.track(rows, "clips encoded", len(rows)):
         if row["split"] in splits:
-            _add_clip(
-                splits[row["split"]],
-                row,
-                decode(root / row["path"], max_s=30, long_audio="truncate"),
-                cache,
-                mix,
-                generator,
-            )
+            waveform = decode(root / row["path"], spec.sample_rate, max_s=spec.max_s, long_audio="truncate")
+            _add_clip(splits[row["split"]], row, waveform, hearing)
     for example in progress.track(list(_scenes(scenes)), "scenes encoded"):
         if example.split in splits:
-            _add_scene(splits[example.split], example, cache, mix, generator)
+            _add_scene(splits[example.split], example, hearing)
     if not splits["train"].features:
         raise DataError(f"{collection_path}: has no clip of the split train to fit on")
     return _fit(embedded, mix, splits["train"], splits["val"], out, seed)
@@ -175,49 +193,38 @@ def _scenes(manifests: Iterable[Path]) -> Iterator[Example]:
                 yield example
 
 
-def _add_clip(
-    data: _Data, row: LabelRow, waveform: Waveform, cache: EncoderCache, mix: LayerMix, rng: np.random.Generator
-) -> None:
+def _add_clip(data: _Data, row: LabelRow, waveform: Waveform, hearing: _Hearing) -> None:
     """Add a clip and its windows."""
     facts = {fact.field: fact.name for fact in varied_facts(row)}
     labels = {facet.field: (facts[facet.field],) for facet in FACETS if facet.field in facts}
     labels |= {facet.field: (NONE,) for facet in FACETS if row["category"] not in facet.applies_to}
     spoken = SPEECH if row["category"] == "speech" else None
     name = facts.get("sound") or facts.get("instrument") or spoken
-    levels = _window_levels(waveform, cache)
+    levels = _window_levels(waveform, hearing.window_samples)
     windows = [SILENCE if level < SILENCE_DB else name for level in levels]
-    _add(data, waveform, labels, windows, cache, mix, rng)
+    _add(data, waveform, labels, windows, hearing)
 
 
-def _add_scene(data: _Data, example: Example, cache: EncoderCache, mix: LayerMix, rng: np.random.Generator) -> None:
+def _add_scene(data: _Data, example: Example, hearing: _Hearing) -> None:
     """Add a scene and its windows, which are labelled by the events that sound in them."""
-    waveform = decode(example.audio_paths[0])
+    waveform = decode(example.audio_paths[0], hearing.sample_rate)
     events = example.meta["events"]
     labels = {facet.field: (NONE,) for facet in FACETS if facet.applies_to == ("speech",)}
     labels["heard"] = tuple(sorted({event["label"] for event in events}))
-    window_s = _window_s(cache)
     windows: list[str | None] = []
-    for number in range(math.ceil(len(waveform) / num_samples(window_s, 16000))):
-        start, end = number * window_s, (number + 1) * window_s
+    for number in range(-(-len(waveform) // hearing.window_samples)):
+        start, end = number * hearing.window_s, (number + 1) * hearing.window_s
         sounding = {
             event["label"]: min(end, event["at_s"] + event["for_s"]) - max(start, event["at_s"]) for event in events
         }
         heard = [name for name, seconds in sounding.items() if seconds > MIN_EVENT_S / 2]
         is_clear = len(heard) == 1 and sounding[heard[0]] >= MIN_EVENT_S
         windows.append(SILENCE if not heard else heard[0] if is_clear else None)
-    _add(data, waveform, labels, windows, cache, mix, rng)
+    _add(data, waveform, labels, windows, hearing)
 
 
-def _window_s(cache: EncoderCache) -> float:
-    """Length of a window in seconds."""
-    model = cache.model
-    assert isinstance(model, Embedded)
-    return model.connector_spec.token_ms / 1000
-
-
-def _window_levels(waveform: Waveform, cache: EncoderCache) -> list[float]:
-    """Level of each window in dB, relative to the loudest window of the clip."""
-    size = num_samples(_window_s(cache), 16000)
+def _window_levels(waveform: Waveform, size: int) -> list[float]:
+    """Level of each window of `size` samples in dB, relative to the loudest window of the clip."""
     count = -(-len(waveform) // size)
     padded = np.pad(waveform, (0, count * size - len(waveform))).reshape(count, size)
     levels = np.sqrt(np.square(padded).mean(1)) + 1e-7
@@ -229,18 +236,16 @@ def _add(
     waveform: Waveform,
     labels: Mapping[str, tuple[str, ...]],
     windows: Sequence[str | None],
-    cache: EncoderCache,
-    mix: LayerMix,
-    rng: np.random.Generator,
+    hearing: _Hearing,
 ) -> None:
     """Add the features and labels of a clip, and those of at most `WINDOWS_PER_CLIP` of its windows."""
-    (states,) = cache.encoder_states([waveform])
+    (states,) = hearing.cache.encoder_states([waveform])
     with torch.no_grad():
-        rows = mix.mix_layers(states).half()
+        rows = hearing.mix.mix_layers(states).half()
     data.features.append(rows[:2].flatten())
     data.labels.append(dict(labels))
     known = [number for number, name in enumerate(windows[: len(rows) - 2]) if name is not None]
-    for number in sorted(rng.permutation(known)[:WINDOWS_PER_CLIP].tolist()):
+    for number in sorted(hearing.rng.permutation(known)[:WINDOWS_PER_CLIP].tolist()):
         data.window_features.append(rows[2 + number])
         data.window_labels.append(str(windows[number]))
 
@@ -331,12 +336,14 @@ def _measure(
     val: _Data,
 ) -> ConnectorReport:
     """Accuracy of the classifiers on the validation split; clips whose label was not trained on count as wrong."""
+    if not val.features:
+        return ConnectorReport(len(train.features), {}, {}, {}, None)
     counts, first, shown = {}, {}, {}
     scores = [
         fitted(torch.stack(val.features[start : start + VALIDATION_BATCH]).float())
         for start in range(0, len(val.features), VALIDATION_BATCH)
     ]
-    by_facet = torch.cat(scores).split([len(names[facet.field]) for facet in FACETS], 1) if scores else ()
+    by_facet = torch.cat(scores).split([len(names[facet.field]) for facet in FACETS], 1)
     for facet, facet_scores in zip(FACETS, by_facet, strict=True):
         labelled = [
             (row, labels[facet.field][0])
@@ -350,7 +357,7 @@ def _measure(
         right = [[names[facet.field][index] for index in ranked[row]] for row, _ in labelled]
         first[facet.field] = sum(top[0] == name for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
         shown[facet.field] = sum(name in top for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
-    windows = float("nan")
+    windows = None
     if val.window_features:
         guesses = fitted_windows(torch.stack(val.window_features).float()).argmax(1).tolist()
         windows = sum(

@@ -6,8 +6,6 @@ of its runs and epochs it comes first. Only for a frozen encoder; a stage that t
 """
 
 import hashlib
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from earwise.files import atomic_write
 from earwise.models.base import AudioLM
 from earwise.types import Waveform
 
@@ -54,8 +53,7 @@ class EncoderCache:
         self, model: AudioLM, *, batch_size: int | None = None, max_mb: int = 1024,
         measure: Callable[[], AbstractContextManager[None]] = nullcontext, folder: Path | None = None,
     ) -> None:  # fmt: skip
-        self.model = model
-        """The model whose encoder is used."""
+        self._model = model
         self._folder = folder
         on_cpu = next(model.module.parameters()).device.type == "cpu" if batch_size is None else False
         self._batch_size = batch_size or (1 if on_cpu else 8)
@@ -81,7 +79,7 @@ class EncoderCache:
         for start in range(0, len(by_length), self._batch_size):
             batch = by_length[start : start + self._batch_size]
             with self._measure():
-                outputs = self.model.encode_audio([new[key] for key in batch])
+                outputs = self._model.encode_audio([new[key] for key in batch])
             for key, output in zip(batch, outputs, strict=True):
                 # a slice would keep the memory of the whole batch
                 states[key] = output.clone() if self._folder is None else self._write(key, output)
@@ -112,10 +110,6 @@ class EncoderCache:
     def _write(self, key: str, states: Tensor) -> Tensor:
         """Write the states of a clip into the folder, and return them as they will be read."""
         rounded = states.half().cpu()
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic_write(self._path(key), "wb") as file:
             np.save(file, rounded.numpy())
-        Path(temporary).replace(path)
         return rounded.to(states.device).float()

@@ -46,7 +46,7 @@ def test_it_hears_clips_that_it_was_not_fitted_on(
     model: Any = base.load("embedded-blank", device="cpu", trim=True)
     report = build_label_connector(model, clips, tmp_path / "start", encoder_cache=tmp_path / "states")
     assert report.clips == 45 and report.first["sound"] > 0.6 and report.shown["sound"] == 1.0
-    assert report.windows > 0.5, "of three sounds, with an encoder of random weights"
+    assert report.windows is not None and report.windows > 0.5, "of three sounds, with an encoder of random weights"
     assert len(list((tmp_path / "states").rglob("*.npy"))) == 60
     loaded: Any = base.load(str(tmp_path / "start"), device="cpu")
     (states,) = loaded.encode_audio([np.sin(2 * np.pi * 300 * np.arange(12000) / 16000).astype(np.float32) * 0.3])
@@ -66,3 +66,11 @@ def test_the_command_refuses_what_it_cannot_use(
     with pytest.raises(ConfigError, match="is not the embedded model with the connector `mix`"):
         build_label_connector(linear, clips, tmp_path / "start")
     assert not (tmp_path / "start").exists()
+
+
+def test_a_collection_without_validation_clips_is_fitted_and_not_measured(clips: Path, tmp_path: Path) -> None:
+    clips.write_text(clips.read_text().replace(",val,", ",train,"))
+    model = base.load("embedded-blank", device="cpu", trim=True)
+    report = build_label_connector(model, clips, tmp_path / "start")
+    assert (report.clips, report.first, report.windows) == (60, {}, None)
+    assert (tmp_path / "start" / "trained.safetensors").is_file()

@@ -164,9 +164,9 @@ def _build_all(
         notify(f"{len(planned)} scenes to render")
         on_error = (lambda error: notify(f"left out a scene: {error}")) if options.skip_unreadable else None
         written = write_scenes(planned, root, out.parent / f"{out.stem}-clips", on_error=on_error)
-        labels = varied.labels_by_name(rows)
-        is_varied = varied.TASK in options.tasks
-        examples.append(vary_scenes(written, labels, seed=options.seed) if is_varied else written)
+        if varied.TASK in options.tasks:
+            written = vary_scenes(written, varied.labels_by_name(rows), seed=options.seed)
+        examples.append(written)
     return chain.from_iterable(examples)
 
 
