@@ -31,7 +31,7 @@ WITHOUT ?= --where-not source=EmoDB
 help:
 	@echo 'make demo        hear, learn by reinforcement, measure: runs/demo/report.html (minutes)'
 	@echo 'make data-demo   one small data set of each kind from the bundled clips, with checks: runs/data-demo (minutes)'
-	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (about 70 minutes)'
+	@echo 'make recipes     every recipe on the embedded model, first stage to last, measured before and after: runs/recipes (about 2 hours)'
 	@echo 'make goals       the goals of speed and the distance to the limit of this machine, and the page that shows them (12 minutes, idle)'
 	@echo 'make test        everything that is checked: style, types, layers, tests'
 	@echo 'make test-newest the tests with the newest of everything that pyproject.toml allows (make test-oldest: with the oldest)'

@@ -2,11 +2,13 @@
 
     make data-demo recipes
     python benchmarks/recipes.py --only mellow --only cesar --out runs/recipes
+    python benchmarks/recipes.py --only gkd --set gkd:eval.0.limit=96 --json benchmarks/results/later-recipes.json
 
 Each recipe is an `earwise train` of its own, as a user would start it, into `OUT/NAME`; finished runs are kept, stopped
-ones continue. Then the folders are read: stages, steps, seconds, loss (or reward) at the beginning and the end,
-held-out scores before and after with intervals and the blind control. The results are `summary.json`, `summary.md`,
-`summary.html`, and a report per recipe. `--quick` trains one step per stage and evaluates two items, as a test.
+ones continue. Rows that a recipe needs and that no other target builds are built first (`BUILDS`). Then the folders are
+read: stages, steps, seconds, loss (or reward) at the beginning and the end, held-out scores before and after with
+intervals and the blind control. The results are `summary.json` (the same at `--json`), `summary.md`, `summary.html` and
+a report per recipe. `--quick` trains one step per stage and evaluates two items, as a test.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from baselines.timing import machine
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
+from earwise.data.manifest_path import STARTER
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluation.compare import compare
 from earwise.evaluation.results import METRICS, EvalRun, read_run
@@ -35,10 +38,29 @@ from earwise.report.tables import table
 
 RECIPES = PACKAGED_RECIPES
 NAMES = (
-    "r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "hyper", "gkd",
-    "embedded",
+    "r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "hyper", "audiomcq",
+    "audio-r1", "gkd", "embedded",
 )  # fmt: skip
 PROFILE = "cpu"
+BUILDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    "audiomcq": (
+        "runs/contribution/strong.jsonl",
+        (
+            ("build", "join", "starter:train=320", "--where", "task=recognition", "--seed", "42", "--no-check",
+             "--out", "runs/contribution/rows.jsonl"),
+            ("build", "contribution", "runs/contribution/rows.jsonl", "--model", "embedded-aligned", "--attempts", "4",
+             "--max-new-tokens", "16", "--no-check", "--out", "runs/contribution"),
+        ),
+    ),
+    "audio-r1": (
+        "runs/puzzles/puzzles.jsonl",
+        (
+            ("build", "puzzles", str(STARTER / "clips"), "--limit", "40", "--workers", "1", "--no-check", "--out",
+             "runs/puzzles/puzzles.jsonl"),
+        ),
+    ),
+}  # fmt: skip
+"""Recipe -> the file that its profile names and nothing else builds, and the `earwise` commands that build it."""
 QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")
 WALL = "wall.jsonl"
 """File beside the runs with one row per start of `earwise train`: the run and its seconds."""
@@ -74,12 +96,46 @@ def run_to_end(folder: Path, recipe: Recipe, start_arguments: Sequence[str], *, 
         check_same_recipe(folder, recipe)
         if is_finished(folder, recipe if evaluates else recipe.model_copy(update={"eval": ()})):
             return None
-    started, last_line = perf_counter(), ""
     command = [
         "train",
         *(("--resume", str(folder)) if has_started else start_arguments),
         *(() if evaluates else ("--no-eval",)),
     ]
+    started = perf_counter()
+    try:
+        return run_command(command)
+    finally:
+        seconds = round(perf_counter() - started, 1)
+        append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds})
+
+
+def build_rows(name: str) -> str | None:
+    """Build the rows that a recipe needs, unless they exist; a stopped build continues.
+
+    Args:
+        name: Name of the recipe.
+    Returns:
+        The last line of the error output of the command that failed; None if the rows exist.
+    Raises:
+        KeyboardInterrupt: if it was interrupted.
+    """
+    file, commands = BUILDS.get(name, ("", ()))
+    if not file or Path(file).exists():
+        return None
+    return next((reason for command in commands if (reason := run_command(command))), None)
+
+
+def run_command(command: Sequence[str]) -> str | None:
+    """Run an `earwise` command and show its error output.
+
+    Args:
+        command: The arguments.
+    Returns:
+        The last line of its error output if it failed; None if it succeeded.
+    Raises:
+        KeyboardInterrupt: if it was interrupted.
+    """
+    last_line = ""
     program = [sys.executable, "-c", "from earwise.cli import main; main()", *command]
     with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
@@ -90,9 +146,6 @@ def run_to_end(folder: Path, recipe: Recipe, start_arguments: Sequence[str], *, 
         except KeyboardInterrupt:  # the child receives it as well, ends its step and saves
             child.communicate()
             raise
-        finally:
-            seconds = round(perf_counter() - started, 1)
-            append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds})
     if child.returncode == INTERRUPTED:
         raise KeyboardInterrupt
     return None if child.returncode == 0 else last_line or f"exit code {child.returncode}"
@@ -305,9 +358,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--only", action="append", choices=NAMES, help="run only this recipe; can be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="RECIPE:KEY=VALUE", help="a setting of a recipe")
+    parser.add_argument("--json", type=Path, help="write the summary as JSON here as well")
     parser.add_argument("--quick", action="store_true", help="one step per stage and two items, as a test")
     arguments = parser.parse_args()
-    overrides = QUICK if arguments.quick else ()
     failed: dict[str, str] = {}
     rows: list[Row] = []
     try:
@@ -315,11 +369,9 @@ def main() -> int:
             if arguments.only and name not in arguments.only:
                 continue
             print(f"== {name}", file=sys.stderr)
+            settings = [setting.removeprefix(f"{name}:") for setting in arguments.set if setting.startswith(f"{name}:")]
             try:
-                folder, path = arguments.out / name, RECIPES / f"{name}.yaml"
-                recipe = load_recipe(path, profile=PROFILE, overrides=overrides)
-                start_arguments = (str(path), "--profile", PROFILE, "--out", str(folder), *overrides)
-                reason = run_to_end(folder, recipe, start_arguments)
+                reason = run_recipe(name, arguments.out, (*(QUICK if arguments.quick else ()), *settings))
                 if reason is None:
                     rows.append(summarize_recipe(name, arguments.out))
             except EarwiseError as error:
@@ -328,7 +380,9 @@ def main() -> int:
                 failed[name] = reason
                 print(f"{name}: {reason}", file=sys.stderr)
             if rows:
-                write(arguments.out, rows, failed)
+                result = write(arguments.out, rows, failed)
+                if arguments.json:
+                    write_json(arguments.json, result)
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, and the same command continues", file=sys.stderr)
         return INTERRUPTED
@@ -337,6 +391,25 @@ def main() -> int:
     for name, reason in failed.items():
         print(f"{name}: failed ({reason}); the same command tries again")
     return 2 if failed else 0
+
+
+def run_recipe(name: str, out: Path, overrides: Sequence[str]) -> str | None:
+    """Build what a recipe needs and run it to its end.
+
+    Args:
+        name: Name of the recipe.
+        out: Folder of all runs.
+        overrides: Settings, `KEY=VALUE` each.
+    Returns:
+        Why it failed; None if it is finished.
+    Raises:
+        EarwiseError: if the recipe is wrong, or its folder has a run with other settings.
+        KeyboardInterrupt: if it was interrupted; its finished work is kept.
+    """
+    folder, path = out / name, RECIPES / f"{name}.yaml"
+    recipe = load_recipe(path, profile=PROFILE, overrides=overrides)
+    start_arguments = (str(path), "--profile", PROFILE, "--out", str(folder), *overrides)
+    return build_rows(name) or run_to_end(folder, recipe, start_arguments)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,17 @@ def test_a_failing_recipe_is_reported_and_the_others_continue(
     assert "rows.jsonl" in output.out and "t: failed" in output.out
 
 
+def test_rows_of_a_recipe_are_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    join = ("build", "join", "starter:val=3", "--no-check", "--out", "rows.jsonl")
+    monkeypatch.setattr(recipes, "BUILDS", {"a": ("rows.jsonl", (join,)), "b": ("x", (("build", "join", "no.jsonl"),))})
+    assert recipes.build_rows("a") is None and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "rows.jsonl").write_text("kept")
+    assert recipes.build_rows("a") is None and (tmp_path / "rows.jsonl").read_text() == "kept"
+    assert recipes.build_rows("b"), "the command's own words"
+    assert recipes.build_rows("r1-aqa") is None, "needs nothing"
+
+
 def test_beginning_and_end_are_means_of_quarters() -> None:
     assert recipes.ends([7.0]) == [7.0, 7.0]
     assert recipes.ends([8.0, 4.0, 0.0, 0.0, 0.0, 0.0, 1.0, 3.0]) == [6.0, 2.0]
