@@ -277,7 +277,7 @@ def _fit(model: Embedded, mix: LayerMix, train: _Data, val: _Data, out: Path, se
         fitted_windows,
     )
     model.module.connector = connector.requires_grad_(False)
-    model.connector_spec = spec
+    model.set_connector_spec(spec)
     model.save(out)
     return _measure(fitted, fitted_windows, names, window_names, train, val)
 

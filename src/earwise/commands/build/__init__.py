@@ -16,7 +16,7 @@ from earwise.commands.build import (
     xs_cot,
 )
 from earwise.commands.build.post_training import contribution, puzzles
-from earwise.commands.training import connector
+from earwise.commands.training import connector, words
 
 
 @click.group("build", short_help="Build and check training data.")
@@ -28,6 +28,7 @@ group.add_command(labels.command)
 group.add_command(puzzles.command)
 group.add_command(contribution.command)
 group.add_command(connector.command)
+group.add_command(words.command)
 group.add_command(check.command)
 group.add_command(convert.command)
 group.add_command(published.source)

@@ -6,7 +6,7 @@ Q-Former (as in SALMONN). `models.embedded.model` builds a connector, and the me
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from earwise.errors import ModelError
 from earwise.models.embedded.label_words import Facet, LabelWords
+from earwise.models.embedded.spoken_words import WordSlots
 from earwise.models.parts.projector import LayerMix, Projector
 
 STATE_MS = 20
@@ -45,6 +46,7 @@ class ConnectorSpec:
         token_ms: Milliseconds of audio per token, a multiple of `STATE_MS`.
         facets: What the classifier answers; for `labels` alone, as `connector_init: labels` finds it in the data.
         window_labels: Number of labels of a window; for `labels` alone.
+        words: Slots for the words that are spoken; None shows none (`models.embedded.spoken_words`).
     """
 
     kind: str = "mix"
@@ -52,6 +54,7 @@ class ConnectorSpec:
     token_ms: int = STATE_MS * 16
     facets: tuple[Facet, ...] = ()
     window_labels: int = 0
+    words: WordSlots | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.layers not in ("all", "last"):
@@ -62,7 +65,11 @@ class ConnectorSpec:
             raise ModelError(f"connector with token_ms {self.token_ms}: give a multiple of {STATE_MS}")
 
     def __str__(self) -> str:
-        return f"{self.kind}-{self.layers}-{self.token_ms}ms"
+        return f"{self.kind}-{self.layers}-{self.token_ms}ms{'-words' if self.words else ''}"
+
+    def stored_fields(self) -> dict[str, Any]:
+        """The fields as checkpoints store them, which `parse_connector_spec` reads."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def parse_connector_spec(fields: Mapping[str, Any] | None) -> ConnectorSpec:
@@ -77,6 +84,8 @@ def parse_connector_spec(fields: Mapping[str, Any] | None) -> ConnectorSpec:
         values = dict(fields or {})
         if "facets" in values:
             values["facets"] = tuple(Facet(**facet) for facet in values["facets"])
+        if values.get("words") is not None:
+            values["words"] = WordSlots(**values["words"])
         return ConnectorSpec(**values)
     except TypeError as error:
         raise ModelError(f"connector {fields!r} is not known to this version; train the model again") from error

@@ -17,7 +17,7 @@ decoder with random weights. Both choices are stored in the checkpoint.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from earwise.models.detect import MARKER
 from earwise.models.embedded import base_weights, preload
 from earwise.models.embedded.connector import STATE_MS, Connector, ConnectorSpec, build_connector, parse_connector_spec
 from earwise.models.embedded.connector import SUMMARY as SUMMARY
+from earwise.models.embedded.module import EmbeddedModule as EmbeddedModule
+from earwise.models.embedded.module import random_decoder_weights
+from earwise.models.embedded.spoken_words import GATE_PREFIX, WordListener, append_rows, split_rows
 from earwise.models.parts import attention, lora, whisper
 from earwise.models.precision import lora_beside
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens
@@ -42,29 +45,10 @@ from earwise.types import Waveform
 
 POOL = ConnectorSpec().token_ms // STATE_MS
 """Encoder states per frame token of the shipped connector."""
+STORED_PREFIXES = ("connector.", GATE_PREFIX)
+"""Beginnings of the names of weights that every checkpoint stores."""
 PLACEHOLDER = "<file_sep>"
 """A SmolLM2 token for code, which no conversation contains; audio embeddings replace its embedding."""
-
-
-class EmbeddedModule(nn.Module):
-    """The three parts as one module, whose parameter names start with `encoder.`, `connector.` and `decoder.`.
-
-    Args:
-        encoder: Whisper's encoder.
-        connector: See `models.embedded.connector`.
-        decoder: Llama without output head; the head is tied to its embeddings.
-    """
-
-    encoder: whisper.WhisperEncoder
-
-    def __init__(self, encoder: whisper.WhisperEncoder, connector: nn.Module, decoder: LlamaDecoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.connector = connector
-        self.decoder = decoder
-        vocab_size, width = decoder.embed_tokens.weight.shape
-        self.head = nn.Linear(width, vocab_size, bias=False, device="meta")
-        self.head.weight = decoder.embed_tokens.weight  # tied
 
 
 class Embedded:
@@ -95,9 +79,10 @@ class Embedded:
         """Names of encoder and decoder weights that were trained in full or are random; `save` writes them."""
         self.connector_spec = connector_spec or ConnectorSpec()
         """Which connector the module has."""
+        self._words: WordListener | None = None
         self.spec = AudioSpec(sample_rate=16000, max_s=30.0, tokens_per_s=1000 / self.connector_spec.token_ms)
         self.template = EMBEDDED
-        self.parameter_prefixes = {
+        self.parameter_prefixes: dict[str, tuple[str, ...]] = {
             "encoder": ("encoder.",),
             "connector": ("connector.",),
             "decoder": ("decoder.", "head."),
@@ -110,6 +95,14 @@ class Embedded:
         self.eos_ids = tuple(token_ids[token] for token in end_tokens)
         self.tokenizer = TextTokenizer(tokenizer, self.placeholder_id, self.eos_ids, self.template)
         self._mels = module.encoder.num_mel_bins
+        self.set_connector_spec(self.connector_spec)
+
+    def set_connector_spec(self, connector_spec: ConnectorSpec) -> None:
+        """Describe the connector and the speech gate that the module has, after they were changed."""
+        self.connector_spec = connector_spec
+        slots, gate = connector_spec.words, self.module.speech_gate
+        self.parameter_prefixes["encoder"] = ("encoder.",) if gate is None else ("encoder.", GATE_PREFIX)
+        self._words = WordListener(slots, gate, self.tokenizer.encode, self.spec.sample_rate) if slots else None
 
     @property
     def _connector(self) -> Connector:
@@ -117,7 +110,7 @@ class Embedded:
         return connector
 
     def audio_tokens(self, samples: int) -> int:
-        """Number of audio tokens of a clip; see the connector's `token_count`.
+        """Number of audio tokens of a clip; see the connector's `token_count`, and `WordListener.num_tokens`.
 
         Raises:
             AudioError: if the clip is empty or longer than 30 s.
@@ -127,13 +120,15 @@ class Embedded:
             raise AudioError(
                 f"clip lasts {length_s:.2f} s, {self.name} takes up to {self.spec.max_s:.0f} s; {LONG_AUDIO_REMEDY}"
             )
-        return self._connector.token_count(whisper.state_count(samples))
+        word_tokens = self._words.num_tokens(samples) if self._words else 0
+        return self._connector.token_count(whisper.state_count(samples)) + word_tokens
 
     def encode_audio(self, waveforms: Sequence[Waveform]) -> list[Tensor]:
         """The states of each clip that the connector needs, on the CPU or the encoder's device.
 
         Returns:
-            For each clip the connector's `reduce_states`; for the shipped one `(layers, 2 + windows, dim)`.
+            For each clip the connector's `reduce_states`; for the shipped one `(layers, 2 + windows, dim)`. Behind them
+            stand the rows of `spoken_words.append_rows`, if the connector shows words.
         """
         if not waveforms:
             return []
@@ -141,16 +136,28 @@ class Embedded:
         mels = [whisper.log_mel(waveform, self._mels, window_s) for waveform in waveforms]
         layer_states = whisper.layer_states(self.module.encoder, mels)
         counts = [whisper.state_count(len(waveform)) for waveform in waveforms]
-        return [
+        reduced = [
             self._connector.reduce_states(layers[:, :count].float())
             for layers, count in zip(layer_states, counts, strict=True)
         ]
+        if self._words is None:
+            return reduced
+        words = [
+            self._words.listen(self.module.encoder, waveform, layers, count, trims_padding=self.trims_padding)
+            for layers, count, waveform in zip(layer_states, counts, waveforms, strict=True)
+        ]
+        return [append_rows(states, stored) for states, stored in zip(reduced, words, strict=True)]
 
     def project_audio(self, encoder_states: Sequence[Tensor]) -> list[Tensor]:
         """Audio embeddings of each clip, `(audio_seq, dim)`, from the result of `encode_audio`."""
         device = next(self.module.connector.parameters()).device
-        embeddings: list[Tensor] = self.module.connector([states.to(device) for states in encoder_states])
-        return embeddings
+        if self._words is None:
+            embeddings: list[Tensor] = self.module.connector([states.to(device) for states in encoder_states])
+            return embeddings
+        split = [split_rows(states) for states in encoder_states]
+        embeddings = self.module.connector([states.to(device) for states, _ in split])
+        words = [self.embed(torch.tensor(self._words.shown_ids(stored))).float() for _, stored in split]
+        return [torch.cat([rows, shown]) for rows, shown in zip(embeddings, words, strict=True)]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Text embeddings, `(seq, dim)`."""
@@ -180,12 +187,13 @@ class Embedded:
         """
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
-            f"connector.{name}": value.detach().contiguous()
-            for name, value in self.module.connector.state_dict().items()
+            name: value.detach().contiguous()
+            for name, value in self.module.state_dict().items()
+            if name.startswith(STORED_PREFIXES)
         }
         trained = {name for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         full_weights = self.full_weights | {
-            name for name in trained if ".lora_" not in name and not name.startswith("connector.")
+            name for name in trained if ".lora_" not in name and not name.startswith(STORED_PREFIXES)
         }
         merged_lora = {name: value.float() for name, value in self.merged_lora.items()}
         tensors |= {
@@ -201,7 +209,7 @@ class Embedded:
             "family": "embedded",
             "base": base_weights.BASE,
             "trim": self.trims_padding,
-            "connector": asdict(self.connector_spec),
+            "connector": self.connector_spec.stored_fields(),
         }
         (folder / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
 
@@ -354,9 +362,13 @@ def _build(
     torch.set_rng_state(generator_state)
     encoder.load_state_dict(weights.encoder, assign=True)
     decoder.load_state_dict(weights.decoder, assign=True)
+    words = connector_spec.words if connector_spec else None
+    gate = nn.Linear(2 * (sizes["encoder_layers"] + 1) * sizes["d_model"], words.gate) if words and words.gate else None
     if weights.connector:
         try:
             connector.load_state_dict(weights.connector)
+            if gate is not None:
+                gate.load_state_dict(weights.speech_gate)
         except RuntimeError as error:
             raise ModelError(
                 f"trained part does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
@@ -364,7 +376,7 @@ def _build(
     for part in (encoder, decoder):  # parameters only: rotary frequencies, a buffer, stay exact
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
-    module = EmbeddedModule(encoder, connector, decoder).to(device).eval().requires_grad_(False)
+    module = EmbeddedModule(encoder, connector, decoder, gate).to(device).eval().requires_grad_(False)
     merged_lora = weights.merged_lora
     if dtype != torch.float32:
         merged_lora = {}
@@ -374,11 +386,3 @@ def _build(
         module, tokenizer, name=name, revision=weights.revision, merged_lora=merged_lora, trim=trim,
         full_weights=weights.full_weights, connector_spec=connector_spec,
     )  # fmt: skip
-
-
-def random_decoder_weights(sizes: LlamaSizes) -> dict[str, Tensor]:
-    """Random weights of a decoder as transformers initialises them, from torch's global generator."""
-    from transformers import LlamaConfig, LlamaModel
-
-    weights: dict[str, Tensor] = LlamaModel(LlamaConfig(**sizes.transformers_fields())).state_dict()
-    return weights

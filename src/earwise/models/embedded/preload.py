@@ -7,7 +7,7 @@ about to load the default model calls `start_loading` first. `models.embedded.mo
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import safe_open
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from earwise.errors import ModelError
 from earwise.models.embedded import base_weights
+from earwise.models.embedded.spoken_words import GATE_PREFIX
 from earwise.models.parts import lora
 
 ASSETS = Path(__file__).parents[2] / "assets" / "embedded"
@@ -35,6 +36,7 @@ class EmbeddedWeights:
             was asked not to; by `encoder.` or `decoder.` and the name of the weight.
         full_weights: Names, with the same prefixes, of weights that were trained in full.
         revision: Hash of the trained file.
+        speech_gate: Weights of the speech gate (`models.embedded.spoken_words`); empty without one.
     """
 
     encoder: dict[str, Tensor]
@@ -43,6 +45,7 @@ class EmbeddedWeights:
     merged_lora: dict[str, Tensor]
     full_weights: frozenset[str]
     revision: str
+    speech_gate: dict[str, Tensor] = field(default_factory=dict)
 
 
 def start_loading() -> None:
@@ -84,8 +87,12 @@ def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) ->
     merged_lora = {name: value for name, value in stored.items() if name.endswith((".lora_A", ".lora_B"))}
     trained = {name: value if name in merged_lora else value.float() for name, value in stored.items()}
     full_weights = {name for name in trained if name in weights}
-    connector_names = {name for name in trained if name.startswith("connector.")}
-    unexpected = sorted(trained.keys() - merged_lora.keys() - full_weights - connector_names)
+    parts = {
+        prefix: {name.removeprefix(prefix): trained[name] for name in sorted(trained) if name.startswith(prefix)}
+        for prefix in ("connector.", GATE_PREFIX)
+    }
+    known = {f"{prefix}{name}" for prefix, part in parts.items() for name in part}
+    unexpected = sorted(trained.keys() - merged_lora.keys() - full_weights - known)
     if unexpected:
         raise ModelError(f"{path}: unexpected tensor {unexpected[0]}; give a folder made by `earwise train`")
     if aligned:
@@ -100,8 +107,9 @@ def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) ->
             f"{path}: does not fit this version of the embedded model: {str(error).splitlines()[-1].strip()}"
         ) from error
     revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12] + ("-aligned" if aligned else "")
-    connector = {name.removeprefix("connector."): trained[name] for name in sorted(connector_names)}
-    return EmbeddedWeights(encoder, decoder, connector, merged_lora, frozenset(full_weights), revision)
+    return EmbeddedWeights(
+        encoder, decoder, parts["connector."], merged_lora, frozenset(full_weights), revision, parts[GATE_PREFIX]
+    )
 
 
 def tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
