@@ -1,13 +1,14 @@
 """Gives the embedded model the connector `labels`, fitted on a labelled collection: `earwise build connector`.
 
 The clips of the collection's training split, and scenes composed of them (`earwise build labels --tasks order,...`),
-are encoded once; two linear classifiers are fitted on their states (`models.embedded.label_init`); the words that the
-decoder will read are its own embeddings of the labels' names. The model's other weights stay as they are, so the result
-is a start for training, as the connector of recipe `embedded` is.
+are encoded once; a linear classifier (`models.embedded.labels.label_init`) and a network that finds events
+(`models.embedded.labels.event_init`) are fitted on their states; the words that the decoder will read are its own
+embeddings of the labels' names. The model's other weights stay as they are, so the result is a start for training, as
+the connector of recipe `embedded` is.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,67 +16,23 @@ import torch
 from torch import Tensor
 
 from earwise import progress
-from earwise.audio import decode, num_samples
-from earwise.data import manifest
+from earwise.apps import label_features
+from earwise.apps.label_features import FACETS, NONE, SILENCE, SPEECH, ClipData, FacetField, Hearing
+from earwise.audio import decode
 from earwise.datasets.labels import collection
-from earwise.datasets.labels.collection import LabelRow
-from earwise.datasets.labels.varied.clip_questions import varied_facts
 from earwise.errors import ConfigError, DataError
 from earwise.models.base import AudioLM
-from earwise.models.embedded import label_init
 from earwise.models.embedded.connector import ConnectorSpec, build_connector
-from earwise.models.embedded.label_words import Facet, LabelWords
+from earwise.models.embedded.labels import event_init, event_listener, label_init
+from earwise.models.embedded.labels.event_listener import EventListener, ListenerSpec
+from earwise.models.embedded.labels.label_init import ConnectorWords
+from earwise.models.embedded.labels.label_words import EVENT_LEADS, LABEL_TOKENS, Facet, LabelWords
 from earwise.models.embedded.model import Embedded
 from earwise.models.encoder_cache import EncoderCache, encoder_fingerprint
 from earwise.models.parts.projector import LayerMix
-from earwise.types import Example, Waveform
 
-NONE = "none"
-"""Label of a facet that does not apply to a clip: the language of a bark."""
-SILENCE, SPEECH = "silence", "speech"
-SILENCE_DB = -38.0
-"""A window this far below the loudest one of its clip is silent."""
-MIN_EVENT_S = 0.16
-"""A window of a scene is labelled by an event that sounds for at least this long in it, if no other does."""
-WINDOWS_PER_CLIP = 8
-"""Largest number of windows of one clip to fit on."""
-EPOCHS, WINDOW_EPOCHS = 30, 8
+EPOCHS, LISTENER_EPOCHS = 30, 10
 VALIDATION_BATCH = 512
-
-
-@dataclass(frozen=True, slots=True)
-class FacetField:
-    """A facet: the field of `datasets.labels.varied` that it answers, and how the decoder sees the answer.
-
-    Attributes:
-        field: Name of the field.
-        lead: Word in front of the answer.
-        shown: Number of labels that are shown, the likeliest first.
-        tokens: Tokens of each label.
-        applies_to: Categories of clips that have such a label; `none` is right for clips of the others.
-    """
-
-    field: str
-    lead: str
-    shown: int = 1
-    tokens: int = 1
-    applies_to: tuple[str, ...] = ("music",)
-
-
-FACETS = (
-    FacetField("sound", "Sound", 4, 2, ("sound",)),
-    FacetField("instrument", "Instrument", 3, 2),
-    FacetField("kind", "Type", applies_to=("sound", "music", "speech")),
-    FacetField("language", "Language", applies_to=("speech",)),
-    FacetField("emotion", "Mood", 2, applies_to=("speech",)),
-    FacetField("gender", "Speaker", applies_to=("speech",)),
-    FacetField("digit", "Number", 2, applies_to=("speech",)),
-    FacetField("register", "Pitch"),
-    FacetField("dynamic", "Volume"),
-    FacetField("pace", "Speed"),
-    FacetField("mode", "Mode"),
-    FacetField("contour", "Direction"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,49 +44,18 @@ class ConnectorReport:
         labelled: Facet -> number of validation clips with a label.
         first: Facet -> share of the labelled validation clips whose label is the first that is shown.
         shown: Facet -> share whose label is among those shown.
-        windows: Share of the validation windows with the right label; None if there are none.
+        event_counts: Number of validation scenes without overlap.
+        counted: Share of these in which as many events are found as there are; None if there are none.
+        order: Share in which the events are named alike exactly where they are alike; None if there are none.
     """
 
     clips: int
     labelled: dict[str, int]
     first: dict[str, float]
     shown: dict[str, float]
-    windows: float | None
-
-
-@dataclass(slots=True)
-class _Data:
-    """Features and labels of one split."""
-
-    features: list[Tensor] = field(default_factory=list)
-    labels: list[dict[str, tuple[str, ...]]] = field(default_factory=list)
-    """Facet -> labels of a clip, all equally likely; absent where they are not known."""
-    window_features: list[Tensor] = field(default_factory=list)
-    window_labels: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hearing:
-    """How the features of a waveform are computed.
-
-    Attributes:
-        cache: Encoder states of clips.
-        mix: The connector that mixes the encoder's layers.
-        sample_rate: Sample rate of the waveforms, Hz.
-        window_s: Length of a window, seconds.
-        rng: Source of randomness of the windows that are used.
-    """
-
-    cache: EncoderCache
-    mix: LayerMix
-    sample_rate: int
-    window_s: float
-    rng: np.random.Generator
-
-    @property
-    def window_samples(self) -> int:
-        """Length of a window in samples."""
-        return num_samples(self.window_s, self.sample_rate)
+    event_counts: int
+    counted: float | None
+    order: float | None
 
 
 def build_label_connector(
@@ -168,121 +94,56 @@ def build_label_connector(
     cache = EncoderCache(model, max_mb=0, batch_size=1, folder=folder)
     rows, root = collection.load(collection_path)
     rows = [row for row in rows if all(str(row.get(key)) != value for key, value in without)]
-    splits = {"train": _Data(), "val": _Data()}
+    splits = {"train": ClipData(), "val": ClipData()}
     spec, window_s = embedded.spec, embedded.connector_spec.token_ms / 1000
-    hearing = _Hearing(cache, mix, spec.sample_rate, window_s, np.random.default_rng(seed))
+    hearing = Hearing(cache, mix, spec.sample_rate, window_s, np.random.default_rng(seed))
     for row in progress.track(rows, "clips encoded", len(rows)):
         if row["split"] in splits:
             waveform = decode(root / row["path"], spec.sample_rate, max_s=spec.max_s, long_audio="truncate")
-            _add_clip(splits[row["split"]], row, waveform, hearing)
-    for example in progress.track(list(_scenes(scenes)), "scenes encoded"):
+            label_features.add_clip(splits[row["split"]], row, waveform, hearing)
+    for example in progress.track(list(label_features.scenes_of(scenes)), "scenes encoded"):
         if example.split in splits:
-            _add_scene(splits[example.split], example, hearing)
+            label_features.add_scene(splits[example.split], example, hearing)
     if not splits["train"].features:
         raise DataError(f"{collection_path}: has no clip of the split train to fit on")
     return _fit(embedded, mix, splits["train"], splits["val"], out, seed)
 
 
-def _scenes(manifests: Iterable[Path]) -> Iterator[Example]:
-    """One question about each scene of some manifests."""
-    seen = set[Path]()
-    for path in manifests:
-        for example in manifest.read(path):
-            if "events" in example.meta and example.audio_paths[0] not in seen:
-                seen.add(example.audio_paths[0])
-                yield example
-
-
-def _add_clip(data: _Data, row: LabelRow, waveform: Waveform, hearing: _Hearing) -> None:
-    """Add a clip and its windows."""
-    facts = {fact.field: fact.name for fact in varied_facts(row)}
-    labels = {facet.field: (facts[facet.field],) for facet in FACETS if facet.field in facts}
-    labels |= {facet.field: (NONE,) for facet in FACETS if row["category"] not in facet.applies_to}
-    spoken = SPEECH if row["category"] == "speech" else None
-    name = facts.get("sound") or facts.get("instrument") or spoken
-    levels = _window_levels(waveform, hearing.window_samples)
-    windows = [SILENCE if level < SILENCE_DB else name for level in levels]
-    _add(data, waveform, labels, windows, hearing)
-
-
-def _add_scene(data: _Data, example: Example, hearing: _Hearing) -> None:
-    """Add a scene and its windows, which are labelled by the events that sound in them."""
-    waveform = decode(example.audio_paths[0], hearing.sample_rate)
-    events = example.meta["events"]
-    labels = {facet.field: (NONE,) for facet in FACETS if facet.applies_to == ("speech",)}
-    labels["heard"] = tuple(sorted({event["label"] for event in events}))
-    windows: list[str | None] = []
-    for number in range(-(-len(waveform) // hearing.window_samples)):
-        start, end = number * hearing.window_s, (number + 1) * hearing.window_s
-        sounding = {
-            event["label"]: min(end, event["at_s"] + event["for_s"]) - max(start, event["at_s"]) for event in events
-        }
-        heard = [name for name, seconds in sounding.items() if seconds > MIN_EVENT_S / 2]
-        is_clear = len(heard) == 1 and sounding[heard[0]] >= MIN_EVENT_S
-        windows.append(SILENCE if not heard else heard[0] if is_clear else None)
-    _add(data, waveform, labels, windows, hearing)
-
-
-def _window_levels(waveform: Waveform, size: int) -> list[float]:
-    """Level of each window of `size` samples in dB, relative to the loudest window of the clip."""
-    count = -(-len(waveform) // size)
-    padded = np.pad(waveform, (0, count * size - len(waveform))).reshape(count, size)
-    levels = np.sqrt(np.square(padded).mean(1)) + 1e-7
-    return [float(level) for level in 20 * np.log10(levels / levels.max())]
-
-
-def _add(
-    data: _Data,
-    waveform: Waveform,
-    labels: Mapping[str, tuple[str, ...]],
-    windows: Sequence[str | None],
-    hearing: _Hearing,
-) -> None:
-    """Add the features and labels of a clip, and those of at most `WINDOWS_PER_CLIP` of its windows."""
-    (states,) = hearing.cache.encoder_states([waveform])
-    with torch.no_grad():
-        rows = hearing.mix.mix_layers(states).half()
-    data.features.append(rows[:2].flatten())
-    data.labels.append(dict(labels))
-    known = [number for number, name in enumerate(windows[: len(rows) - 2]) if name is not None]
-    for number in sorted(hearing.rng.permutation(known)[:WINDOWS_PER_CLIP].tolist()):
-        data.window_features.append(rows[2 + number])
-        data.window_labels.append(str(windows[number]))
-
-
-def _fit(model: Embedded, mix: LayerMix, train: _Data, val: _Data, out: Path, seed: int) -> ConnectorReport:
+def _fit(model: Embedded, mix: LayerMix, train: ClipData, val: ClipData, out: Path, seed: int) -> ConnectorReport:
     """Fit the classifiers, put the connector into the model, write it, and measure it on the validation split."""
     names = {facet.field: _label_names(train, facet) for facet in FACETS}
-    window_names = [SILENCE, SPEECH, *sorted(set(train.window_labels) - {SILENCE, SPEECH})]
+    heard = {name for clip in train.windows for window in clip.names for name in window}
+    window_names = [SILENCE, SPEECH, *sorted(heard - {SILENCE, SPEECH})]
     targets = [_targets(train.labels, facet.field, names[facet.field]) for facet in FACETS]
     fitted = label_init.fit_facets(torch.stack(train.features), targets, epochs=EPOCHS, seed=seed)
-    window_targets = torch.tensor([window_names.index(name) for name in train.window_labels])
-    fitted_windows = label_init.fit_windows(
-        torch.stack(train.window_features), window_targets, len(window_names), epochs=WINDOW_EPOCHS, seed=seed
-    )
+    targets_of_windows = label_features.window_targets(train.windows, window_names)
+    components = min(ListenerSpec(0).components, len(train.features[0]) // 2)
+    listener_spec = ListenerSpec(len(window_names), components=components)
+    listener = event_init.fit_listener(targets_of_windows, listener_spec, epochs=LISTENER_EPOCHS, seed=seed)
     facets = tuple(
         Facet(len(names[facet.field]), min(facet.shown, len(names[facet.field])), facet.tokens) for facet in FACETS
     )
-    spec = ConnectorSpec(kind="labels", facets=facets, window_labels=len(window_names))
+    spec = ConnectorSpec(kind="labels", facets=facets, listener=listener_spec)
     layers, dim = len(mix.gates), mix.frames.in_features // len(mix.gates)
     connector: LabelWords = build_connector(spec, layers, dim, mix.frames.out_features)
     connector.mix = mix
-    label_init.set_connector(
-        connector,
-        facets,
-        [_words(model, names[facet.field], facet.tokens) for facet in FACETS],
-        torch.stack([_lead(model, facet.lead) for facet in FACETS]),
-        _words(model, window_names, 1)[:, 0],
-        fitted,
-        fitted_windows,
+    words = ConnectorWords(
+        facets=[_words(model, names[facet.field], facet.tokens) for facet in FACETS],
+        facet_leads=torch.stack([_lead(model, facet.lead) for facet in FACETS]),
+        events=_words(model, window_names, LABEL_TOKENS),
+        event_leads=torch.stack([_lead(model, lead) for lead in EVENT_LEADS]),
+        no_event=_words(model, [NONE], LABEL_TOKENS)[0],
+        together=_words(model, ["no", "yes"], 1)[:, 0],
+        windows=_words(model, window_names, 1)[:, 0],
     )
+    label_init.set_connector(connector, words, fitted, listener)
     model.module.connector = connector.requires_grad_(False)
     model.set_connector_spec(spec)
     model.save(out)
-    return _measure(fitted, fitted_windows, names, window_names, train, val)
+    return _measure(fitted, listener, names, train, val)
 
 
-def _label_names(data: _Data, facet: FacetField) -> list[str]:
+def _label_names(data: ClipData, facet: FacetField) -> list[str]:
     """All labels of a facet, in alphabetical order, `none` last."""
     found = {name for labels in data.labels for name in labels.get(facet.field, ())} - {NONE}
     is_known_to_apply = found and not any(NONE in labels.get(facet.field, ()) for labels in data.labels)
@@ -329,15 +190,14 @@ def _lead(model: Embedded, word: str) -> Tensor:
 
 def _measure(
     fitted: label_init.FittedClassifier,
-    fitted_windows: label_init.FittedClassifier,
+    listener: EventListener,
     names: Mapping[str, Sequence[str]],
-    window_names: Sequence[str],
-    train: _Data,
-    val: _Data,
+    train: ClipData,
+    val: ClipData,
 ) -> ConnectorReport:
     """Accuracy of the classifiers on the validation split; clips whose label was not trained on count as wrong."""
     if not val.features:
-        return ConnectorReport(len(train.features), {}, {}, {}, None)
+        return ConnectorReport(len(train.features), {}, {}, {}, 0, None, None)
     counts, first, shown = {}, {}, {}
     scores = [
         fitted(torch.stack(val.features[start : start + VALIDATION_BATCH]).float())
@@ -357,10 +217,19 @@ def _measure(
         right = [[names[facet.field][index] for index in ranked[row]] for row, _ in labelled]
         first[facet.field] = sum(top[0] == name for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
         shown[facet.field] = sum(name in top for top, (_, name) in zip(right, labelled, strict=True)) / len(labelled)
-    windows = None
-    if val.window_features:
-        guesses = fitted_windows(torch.stack(val.window_features).float()).argmax(1).tolist()
-        windows = sum(
-            window_names[guess] == name for guess, name in zip(guesses, val.window_labels, strict=True)
-        ) / len(guesses)
-    return ConnectorReport(len(train.features), counts, first, shown, windows)
+    scenes = [clip for clip in val.windows if clip.events]
+    found = [event_listener.find_events(listener(clip.features.float())) for clip in scenes]
+    counted = [len(events) == len(clip.events) for events, clip in zip(found, scenes, strict=True)]
+    order = [
+        _pattern([int(event.label_scores.argmax()) for event in events]) == _pattern(clip.events)
+        for events, clip in zip(found, scenes, strict=True)
+    ]
+    return ConnectorReport(
+        len(train.features), counts, first, shown,
+        len(scenes), sum(counted) / len(scenes) if scenes else None, sum(order) / len(scenes) if scenes else None,
+    )  # fmt: skip
+
+
+def _pattern(names: Sequence[object]) -> list[int]:
+    """Which items of a sequence are equal: the place of the first that equals each."""
+    return [names.index(name) for name in names]

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from earwise.apps.label_connector import FACETS
+from earwise.apps.label_features import FACETS
 from earwise.errors import ConfigError
 from earwise.models.base import AudioLM
-from earwise.models.embedded.label_words import LabelWords
+from earwise.models.embedded.labels.label_words import LabelWords
 from earwise.models.embedded.model import Embedded
 from earwise.models.embedded.spoken_words import WordSlots
 

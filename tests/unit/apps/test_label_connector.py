@@ -1,5 +1,6 @@
 """The fitted connector hears labels in clips that it was not fitted on, and the model with it can be trained."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,34 @@ def clips(tmp_path: Path) -> Path:
     return tmp_path / "clips.csv"
 
 
+def composed(folder: Path, labels: list[str]) -> Path:
+    """A manifest of 32 scenes of two or three tones with silence between them, a quarter of them for validation."""
+    rng, rows = np.random.default_rng(1), []
+    for number in range(32):
+        sound, events = np.zeros(0), []
+        for label in rng.permutation(labels)[: 2 + number % 2].tolist():
+            time = np.arange(16000) / 16000
+            sound = np.concatenate([sound, np.zeros(8000)])
+            events.append({"label": label, "at_s": len(sound) / 16000, "for_s": 1.0})
+            sound = np.concatenate([sound, 0.3 * np.sin(2 * np.pi * PITCHES[label] * rng.uniform(0.95, 1.05) * time)])
+        soundfile.write(folder / f"scene-{number}.wav", sound, 16000)
+        content = [{"type": "audio", "audio": f"scene-{number}.wav"}, {"type": "text", "text": "What comes first?"}]
+        split = "val" if number % 4 == 0 else "train"
+        row = {"id": f"s{number}", "messages": [{"role": "user", "content": content}], "answer": events[0]["label"]}
+        rows.append(json.dumps(row | {"split": split, "events": events}))
+    (folder / "scenes.jsonl").write_text("\n".join(rows) + "\n")
+    return folder / "scenes.jsonl"
+
+
 def test_it_hears_clips_that_it_was_not_fitted_on(
     clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model: Any = base.load("embedded-blank", device="cpu", trim=True)
-    report = build_label_connector(model, clips, tmp_path / "start", encoder_cache=tmp_path / "states")
-    assert report.clips == 45 and report.first["sound"] > 0.6 and report.shown["sound"] == 1.0
-    assert report.windows is not None and report.windows > 0.5, "of three sounds, with an encoder of random weights"
-    assert len(list((tmp_path / "states").rglob("*.npy"))) == 60
+    scenes = composed(tmp_path, ["owl", "siren", "bell"])
+    report = build_label_connector(model, clips, tmp_path / "start", scenes=[scenes], encoder_cache=tmp_path / "states")
+    assert report.clips == 45 + 24 and report.first["sound"] > 0.6 and report.shown["sound"] == 1.0
+    assert report.event_counts == 8 and report.counted is not None and report.counted >= 0.5, "random encoder weights"
+    assert len(list((tmp_path / "states").rglob("*.npy"))) == 60 + 32
     loaded: Any = base.load(str(tmp_path / "start"), device="cpu")
     (states,) = loaded.encode_audio([np.sin(2 * np.pi * 300 * np.arange(12000) / 16000).astype(np.float32) * 0.3])
     (embeddings,) = loaded.project_audio([states])
@@ -72,5 +93,5 @@ def test_a_collection_without_validation_clips_is_fitted_and_not_measured(clips:
     clips.write_text(clips.read_text().replace(",val,", ",train,"))
     model = base.load("embedded-blank", device="cpu", trim=True)
     report = build_label_connector(model, clips, tmp_path / "start")
-    assert (report.clips, report.first, report.windows) == (60, {}, None)
+    assert (report.clips, report.first, report.event_counts, report.counted) == (60, {}, 0, None)
     assert (tmp_path / "start" / "trained.safetensors").is_file()

@@ -19,6 +19,7 @@ from earwise.errors import ConfigError, ModelError
 from earwise.models import base, registry
 from earwise.models.embedded import model as embedded
 from earwise.models.embedded.connector import KINDS, ConnectorSpec, build_connector, parse_connector_spec
+from earwise.models.embedded.labels.event_listener import WindowScores, find_events, sounds_overlap
 from earwise.models.embedded.model import Embedded
 from earwise.models.memory.measured_sizes import measure_folder, with_connector
 from earwise.models.parts import whisper
@@ -98,14 +99,34 @@ def test_embeddings_equal_the_formula(spec: dict[str, Any]) -> None:
     assert model.project_audio([]) == []
 
 
-LABELS = {"kind": "labels", "facets": [{"labels": 5, "shown": 2, "tokens": 2}, {"labels": 3}], "window_labels": 4}
+LABELS = {
+    "kind": "labels",
+    "facets": [{"labels": 5, "shown": 2, "tokens": 2}, {"labels": 3}],
+    "listener": {"labels": 4, "slots": 3, "shown": 2, "components": 8, "width": 8},
+}
+
+
+def _event_words(connector: Any, heard: WindowScores, slots: int) -> list[torch.Tensor]:
+    """What the decoder should see of the events, written out."""
+    words, leads, found = connector.event_words, connector.event_leads, find_events(heard)
+    likeliest = [event.label_scores.topk(2).indices.tolist() for event in found]
+    order = [torch.cat([words[first], words[second]]) for first, second in likeliest[:slots]]
+    order += [connector.no_event.repeat(2, 1)] * (slots - len(order))
+    loudest = max(range(len(found)), key=lambda number: found[number].level) if found else None
+    longest = max(range(len(found)), key=lambda number: found[number].end - found[number].start) if found else None
+    most = [connector.no_event if number is None else words[likeliest[number][0]] for number in (loudest, longest)]
+    together = connector.together_words[int(sounds_overlap(heard))][None]
+    return [leads[0], *order, leads[1], most[0], leads[2], most[1], leads[3], together]
 
 
 @torch.no_grad()
 def test_the_connector_labels_shows_the_words_of_the_likeliest_labels(tmp_path: Path) -> None:
     model = perturbed(untrained(LABELS))
     connector: Any = model.module.connector
-    assert model.audio_tokens(16000) == (2 + 2 * 2) + (2 + 1) + 14 + 4
+    facets, slots = (2 + 2 * 2) + (2 + 1), 2  # 4 windows: 1 + 4 // 3 slots
+    events = (2 + slots * 2 * 2) + (2 + 2) + (2 + 2) + (2 + 1)
+    assert model.audio_tokens(16000) == facets + events + 14 + 4
+    assert model.audio_tokens(16000 * 9) == facets + events + 2 * 2 + 14 + 29, "no more than three slots"
     (states,) = model.encode_audio([tone(1.0)])
     (embeddings,) = model.project_audio([states])
     rows = connector.mix.mix_layers(states)
@@ -115,11 +136,14 @@ def test_the_connector_labels_shows_the_words_of_the_likeliest_labels(tmp_path: 
     words, leads = connector.words, connector.facet_leads
     expected = [leads[0], words[0][first], words[0][second], leads[1], words[1][likeliest]]
     assert torch.equal(embeddings[:9], torch.cat(expected))
+    heard = connector.listener(rows[2:])
+    expected = _event_words(connector, heard, slots)
+    assert torch.equal(embeddings[9 : 9 + events], torch.cat(expected))
     (mixed,) = connector.mix([states])
-    assert torch.equal(embeddings[9 : 9 + 14], mixed[:14])
-    heard = torch.softmax(connector.classify_window(rows[2:]), 1)
-    by_window = [mixed[14 + n] + sum(heard[n, k] * connector.window_words[k] for k in range(4)) for n in range(4)]
-    torch.testing.assert_close(embeddings[23:], torch.stack(by_window))
+    assert torch.equal(embeddings[9 + events : 23 + events], mixed[:14])
+    shares = torch.softmax(heard.label_logits, 1)
+    by_window = [mixed[14 + n] + sum(shares[n, k] * connector.window_words[k] for k in range(4)) for n in range(4)]
+    torch.testing.assert_close(embeddings[23 + events :], torch.stack(by_window))
     model.save(tmp_path / "saved")
     loaded: Any = base.load(str(tmp_path / "saved"), device="cpu")
     assert loaded.connector_spec == model.connector_spec and isinstance(loaded.connector_spec.facets, tuple)

@@ -90,3 +90,23 @@ def test_no_lora_and_matrices_that_do_not_fit() -> None:
         )
     with pytest.raises(KeyError, match="lora_A"):
         lora.merge(dict(module_without_lora().named_parameters()), {"first.lora_B": torch.zeros(3, 1)})
+
+
+def test_reduced_ranks_are_the_nearest_of_their_rank() -> None:
+    """The product's largest singular values stay, and the distance is the root of the squares of the others."""
+    torch.manual_seed(0)
+    matrices = {"w.lora_A": torch.randn(5, 8), "w.lora_B": torch.randn(7, 5)}
+    product = matrices["w.lora_B"] @ matrices["w.lora_A"]
+    values = torch.linalg.svdvals(product)
+    for rank in (2, 5, 9):
+        reduced = lora.reduce_ranks(matrices, rank)
+        assert reduced["w.lora_A"].shape == (min(rank, 5), 8) and reduced["w.lora_B"].shape == (7, min(rank, 5))
+        distance = (reduced["w.lora_B"] @ reduced["w.lora_A"] - product).norm()
+        assert float(distance) == pytest.approx(float(values[rank:].square().sum().sqrt()), abs=1e-5)
+
+
+def test_ranks_of_two_stages_are_told_apart() -> None:
+    first, second = ({"w.lora_A": torch.randn(r, 4), "w.lora_B": torch.randn(3, r)} for r in (2, 3))
+    both = lora.concatenate_ranks(first, second)
+    assert all(torch.equal(value, first[name]) for name, value in lora.first_ranks(both, 2).items())
+    assert all(torch.equal(value, second[name]) for name, value in lora.ranks_after(both, 2).items())

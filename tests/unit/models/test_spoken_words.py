@@ -22,7 +22,7 @@ from earwise.models.encoder_cache import EncoderCache, encoder_fingerprint
 from families.embedded import ENCODER_CONFIG, random_base_weights, write_base_weights
 
 LABELS = {
-    "kind": "labels", "window_labels": 4,
+    "kind": "labels", "listener": {"labels": 4, "components": 8, "width": 8},
     "facets": [{"labels": 5, "shown": 2, "tokens": 2}, {"labels": 4}, {"labels": 3}],
 }  # fmt: skip
 CONTROL_TOKENS = (

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from earwise.errors import ModelError
-from earwise.models.embedded.label_words import Facet, LabelWords
+from earwise.models.embedded.labels.event_listener import ListenerSpec
+from earwise.models.embedded.labels.label_words import Facet, LabelWords
 from earwise.models.embedded.spoken_words import WordSlots
 from earwise.models.parts.projector import LayerMix, Projector
 
@@ -45,7 +46,7 @@ class ConnectorSpec:
         layers: `all` reads all encoder layers, weighted by learned gates and concatenated; `last` only the last one.
         token_ms: Milliseconds of audio per token, a multiple of `STATE_MS`.
         facets: What the classifier answers; for `labels` alone, as `connector_init: labels` finds it in the data.
-        window_labels: Number of labels of a window; for `labels` alone.
+        listener: What finds the events of a clip; for `labels` alone.
         words: Slots for the words that are spoken; None shows none (`models.embedded.spoken_words`).
     """
 
@@ -53,7 +54,7 @@ class ConnectorSpec:
     layers: str = "all"
     token_ms: int = STATE_MS * 16
     facets: tuple[Facet, ...] = ()
-    window_labels: int = 0
+    listener: ListenerSpec | None = None
     words: WordSlots | None = None
 
     def __post_init__(self) -> None:
@@ -84,6 +85,8 @@ def parse_connector_spec(fields: Mapping[str, Any] | None) -> ConnectorSpec:
         values = dict(fields or {})
         if "facets" in values:
             values["facets"] = tuple(Facet(**facet) for facet in values["facets"])
+        if values.get("listener"):
+            values["listener"] = ListenerSpec(**values["listener"])
         if values.get("words") is not None:
             values["words"] = WordSlots(**values["words"])
         return ConnectorSpec(**values)
@@ -107,7 +110,7 @@ def build_connector(spec: ConnectorSpec, layers: int, dim: int, out: int) -> Any
         return LayerMix(num_layers, dim, out, SUMMARY, pool=pool)
     if spec.kind == "labels":
         mix = LayerMix(num_layers, dim, out, SUMMARY, pool=pool)
-        return LabelWords(mix, num_layers * dim, out, facets=spec.facets, window_labels=spec.window_labels)
+        return LabelWords(mix, num_layers * dim, out, facets=spec.facets, listener=spec.listener or ListenerSpec(1))
     if spec.kind == "qformer":
         from earwise.models.parts.qformer import QFormer  # imports take a second, and nothing else here needs it
 

@@ -21,6 +21,8 @@ from earwise.models.parts import lora
 ASSETS = Path(__file__).parents[2] / "assets" / "embedded"
 ALIGNED_RANK = "aligned_rank"
 """Metadata key of the shipped file: how many of its LoRA ranks the first stage trained."""
+MIX = "mix."
+"""Beginning of the names of the weights that the connector `labels` has from the connector `mix` of the first stage."""
 _pending: dict[tuple[Path, bool], "Future[EmbeddedWeights]"] = {}
 
 
@@ -95,8 +97,10 @@ def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) ->
     unexpected = sorted(trained.keys() - merged_lora.keys() - full_weights - known)
     if unexpected:
         raise ModelError(f"{path}: unexpected tensor {unexpected[0]}; give a folder made by `earwise train`")
+    connector = parts["connector."]
     if aligned:
         merged_lora = lora.first_ranks(merged_lora, int(metadata[ALIGNED_RANK]))
+        connector = {name.removeprefix(MIX): value for name, value in connector.items() if name.startswith(MIX)}
     try:
         if merge:
             lora.merge(weights, merged_lora)
@@ -108,7 +112,13 @@ def _read(base: Path, folder: Path | None, aligned: bool, merge: bool = True) ->
         ) from error
     revision = hashlib.sha256(path.read_bytes()).hexdigest()[:12] + ("-aligned" if aligned else "")
     return EmbeddedWeights(
-        encoder, decoder, parts["connector."], merged_lora, frozenset(full_weights), revision, parts[GATE_PREFIX]
+        encoder,
+        decoder,
+        connector,
+        merged_lora,
+        frozenset(full_weights),
+        revision,
+        {} if aligned else parts[GATE_PREFIX],
     )
 
 

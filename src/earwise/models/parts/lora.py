@@ -45,6 +45,34 @@ def first_ranks(matrices: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
     return {name: value[:rank] if name.endswith("lora_A") else value[:, :rank] for name, value in matrices.items()}
 
 
+def ranks_after(matrices: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """All ranks but the first `rank`."""
+    return {name: value[rank:] if name.endswith("lora_A") else value[:, rank:] for name, value in matrices.items()}
+
+
+def reduce_ranks(matrices: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """The LoRA of at most `rank` ranks whose products `B @ A` are nearest to those of a LoRA with more.
+
+    Nearest in the Frobenius norm, by a singular value decomposition of each product (Eckart and Young, 1936).
+
+    Args:
+        matrices: Matrices by the name of the weight and `.lora_A`, `(ranks, in)`, or `.lora_B`, `(out, ranks)`.
+        rank: Largest number of ranks.
+    """
+    reduced = {}
+    for name, lora_b in matrices.items():
+        if not name.endswith(".lora_B"):
+            continue
+        stem = name.removesuffix(".lora_B")
+        basis_out, inner_out = torch.linalg.qr(lora_b.float())
+        basis_in, inner_in = torch.linalg.qr(matrices[f"{stem}.lora_A"].float().T)
+        left, values, right = torch.linalg.svd(inner_out @ inner_in.T)
+        roots = values[:rank].sqrt()
+        reduced[f"{stem}.lora_A"] = (roots[:, None] * (right[:rank] @ basis_in.T)).contiguous()
+        reduced[f"{stem}.lora_B"] = (basis_out @ left[:, :rank] * roots).contiguous()
+    return reduced
+
+
 def products(matrices: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Name of each weight and the change `B @ A` of it, float32, one at a time since each is as large as the weight."""
     for name, lora_b in matrices.items():

@@ -1,6 +1,6 @@
-"""Fits the classifiers of the connector `labels` (`models.embedded.label_words`) on encoder states, before training.
+"""Fits the classifiers of the connector `labels` (`label_words` beside this file) on encoder states, before training.
 
-Both classifiers are linear, on states that are standardised over the training clips, with dropout, weight decay and
+The classifier is linear, on states that are standardised over the training clips, with dropout, weight decay and
 label smoothing against their many features; a minute or two for some thousand clips. `apps.label_connector` collects
 states and labels. Ours.
 """
@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from earwise.models.embedded.label_words import Facet, LabelWords
+from earwise.models.embedded.labels.event_listener import EventListener
+from earwise.models.embedded.labels.label_words import LabelWords
 
 BATCH_SIZE = 128
 LEARNING_RATE = 4e-4
@@ -24,9 +25,6 @@ TEMPERATURE = 2.0
 """Divides the scores in the loss, so that the many features do not drive the probabilities to 0 and 1 at once."""
 MIN_LABELLED = 8
 """A facet that few clips of a batch are labelled for counts as if there were this many."""
-RARE_POWER = 0.4
-"""Windows are drawn with the number of windows of their label to minus this power."""
-
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Scores `(batch, labels)` and the numbers of the batch's rows -> the loss, a scalar."""
@@ -82,29 +80,9 @@ def fit_facets(
     return _fit(features, sum(sizes), loss, torch.ones(len(features)), epochs=epochs, seed=seed)
 
 
-def fit_windows(
-    features: Float[Tensor, "windows features"], labels: Tensor, num_labels: int, *, epochs: int, seed: int
-) -> FittedClassifier:
-    """Fit the classifier of windows.
-
-    Args:
-        features: Features of each window, in any dtype.
-        labels: Number of the label of each window, `(windows,)`.
-        num_labels: Number of labels.
-        epochs: Passes over the windows.
-        seed: Seed of order and dropout.
-    """
-    counts = torch.bincount(labels, minlength=num_labels).clamp_min(1).float()
-
-    def loss(scores: Tensor, rows: Tensor) -> Tensor:
-        return functional.cross_entropy(scores, labels[rows], label_smoothing=SMOOTHING)
-
-    return _fit(features, num_labels, loss, counts[labels] ** -RARE_POWER, epochs=epochs, seed=seed)
-
-
 def _fit(features: Tensor, num_labels: int, loss: Loss, weights: Tensor, *, epochs: int, seed: int) -> FittedClassifier:
     """Minimise a loss over batches of rows that are drawn with the given weights."""
-    mean, deviation = _moments(features)
+    mean, deviation = moments(features)
     linear = nn.Linear(features.shape[1], num_labels)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -127,7 +105,7 @@ def _fit(features: Tensor, num_labels: int, loss: Loss, weights: Tensor, *, epoc
     return FittedClassifier(weight, linear.bias.detach() - weight @ mean)
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature, computed in parts, since the features may be float16 and many."""
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
@@ -139,32 +117,49 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), deviation.float()
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectorWords:
+    """The embeddings that a connector `labels` shows to the decoder.
+
+    Attributes:
+        facets: For each facet the embeddings of its labels, `(labels, tokens, out)`.
+        facet_leads: Embeddings of the lead of each facet, `(facets, lead, out)`.
+        events: Embeddings of each label of an event, `(labels, tokens, out)`.
+        event_leads: Embeddings of the leads of events, `(leads, lead, out)`.
+        no_event: What stands where no event is, `(tokens, out)`.
+        together: Words for sounds that do not overlap, and for those that do, `(2, out)`.
+        windows: Embedding of each label of a window, `(labels, out)`.
+    """
+
+    facets: Sequence[Tensor]
+    facet_leads: Tensor
+    events: Tensor
+    event_leads: Tensor
+    no_event: Tensor
+    together: Tensor
+    windows: Tensor
+
+
 @torch.no_grad()
 def set_connector(
-    connector: LabelWords,
-    facets: Sequence[Facet],
-    words: Sequence[Tensor],
-    leads: Tensor,
-    window_words: Tensor,
-    fitted: FittedClassifier,
-    fitted_windows: FittedClassifier,
+    connector: LabelWords, words: ConnectorWords, fitted: FittedClassifier, listener: EventListener
 ) -> None:
     """Write classifiers and words into a connector, in place.
 
     Args:
         connector: The connector; its features are those that the classifiers were fitted on.
-        facets: Its facets.
-        words: For each facet the embeddings of its labels, `(labels, tokens, out)`.
-        leads: Embeddings of the lead of each facet, `(facets, lead, out)`.
-        window_words: Embedding of each label of a window, `(labels, out)`.
+        words: What the decoder will read.
         fitted: Classifier of clips.
-        fitted_windows: Classifier of windows.
+        listener: Finds events; it becomes a part of the connector.
     """
     connector.classify.weight.copy_(fitted.weight)
     connector.classify.bias.copy_(fitted.bias)
-    connector.classify_window.weight.copy_(fitted_windows.weight)
-    connector.classify_window.bias.copy_(fitted_windows.bias)
-    for parameter, vectors, facet in zip(connector.words, words, facets, strict=True):
-        parameter.copy_(vectors.view(facet.labels, facet.tokens, -1))
-    connector.facet_leads.copy_(leads)
-    connector.window_words.copy_(window_words)
+    connector.listener = listener
+    for parameter, vectors in zip(connector.words, words.facets, strict=True):
+        parameter.copy_(vectors)
+    connector.facet_leads.copy_(words.facet_leads)
+    connector.event_words.copy_(words.events)
+    connector.event_leads.copy_(words.event_leads)
+    connector.no_event.copy_(words.no_event)
+    connector.together_words.copy_(words.together)
+    connector.window_words.copy_(words.windows)
