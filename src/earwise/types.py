@@ -105,6 +105,11 @@ class Example:
     """Fields of the row that have no attribute here."""
 
     @property
+    def field(self) -> str:
+        """What a row of `earwise build labels` asks for ("instrument", "emotion"); empty for rows that do not say."""
+        return str(self.meta.get("field") or "")
+
+    @property
     def audio_parts(self) -> tuple[Audio, ...]:
         """All audio parts, in the order of the conversation."""
         return tuple(part for turn in self.turns for part in turn.parts if isinstance(part, Audio))

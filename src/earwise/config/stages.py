@@ -28,6 +28,8 @@ class Source(Strict):
     """Use only rows whose fields have these values; a list names several."""
     allow_text_only: bool = False
     """Use rows without a clip as they are. False refuses them, unless the row itself says `text_only: true`."""
+    optional: bool = False
+    """Leave this manifest out, and say so, if none of its rows meets `where`. False: that is an error."""
 
 
 class DataConfig(Strict):

@@ -39,9 +39,9 @@ from earwise.files import atomic_write, cache_dir
 from earwise.prompts import prompt_part
 from earwise.types import Audio, AudioClip, Example
 
-WHERE_FIELDS = ("task", "category", "source", "split", "language")
+WHERE_FIELDS = ("task", "category", "source", "split", "language", "field")
 PART_BYTES = 8 << 20  # about 12,000 rows; a larger manifest is read by several processes and its index is cached
-VERSION = 3  # incremented whenever the content of the cached file changes
+VERSION = 4  # incremented whenever the content of the cached file changes
 BOM = b"\xef\xbb\xbf"
 NUM_FLAGS = 5
 """Number of flags of a row, see `_flags`."""

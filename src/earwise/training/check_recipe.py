@@ -149,6 +149,9 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
     for source in config.data.mixture:
         rows = _open_source(source, base, opened, notify, required=required, check_files=check_files)
         name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
+        if not rows:
+            notify(f"{name}: no such row; left out of the mixture")
+            continue
         stage.check(config, rows, name)
         if isinstance(config, SftConfig) and config.assistant_turns == "last" and (talks := rows.with_history()):
             notify(
@@ -160,6 +163,8 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
         rows = _apply_curriculum(config, rows)
         mixture.append((rows, source.weight))
         row_counts[name] = len(rows)
+    if not mixture:
+        raise DataError(f"stage {config.name or config.kind}: no part of its mixture has a row; build the data first")
     held_out_source = stage.held_out_source(config)
     held_out: Sequence[Example] = ()
     if held_out_source is not None:
@@ -212,7 +217,8 @@ def _open_source(
         required: What a row needs.
         check_files: Whether every audio file must exist.
     Raises:
-        DataError: if the manifest is missing, has no such row, or has a row without a clip that is not declared.
+        DataError: if the manifest is missing, has no such row and is not optional, or has a row without a clip that is
+            not declared.
     """
     path = manifest_path(source.manifest, base)
     if (path, check_files) not in opened:
@@ -224,6 +230,8 @@ def _open_source(
     is_answer = required != "preference"
     missing, command = ("an answer to train on", "labels") if is_answer else ("`rejected`", "preferences")
     condition = f" with {dict(source.where)}" if source.where else ""
+    if not selected and source.optional:
+        return selected
     if not selected and required is None:
         raise DataError(f"{path}: none of {len(opened[path, check_files])} rows{condition}; correct `where`")
     if not rows:

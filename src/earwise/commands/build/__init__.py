@@ -15,7 +15,7 @@ from earwise.commands.build import (
     scan,
     xs_cot,
 )
-from earwise.commands.build.post_training import contribution, puzzles
+from earwise.commands.build.post_training import contribution, puzzles, reading
 from earwise.commands.training import connector, words
 
 
@@ -35,6 +35,7 @@ group.add_command(published.source)
 group.add_command(xs_cot.xs_cot)
 group.add_command(published.avqa)
 group.add_command(published.join)
+group.add_command(reading.command)
 group.add_command(reasonaqa.command)
 group.add_command(sari.command)
 group.add_command(difficulty.command)

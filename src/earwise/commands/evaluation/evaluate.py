@@ -138,7 +138,7 @@ class EvaluateCommand:
     "conditions",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Only items whose task, category, source, split or language has this value; may be repeated.",
+    help="Only items whose task, category, source, split, language or field has this value; may be repeated.",
 )
 @click.option(
     "--limit",

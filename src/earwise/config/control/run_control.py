@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from earwise.config.strict import Strict
 
-RowFilter = dict[Literal["task", "category", "source", "split", "language"], str | tuple[str, ...]]
+RowFilter = dict[Literal["task", "category", "source", "split", "language", "field"], str | tuple[str, ...]]
 """Field of a manifest row -> the value that the field must have, or a list of values of which it must have one."""
 
 

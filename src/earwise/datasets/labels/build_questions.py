@@ -21,12 +21,13 @@ from earwise.datasets.labels.pair_questions import PairQuestionOptions, build_pa
 from earwise.datasets.labels.render_scenes import write_scenes
 from earwise.datasets.labels.scenes import plan_scenes
 from earwise.datasets.labels.varied import clip_questions as varied
+from earwise.datasets.labels.varied import refusals
 from earwise.datasets.labels.varied.scene_questions import vary_scenes
 from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.errors import AudioError, ConfigError, DataError
 from earwise.types import Example
 
-TASKS = (*clip_questions.TASKS, varied.TASK, *pair_questions.TASKS, *scenes.TASKS)
+TASKS = (*clip_questions.TASKS, varied.TASK, refusals.TASK, *pair_questions.TASKS, *scenes.TASKS)
 FIELDS = tuple(dict.fromkeys((*clip_questions.FIELDS, *question_templates.SAME, *acoustics.FIELDS)))
 
 Notify = Callable[[str], None]
@@ -146,6 +147,8 @@ def _build_all(
         examples.append(
             varied.build_varied_questions(rows, root, seed=options.seed, draws=options.draws, split=options.split)
         )
+    if refusals.TASK in options.tasks:
+        examples.append(refusals.build_refusals(rows, root, seed=options.seed, split=options.split))
     if pair_tasks:
         fields = _select_fields(options.fields, (*question_templates.SAME, *acoustics.FIELDS))
         pair_options = PairQuestionOptions(options.seed, pair_tasks, fields, options.limit, options.split)

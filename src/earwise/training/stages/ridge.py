@@ -21,6 +21,8 @@ LABEL_FIELDS = (("sound", "instrument", "digit"), ("language",), ("emotion",), (
 build labels` have this field."""
 LEAD_TEXTS = (" Sound:", " Language:", " Emotion:", " Voice:", " Audio:")
 """Text in front of each summary token, and in front of the remaining audio tokens."""
+NO_LABEL = "none"
+"""Target of the summary token of a field that no clip has a label of, as in a collection without speech."""
 STRENGTH = 2.0
 """Weight of the ridge penalty."""
 NOTIFY_CLIPS = 500
@@ -31,7 +33,7 @@ def init_connector(context: StageContext) -> None:
     """Set the connector of the embedded model by ridge regression on the training rows.
 
     Raises:
-        ConfigError: if the model has no connector of kind `mix`, or the rows lack the labels.
+        ConfigError: if the model has no connector of kind `mix`, or no row has a label of what is heard.
     """
     model, notify = context.model, context.notify
     if not isinstance(model, Embedded) or model.connector_spec.kind != "mix":
@@ -64,13 +66,20 @@ def _labels(group: ClipGroup) -> dict[str | None, str]:
 
 
 def _targets(model: Embedded, fields: Sequence[str], labels: Sequence[dict[str | None, str]]) -> Tensor:
-    """Target embedding `(clips, dim)` of one summary token; NaN where a clip has no label of these fields."""
+    """Target embedding `(clips, dim)` of one summary token; NaN where a clip has no label of these fields.
+
+    Raises:
+        ConfigError: if no clip has a label of what is heard. Without labels of the other fields, the target is
+            `NO_LABEL` for every clip.
+    """
     texts = [next((clip_labels[field] for field in fields if field in clip_labels), None) for clip_labels in labels]
-    if not any(texts):
+    if not any(texts) and fields == LABEL_FIELDS[0]:
         raise ConfigError(
             f"connector_init: ridge needs rows with meta.field {' or '.join(fields)}; build them with "
             "`earwise build labels`"
         )
+    if not any(texts):
+        texts = [NO_LABEL] * len(labels)
     embeddings = {text: _mean_embedding(model, text) for text in set(texts) if text}
     no_label = torch.full_like(next(iter(embeddings.values())), float("nan"))
     return torch.stack([embeddings[text] if text else no_label for text in texts])

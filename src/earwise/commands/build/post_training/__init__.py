@@ -1,1 +1,1 @@
-"""Commands that build data for post-training: puzzles from unlabelled sound, and the rows that need their sound."""
+"""Commands that build data for post-training: puzzles from unlabelled sound, rows that need their sound, and words."""

@@ -1,9 +1,9 @@
-"""More questions about rendered scenes, in many wordings: presence, order, and the scene's own question reworded.
+"""More questions about rendered scenes, in many wordings: presence, order, details, and the scene's own reworded.
 
 A scene's plan (`meta.events`) says what is heard when, so questions beside its own have known answers: whether a sound
-is in it, whether one comes before another, what is heard in which order. Yes and no are equally frequent, and sounds
-that are absent are drawn as often as they are present elsewhere. Used by `earwise build labels --tasks
-varied,order,...`. All functions are pure.
+is in it, whether one comes before another, what is heard in which order (`varied.scene_details`). Yes and no are
+equally frequent, and sounds that are absent are drawn as often as they are present elsewhere. Used by `earwise build
+labels --tasks varied,order,...`. All functions are pure.
 """
 
 import random
@@ -13,6 +13,7 @@ from typing import Any
 
 from earwise.datasets.labels import label_names
 from earwise.datasets.labels.varied import wordings
+from earwise.datasets.labels.varied.scene_details import Keep, SceneDetail, balance_numbers, scene_details
 from earwise.types import Audio, Example, Text, Turn
 
 Labels = Mapping[str, tuple[str, str]]
@@ -39,11 +40,16 @@ def vary_scenes(examples: Iterable[Example], labels: Labels, *, seed: int) -> It
     present: dict[str, list[str]] = {}
     for example in scenes:
         present.setdefault(example.split, []).extend(event["label"] for event in example.meta["events"])
+    keep = {
+        split: balance_numbers(example.meta["events"] for example in scenes if example.split == split)
+        for split in present
+    }
     for example in scenes:
         writer = _SceneWriter(example, labels, random.Random(f"{seed}:{example.id}"))
         yield writer.reworded()
         yield writer.presence(present[example.split])
         yield from writer.order()
+        yield from writer.details(present[example.split], keep[example.split])
 
 
 class _SceneWriter:
@@ -101,6 +107,28 @@ class _SceneWriter:
         yield self._yes_no("before", is_true, x=self._word(earlier), y=self._word(later))
         if self._trains and self._rng.random() < LIST_SHARE:
             yield self._with(self._question("list"), (), f"{first}, then {last}", "list", "list")
+
+    def details(self, present: Sequence[str], keep: Keep) -> Iterator[Example]:
+        """Questions about lengths, numbers and places.
+
+        Args:
+            present: Names of all sounds in scenes of this split, each as often as it occurs.
+            keep: Shares of the questions for numbers that are asked.
+        """
+        for detail in scene_details(self._example.meta["events"], present, keep, self._rng):
+            if detail.variant != "list":
+                yield self._detail(detail)
+            elif self._trains:  # a list is free text, which validation does not score
+                yield self._with(self._question("list"), (), detail.answer, detail.task, "list")
+
+    def _detail(self, detail: SceneDetail) -> Example:
+        """A question about a detail in words."""
+        in_words = {choice: self._word(choice) for choice in detail.choices}
+        choices = tuple(in_words.values())
+        # The longer of two sounds cannot be named without saying which two are meant.
+        listed = choices if detail.task == "longer" or not self._unlisted() else ()
+        question = self._question(detail.variant, place=detail.place)
+        return self._with(question, listed, in_words[detail.answer], detail.task, detail.variant)
 
     def _counted(self) -> str:
         """The name that the scene's own question asks for."""
