@@ -25,7 +25,7 @@ from pydantic_core import PydanticUndefined
 
 from earwise.config import curriculum, deprecated, recipe, servers, stages
 from earwise.config.control import hardware, run_control
-from earwise.config.kinds import gkd
+from earwise.config.kinds import completions, compress, gkd
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "recipes.md"
 TABLE = re.compile(r"<!-- table ([\w.]+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -49,8 +49,10 @@ TABLES: dict[str, tuple[type[BaseModel], type[BaseModel] | None]] = {
     "grpo": (stages.GrpoConfig, COMMON),
     "grpo.judge": (servers.JudgeConfig, None),
     "grpo.weight_sync": (servers.WeightSyncConfig, None),
+    "grpo.pause": (completions.PauseConfig, None),
+    "grpo.confidence": (completions.ConfidenceConfig, None),
     "dpo": (stages.DpoConfig, COMMON),
-    "compress": (stages.CompressConfig, COMMON),
+    "compress": (compress.CompressConfig, COMMON),
     "gkd": (gkd.GkdConfig, COMMON),
     "gkd.teacher": (gkd.TeacherConfig, None),
 }

@@ -144,6 +144,11 @@ class Completion:
     finish_reason: Literal["stop", "length"] = "stop"
     reasoning_tokens: int | None = None
     """Number of tokens before the answer (all tokens if there is none); None if the engine does not report it."""
+    entropies: tuple[float, ...] = ()
+    """Entropy of the next token in the place of each id, at temperature 1, in nats; kept where pauses are made."""
+    confidences: tuple[float, ...] = ()
+    """For each id the mean of -log P over the likeliest tokens in its place, in nats, if it was asked for (DeepConf's
+    token confidence): large where one token stands out, small where many are alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def audit(task: Task, examples: Sequence[Example], options: EvalOptions | None =
             text = answer(task, item.example)
             result = RequestResult(item.request, (Completion(text),), None, NO_AUDIO)
             common = {"seconds": 0.0}
-            row = sample_row(item, result, task, style, Path(), False) | common
+            row = sample_row(item, result, task, EvalOptions(style=style), Path(), False) | common
             rows.append(_judged(task, item.example, row, is_good=name in GOOD_MODELS))
         if task.add_scores is not None:
             rows = task.add_scores(rows)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, SerializeAsAny, WrapValidator
 
+from earwise.config.kinds.compress import CompressConfig
 from earwise.config.kinds.gkd import GkdConfig
 from earwise.config.resolve import resolve_entry
-from earwise.config.stages import CompressConfig, DpoConfig, GrpoConfig, SftConfig, StageConfig
+from earwise.config.stages import DpoConfig, GrpoConfig, SftConfig, StageConfig
 from earwise.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type[StageConfig]] = {

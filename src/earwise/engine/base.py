@@ -28,6 +28,20 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseParams:
+    """Pause tokens in completions; see `engine.sampling.pause`."""
+
+    entropy: float
+    """Entropy of the next token at temperature 1, in nats, from which a pause is made in its place."""
+    token: str = ""
+    """Text of the pause token; empty: the first row of the embedding table that the tokenizer does not use."""
+    max_pauses: int = 3
+    """Largest number of pauses in a completion."""
+    tokens_per_pause: int = 1
+    """Pause tokens of a pause. They count in `max_new_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How completions are sampled. Always explicit: a checkpoint's own generation config is never read."""
 
@@ -41,10 +55,19 @@ class SamplingParams:
     """Number of likeliest tokens to sample from; 0 keeps all tokens."""
     seed: int = 0
     """Seed of the random draws, combined with each prompt's key."""
+    pause: PauseParams | None = None
+    """Pause tokens where the model is unsure; None: none."""
+    confidence_top_k: int = 0
+    """Number of likeliest tokens whose log-probabilities make up `Completion.confidences`; 0: there are none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The parameters as plain values, as they are stored in result rows and hashed for caches."""
-        return asdict(self)
+        """The parameters as plain values, as they are stored in result rows and hashed for caches: without `pause`
+        where there is none, and without `confidence_top_k`, which changes no completion."""
+        values = asdict(self)
+        del values["confidence_top_k"]
+        if self.pause is None:
+            del values["pause"]
+        return values
 
 
 class Engine(Protocol):

@@ -4,7 +4,7 @@ Samples of a prompt that are equal so far stand on the same leaf of a token tree
 
 1. computes the last token of every leaf, and draft tokens below the leaves, in one forward pass (`_forward`);
 2. draws, at every leaf and at every draft token, the next token of every sample of the leaf as if the sample stood
-   there (`_draw`); the random number of a sample depends on its position only (`engine.rng`), so this is what the
+   there (`_draw`); its random number depends on the position only (`engine.sampling.rng`), so this is what the
    sample would draw there in any batch and with any drafts;
 3. walks every sample down the draft tokens for as long as they are what it drew (`_walk`). Accepted drafts thus
    advance a sample by several tokens per pass; where samples draw different tokens, the leaf splits.
@@ -16,14 +16,17 @@ A leaf computes its next-token distribution once however many samples stand on i
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from earwise.engine.base import SamplingParams
-from earwise.engine.draft import MAX_CONTEXT, DraftToken, NgramDrafter
 from earwise.engine.kv_cache import TreeCache, next_layout
-from earwise.engine.rng import UniformDraws, sample_tokens
+from earwise.engine.sampling.draft import MAX_CONTEXT, DraftToken, NgramDrafter
+from earwise.engine.sampling.draw import DrawnTokens, draw_tokens
+from earwise.engine.sampling.pause import PauseRule
+from earwise.engine.sampling.rng import UniformDraws
 from earwise.engine.static_cache import StaticCache
 from earwise.models.base import AudioLM
 
@@ -36,11 +39,15 @@ class PartialCompletion:
         token_ids: Tokens drawn so far, the end token included.
         logprobs: Natural-log probability of each token at temperature 1.
         finished: True once the end token was drawn.
+        entropies: Entropy of the next token before each token, where pauses are made; see `Completion`.
+        confidences: Confidence at each token, where it was asked for; see `Completion`.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
+    entropies: list[float] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
 
 
 StepCallback = Callable[[Sequence[Sequence[PartialCompletion]]], Collection[tuple[int, int]]]
@@ -98,6 +105,7 @@ class DecodeRequest:
         draws: Random numbers of each prompt's samples.
         sampling_params: Length limit, temperature and truncation.
         callback: Called after every token, or None.
+        pause: Where pause tokens are put, or None.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -105,6 +113,7 @@ class DecodeRequest:
     draws: Sequence[UniformDraws]
     sampling_params: SamplingParams
     callback: StepCallback | None = None
+    pause: PauseRule | None = None
 
 
 @dataclass(slots=True)
@@ -129,6 +138,13 @@ class _PassResult:
         """For each row its leaf and its depth below the leaf's token (0 for the leaf itself)."""
         yield from ((leaf, 0) for leaf in self.leaves)
         yield from ((self.leaves[draft.leaf], draft.depth) for draft in self.drafts)
+
+    def draft_tokens(self) -> list[list[int]]:
+        """For each row the draft tokens from below its leaf's token down to the row's own."""
+        below: list[list[int]] = []
+        for draft in self.drafts:
+            below.append([*(below[draft.parent] if draft.parent >= 0 else ()), draft.token])
+        return [*([] for _ in self.leaves), *below]
 
 
 class DecodeLoop:
@@ -180,7 +196,7 @@ class DecodeLoop:
             The leaves of the samples that continue.
         """
         rows = list(result.rows())
-        tokens, logprobs = self._draw(result.logits, rows)
+        drawn = self._draw(result, rows)
         num_leaves = len(result.leaves)
         child_rows = {
             (draft.parent + num_leaves if draft.parent >= 0 else draft.leaf, draft.token): num_leaves + index
@@ -195,8 +211,8 @@ class DecodeLoop:
             next_frontier = []
             for row, samples in frontier:
                 (leaf, depth), column = rows[row], columns[leaf_of_row[row]]
-                drawn = {sample: (tokens[row][column[sample]], logprobs[row][column[sample]]) for sample in samples}
-                for token, continuing in self._append(leaf.prompt, drawn).items():
+                places = {sample: column[sample] for sample in samples}
+                for token, continuing in self._append(leaf.prompt, places, drawn, row).items():
                     if (child := child_rows.get((row, token))) is None:
                         position = leaf.position + depth
                         new_leaves.append(
@@ -227,48 +243,60 @@ class DecodeLoop:
             if len(result.leaves) + index not in accepted_rows:
                 self._free_slots[result.leaves[draft.leaf].tree].append(slot)
 
-    def _draw(self, logits: Tensor, rows: Sequence[tuple[Leaf, int]]) -> tuple[list[list[int]], list[list[float]]]:
+    def _draw(self, result: _PassResult, rows: Sequence[tuple[Leaf, int]]) -> DrawnTokens:
         """Draw, at every row, the next token of every sample of the row's leaf.
 
         Args:
-            logits: Logits of each row, `(rows, vocab)`.
+            result: The pass.
             rows: Leaf and depth of each row.
-        Returns:
-            Tokens and their log-probabilities, per row and sample (in the order of the leaf's samples; rows with fewer
-            samples than the widest are padded).
         """
-        logprobs = torch.log_softmax(logits.float(), -1)
         width = max(len(leaf.samples) for leaf, _ in rows)
-        sampling_params = self._request.sampling_params
-        if sampling_params.temperature == 0:
-            tokens = logprobs.argmax(-1)[:, None].expand(-1, width)
-        else:
+        uniforms = None
+        if self._request.sampling_params.temperature:
             uniforms = torch.zeros(len(rows), width, dtype=torch.float64)
             for row, (leaf, depth) in zip(uniforms, rows, strict=True):
                 position = len(self._completions[leaf.prompt][leaf.samples[0]].token_ids) + depth
                 row[: len(leaf.samples)] = self._request.draws[leaf.prompt].numbers_at(position, leaf.samples)
-            tokens = sample_tokens(logprobs, uniforms, sampling_params)
-        return tokens.tolist(), logprobs.gather(-1, tokens).tolist()
+        pauses = None if self._request.pause is None else partial(self._pauses, result, self._request.pause)
+        return draw_tokens(result.logits, uniforms, width, self._request.sampling_params, pauses)
 
-    def _append(self, prompt: int, drawn: dict[int, tuple[int, float]]) -> dict[int, list[int]]:
+    def _pauses(self, result: _PassResult, pause: PauseRule, entropies: Sequence[float]) -> tuple[list[bool], int]:
+        """The rows where a pause is made in place of a token, and the pause token.
+
+        Args:
+            result: The pass.
+            pause: Where pauses are made.
+            entropies: Entropy at each row, in nats.
+        """
+        makes_pause = []
+        for (leaf, _), below, entropy in zip(result.rows(), result.draft_tokens(), entropies, strict=True):
+            so_far = self._completions[leaf.prompt][leaf.samples[0]].token_ids
+            makes_pause.append(pause.applies([*so_far, *below], entropy))
+        return makes_pause, pause.token_id
+
+    def _append(self, prompt: int, places: dict[int, int], drawn: DrawnTokens, row: int) -> dict[int, list[int]]:
         """Append drawn tokens to samples that were equal so far.
 
         Args:
             prompt: Index of the prompt.
-            drawn: Sample -> drawn token and its log-probability.
+            places: Sample -> its place among the samples of the row's leaf.
+            drawn: What was drawn.
+            row: Row of the pass that the samples stand on.
         Returns:
             Token -> the samples that drew it, without samples that have ended.
         """
-        first = next(iter(drawn))
+        first = next(iter(places))
         context = self._context(prompt, first)
         groups: dict[int, list[int]] = {}
-        for sample, (token, logprob) in drawn.items():
-            completion = self._completions[prompt][sample]
+        for sample, place in places.items():
+            completion, token = self._completions[prompt][sample], drawn.tokens[row][place]
             completion.token_ids.append(token)
-            completion.logprobs.append(logprob)
+            completion.logprobs.append(drawn.logprobs[row][place])
+            completion.entropies += drawn.entropies[row : row + 1]
+            completion.confidences += drawn.confidences[row : row + 1]
             completion.finished = token in self._model.eos_ids
             groups.setdefault(token, []).append(sample)
-        self._stats.sampled_tokens += len(drawn)
+        self._stats.sampled_tokens += len(places)
         if self._drafter is not None:
             for token, samples in groups.items():
                 self._drafter.update(context, token, len(samples))

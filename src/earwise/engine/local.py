@@ -28,7 +28,8 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import DecodeLoop, DecodeRequest, DecodeStats, PartialCompletion, StepCallback
 from earwise.engine.kv_cache import MAX_RESERVED_BYTES, TreeCache
 from earwise.engine.prefill import group_by_clip, prefill
-from earwise.engine.rng import UniformDraws
+from earwise.engine.sampling.pause import PauseRule, pause_rule
+from earwise.engine.sampling.rng import UniformDraws
 from earwise.engine.static_cache import StaticCache, bucket_size
 from earwise.engine.token_delay import token_delay
 from earwise.errors import AudioError
@@ -237,7 +238,12 @@ class LocalEngine:
         """Prefill and decode a batch of prompts; the arguments are those of `generate_with_callback`."""
         completions = [[PartialCompletion() for _ in range(n)] for _ in prompts]
         deque(self._steps(prompts, sampling_params, completions, callback, None), maxlen=0)
-        return [[self._completion(sample) for sample in samples] for samples in completions]
+        pause = self._pause_rule(sampling_params)
+        return [[self._completion(sample, pause) for sample in samples] for samples in completions]
+
+    def _pause_rule(self, sampling_params: SamplingParams) -> PauseRule | None:
+        """Where pause tokens are put; None: nowhere."""
+        return None if sampling_params.pause is None else pause_rule(self.model, sampling_params.pause)
 
     @torch.inference_mode()
     def _steps(
@@ -262,6 +268,7 @@ class LocalEngine:
             draws=[UniformDraws(sampling_params.seed, prompt.key or str(i), n) for i, prompt in enumerate(prompts)],
             sampling_params=sampling_params,
             callback=callback,
+            pause=self._pause_rule(sampling_params),
         )
         chunk_tokens = None if wants_pause is None else PREFILL_CHUNK_TOKENS
         cache = TreeCache()
@@ -336,9 +343,11 @@ class LocalEngine:
         encoder_states = self.encoder_cache.encoder_states(distinct)
         return paths, dict(enumerate(self.model.project_audio(encoder_states)))
 
-    def _completion(self, sample: PartialCompletion) -> Completion:
-        """A finished sample as a completion."""
+    def _completion(self, sample: PartialCompletion, pause: PauseRule | None) -> Completion:
+        """A finished sample as a completion, whose text is without pause tokens."""
         ids = sample.token_ids[:-1] if sample.finished else sample.token_ids
+        if pause is not None:
+            ids = pause.visible(ids)
         text = self.model.tokenizer.decode(ids)
         return Completion(
             text,
@@ -346,6 +355,8 @@ class LocalEngine:
             tuple(sample.logprobs),
             finish_reason="stop" if sample.finished else "length",
             reasoning_tokens=token_delay(text, ids, self.model.tokenizer.decode),
+            entropies=tuple(sample.entropies),
+            confidences=tuple(sample.confidences),
         )
 
 

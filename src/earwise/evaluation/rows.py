@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from earwise.algorithms import rewards
+from earwise.algorithms.confidence import completion_confidence
 from earwise.answers import parse
 from earwise.data.clip_fields import segments_field
 from earwise.engine.request_pipeline import RequestAudio, RequestResult
-from earwise.evaluation.aggregates.draws import DRAWS
+from earwise.evaluation.aggregates.draws import CONFIDENCE, CONFIDENCES, DRAWS
 from earwise.evaluation.items import EvalItem
+from earwise.evaluation.options import EvalOptions
 from earwise.evaluation.results import Row
 from earwise.evaluation.scores import LOWER_IS_BETTER
 from earwise.evaluation.task import Task
@@ -59,9 +61,17 @@ def answer_confidence(completion: Completion) -> float | None:
     return math.exp(min(0.0, math.fsum(logprobs))) if logprobs else None
 
 
-def draw_fields(example: Example, completion: Completion, task: Task) -> dict[str, Any]:
-    """What a row keeps of each of its completions where several were drawn."""
+def draw_fields(example: Example, completion: Completion, task: Task, window: int) -> dict[str, Any]:
+    """What a row keeps of each of its completions where several were drawn.
+
+    Args:
+        example: The item.
+        completion: The completion.
+        task: The task, which scores it.
+        window: Tokens of a group of its confidence.
+    """
     score = task.score(example, completion.text)
+    confidence = {name: completion_confidence(completion.confidences, name, window) for name in CONFIDENCES}
     return {
         "output": completion.text,
         "answer": score.answer,
@@ -69,23 +79,27 @@ def draw_fields(example: Example, completion: Completion, task: Task) -> dict[st
         "status": score.status,
         "scores": dict(score.values) if task.is_scored(example) else None,
         "finish_reason": completion.finish_reason,
+        **({CONFIDENCE: confidence} if completion.confidences else {}),
     }
 
 
-def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, out: Path, truncated: bool) -> Row:
+def sample_row(
+    item: EvalItem, result: RequestResult, task: Task, options: EvalOptions, out: Path, truncated: bool
+) -> Row:
     """The row of one item; an item without a completion is a row with `status: error` and scores of 0.
 
     Args:
         item: The item.
         result: What the engine returned for it.
         task: The task, which scores the completion.
-        style: Prompt style of the run.
+        options: How the run asks.
         out: Folder of the run; audio paths are written relative to it.
         truncated: Whether the model received only the beginning of a clip.
     """
     example, audio = item.example, result.audio or _NO_AUDIO
     completion = result.completions[0] if result.completions else None
-    draws = [draw_fields(example, draw, task) for draw in result.completions] if len(result.completions) > 1 else []
+    several = result.completions if len(result.completions) > 1 else []
+    draws = [draw_fields(example, draw, task, options.confidence_window) for draw in several]
     text = completion.text if completion else ""
     score = task.error_score(example, str(result.error)) if completion is None else task.score(example, text)
     parsed = parse(text, example.choices)
@@ -112,7 +126,7 @@ def sample_row(item: EvalItem, result: RequestResult, task: Task, style: str, ou
         "gold": list(example.answer),
         "gold_position": next((k for k, choice in enumerate(example.choices) if choice in example.answer), None),
         "choice": parsed.choice,
-        "formatted": is_formatted(text, style),
+        "formatted": is_formatted(text, options.style),
         "finish_reason": completion.finish_reason if completion else None,
         "reasoning_tokens": completion.reasoning_tokens if completion else None,
         "confidence": answer_confidence(completion) if completion else None,

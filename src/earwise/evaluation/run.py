@@ -21,6 +21,7 @@ from earwise.engine.request_pipeline import RequestResult, run_requests
 from earwise.errors import ConfigError
 from earwise.evaluation.controls import Control
 from earwise.evaluation.items import EvalItem, build_items
+from earwise.evaluation.options import DEFAULT_WINDOW
 from earwise.evaluation.options import EvalOptions as EvalOptions
 from earwise.evaluation.processes.parts import WHOLE, Part, share_of
 from earwise.evaluation.processes.row_log import PARTS, RowLog, merge, open_log
@@ -179,7 +180,7 @@ def ask(
         run_requests(
             engine,
             [item.request for item in remaining],
-            options.sampling_params,
+            options.request_params,
             on_batch=write_batch,
             n=options.samples,
             batch=options.batch,
@@ -321,6 +322,7 @@ def _settings(
         "long_audio": options.long_audio, "items": settings_hash(items),
         **({} if options.channel == "mean" else {"channel": options.channel}),
         **({} if options.samples == 1 else {"samples": options.samples}),
+        **({} if options.confidence_window == DEFAULT_WINDOW else {"confidence_window": options.confidence_window}),
     }  # fmt: skip
 
 
@@ -330,7 +332,7 @@ def _row(item: EvalItem, result: RequestResult, *, run_plan: EvalPlan, reader: C
     truncated = options.long_audio == "truncate" and any(map(reader.is_long, item.clips))
     common = {name: settings[name] for name in ("decoding", "scorer", "style", "control", "model", "revision")}
     common |= {"settings": settings_hash(settings), "seconds": round(result.seconds, 4)}
-    return sample_row(item, result, run_plan.task, options.style, out, truncated) | common
+    return sample_row(item, result, run_plan.task, options, out, truncated) | common
 
 
 def _progress(rows: Sequence[Row], total: int, control: Control | None, headline: str) -> EvalProgress:

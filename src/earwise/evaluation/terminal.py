@@ -71,6 +71,9 @@ def _orders_and_draws(metrics: Mapping[str, Any]) -> list[str]:
         for label, name in (("pass", "pass_at"), ("majority", "majority_at")):
             values = ", ".join(f"@{k} {100 * metric['accuracy']:.1f}" for k, metric in draws[name].items())
             lines.append(f"{label:10}{values} (of {draws['k']} completions)")
+        for weighting, metrics_at in draws.get("weighted_majority_at", {}).items():
+            values = ", ".join(f"@{k} {100 * metric['accuracy']:.1f}" for k, metric in metrics_at.items())
+            lines.append(f"{'majority':10}{values} weighted by confidence ({weighting})")
         if (score := draws.get("score")) and abs(score["accuracy"] - draws["mean"]) > 1e-9:
             lines.append(f"{'mean':10}{100 * score['accuracy']:.1f} over all completions")
     if overlap := metrics.get("training_overlap"):

@@ -19,10 +19,10 @@ from builders import tiny_qwen2_audio, tone, user_question
 from earwise.config.stages import LoraConfig, OptimizerConfig, TrainableConfig
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import DecodeLoop, DecodeRequest
-from earwise.engine.draft import DraftToken
 from earwise.engine.kv_cache import TreeCache
 from earwise.engine.local import LocalEngine
 from earwise.engine.prefill import prefill
+from earwise.engine.sampling.draft import DraftToken
 from earwise.engine.static_cache import StaticCache
 from earwise.forest import build_tree, pack
 from earwise.models.base import AudioLM

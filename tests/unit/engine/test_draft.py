@@ -9,9 +9,9 @@ import torch
 from builders import max_abs, tiny_qwen2_audio, tone, user_question
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.decode_loop import DecodeLoop, PartialCompletion
-from earwise.engine.draft import DraftToken, NgramDrafter
 from earwise.engine.local import LocalEngine
-from earwise.engine.rng import UniformDraws, sample_tokens
+from earwise.engine.sampling.draft import DraftToken, NgramDrafter
+from earwise.engine.sampling.rng import UniformDraws, sample_tokens
 
 
 def test_a_token_that_followed_before_is_proposed_again() -> None:

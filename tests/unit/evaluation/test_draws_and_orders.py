@@ -1,6 +1,7 @@
 """Several completions of each item, and several orders of its options: estimators by hand and by enumeration."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, count
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 
 from earwise.engine.base import Prompt, SamplingParams
 from earwise.errors import ConfigError
-from earwise.evaluation.aggregates.draws import draws_summary, majority_at, pass_at
+from earwise.evaluation.aggregates.draws import draws_summary, majority_at, pass_at, weighted_majority_at
 from earwise.evaluation.aggregates.orders import orders_summary
 from earwise.evaluation.options import EvalOptions
 from earwise.evaluation.run import evaluate, evaluate_with_controls
@@ -41,6 +42,22 @@ class WaveringEngine(ScriptedEngine):
         ]
 
 
+class SureEngine(WaveringEngine):
+    """Draws right answers with a token confidence that falls from 9 to 3 nats, and wrong ones with 2 throughout."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling_params: SamplingParams, n: int = 1
+    ) -> list[list[Completion]]:
+        assert sampling_params.confidence_top_k == (20 if n > 1 else 0)
+        return [
+            [
+                replace(completion, confidences=(9.0, 6.0, 3.0) if draw < self.num_right else (2.0, 2.0, 2.0))
+                for draw, completion in enumerate(group)
+            ]
+            for group in super().generate(prompts, sampling_params, n)
+        ]
+
+
 @pytest.mark.parametrize("num_right", range(6))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_completion(num_right: int) -> None:
     right = [number < num_right for number in range(5)]
@@ -64,6 +81,41 @@ def test_majority_by_hand() -> None:
     )
 
 
+def test_weighted_majority_by_hand() -> None:
+    answers, right = ["a", "b", "b", None], [True, False, False, False]
+    assert weighted_majority_at(answers, right, [3.0, 1.0, 1.0, 9.0], 4) == 1, "3 against 2"
+    assert weighted_majority_at(answers, right, [2.0, 1.0, 1.0, 9.0], 4) == 0.5, "2 against 2"
+    assert weighted_majority_at(answers, right, [2.0, 1.5, 1.5, 9.0], 4) == 0
+    assert weighted_majority_at(answers, right, [2.0, 1.5, 1.5, 9.0], 4, share=0.1) == 1, "the most confident one"
+    assert weighted_majority_at(answers, right, [3.0, 1.0, 1.0, 9.0], 1) == pytest.approx(1 / 4)
+    # Pairs: a against b twice (right), a alone with None (right), b b and b None twice (wrong).
+    assert weighted_majority_at(answers, right, [3.0, 1.0, 1.0, 9.0], 2) == pytest.approx(3 / 6)
+    assert weighted_majority_at([None, None], [False, False], [1.0, 1.0], 2) == 0
+    alike = [1.0] * 3
+    assert weighted_majority_at(["a", "a", "b"], [True, True, False], alike, 2) == pytest.approx(2 / 3), "as unweighted"
+
+
+def test_votes_of_a_run_are_weighted_by_confidence(tmp_path: Path) -> None:
+    """One right completion against three wrong ones: 6 nats against 3 times 2 are a tie, 9 at the best a win."""
+    options = EvalOptions(samples=4, sampling_params=SAMPLED, confidence_window=1)
+    metrics = evaluate(SureEngine(num_right=1), tone_task(tmp_path, 8), tmp_path / "run", options)
+    weighted = {name: at["4"]["accuracy"] for name, at in metrics["draws"]["weighted_majority_at"].items()}
+    assert weighted == {
+        "mean": 0.5, "tail": 0.0, "bottom_window": 0.0, "min_window": 0.0,
+        "tail_top10": 1.0, "bottom_window_top10": 1.0,
+    }  # fmt: skip
+    assert metrics["draws"]["majority_at"]["4"]["accuracy"] == 0
+    (row, *_) = read_log(tmp_path / "run" / "samples.jsonl")
+    assert row["draws"][0]["confidence"] == {"mean": 6.0, "tail": 3.0, "bottom_window": 3.0, "min_window": 3.0}
+    assert "100.0 weighted by confidence (tail_top10)" in as_text(metrics)
+    with pytest.raises(ConfigError, match="made with other settings"):
+        evaluate(
+            SureEngine(1), tone_task(tmp_path, 8), tmp_path / "run", EvalOptions(samples=4, sampling_params=SAMPLED)
+        )
+    with pytest.raises(ConfigError, match="confidence_window 5 is for the votes of several completions"):
+        EvalOptions(confidence_window=5)
+
+
 def test_draws_of_a_run(tmp_path: Path) -> None:
     engine, examples = WaveringEngine(num_right=1), tone_task(tmp_path, 8)
     options = EvalOptions(samples=4, sampling_params=SAMPLED, batch=4)
@@ -77,6 +129,7 @@ def test_draws_of_a_run(tmp_path: Path) -> None:
     (row, *_) = read_log(tmp_path / "run" / "samples.jsonl")
     assert [draw["scores"]["official"] for draw in row["draws"]] == [1, 0, 0, 0] and row["draws"][0]["status"] == "ok"
     assert "pass      @1 25.0, @2 50.0, @4 100.0 (of 4 completions)" in as_text(metrics)
+    assert "weighted_majority_at" not in draws and "weighted" not in as_text(metrics), "this engine reports none"
     with pytest.raises(ConfigError, match="samples: None there, 4 now"):
         evaluate(WaveringEngine(2), examples, tmp_path / "single", EvalOptions(sampling_params=SAMPLED))
         evaluate(WaveringEngine(2), examples, tmp_path / "single", options)

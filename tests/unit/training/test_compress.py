@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models
 from builders import byte_tokenizer, tiny_qwen2_audio, tone
 from earwise.answers import answer_start
 from earwise.audio import encode_ogg
+from earwise.config.kinds.compress import CompressConfig
 from earwise.config.recipe import Recipe, check_recipe
-from earwise.config.stages import CompressConfig
 from earwise.data import manifest
 from earwise.engine.token_delay import token_delay
 from earwise.errors import ConfigError

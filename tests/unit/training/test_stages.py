@@ -80,6 +80,14 @@ GRPO = {"kind": "grpo", "max_steps": 5, "prompts_per_step": 2, "group_size": 4, 
         "optimizer": {"learning_rate": 3e-3, "lr_scheduler_type": "linear"}}  # fmt: skip
 
 
+CONFIDENT = GRPO | {
+    "max_new_tokens": 12,
+    "pause": {"token": '"', "max_pauses": 2, "tokens_per_pause": 2, "mask_pause_tokens": True},
+    "confidence": {"top_p_keep": 0.5, "window_size": 4, "stride": 1, "weight_advantages": True, "recovery_bonus": 0.1},
+    "log_completions_steps": 1,
+}
+
+
 def likes_e(_: Example, completion: str) -> float:
     """A reward that a byte model can earn: the number of frequent letters."""
     return float(sum(character in "etaoinshrdlu" for character in completion))
@@ -101,6 +109,17 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(rows: Path, stage: dic
     if stage.get("trainable"):
         pytest.importorskip("peft")
     run_interrupted_and_whole(recipe(stage), rows.parent, after=3)
+
+
+def test_pauses_and_confidence_act_and_survive_an_interruption(rows: Path) -> None:
+    """The first step has no entropies to compare with. Texts are without pause tokens."""
+    _, out = run_interrupted_and_whole(recipe(CONFIDENT), rows.parent, after=3)
+    logged = metrics_rows(out)
+    assert logged[0]["grpo/pauses"] == 0 and "grpo/pause_entropy" not in logged[0]
+    assert all(0 < row["grpo/pauses"] <= 2 and row["grpo/pause_entropy"] > 0 for row in logged[1:])
+    assert all(0 < row["grpo/confidence"] < 1 and row["grpo/recovery_bonus"] >= 0 for row in logged)
+    samples = [json.loads(line) for line in (out / "rollouts.jsonl").read_text().splitlines()]
+    assert len(samples) == 10 and not any('"' in text for row in samples for text in row["completions"])
 
 
 @pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 6, "log_completions_steps": 1}])

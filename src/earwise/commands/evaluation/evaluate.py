@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from earwise.commands.evaluation.judges import judge_options, panel_of, with_embeddings
+from earwise.commands.evaluation.sampling import pause_params, sampling_options
 from earwise.commands.loading import (
     channel_option,
     compute_option,
@@ -51,6 +52,10 @@ class EvaluateCommand:
     temperature: float
     seed: int
     samples: int
+    confidence_window: int
+    pause_entropy: float | None
+    pause_token: str
+    max_pauses: int
     option_order: str
     permutations: int
     batch: int
@@ -88,9 +93,13 @@ class EvaluateCommand:
                 raise ConfigError(f"--training {path}: no such file")
         options = EvalOptions(
             style=self.style or "",
-            sampling_params=SamplingParams(temperature=self.temperature, seed=self.seed),
+            sampling_params=SamplingParams(
+                temperature=self.temperature, seed=self.seed,
+                pause=pause_params(self.pause_entropy, self.pause_token, self.max_pauses),
+            ),
             seed=self.seed, batch=self.batch, shuffle_options=self.option_order == "shuffled",
-            permutations=self.permutations, samples=self.samples, long_audio=self.long_audio, channel=self.channel,
+            permutations=self.permutations, samples=self.samples, confidence_window=self.confidence_window,
+            long_audio=self.long_audio, channel=self.channel,
         )  # fmt: skip
         return TaskRunOptions(
             options=options, max_new_tokens=self.max_new_tokens,
@@ -163,23 +172,7 @@ class EvaluateCommand:
     type=click.IntRange(1),
     help=f"Longest completion, in tokens. [default: the task's; {THINKING_TOKENS} in styles that reason]",
 )
-@click.option(
-    "--temperature",
-    default=0.0,
-    show_default=True,
-    type=click.FloatRange(0),
-    help="Sampling temperature; 0 decodes greedily.",
-)
-@click.option(
-    "--seed", default=0, show_default=True, help="Seed of sampling, of the controls and of the options' order."
-)
-@click.option(
-    "--samples",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Completions of each item, from one prefill, for pass@k and majority@k; needs a --temperature above 0.",
-)
+@sampling_options
 @click.option(
     "--option-order",
     default="shuffled",

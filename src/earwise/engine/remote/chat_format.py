@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from earwise.audio import encode_wav, waveform_sha256
@@ -107,4 +107,15 @@ def completion(choice: Mapping[str, Any]) -> Completion:
         tuple(choice.get("token_ids") or ()),
         tuple(float(token["logprob"]) for token in tokens),
         "length" if choice.get("finish_reason") == "length" else "stop",
+        confidences=_confidences(tokens),
     )
+
+
+def _confidences(tokens: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Confidence at each token from the likeliest tokens that a server returned; empty if it returned none.
+
+    >>> _confidences([{"top_logprobs": [{"logprob": -0.5}, {"logprob": -1.5}]}]), _confidences([{"logprob": -1.0}])
+    ((1.0,), ())
+    """
+    likeliest = [[float(token["logprob"]) for token in place.get("top_logprobs") or ()] for place in tokens]
+    return tuple(-sum(values) / len(values) for values in likeliest) if all(likeliest) else ()

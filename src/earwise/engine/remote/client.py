@@ -44,6 +44,8 @@ EXPLICIT_FIELDS: dict[str, JsonObject] = {
 generation settings, which `SamplingParams` promises never to use."""
 SCORING_KINDS = ("vllm",)
 """Kinds of servers that return the log-probabilities of a given text (`prompt_logprobs`)."""
+MAX_TOP_LOGPROBS = 20
+"""Largest number of likeliest tokens that the protocol lets a client ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ class RemoteEngine:
         """
         for prompt in prompts:
             self._check(prompt)
+        if sampling_params.pause is not None:
+            raise EngineError(f"{self.name}: servers make no pauses; leave them out, or give a model of this machine")
         num_choices = n if sampling_params.temperature > 0 else 1
 
         async def complete(client: "httpx.AsyncClient", prompt: Prompt) -> list[Completion] | EngineError:
@@ -338,6 +342,8 @@ class RemoteEngine:
             fields["seed"] = int.from_bytes(digest, "little") % NUM_SEEDS
         if self.address.logprobs if self.address.logprobs is not None else self.kind in EXPLICIT_FIELDS:
             fields["logprobs"] = True
+            if sampling_params.confidence_top_k:
+                fields["top_logprobs"] = min(MAX_TOP_LOGPROBS, sampling_params.confidence_top_k)
         return fields
 
     def _check(self, prompt: Prompt) -> None:

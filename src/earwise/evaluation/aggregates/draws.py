@@ -3,7 +3,9 @@
 pass@k is the unbiased estimator of Chen et al. 2021 (arXiv:2107.03374, section 2.1): of n completions c are right, and
 1 - C(n-c, k) / C(n, k) is the probability that k of them, drawn without replacement, hold a right one. majority@k is
 the probability that the answer given most often among k of the n is right; of several answers that are equally common
-each counts in part, so that the order of the draws does not matter (self-consistency, arXiv:2203.11171).
+each counts in part, so that the order of the draws does not matter (self-consistency, arXiv:2203.11171). Where an
+engine reports how sure it was of its tokens, votes are also weighted by the confidence of their completion (DeepConf,
+arXiv:2508.15260; `algorithms/confidence.py`).
 """
 
 import random
@@ -13,6 +15,7 @@ from itertools import combinations
 from math import comb
 from typing import Any
 
+from earwise.algorithms.confidence import Measure, above_percentile, weighted_majority
 from earwise.answers.option_texts import normalise
 from earwise.evaluation.metrics import stats
 from earwise.evaluation.results import Row
@@ -20,8 +23,22 @@ from earwise.evaluation.scores import is_correct
 
 DRAWS = "draws"
 """Field of a row with its completions, where more than one was drawn."""
+CONFIDENCE = "confidence"
+"""Field of a completion in `DRAWS`: its confidence by each of `CONFIDENCES`, in nats; absent if the engine reports
+none."""
 MAX_SUBSETS = 2000
 """Subsets of the completions that are counted; where there are more, as many are drawn by seed."""
+MAX_WEIGHTED_SUBSETS = 200
+"""The same for weighted votes, of which there are several."""
+CONFIDENCES: tuple[Measure, ...] = ("mean", "tail", "bottom_window", "min_window")
+"""Confidences of a completion that a row holds and that weight votes."""
+WEIGHTINGS: dict[str, tuple[Measure, float]] = {
+    **{measure: (measure, 1.0) for measure in CONFIDENCES},
+    "tail_top10": ("tail", 0.1),
+    "bottom_window_top10": ("bottom_window", 0.1),
+}
+"""Weighted vote, by DeepConf's names -> the confidence that weights it, and the share of the votes that count, the most
+confident ones."""
 
 
 def pass_at(num_right: int, num_draws: int, k: int) -> float:
@@ -48,13 +65,48 @@ def majority_at(answers: Sequence[str | None], right: Sequence[bool], k: int, *,
         k: Number of completions that vote.
         seed: Seed of the subsets, where there are too many to count them all.
     """
-    n = len(answers)
-    if comb(n, k) <= MAX_SUBSETS:
-        subsets = list(combinations(range(n), k))
-    else:
-        rng = random.Random(seed)
-        subsets = [tuple(rng.sample(range(n), k)) for _ in range(MAX_SUBSETS)]
+    subsets = _subsets(len(answers), k, MAX_SUBSETS, seed)
     return sum(_vote(answers, right, subset) for subset in subsets) / len(subsets)
+
+
+def weighted_majority_at(
+    answers: Sequence[str | None],
+    right: Sequence[bool],
+    confidences: Sequence[float],
+    k: int,
+    *,
+    share: float = 1.0,
+    seed: int = 0,
+) -> float:
+    """Probability that the answer whose votes weigh most among k of the completions of an item is right.
+
+    Args:
+        answers: What each completion answers; None where nothing could be read, which is no vote.
+        right: Whether each completion is right; see `majority_at`.
+        confidences: Weight of the vote of each completion.
+        k: Number of completions that vote.
+        share: Share of the k votes that count, the most confident ones.
+        seed: Seed of the subsets, where there are too many to count them all.
+    """
+    total = 0.0
+    subsets = _subsets(len(answers), k, MAX_WEIGHTED_SUBSETS, seed)
+    for subset in subsets:
+        voters = [voter for voter in subset if answers[voter] is not None]
+        if voters:
+            counts = above_percentile([confidences[voter] for voter in voters], share)
+            voters = [voter for voter, count in zip(voters, counts, strict=True) if count]
+        winners = weighted_majority([answers[voter] for voter in voters], [confidences[voter] for voter in voters])
+        flags = [[right[voter] for voter in voters if answers[voter] == winner] for winner in winners]
+        total += sum(sum(row) / len(row) for row in flags) / len(flags) if flags else 0.0
+    return total / len(subsets)
+
+
+def _subsets(n: int, k: int, largest: int, seed: int) -> list[tuple[int, ...]]:
+    """The subsets of k of n completions; where there are more than `largest`, as many drawn by seed."""
+    if comb(n, k) <= largest:
+        return list(combinations(range(n), k))
+    rng = random.Random(seed)
+    return [tuple(rng.sample(range(n), k)) for _ in range(largest)]
 
 
 def _vote(answers: Sequence[str | None], right: Sequence[bool], voters: Sequence[int]) -> float:
@@ -78,7 +130,8 @@ def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
     Returns:
         `n` items, `k` (draws of each), `mean` (share of right completions), `score` (mean of the score over all
         completions, which says more where it has degrees), and `pass_at` and `majority_at`: k -> the
-        mean over items with its 95 % interval. None if items were asked once only.
+        mean over items with its 95 % interval. Where rows hold confidences, `weighted_majority_at`: name of
+        `WEIGHTINGS` -> the same. None if items were asked once only.
     """
     drawn = [row for row in rows if row.get(DRAWS)]
     if not drawn:
@@ -104,7 +157,34 @@ def draws_summary(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
         "score": stats.mean_row(values + lost) if len(values) == len(drawn) else None,
         "pass_at": passes,
         "majority_at": majorities,
+        **_weighted_majorities(drawn, flags, sizes, lost),
     }
+
+
+def _weighted_majorities(
+    drawn: Sequence[Row], flags: Sequence[Sequence[bool]], sizes: Sequence[int], lost: list[float]
+) -> dict[str, Any]:
+    """`weighted_majority_at` of `draws_summary`; nothing if a completion has no confidence.
+
+    Args:
+        drawn: The rows with several completions.
+        flags: Whether each of their completions is right.
+        sizes: Numbers of completions that vote.
+        lost: A 0 for each item without a completion.
+    """
+    if not all(draw.get(CONFIDENCE) for row in drawn for draw in row[DRAWS]):
+        return {}
+    answers = [[answer_key(draw) for draw in row[DRAWS]] for row in drawn]
+    weighted: dict[str, dict[str, Any]] = {}
+    for weighting, (measure, share) in WEIGHTINGS.items():
+        confidences = [[draw[CONFIDENCE][measure] for draw in row[DRAWS]] for row in drawn]
+        weighted[weighting] = {}
+        for k in sizes:
+            voted = [
+                weighted_majority_at(*item, k, share=share) for item in zip(answers, flags, confidences, strict=True)
+            ]
+            weighted[weighting][str(k)] = stats.mean_row(voted + lost)
+    return {"weighted_majority_at": weighted}
 
 
 def _mean_of_draws(row: Row, name: str) -> float | None:

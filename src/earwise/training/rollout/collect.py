@@ -10,6 +10,7 @@ Source of dynamic sampling: DAPO (arXiv:2503.14476), section 3.2. Ours: a limit 
 groups without signal fill the step.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from earwise.algorithms.curriculum import Band, OnlineBand
 from earwise.algorithms.rewards import load_reward
 from earwise.config.stages import GrpoConfig
 from earwise.engine.base import Engine, Prompt, SamplingParams
+from earwise.engine.sampling.pause import pause_token_id
 from earwise.models.base import AudioLM
 from earwise.prompts import prompt_turns
 from earwise.training.batches import build_mixture
@@ -29,6 +31,7 @@ from earwise.training.distributed import parallel
 from earwise.training.logging.sample_log import sample_row
 from earwise.training.rollout.adaptive_rewards import AdaptiveRewards
 from earwise.training.rollout.judge import judge_reward
+from earwise.training.rollout.pausing import PauseThreshold
 from earwise.training.rollout.retry import retry_while_away
 from earwise.training.rollout.reward_runner import (
     RewardFunction,
@@ -120,6 +123,9 @@ class RolloutCollector:
         self._sampling_params = SamplingParams(
             config.max_new_tokens, config.temperature, config.top_p, config.top_k, context.seed
         )
+        self._pause_threshold = PauseThreshold(config.pause) if config.pause else None
+        if config.pause is not None:
+            pause_token_id(context.model, config.pause.token)  # refused before anything is sampled
         self._adaptive_rewards = AdaptiveRewards(config.max_steps) if config.balance_thinking else None
         self._reward_runner = _open_reward_runner(config, self._adaptive_rewards)
         curriculum = config.curriculum
@@ -151,6 +157,7 @@ class RolloutCollector:
         without_signal: list[Rollout] = []
         stats: list[RolloutStats] = []
         rounds = num_skipped = num_server_errors = 0
+        threshold = self._pause_threshold.entropy if self._pause_threshold else math.inf
         while rounds < (config.dynamic_sampling or 1) and len(with_signal) < config.prompts_per_step:
             rounds += 1
             num_sampled = sum(process_stats.groups for process_stats in stats)
@@ -166,6 +173,8 @@ class RolloutCollector:
                 (without_signal if is_flat else with_signal).append(rollout)
                 self._log(step, example, rollout)
         metrics = step_metrics(stats)
+        if self._pause_threshold is not None and math.isfinite(threshold):
+            metrics["pause_entropy"] = threshold
         if self._adaptive_rewards is not None:
             metrics["thinking"] = self._adaptive_rewards.thinking_share
         metrics["skipped"] = float(num_skipped)
@@ -206,7 +215,10 @@ class RolloutCollector:
         self.send_weights(step)
         with self._phase("rollout"):
             prompts = [drawn.prompts[number] for number in share]
-            generate = partial(self._engine.generate, prompts, self._sampling_params, config.group_size)
+            params = self._sampling_params
+            if self._pause_threshold is not None:
+                params = self._pause_threshold.sampling_params(params)
+            generate = partial(self._engine.generate, prompts, params, config.group_size)
             groups, num_server_errors = retry_while_away(generate, self._retry_minutes, context.notify)
             if config.rollout_server:
                 groups = accept_sampled(context.model, groups, config.rollout_server)
@@ -240,7 +252,10 @@ class RolloutCollector:
         return nullcontext() if self._in_background else self._context.profiler.phase(name)
 
     def _rollouts(self, drawn: DrawnPrompts, sampled: SampledGroups) -> list[tuple[Example, Rollout]]:
-        """The rollouts of a round; the online curriculum takes in all groups, also those that are left out."""
+        """The rollouts of a round; the online curriculum takes in all groups, also those that are left out, and so does
+        the threshold of pauses."""
+        if self._pause_threshold is not None:
+            self._pause_threshold.observe(completion for group in sampled.groups for completion in group)
         if self._online_curriculum is not None:
             for example, group in zip(drawn.examples, sampled.groups, strict=True):
                 num_passed = sum(self._passes(example, completion.text) >= 1 for completion in group)
@@ -271,6 +286,8 @@ class RolloutCollector:
         state: dict[str, Any] = {"mixture": self._mixture.state_dict()}
         if self._online_curriculum is not None:
             state["online"] = self._online_curriculum.state_dict()
+        if self._pause_threshold is not None:
+            state["pause"] = self._pause_threshold.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -278,6 +295,8 @@ class RolloutCollector:
         self._mixture.load_state_dict(state["mixture"])
         if self._online_curriculum is not None:
             self._online_curriculum.load_state_dict(state["online"])
+        if self._pause_threshold is not None:
+            self._pause_threshold.load_state_dict(state["pause"])
 
 
 def prompt_tokens(model: AudioLM, prompt: Prompt) -> int:

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from earwise.algorithms.losses import LossOutput, sft_loss
-from earwise.config.stages import CompressConfig, Source
+from earwise.config.kinds.compress import CompressConfig
+from earwise.config.stages import Source
 from earwise.data.index import ManifestRows
 from earwise.engine.base import SamplingParams
 from earwise.engine.local import LocalEngine

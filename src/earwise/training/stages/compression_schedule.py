@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from earwise.algorithms import chain_compression
 from earwise.algorithms.chain_compression import StepwiseSchedule, StubFormat
-from earwise.config.stages import CompressConfig
+from earwise.config.kinds.compress import CompressConfig
 from earwise.models.base import AudioLM
 from earwise.prompts import target_text
 from earwise.types import Example

@@ -62,7 +62,7 @@ class GrpoStage:
         collected = self._collector.collect(step)
         batched = batch_rollouts(collected.rollouts, self._context, self._config)
         micro_batches = [self._with_logprobs(micro_batch) for micro_batch in batched.micro_batches]
-        metrics = collected.metrics
+        metrics = collected.metrics | batched.metrics
         num_tokens = parallel.all_sum({"distinct": batched.num_distinct_tokens, "all": batched.num_path_tokens})
         if num_tokens["all"]:
             metrics["distinct_share"] = num_tokens["distinct"] / num_tokens["all"]

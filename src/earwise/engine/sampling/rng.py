@@ -3,7 +3,7 @@
 The k-th token of a sample is drawn with one uniform number that depends on the seed, the prompt's key, the sample's
 index among the prompt's samples, and k. It does not depend on the other prompts in the batch, on which samples have
 finished, or on how many tokens one forward pass computes. That is what makes greedy and random decoding batch
-invariant, and what lets `engine.draft` verify draft tokens without changing the distribution.
+invariant, and what lets `engine.sampling.draft` verify draft tokens without changing the distribution.
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""How the next tokens of completions are drawn: random numbers, draft tokens, pause tokens, measures of confidence."""
