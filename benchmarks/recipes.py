@@ -21,7 +21,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from baselines.timing import machine
+from baselines.timing import commit, machine
 
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
@@ -46,7 +46,7 @@ BUILDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "audiomcq": (
         "runs/contribution/strong.jsonl",
         (
-            ("build", "join", "starter:train=320", "--where", "task=recognition", "--seed", "42", "--no-check",
+            ("build", "join", "starter:train=160", "--where", "task=recognition", "--seed", "42", "--no-check",
              "--out", "runs/contribution/rows.jsonl"),
             ("build", "contribution", "runs/contribution/rows.jsonl", "--model", "embedded-aligned", "--attempts", "4",
              "--max-new-tokens", "16", "--no-check", "--out", "runs/contribution"),
@@ -63,7 +63,7 @@ BUILDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
 """Recipe -> the file that its profile names and nothing else builds, and the `earwise` commands that build it."""
 QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")
 WALL = "wall.jsonl"
-"""File beside the runs with one row per start of `earwise train`: the run and its seconds."""
+"""File beside the runs with one row per start of `earwise train`: the run, its seconds and the commit."""
 INTERRUPTED = 130
 """Exit code of an interrupted command."""
 WATCHED = {
@@ -106,7 +106,7 @@ def run_to_end(folder: Path, recipe: Recipe, start_arguments: Sequence[str], *, 
         return run_command(command)
     finally:
         seconds = round(perf_counter() - started, 1)
-        append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds})
+        append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds, "commit": commit()})
 
 
 def build_rows(name: str) -> str | None:
@@ -180,7 +180,7 @@ def summarize_recipe(recipe_name: str, out: Path) -> Row:
         recipe_name: Name of the recipe, and of the run's folder.
         out: Folder of all runs.
     Returns:
-        `recipe`, `model`, `stages`, `held_out`, `steps`, `train_seconds` and `wall_seconds`.
+        `recipe`, `model`, `stages`, `held_out`, `steps`, `train_seconds`, `wall_seconds`, and `commits` that ran it.
     """
     folder = out / recipe_name
     recorded = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
@@ -197,6 +197,7 @@ def summarize_recipe(recipe_name: str, out: Path) -> Row:
         held_out.append(fields | scores(*runs))
         report = folder / ("report.html" if number == 0 else f"report-{number}.html")
         write_report(report, runs, [folder / "metrics.jsonl"], title=f"{recipe.recipe}, profile {PROFILE}")
+    starts = [row for row in read_log(out / WALL) if row["run"] == recipe_name]
     return {
         "recipe": recipe_name,
         "model": recipe.model.name,
@@ -204,7 +205,8 @@ def summarize_recipe(recipe_name: str, out: Path) -> Row:
         "held_out": held_out,
         "steps": len(log),
         "train_seconds": round(sum(row["seconds"] for row in log), 1),
-        "wall_seconds": round(sum(row["seconds"] for row in read_log(out / WALL) if row["run"] == recipe_name), 1),
+        "wall_seconds": round(sum(row["seconds"] for row in starts), 1),
+        "commits": sorted({row["commit"] for row in starts if row.get("commit")}),
     }
 
 
