@@ -27,8 +27,8 @@ from recipes import RECIPES, run_to_end, score, stage_row
 from earwise.algorithms import chain_compression
 from earwise.apps.recipe_eval import evaluate_entry, evenly_spaced
 from earwise.audio import decode
+from earwise.config.kinds.compress import CompressConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
-from earwise.config.stages import CompressConfig
 from earwise.data import manifest
 from earwise.engine.local import LocalEngine
 from earwise.errors import EarwiseError
