@@ -5,15 +5,14 @@
     python benchmarks/recipes.py --only gkd --set gkd:eval.0.limit=96 --json benchmarks/results/later-recipes.json
 
 Each recipe is an `earwise train` of its own, as a user would start it, into `OUT/NAME`; finished runs are kept, stopped
-ones continue. Rows that a recipe needs and that no other target builds are built first (`BUILDS`). Then the folders are
-read: stages, steps, seconds, loss (or reward) at the beginning and the end, held-out scores before and after with
-intervals and the blind control. The results are `summary.json` (the same at `--json`), `summary.md`, `summary.html` and
-a report per recipe. `--quick` trains one step per stage and evaluates two items, as a test.
+ones continue. Rows that a recipe needs and that no other target builds are built first (`recipe_rows.py`). Then the
+folders are read: stages, steps, seconds, loss (or reward) at the beginning and the end, held-out scores before and
+after with intervals and the blind control. The results are `summary.json` (the same at `--json`), `summary.md`,
+`summary.html` and a report per recipe. `--quick` trains one step per stage and evaluates two items, as a test.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -22,11 +21,11 @@ from time import perf_counter
 from typing import Any
 
 from baselines.timing import commit, machine
+from recipe_rows import INTERRUPTED, build_rows, run_command
 
 from earwise.config.control.run_control import EvalConfig
 from earwise.config.recipe import Recipe, check_recipe, load_recipe
 from earwise.config.recipe_files import PACKAGED_RECIPES
-from earwise.data.manifest_path import STARTER
 from earwise.errors import ConfigError, EarwiseError
 from earwise.evaluation.compare import compare
 from earwise.evaluation.results import METRICS, EvalRun, read_run
@@ -42,30 +41,9 @@ NAMES = (
     "audio-r1", "gkd", "embedded",
 )  # fmt: skip
 PROFILE = "cpu"
-BUILDS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
-    "audiomcq": (
-        "runs/contribution/strong.jsonl",
-        (
-            ("build", "join", "starter:train=160", "--where", "task=recognition", "--seed", "42", "--no-check",
-             "--out", "runs/contribution/rows.jsonl"),
-            ("build", "contribution", "runs/contribution/rows.jsonl", "--model", "embedded-aligned", "--attempts", "4",
-             "--max-new-tokens", "16", "--no-check", "--out", "runs/contribution"),
-        ),
-    ),
-    "audio-r1": (
-        "runs/puzzles/puzzles.jsonl",
-        (
-            ("build", "puzzles", str(STARTER / "clips"), "--limit", "40", "--workers", "1", "--no-check", "--out",
-             "runs/puzzles/puzzles.jsonl"),
-        ),
-    ),
-}  # fmt: skip
-"""Recipe -> the file that its profile names and nothing else builds, and the `earwise` commands that build it."""
 QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")
 WALL = "wall.jsonl"
 """File beside the runs with one row per start of `earwise train`: the run, its seconds and the commit."""
-INTERRUPTED = 130
-"""Exit code of an interrupted command."""
 WATCHED = {
     "sft": ("loss",),
     "dpo": ("loss", "accuracy"),
@@ -107,48 +85,6 @@ def run_to_end(folder: Path, recipe: Recipe, start_arguments: Sequence[str], *, 
     finally:
         seconds = round(perf_counter() - started, 1)
         append_jsonl(folder.parent / WALL, {"run": folder.name, "seconds": seconds, "commit": commit()})
-
-
-def build_rows(name: str) -> str | None:
-    """Build the rows that a recipe needs, unless they exist; a stopped build continues.
-
-    Args:
-        name: Name of the recipe.
-    Returns:
-        The last line of the error output of the command that failed; None if the rows exist.
-    Raises:
-        KeyboardInterrupt: if it was interrupted.
-    """
-    file, commands = BUILDS.get(name, ("", ()))
-    if not file or Path(file).exists():
-        return None
-    return next((reason for command in commands if (reason := run_command(command))), None)
-
-
-def run_command(command: Sequence[str]) -> str | None:
-    """Run an `earwise` command and show its error output.
-
-    Args:
-        command: The arguments.
-    Returns:
-        The last line of its error output if it failed; None if it succeeded.
-    Raises:
-        KeyboardInterrupt: if it was interrupted.
-    """
-    last_line = ""
-    program = [sys.executable, "-c", "from earwise.cli import main; main()", *command]
-    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stderr is not None
-        try:
-            for line in child.stderr:
-                last_line = line.strip() or last_line
-                print(f"  {line.rstrip()}", file=sys.stderr)
-        except KeyboardInterrupt:  # the child receives it as well, ends its step and saves
-            child.communicate()
-            raise
-    if child.returncode == INTERRUPTED:
-        raise KeyboardInterrupt
-    return None if child.returncode == 0 else last_line or f"exit code {child.returncode}"
 
 
 def check_same_recipe(folder: Path, recipe: Recipe) -> None:

@@ -32,6 +32,8 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import compress  # noqa: E402
+import later_page  # noqa: E402
+import recipe_rows  # noqa: E402
 import recipes  # noqa: E402
 
 STAGE = {
@@ -96,6 +98,7 @@ def test_a_recipe_is_run_to_its_end_once_and_read_back(base: Path) -> None:
     assert held_out["n"] == 2 and held_out["chance"] == 0.5
     assert held_out["trained_on"], "the same manifest, nothing held out"
 
+    assert "| `t` | 5 | 2 |" in later_page.table(later_page.HEAD, [later_page.line(row)])
     recipes.write(out, [row], {"other": "no such file"})
     summary = json.loads((out / "summary.json").read_text())
     assert summary["recipes"][0]["recipe"] == "t" and summary["failed"] == {"other": "no such file"}
@@ -125,12 +128,20 @@ def test_a_failing_recipe_is_reported_and_the_others_continue(
 def test_rows_of_a_recipe_are_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     join = ("build", "join", "starter:val=3", "--no-check", "--out", "rows.jsonl")
-    monkeypatch.setattr(recipes, "BUILDS", {"a": ("rows.jsonl", (join,)), "b": ("x", (("build", "join", "no.jsonl"),))})
-    assert recipes.build_rows("a") is None and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(
+        recipe_rows, "BUILDS", {"a": ("rows.jsonl", (join,)), "b": ("x", (("build", "join", "no.jsonl"),))}
+    )
+    assert recipe_rows.build_rows("a") is None and len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
     (tmp_path / "rows.jsonl").write_text("kept")
-    assert recipes.build_rows("a") is None and (tmp_path / "rows.jsonl").read_text() == "kept"
-    assert recipes.build_rows("b"), "the command's own words"
-    assert recipes.build_rows("r1-aqa") is None, "needs nothing"
+    assert recipe_rows.build_rows("a") is None and (tmp_path / "rows.jsonl").read_text() == "kept"
+    assert recipe_rows.build_rows("b"), "the command's own words"
+    assert recipe_rows.build_rows("r1-aqa") is None, "needs nothing"
+
+
+def test_the_page_of_later_recipes_agrees_with_the_measured_file() -> None:
+    page = later_page.PAGE.read_text(encoding="utf-8")
+    assert len(later_page.BLOCK.findall(page)) == 1
+    assert later_page.rendered(page) == page, "run python benchmarks/later_page.py"
 
 
 def test_beginning_and_end_are_means_of_quarters() -> None:
