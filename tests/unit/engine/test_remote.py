@@ -20,7 +20,7 @@ from chat_server import (
     request_texts,
     run_chat_server,
 )
-from earwise.engine.base import Prompt, SamplingParams
+from earwise.engine.base import PauseParams, Prompt, SamplingParams
 from earwise.engine.remote import openai_http
 from earwise.engine.remote.address import ServerAddress
 from earwise.engine.remote.client import RemoteEngine
@@ -70,6 +70,25 @@ def test_conversation_and_clips_arrive_unchanged(part: str) -> None:
     assert [message_part["type"] for message_part in body["messages"][3]["content"]] == ["text", part]
     assert (body["max_tokens"], body["temperature"], body["top_p"]) == (7, 0.0, 1.0)
     assert "seed" not in body and "n" not in body and "logprobs" not in body
+
+
+def test_confidences_come_from_the_likeliest_tokens_and_pauses_are_refused() -> None:
+    """By hand: the mean of .5 and 1.5 nats, and of .25 and 3.75; at most 20 tokens can be asked for."""
+    likeliest = [[-0.5, -1.5], [-0.25, -3.75]]
+    content = [{"logprob": values[0], "top_logprobs": [{"logprob": value} for value in values]} for values in likeliest]
+    choice = {"message": {"content": "a"}, "logprobs": {"content": content}, "token_ids": [7, 2]}
+    with run_chat_server(lambda body, count: ServerReply(choices=[choice])) as chat:
+        params = SamplingParams(confidence_top_k=50)
+        completion = engine_on(chat, kind="vllm").generate(make_prompts(1), params)[0][0]
+        engine_on(chat, kind="vllm", logprobs=False).generate(make_prompts(1), params)
+        engine_on(chat, kind="earwise").generate(make_prompts(1), params)
+        with pytest.raises(EngineError, match="servers make no pauses"):
+            engine_on(chat, kind="vllm").generate(make_prompts(1), SamplingParams(pause=PauseParams(1.0)))
+    assert completion.confidences == (1.0, 2.0)
+    first, second, third = chat.bodies
+    assert (first["logprobs"], first["top_logprobs"]) == (True, 20)
+    assert "top_logprobs" not in second, "a server that returns no log-probabilities is not asked for them"
+    assert third["logprobs"] is True and "top_logprobs" not in third, "the package's own server refuses them"
 
 
 def test_seeds_depend_on_seed_and_key_alone() -> None:

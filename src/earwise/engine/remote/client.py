@@ -342,7 +342,7 @@ class RemoteEngine:
             fields["seed"] = int.from_bytes(digest, "little") % NUM_SEEDS
         if self.address.logprobs if self.address.logprobs is not None else self.kind in EXPLICIT_FIELDS:
             fields["logprobs"] = True
-            if sampling_params.confidence_top_k:
+            if sampling_params.confidence_top_k and self.kind != "earwise":  # whose server returns none
                 fields["top_logprobs"] = min(MAX_TOP_LOGPROBS, sampling_params.confidence_top_k)
         return fields
 
