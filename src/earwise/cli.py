@@ -5,6 +5,7 @@ Top layer. Each command lives in `commands/` and imports torch and other large p
 work is kept).
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from earwise.commands.evaluation import compare, evaluate, export_results, expor
 from earwise.commands.terminal import printable
 from earwise.commands.training import ablate, recipe, status, train
 from earwise.config.resolve import own_code_location
-from earwise.errors import EarwiseError
+from earwise.errors import EarwiseError, is_out_of_memory
 from earwise.files import disk_error_message
 
 DONE, OUR_FAULT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line. Every exception becomes one line on stderr and an exit code."""
     progress.show()
+    # It warns at import of a missing kernel of its own for 4 bits on a CPU, which it then does without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         # not app.main, which would drop the message of an interrupt
         with app.make_context("earwise", list(arguments)) as context:
@@ -87,11 +90,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe has ended, so there is nobody to report to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except MemoryError:
-        _print_traceback(arguments)
-        return _fail("out of memory; close other programs, or use a smaller batch or shorter clips", WRONG_INPUT)
     except Exception as error:
         _print_traceback(arguments)
+        if is_out_of_memory(error):
+            return _fail("out of memory; close other programs, or use a smaller batch or shorter clips", WRONG_INPUT)
         if message := disk_error_message(error):
             return _fail(message, WRONG_INPUT)
         line = f"{type(error).__name__}: {error}"

@@ -37,6 +37,18 @@ class ScoringError(EarwiseError):
     """A scorer got input that it cannot score."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory is full: Python's, NumPy's, or torch's on any device.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    True
+    """
+    # The last two are oneDNN's and Python's words where memory is limited.
+    texts = ("DefaultCPUAllocator", "out of memory", "allocate memory", "create a primitive", "can't start new thread")
+    is_torch = isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in texts)
+    return isinstance(error, MemoryError) or is_torch
+
+
 def location_in_module(error: BaseException, module: str) -> str:
     """Where in a user's module an exception arose, as `FILE:LINE`, or "" if the exception did not pass through it.
 

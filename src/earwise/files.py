@@ -204,6 +204,8 @@ def disk_error_message(error: BaseException, path: Path | None = None) -> str | 
     number = error.errno if isinstance(error, OSError) else None
     if number not in DISK_ERRORS:
         number = next((code for code in DISK_ERRORS if f"(os error {code})" in str(error)), None)
+    if number is None and isinstance(error, RuntimeError) and "inline_container.cc" in str(error):
+        number = errno.ENOSPC  # torch.save: the archive that it writes has become shorter than what it wrote
     if number is None:
         return None
     name = path or (error.filename if isinstance(error, OSError) else None) or "a file"

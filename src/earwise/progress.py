@@ -131,6 +131,7 @@ class LineDisplay:
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._last_lines: dict[int, float] = {}
+        self._last_counts: dict[int, int] = {}
 
     def start(self, task: Task) -> None:
         """Begin to wait for the first line."""
@@ -140,12 +141,12 @@ class LineDisplay:
         """Write a line if the last one is long ago."""
         now = self._clock()
         if now - self._last_lines[id(task)] >= LINE_EVERY_S:
-            self._last_lines[id(task)] = now
+            self._last_lines[id(task)], self._last_counts[id(task)] = now, task.done
             self.write(describe(task, now))
 
     def finish(self, task: Task) -> None:
-        """Write a last line if the task had one before."""
-        if self._last_lines.pop(id(task)) > task.started:
+        """Write a last line if the task had one before, unless that one was of its last item."""
+        if self._last_lines.pop(id(task)) > task.started and self._last_counts.pop(id(task)) != task.done:
             self.write(describe(task, self._clock()))
 
     def write(self, line: str) -> None:

@@ -44,6 +44,16 @@ def test_a_line_every_thirty_seconds_and_one_at_the_end(monkeypatch: pytest.Monk
     ]
 
 
+def test_the_line_of_the_last_item_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, stream = Clock(1000.0), io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    progress.show(LineDisplay(stream, clock))
+    with progress.task("attempts", 1) as task:
+        clock.now += 60.0
+        task.advance()
+    assert stream.getvalue().splitlines() == ["attempts: 1 of 1, 1/min"]
+
+
 def test_short_work_writes_nothing_even_if_it_fails() -> None:
     stream = io.StringIO()
     progress.show(LineDisplay(stream))

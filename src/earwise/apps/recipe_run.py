@@ -5,8 +5,8 @@ command `earwise train`, in every process of a distributed run: all processes tr
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,6 +29,7 @@ from earwise.training import run
 from earwise.training.check_recipe import CheckedRecipe, check_training
 from earwise.training.control.evaluation import AnswerRequest
 from earwise.training.distributed import parallel
+from earwise.training.logging.run_status import note_process, recorded_process
 from earwise.training.pinning import pin_model
 
 Notify = Callable[[str], None]
@@ -170,18 +171,22 @@ def _train_and_evaluate(
     parallel.init_processes()
     is_first = parallel.is_main_process()
     evaluates = options.evaluate and is_first
-    with _interruptible(out), lock_folder(out) if is_first else nullcontext():
+    with _interruptible(out), ExitStack() as stack:
         if is_first:
+            stack.enter_context(lock_folder(out))
+            stack.enter_context(recorded_process(out))
             fetch_base_weights(recipe.model.name, notify)
         parallel.barrier()
         before = _evaluate(recipe, base, out, "before", None, notify) if evaluates else []
         final = train()
         after = _evaluate(recipe, base, out, "after", final, notify) if evaluates else []
+        entries = recipe.eval if evaluates else ()
+        evaluations = tuple(
+            Evaluation(entry.manifest, *figures) for entry, *figures in zip(entries, before, after, strict=True)
+        )
+        if evaluations:
+            note_process(out, results=[asdict(evaluation) for evaluation in evaluations])
     parallel.leave_processes()
-    entries = recipe.eval if evaluates else ()
-    evaluations = tuple(
-        Evaluation(entry.manifest, *figures) for entry, *figures in zip(entries, before, after, strict=True)
-    )
     return TrainResult(final, out, evaluations, perf_counter() - started, is_first)
 
 
@@ -218,7 +223,9 @@ def _evaluate(
         engine.name = hub_name
     figures = []
     for number, entry in enumerate(recipe.eval):
-        notify(f"measuring {entry.manifest} {when} training")
+        activity = f"measuring {entry.manifest} {when} training"
+        note_process(out, activity=activity)
+        notify(activity)
         metrics = evaluate_entry(
             entry, base, engine, out / "eval" / f"{when}-{number}", seed=recipe.seed, blind=("silence",), notify=notify
         )

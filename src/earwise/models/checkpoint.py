@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from earwise.errors import ModelError
+from earwise.errors import ModelError, is_out_of_memory
 from earwise.files import atomic_write
 from earwise.models.detect import MARKER
 from earwise.models.parts import lora
@@ -151,6 +151,8 @@ def read_torch_file(path: Path) -> Any:
             "take the file from its publisher, or save its tensors alone"
         ) from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{path}: cannot be read ({one_line(error)[:160]}); download it again") from error
 
 

@@ -50,12 +50,13 @@ def save_checkpoint(
     if not parallel.is_main_process():
         return
     try:
-        with atomic_folder(folder / f"{PREFIX}{step}") as unfinished:
+        with atomic_folder(checkpoint_folder(folder, step)) as unfinished:
             torch.save(content, unfinished / STATE_FILE)
-    except (DataError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except DataError as error:
+        free = shutil.disk_usage(folder).free
         raise DataError(
-            f"{folder}: checkpoint at step {step} cannot be written ({error.__cause__ or error}); "
-            "free some space, then --resume"
+            f"{folder}: checkpoint at step {step} cannot be written ({error.__cause__ or error}; it needs about "
+            f"{_size(content) / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free); free some space, then --resume"
         ) from error
     outdated = [path for path in list_checkpoints(folder)[:-save_total_limit] if checkpoint_step(path) not in keep]
     for path in [*outdated, *folder.glob(f".{PREFIX}*")]:
@@ -66,6 +67,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a stage, the newest last."""
     by_step = {path.name.removeprefix(PREFIX): path for path in folder.glob(f"{PREFIX}*")}
     return [by_step[step] for step in sorted(filter(str.isdigit, by_step), key=int)]
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Folder of the checkpoint of a step, in the folder of a stage."""
+    return folder / f"{PREFIX}{step}"
+
+
+def _size(value: Any) -> int:
+    """Bytes of all tensors inside nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
 
 
 def checkpoint_step(checkpoint: Path) -> int:

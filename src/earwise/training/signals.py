@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
+import torch
+
 
 class StopRequest:
     """While entered, the first SIGINT or SIGTERM sets `requested`; the second one interrupts at once.
@@ -20,6 +22,7 @@ class StopRequest:
     def __init__(self, notify: Callable[[str], None]) -> None:
         self.requested = False
         self._notify = notify
+        self._is_immediate = False
         self._previous_handlers: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -34,8 +37,19 @@ class StopRequest:
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """While entered, the first signal interrupts at once: for work that can be repeated, so that a cluster which
+        kills a job soon after its signal takes no finished step. With several processes, which must end their common
+        work together, this does nothing."""
+        self._is_immediate = not (torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1)
+        try:
+            yield
+        finally:
+            self._is_immediate = False
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested or self._is_immediate:
             raise KeyboardInterrupt
         self.requested = True
         self._notify("stopping: this step is finished and saved first (press again to stop at once)")

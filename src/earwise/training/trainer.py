@@ -25,7 +25,8 @@ from torch import Tensor
 from earwise.errors import DataError, ModelError
 from earwise.models.base import AudioLM
 from earwise.models.encoder_cache import EncoderCache
-from earwise.training.checkpoints import delete_checkpoints_after, load_checkpoint, save_checkpoint
+from earwise.training import checkpoints
+from earwise.training.checkpoints import load_checkpoint, save_checkpoint
 from earwise.training.control.evaluation import HeldOutEvaluation
 from earwise.training.control.model_selection import ModelSelection
 from earwise.training.control.start_checks import StartChecks
@@ -133,6 +134,7 @@ class Trainer:
         self._checks_done = False
         self._checkpoint_state: dict[str, Any] | None = None
         """State of the stage that belongs to the current weights; None while no checkpoint of them is possible."""
+        self._stop = StopRequest(notify)
         self._began = 0.0
         """When training began in this process, in seconds."""
 
@@ -148,7 +150,7 @@ class Trainer:
         """
         self._restore()
         self._began = time.monotonic()
-        with StopRequest(self._notify) as stop, before_error(self._save_before_error):
+        with self._stop as stop, before_error(self._save_before_error):
             while self._step < self._options.max_steps:
                 self._prepare_checkpoint()
                 if self._must_stop(stop):
@@ -167,8 +169,7 @@ class Trainer:
                     self._update(step, takes_step=verdict == "accept")
                     self._step_log.write(self._step, step.record)
             self._checkpoint_state = self._current_state()
-            if not parallel.any_process(stop.requested):
-                self._evaluate(is_last=True)
+            self._evaluate(is_last=True)
             self._save()
             self._load_best(is_finished=not parallel.any_process(stop.requested))
         self._step_log.report(self._step)
@@ -188,6 +189,7 @@ class Trainer:
             self._saved_step = self._step
             self._stage.load_state_dict(state)
             self._load_control_state(state)
+            self._start_checks.checkpoint = checkpoints.checkpoint_folder(self._folder, self._step)
             self._notify(f"{kind}: resumed after step {self._step}")
         if self._step_log.delete_after(self._step) and checkpoint is None:
             self._notify(f"{kind}: no checkpoint yet (save_steps: {self._options.save_steps}), starts from step 1")
@@ -206,15 +208,16 @@ class Trainer:
     def _evaluate(self, *, is_last: bool = False) -> bool:
         """Evaluate where it is due, once a step; returns whether the result is the best and its checkpoint is kept.
 
-        The finished steps are already in `_checkpoint_state`, so that an interrupt in the middle loses none of them.
+        The finished steps are in `_checkpoint_state`, so an interrupt loses none. A stopped run evaluates when resumed.
         """
         if self._evaluation is None or self._options.eval_steps is None or self._selection.last_step == self._step:
             return False
         updates_per_rollout = self._stage.updates_per_rollout
         interval = math.ceil(self._options.eval_steps / updates_per_rollout) * updates_per_rollout
-        if not self._step or (self._step % interval and not is_last):
+        if not self._step or (self._step % interval and not is_last) or parallel.any_process(self._stop.requested):
             return False
-        metrics = self._evaluation.measure(self._step, self._policy, self._sharded.layers)
+        with self._stop.immediate():
+            metrics = self._evaluation.measure(self._step, self._policy, self._sharded.layers)
         is_best = self._selection.observe(self._step, metrics)
         self._step_log.write_evaluation(self._step, metrics, is_best=is_best)
         self._checkpoint_state = self._current_state()
@@ -231,8 +234,9 @@ class Trainer:
             self._selection.load_state_dict(state[SELECTION])
             self._regular_step = state[REGULAR_STEP]
 
-    def _save(self) -> None:
-        """Write a checkpoint of the current weights, if possible and not yet done."""
+    def _save(self, *, before_error: bool = False) -> None:
+        """Write a checkpoint of the current weights, if due; before an error the newest regular one stays beside it."""
+        keeps_regular = before_error or self._guard.policy.rolls_back
         if self._checkpoint_state is not None and self._step > self._saved_step:
             save_checkpoint(
                 self._folder,
@@ -241,7 +245,7 @@ class Trainer:
                 self._step,
                 self._checkpoint_state | {REGULAR_STEP: self._regular_step},
                 save_total_limit=self._options.save_total_limit,
-                keep={self._selection.kept_step, self._regular_step if self._guard.policy.rolls_back else None},
+                keep={self._selection.kept_step, self._regular_step if keeps_regular else None},
             )
             self._saved_step = self._step
 
@@ -261,7 +265,7 @@ class Trainer:
         would have to take part."""
         if not self._sharded.layers:
             with suppress(DataError):  # a full disk may be the reason for the error
-                self._save()
+                self._save(before_error=True)
 
     def _must_stop(self, stop: StopRequest) -> bool:
         """Whether to end before the next step: asked to, or out of time, in any process; only between rollouts."""
@@ -355,11 +359,7 @@ class Trainer:
         verdict, metrics = self._guard.judge(loss, grad_norm)
         step.record.metrics |= metrics
         if verdict == "stop":
-            problem, setting = self._guard.explain(self._step + 1, loss, grad_norm)
-            raise ModelError(
-                f"{self._stage.kind}: {problem}; lower optimizer.learning_rate or set "
-                f"{setting}: skip in {self._folder.parent / 'recipe.json'}, then --resume"
-            )
+            raise ModelError(self._guard.explain(self._step + 1, loss, grad_norm, self._folder, self._regular_step))
         return verdict
 
     def _roll_back(self, step: _Step) -> None:
@@ -369,7 +369,7 @@ class Trainer:
         step as one that was not.
         """
         target, bad_step, rollbacks = self._regular_step, self._step + 1, self._guard.rollbacks + 1
-        delete_checkpoints_after(self._folder, target)
+        checkpoints.delete_checkpoints_after(self._folder, target)
         restored = load_checkpoint(self._folder, self._masters.trained, self._optimizer, step=target)
         if restored is None:
             raise ModelError(f"{self._folder}: the checkpoint of step {target} is gone; start the stage anew")

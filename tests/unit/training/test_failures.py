@@ -17,6 +17,7 @@ from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import AudioError, ConfigError, DataError, EngineError, ModelError, ServerUnavailable
 from earwise.training import checkpoints, clip_loader, run
+from earwise.training.control.out_of_memory import explain_out_of_memory
 from earwise.training.logging.skip_report import skip_summary
 from earwise.training.rollout import retry
 from earwise.types import Audio, Example, Text, Turn
@@ -102,6 +103,31 @@ def test_nonfinite_loss_stops_the_run_with_all_earlier_steps_saved(tmp_path: Pat
         run.resume(tmp_path / "run")
 
 
+def test_a_run_that_diverged_goes_back_to_the_regular_checkpoint(tmp_path: Path) -> None:
+    """The steps before the bad one are saved too, but not in place of the last regular checkpoint."""
+    write_rows(tmp_path, nan_rows=(0,))
+    with pytest.raises(ModelError) as stopped:
+        run.start(recipe(SFT, save_steps=2), tmp_path / "run", tmp_path)
+    regular, newest = saved_checkpoints(tmp_path / "run")
+    assert (regular % 2, newest) == (0, regular + 1)
+    spoilt = tmp_path / "run" / "stage-0-sft" / f"checkpoint-{newest}"
+    assert f"delete {spoilt} first: back to step {regular}" in str(stopped.value)
+    state = torch.load(spoilt / "state.pt", weights_only=True)
+    torch.save(
+        state | {"trained": {name: 1e9 * value for name, value in state["trained"].items()}}, spoilt / "state.pt"
+    )
+    with pytest.raises(
+        ModelError, match=rf"checkpoint-{newest}: .*delete it, and --resume goes on from the one before"
+    ):
+        run.resume(tmp_path / "run")
+    (spoilt / "state.pt").unlink()
+    spoilt.rmdir()
+    messages: list[str] = []
+    with pytest.raises(ModelError, match=f"at step {newest + 1};"):
+        run.resume(tmp_path / "run", notify=messages.append)
+    assert f"sft: resumed after step {regular}" in messages
+
+
 @pytest.mark.parametrize("stage", [SFT, GRPO | {"num_iterations": 2, "max_steps": 8}], ids=["sft", "grpo"])
 def test_skipped_update_changes_neither_weights_nor_optimizer(stage: dict[str, Any], tmp_path: Path) -> None:
     write_rows(tmp_path, nan_rows=(2,))
@@ -161,6 +187,22 @@ def test_second_ctrl_c_stops_at_once_and_loses_no_finished_step(tmp_path: Path) 
     run.resume(tmp_path / "stopped")
     run.start(resolved, tmp_path / "whole", tmp_path)
     assert_same_result(tmp_path / "stopped", tmp_path / "whole")
+
+
+# Memory -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_memory_of_the_machine_names_the_settings_that_need_less(tmp_path: Path) -> None:
+    (config,) = recipe(SFT).stages
+    with (
+        pytest.raises(
+            ModelError, match=r"^s: this machine's memory is full .*kept.*gradient_checkpointing: true, .*lora"
+        ),
+        explain_out_of_memory("s", config),
+    ):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory("s", config):
+        raise RuntimeError("another fault")
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------

@@ -25,8 +25,11 @@ def write_run(folder: Path, *, steps: int, stage: str = "1-grpo") -> Path:
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows) + '{"stage": "1-gr'
     (folder / "metrics.jsonl").write_text(text)
-    evaluation = {"stage": stage, "step": 4, "accuracy": 0.75, "best": True}
-    (folder / "evaluations.jsonl").write_text(json.dumps(evaluation) + "\n")
+    evaluations = [
+        {"stage": stage, "step": 2, "accuracy": 0.75, "seconds": 9.0, "best": True},
+        {"stage": stage, "step": 4, "accuracy": 0.5, "seconds": 3.0, "best": False},
+    ]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in evaluations))
     return folder
 
 
@@ -39,7 +42,8 @@ def test_a_stopped_run_says_where_it_is_and_how_to_go_on(tmp_path: Path) -> None
     assert (
         "step 6 of 10" in lines and "2.00 s a step" in lines and f"earwise train --resume {tmp_path / 'run'}" in lines
     )
-    assert "after step 4: accuracy 0.75, the best so far" in lines
+    assert "evaluation  after step 4: accuracy 0.5\n" in lines and "best        after step 2: accuracy 0.75\n" in lines
+    assert "ended       without a word: killed" in lines
 
 
 def test_a_living_run_has_time_left_and_a_killed_one_has_not(tmp_path: Path) -> None:
@@ -53,8 +57,10 @@ def test_a_living_run_has_time_left_and_a_killed_one_has_not(tmp_path: Path) -> 
     try:
         assert holder.stdout is not None and holder.stdout.readline().strip() == "held"
         status = run_status(folder)
-        assert status.state == "running" and status.seconds_left == 4 * 2.0
-        assert "8.0 s left in this stage" in "\n".join(describe_status(status))
+        assert status.state == "running" and status.seconds_left == 4 * (2.0 + 3.0 / 2), (
+            "with evaluations, 3 s for 2 steps"
+        )
+        assert "14.0 s left in this stage" in "\n".join(describe_status(status))
     finally:
         holder.kill()
         holder.wait()

@@ -107,8 +107,10 @@ def command(**values: Any) -> None:
         seconds = round(result.seconds, 1)
         print_json({"final": str(result.final), "out": str(result.out), "seconds": seconds, "eval": evaluations})
         return
+    from earwise.training.logging.run_status import result_text
+
     for row in result.evaluations:
-        click.echo(f"{row.manifest}: {_figures_text(row.before)} -> {_figures_text(row.after)}")
+        click.echo(result_text(row.manifest, row.before, row.after))
     click.echo(str(result.final))
 
 
@@ -154,14 +156,3 @@ def _load_recipe(options: TrainCommandOptions) -> "tuple[Recipe, Path]":
     path, base = find_recipe(names[0])
     overrides = [argument for argument in options.arguments if "=" in argument]
     return load_recipe(path, profile=options.profile, arm=options.arm, overrides=overrides), options.data or base
-
-
-def _figures_text(figures: dict[str, Any]) -> str:
-    """Accuracy with its n, and what else was measured."""
-    others = "".join(
-        f", {name.replace('_accuracy', '')} {figures[name]:.3f}"
-        for name in ("blind_accuracy", "format")
-        if figures[name] is not None
-    )
-    name = f"{figures['score']} " if figures.get("lower_is_better") else ""
-    return f"{name}{figures['accuracy']:.3f} (n {figures['n']}{others})"

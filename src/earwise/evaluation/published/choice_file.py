@@ -155,7 +155,7 @@ def check_audio(examples: list[Example], path: Path) -> None:
         first_clip = examples[0].audio_paths[0]
         raise DataError(
             f"{path}: none of its {len(examples)} clips is there (first: {first_clip}); "
-            "name their folder with --audio-root"
+            "name their folder with --audio-root (audio_root in a recipe)"
         )
 
 

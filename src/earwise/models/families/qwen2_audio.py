@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import Qwen2AudioConfig, Qwen2AudioForConditionalGeneration, WhisperFeatureExtractor
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec
-from earwise.errors import AudioError, ModelError
+from earwise.errors import AudioError, ModelError, is_out_of_memory
 from earwise.models import checkpoint, hub, registry
 from earwise.models.base import EmptyModel
 from earwise.models.decoders import transformers_decoder
@@ -262,6 +262,8 @@ def load(
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{folder}: not a Qwen2-Audio checkpoint ({checkpoint.one_line(error)})") from error
     missing = set(report["missing_keys"])
     if module.config.text_config.tie_word_embeddings:

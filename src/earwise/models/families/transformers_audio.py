@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
 
 from earwise.audio import LONG_AUDIO_REMEDY, AudioSpec, num_samples, seconds
-from earwise.errors import AudioError, ModelError
+from earwise.errors import AudioError, ModelError, is_out_of_memory
 from earwise.models import checkpoint, hub
 from earwise.models.base import EmptyModel
 from earwise.models.decoders import transformers_decoder
@@ -348,6 +348,8 @@ def load(
             ignore_mismatched_sizes=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{folder}: not a checkpoint of {label} ({checkpoint.one_line(error)})") from error
     missing = set(report["missing_keys"])
     absent = {name for name in missing if name.startswith(architecture.removed_modules)}

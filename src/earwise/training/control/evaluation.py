@@ -58,6 +58,7 @@ class HeldOutEvaluation:
         answer_evaluator: Scores answers; None: only the loss is measured.
         folder: Folder for the answers, one folder per evaluation.
         profiler: Measures the time as `evaluation`.
+        report_activity: Is told what the process does, for `earwise status`.
     """
 
     model: AudioLM
@@ -67,6 +68,7 @@ class HeldOutEvaluation:
     answer_evaluator: AnswerEvaluator | None
     folder: Path
     profiler: Profiler
+    report_activity: Callable[[str], None] = lambda activity: None
 
     def measure(self, step: int, policy: Policy, sharded_layers: list[Any]) -> dict[str, float]:
         """Evaluate the model after `step` finished steps. A collective: all processes must call.
@@ -80,12 +82,16 @@ class HeldOutEvaluation:
             `seconds`; the same in all processes.
         """
         started = time.monotonic()
+        if parallel.is_main_process():
+            self.report_activity(f"evaluating on {self.config.manifest} after step {step}")
         # One more pass must not move the random generators that dropout draws from.
         with self.profiler.phase("evaluation"), torch.random.fork_rng(), sharding.unsharded_layers(sharded_layers):
             metrics = self._loss(step, policy)
             if parallel.is_main_process():
                 metrics |= self._answers(step)
             metrics = parallel.all_gather(metrics)[0]
+        if parallel.is_main_process():
+            self.report_activity("training")
         return metrics | {"seconds": time.monotonic() - started}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A GPU without memory left: one line that says what to change, in place of a traceback."""
+"""A device without memory left: one line that says what to change, in place of a traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,13 @@ from contextlib import contextmanager
 import torch
 
 from earwise.config.stages import GrpoConfig, StageConfig
-from earwise.errors import ModelError
+from earwise.errors import ModelError, is_out_of_memory
 
 
 @contextmanager
 def explain_out_of_memory(stage: str, config: StageConfig) -> Iterator[None]:
-    """Turn an out-of-memory error of the device inside the block into a ModelError with remedies.
+    """Turn an error inside the block that a full memory caused, the GPU's or the machine's, into a ModelError with
+    remedies.
 
     Args:
         stage: Name of the stage's folder.
@@ -21,10 +22,13 @@ def explain_out_of_memory(stage: str, config: StageConfig) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        place = "the GPU's" if isinstance(error, torch.OutOfMemoryError) else "this machine's"
         raise ModelError(
-            f"{stage}: the GPU's memory is full ({' '.join(str(error).split())[:120]}); finished steps are kept. "
-            f"{remedies(config)}; then --resume"
+            f"{stage}: {place} memory is full ({' '.join(str(error).split())[:120] or 'MemoryError'}); finished steps "
+            f"are kept. {remedies(config)}; then --resume"
         ) from error
 
 

@@ -14,6 +14,7 @@ from earwise.training.control.evaluation import AnswerEvaluator, HeldOutEvaluati
 from earwise.training.control.step_guard import FailurePolicy
 from earwise.training.control.trainer_options import TrainerOptions
 from earwise.training.distributed import parallel
+from earwise.training.logging.run_status import note_process
 from earwise.training.logging.throughput import Throughput, peak_flops
 from earwise.training.policy import forest_tolerance
 from earwise.training.stages.stage import Stage, StageContext
@@ -55,10 +56,14 @@ def throughput(model: AudioLM, config: StageConfig) -> Throughput | None:
     return Throughput(size, config.trainable.decoder == "full", peak * parallel.world_size())
 
 
-def check_same_start(folder: Path, weights: Path | None, model: AudioLM) -> None:
+def check_same_start(folder: Path, name: str, model: AudioLM) -> None:
     """Refuse to resume on other weights than those that the stage began with: its checkpoints hold only what is
     trained.
 
+    Args:
+        folder: Folder of the stage.
+        name: Name or folder of the model that it starts from.
+        model: That model as it is now.
     Raises:
         ModelError: naming both hashes.
     """
@@ -67,7 +72,7 @@ def check_same_start(folder: Path, weights: Path | None, model: AudioLM) -> None
         revision = json.loads(record.read_text(encoding="utf-8"))["revision"]
         if revision != model.revision:
             raise ModelError(
-                f"{weights or model.name}: the weights have changed since this stage began (hash {revision}, now "
+                f"{name}: the weights have changed since this stage began (hash {revision}, now "
                 f"{model.revision}); restore them, or start a new run"
             )
         return
@@ -94,5 +99,12 @@ def evaluation(
         return None
     evaluator = answer_evaluator if config.predict_with_generate else None
     return HeldOutEvaluation(
-        context.model, stage, context.encoder_cache, config.eval_dataset, evaluator, folder, context.profiler
+        context.model,
+        stage,
+        context.encoder_cache,
+        config.eval_dataset,
+        evaluator,
+        folder,
+        context.profiler,
+        lambda activity: note_process(context.folder.parent, activity=activity),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from earwise.errors import ModelError
@@ -22,6 +23,7 @@ class StartChecks:
         forest_tolerance: Limit of `check_forest`, in nats.
         notify: Receives the result.
         steps_without_clip: Steps so far that had nothing to compare with silence.
+        checkpoint: Folder of the checkpoint that the weights come from; None at the start of a stage.
     """
 
     policy: Policy
@@ -29,6 +31,7 @@ class StartChecks:
     forest_tolerance: float
     notify: Callable[[str], None]
     steps_without_clip: int = 0
+    checkpoint: Path | None = None
 
     def refuse_steps_without_clip(self, kind: str, max_steps: int) -> None:
         """Count a step without a clip, and end a run that never has one that could be compared with silence.
@@ -56,6 +59,18 @@ class StartChecks:
         Raises:
             ModelError: if one of the checks fails.
         """
+        try:
+            return self._run(micro_batches)
+        except ModelError as error:
+            if self.checkpoint is None:
+                raise
+            raise ModelError(
+                f"{self.checkpoint}: {error}. If its last steps went wrong (loss and grad_norm in metrics.jsonl), "
+                "delete it, and --resume goes on from the one before, or from the start"
+            ) from error
+
+    def _run(self, micro_batches: Sequence[MicroBatch[Any]]) -> float | None:
+        """As `run`, without regard to where the weights come from."""
         micro_batch = next((batch for batch in micro_batches if batch.forest.audio_clips), micro_batches[0])
         difference = check_forest(self.policy, micro_batch, tolerance=self.forest_tolerance)
         if not micro_batch.forest.audio_clips:

@@ -12,8 +12,11 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, Literal
+
+from earwise.training.checkpoints import checkpoint_folder
 
 Verdict = Literal["accept", "skip", "rollback", "stop"]
 """What happens to a step: its update is taken, or left out, or the newest checkpoint is restored, or the run ends."""
@@ -77,13 +80,31 @@ class StepGuard:
         self._accept(loss, grad_norm)
         return "accept", {}
 
-    def explain(self, step: int, loss: float, grad_norm: float) -> tuple[str, str]:
-        """Why the run ends at a step (from 1) that was judged `stop`, and the setting that decides."""
+    def explain(self, step: int, loss: float, grad_norm: float, stage_folder: Path, regular_step: int) -> str:
+        """Why the run ends at a step that was judged `stop`, and what can be done.
+
+        Args:
+            step: Number of the step, from 1.
+            loss: Loss of the step.
+            grad_norm: Norm of its gradients before clipping.
+            stage_folder: Folder of the stage, in that of the run.
+            regular_step: Step of the newest regular checkpoint; 0 if there is none. The steps up to the bad one are
+                saved beside it.
+        """
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        setting = "on_loss_spike" if is_finite else "on_nonfinite_loss"
         counts = f", {self.skipped_in_a_row} such steps in a row" if self.skipped_in_a_row > 1 else ""
         counts += f", after {self.rollbacks} rollbacks" if self.rollbacks else ""
-        problem = f"loss {loss:g} and gradient norm {grad_norm:g} at step {step}{counts}"
-        return (f"spike: {problem}", "on_loss_spike") if is_finite else (problem, "on_nonfinite_loss")
+        changes = {"skip": "raise max_skipped_steps", "rollback": "raise max_rollbacks"}
+        change = changes.get(getattr(self.policy, setting), f"set {setting}: skip")
+        back = f"step {regular_step}" if regular_step else "the start"
+        newest = checkpoint_folder(stage_folder, step - 1)
+        spoilt = f" (if the weights are spoilt already, delete {newest} first: back to {back})" if step > 1 else ""
+        return (
+            f"{stage_folder.name}: {'spike: ' if is_finite else ''}loss {loss:g} and gradient norm {grad_norm:g} at "
+            f"step {step}{counts}; "
+            f"lower optimizer.learning_rate or {change} in {stage_folder.parent / 'recipe.json'}, then --resume{spoilt}"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and history, as plain values."""

@@ -14,14 +14,17 @@ import torch
 from builders import hf_copy, hf_logprobs, tiny_qwen2_audio, tone
 from earwise.apps.recipe_run import TrainOptions, check_run, resume_run, train_recipe
 from earwise.audio import decode, encode_ogg
+from earwise.config.control.run_control import EvalConfig
 from earwise.config.recipe import Recipe, check_recipe
 from earwise.data import manifest
 from earwise.errors import ConfigError, DataError
 from earwise.models.families.qwen2_audio import Qwen2Audio
 from earwise.models.prompt_encoding import answer_path, conversation_path
 from earwise.prompts import prompt_turns, target_text
-from earwise.training import checkpoints
+from earwise.training import checkpoints, run
+from earwise.training.control.evaluation import AnswerRequest
 from earwise.training.control.model_selection import ModelSelection
+from earwise.training.logging.run_status import describe_status, run_status
 from earwise.types import Audio, Example, Text, Turn
 from resumed import assert_same_result, final_weights, metrics_rows
 
@@ -135,6 +138,55 @@ def test_interrupt_within_an_evaluation_loses_no_step(folder: Path) -> None:
     resume_run(folder / "stopped")
     assert_same_result(folder / "stopped", whole)
     assert evaluations(folder / "stopped") == evaluations(whole)
+
+
+@pytest.mark.parametrize("moment", ["before", "within"])
+def test_a_cluster_that_ends_the_run_around_an_evaluation_does_not_wait_for_it(folder: Path, moment: str) -> None:
+    """The finished steps are saved at once; the evaluation, which may take minutes, is made after the resume."""
+    messages: list[str] = []
+
+    def end(line: str) -> None:
+        messages.append(line)
+        if "step 4/" in line and moment == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def end_once(request: AnswerRequest) -> dict[str, float]:
+        if moment == "within" and request.folder.name == "step-4" and not ended:
+            ended.append(request.folder.name)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"accuracy": 1.0}
+
+    ended: list[str] = []
+    options = run.RunOptions(answer_evaluator=end_once)
+    run.start(recipe(), folder / "whole", folder, options=run.RunOptions(answer_evaluator=lambda _: {"accuracy": 1.0}))
+    with pytest.raises(KeyboardInterrupt):
+        run.start(recipe(), folder / "stopped", folder, options=options, notify=end)
+    assert [path.name for path in checkpoints.list_checkpoints(folder / "stopped" / STAGE)] == ["checkpoint-4"]
+    assert [row["step"] for row in evaluations(folder / "stopped")] == [2]
+    run.resume(folder / "stopped", options=options)
+    assert_same_result(folder / "stopped", folder / "whole")
+    assert evaluations(folder / "stopped") == evaluations(folder / "whole")
+
+
+def test_status_says_what_the_process_does_what_was_measured_and_why_it_ended(folder: Path) -> None:
+    resolved = recipe().model_copy(update={"eval": (EvalConfig(manifest="val.jsonl", max_new_tokens=4),)})
+    activities: list[str] = []
+
+    def look(line: str) -> None:
+        activities.append(run_status(folder / "run").activity)
+        if "step 3/" in line and len(activities) < 9:
+            raise DataError("a reason")
+
+    with pytest.raises(DataError):
+        train(resolved, folder, "run", notify=look)
+    assert {"measuring val.jsonl before training", "training", "evaluating on val.jsonl after step 2"} >= {*activities}
+    assert activities[-1] == "training" and run_status(folder / "run").ended == "a reason"
+    assert "  ended       a reason" in describe_status(run_status(folder / "run"))
+    resume_run(folder / "run")
+    status = run_status(folder / "run")
+    assert (status.state, status.ended) == ("finished", None)
+    (line,) = (line for line in describe_status(status) if "measured" in line)
+    assert line.startswith("  measured    val.jsonl: 0.") and line.count("(n 3, blind") == 2
 
 
 def test_best_checkpoint_is_kept_and_its_weights_are_the_result(folder: Path) -> None:

@@ -49,11 +49,16 @@ def test_spikes_need_a_history_and_are_only_counted_by_default() -> None:
 def test_limits_of_skips_and_rollbacks(figures: tuple[float, float]) -> None:
     skipping = StepGuard(FailurePolicy(on_nonfinite_loss="skip", max_skipped_steps=2))
     assert [skipping.judge(*figures)[0] for _ in range(3)] == ["skip", "skip", "stop"]
-    assert "3 such steps in a row" in skipping.explain(7, *figures)[0]
+    explained = skipping.explain(7, *figures, Path("run/stage-0-sft"), 4)
+    assert "at step 7, 3 such steps in a row; lower optimizer.learning_rate or raise max_skipped_steps" in explained
+    assert "run/recipe.json" in explained and "delete run/stage-0-sft/checkpoint-6 first: back to step 4" in explained
     returning = StepGuard(FailurePolicy(on_nonfinite_loss="rollback", max_rollbacks=1))
     assert returning.judge(*figures)[0] == "rollback"
     returning.rollbacks = 1
     assert returning.judge(*figures)[0] == "stop"
+    assert "after 1 rollbacks; lower optimizer.learning_rate or raise max_rollbacks in" in returning.explain(
+        1, *figures, Path("run/stage-0-sft"), 0
+    )
 
 
 def test_state_is_restored() -> None:
