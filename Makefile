@@ -22,9 +22,21 @@ FETCH := import sys; from earwise.models.embedded.base_weights import base_folde
 COLLECTION ?=
 RECIPES ?=
 OUT ?= runs/embedded
-# What the shipped weights were trained on: transcripts are left out (the model does not transcribe), and a source of unclear licence.
-LABELS := --split train --seed 1 --fields sound,instrument,language,emotion,gender,digit,kind --skip-bad
+# Folder of WordNet's data files (Debian: wordnet-base), for questions about words; without it they are left out.
+WORDNET ?= /usr/share/wordnet
+# What the shipped weights were trained on: a source of unclear licence is left out.
+LABELS := --split train --seed 1 --skip-bad
+NAMED := sound,instrument,language,emotion,gender,digit,kind
+VARIED := varied,refusal,same,compare,order,count,louder,odd_one_out,overlap
+# Settings of both recipes, such as the numbers of steps of a trial: STEPS='stages.0.max_steps=2 stages.0.optimizer.warmup_steps=0'
+STEPS ?=
 WITHOUT ?= --where-not source=EmoDB
+
+# Begin a run in OUT/$(1) with recipe $(2) and settings $(3), or continue the one that is there.
+define TRAIN
+@if test -f '$(OUT)/$(1)/recipe.json'; then $(BIN)/earwise train --resume '$(OUT)/$(1)'; \
+	else $(BIN)/earwise train $(2) --data '$(OUT)/data' --out '$(OUT)/$(1)' 'encoder_cache=$(OUT)/states' $(3) $(STEPS); fi
+endef
 
 .PHONY: help demo data-demo recipes goals test test-newest test-oldest servers rehearse gpu-day package docs lock setup setup-demo lint embedded clean
 
@@ -142,10 +154,16 @@ lint: .venv/ready-dev
 # The trained part that ships in the package. An hour or two on two cores.
 embedded: .venv/ready-demo
 	@test -n '$(COLLECTION)' || { echo 'say which: make embedded COLLECTION=DIR (a folder with manifest.jsonl, or one folder of clips per class)'; exit 2; }
-	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption $(LABELS) $(WITHOUT)
-	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks recognition,yes_no $(LABELS) $(WITHOUT)
-	$(BIN)/earwise train embedded --data '$(OUT)/data' --out '$(OUT)'
-	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)'
+	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/align.jsonl' --tasks open,caption --fields $(NAMED) $(LABELS) $(WITHOUT)
+	$(BIN)/earwise build labels '$(COLLECTION)' --out '$(OUT)/data/questions.jsonl' --tasks $(VARIED) --limit 1500 $(LABELS) $(WITHOUT)
+	@if test -d '$(WORDNET)'; then $(BIN)/earwise build reading '$(WORDNET)' --out '$(OUT)/data/reading.jsonl'; \
+		else echo 'no folder $(WORDNET): questions about words are left out (Debian: wordnet-base, or WORDNET=DIR)' >&2; fi
+	$(call TRAIN,aligned,embedded-aligned)
+	@test -d '$(OUT)/heard' || $(BIN)/earwise build connector '$(COLLECTION)' --model '$(OUT)/aligned/final' \
+		--scenes '$(OUT)/data/questions.jsonl' --encoder-cache '$(OUT)/states' --out '$(OUT)/heard' $(WITHOUT)
+	@test -d '$(OUT)/start' || $(BIN)/earwise build words --model '$(OUT)/heard' --out '$(OUT)/start' --per-second 4 --extra 6 --most 64
+	$(call TRAIN,tuned,embedded,'model.name=$(OUT)/start')
+	@echo 'to put it into the package: $(BIN)/python -m earwise.models.embedded.package_weights $(OUT)/tuned/final --aligned $(OUT)/aligned/final'
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest .venv-lock .venv-servers .venv-package .venv-docs runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

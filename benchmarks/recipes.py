@@ -38,7 +38,7 @@ from earwise.report.tables import table
 RECIPES = PACKAGED_RECIPES
 NAMES = (
     "r1-aqa", "sari", "qwen2-audio", "mellow", "xs-cot", "ke-omni-r", "audio-thinker", "cesar", "hyper", "audiomcq",
-    "audio-r1", "gkd", "embedded",
+    "audio-r1", "gkd", "embedded-aligned", "embedded",
 )  # fmt: skip
 PROFILE = "cpu"
 QUICK = ("stages.*.max_steps=1", "stages.*.optimizer.warmup_steps=0", "eval.*.limit=2")

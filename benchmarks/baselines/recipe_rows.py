@@ -82,7 +82,9 @@ def row(name: str, clip: Path, number: int, where: Mapping[str, Any]) -> dict[st
         "rejected": [choice for choice in CHOICES if choice != answer][:1], "pass_count": number % 15 + 1,
         "attempts": 16, "field": LABEL_FIELDS[number % len(LABEL_FIELDS)], "label": answer,
     }  # fmt: skip
-    return fields | dict(where)
+    return fields | {
+        key: value if isinstance(value, str) else value[number % len(value)] for key, value in where.items()
+    }
 
 
 def tone(number: int, seconds: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 from transformers import WhisperFeatureExtractor as FeatureExtractor
@@ -19,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from builders import byte_tokenizer
 from earwise.models.base import AudioLM
 from earwise.models.decoders.llama import LlamaDecoder, LlamaSizes
+from earwise.models.decoders.whisper_decoder import WhisperDecoder
 from earwise.models.embedded import base_weights
 from earwise.models.embedded.model import PLACEHOLDER, POOL, SUMMARY, Embedded, EmbeddedModule, load
 from earwise.models.parts import whisper
@@ -46,6 +47,10 @@ DECODER_CONFIG = {
     "rms_norm_eps": 1e-5,
 }
 THETA = 10000.0
+CONTROL_TOKENS = (
+    "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nocaptions|>",
+    "<|notimestamps|>",
+)  # fmt: skip
 
 
 def tokenizer() -> Tokenizer:
@@ -153,3 +158,27 @@ def write_base_weights(home: Path, parts: Mapping[str, dict[str, Tensor]]) -> No
     (folder / "decoder.json").write_text(json.dumps(DECODER_CONFIG | {"rope_theta": THETA}))
     tokenizer().save(str(folder / "tokenizer.json"))
     (folder / "complete").write_text("ok")
+
+
+def write_recogniser(home: Path) -> None:
+    """Write a recogniser with random weights into a cache folder: an alphabet behind Whisper's control tokens."""
+    sizes = ENCODER_CONFIG | {
+        "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "max_target_positions": 64,
+        "vocab_size": len(CONTROL_TOKENS) + 26,
+    }  # fmt: skip
+    generator = torch.Generator().manual_seed(2)
+    weights = {
+        f"decoder.{name}": torch.randn(value.shape, generator=generator).half()
+        for name, value in WhisperDecoder(sizes).state_dict().items()
+    }
+    folder = home / "whisper-base-1"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    config = {"sizes": sizes, "never": [*range(1, 7)], "never_first": [0]}
+    (folder / "recogniser.json").write_text(json.dumps(config))
+    letters = [chr(ord("a") + number) for number in range(26)]
+    vocab = {word: number for number, word in enumerate((*CONTROL_TOKENS, *letters))}
+    letter_tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="a"))
+    letter_tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    letter_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "complete").write_text("ok\n")

@@ -30,7 +30,8 @@ class Source(Strict):
     allow_text_only: bool = False
     """Use rows without a clip as they are. False refuses them, unless the row itself says `text_only: true`."""
     optional: bool = False
-    """Leave this manifest out, and say so, if none of its rows meets `where`. False: that is an error."""
+    """Leave this manifest out, and say so, if it is not there or none of its rows meets `where`. False: that is an
+    error."""
 
 
 class DataConfig(Strict):

@@ -147,8 +147,11 @@ def check_stage(config: StageConfig, base: Path, opened: OpenedManifests, notify
     )
     check_files = config.data.on_bad_row == "stop"
     for source in config.data.mixture:
-        rows = _open_source(source, base, opened, notify, required=required, check_files=check_files)
         name = source.manifest + "".join(f" {key}={value}" for key, value in source.where.items())
+        if source.optional and not manifest_path(source.manifest, base).exists():
+            notify(f"{name}: no such manifest; left out of the mixture")
+            continue
+        rows = _open_source(source, base, opened, notify, required=required, check_files=check_files)
         if not rows:
             notify(f"{name}: no such row; left out of the mixture")
             continue

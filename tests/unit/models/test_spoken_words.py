@@ -6,29 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models
+from safetensors.torch import load_file
 
 from builders import tone
 from earwise import cli
 from earwise.commands.training import words
 from earwise.errors import ModelError
 from earwise.models import base
-from earwise.models.decoders.whisper_decoder import WhisperDecoder
 from earwise.models.embedded import spoken_words
 from earwise.models.embedded.connector import parse_connector_spec
 from earwise.models.embedded.spoken_words import StoredWords, WordSlots, append_rows, split_rows
 from earwise.models.encoder_cache import EncoderCache, encoder_fingerprint
-from families.embedded import ENCODER_CONFIG, random_base_weights, write_base_weights
+from families.embedded import random_base_weights, write_base_weights, write_recogniser
 
 LABELS = {
     "kind": "labels", "listener": {"labels": 4, "components": 8, "width": 8},
     "facets": [{"labels": 5, "shown": 2, "tokens": 2}, {"labels": 4}, {"labels": 3}],
 }  # fmt: skip
-CONTROL_TOKENS = (
-    "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>", "<|nocaptions|>",
-    "<|notimestamps|>",
-)  # fmt: skip
 SPEECH, OTHER = tone(1.0, 300.0), tone(0.7, 900.0)
 
 
@@ -38,26 +32,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     write_base_weights(home, random_base_weights())
     monkeypatch.setenv("EARWISE_HOME", str(home))
-    sizes = ENCODER_CONFIG | {
-        "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 24, "max_target_positions": 64,
-        "vocab_size": len(CONTROL_TOKENS) + 26,
-    }  # fmt: skip
-    generator = torch.Generator().manual_seed(2)
-    weights = {
-        f"decoder.{name}": torch.randn(value.shape, generator=generator).half()
-        for name, value in WhisperDecoder(sizes).state_dict().items()
-    }
-    folder = home / "whisper-base-1"
-    folder.mkdir()
-    save_file(weights, folder / "model.safetensors")
-    config = {"sizes": sizes, "never": [*range(1, 7)], "never_first": [0]}
-    (folder / "recogniser.json").write_text(json.dumps(config))
-    letters = [chr(ord("a") + number) for number in range(26)]
-    vocab = {word: number for number, word in enumerate((*CONTROL_TOKENS, *letters))}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="a"))
-    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "complete").write_text("ok\n")
+    write_recogniser(home)
 
 
 def start_model(folder: Path) -> Any:

@@ -50,6 +50,10 @@ def test_a_part_without_rows_is_left_out_if_it_is_optional(folder: Path) -> None
         counts(folder, digits, {})
     rows, lines = counts(folder, {**digits, "optional": True}, {})
     assert rows == {"rows.jsonl": 6} and lines[0] == "rows.jsonl field=digit: no such row; left out of the mixture"
+    with pytest.raises(DataError, match=r"none\.jsonl: is not there"):
+        counts(folder, {"manifest": "none.jsonl"}, {})
+    rows, lines = counts(folder, {"manifest": "none.jsonl", "optional": True}, {})
+    assert rows == {"rows.jsonl": 6} and lines == ["none.jsonl: no such manifest; left out of the mixture"]
     with pytest.raises(DataError, match="stage sft: no part of its mixture has a row"):
         counts(folder, {**digits, "optional": True})
 
