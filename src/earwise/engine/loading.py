@@ -111,7 +111,19 @@ def fetch_base_weights(name: str, notify: Notify = lambda _: None) -> Path | Non
         return None
     if not (cache_dir() / base_weights.BASE / "complete").exists():
         notify(f"first run: fetching the base weights (about 230 MB, once) into {cache_dir()}")
-    return base_weights.base_folder(notify)
+    folder = base_weights.base_folder(notify)
+    if _shows_words(name):
+        base_weights.recogniser_folder(notify)  # there already, unless an earlier version fetched the base weights
+    return folder
+
+
+def _shows_words(name: str) -> bool:
+    """Whether the embedded model of that name reads what Whisper's decoder writes."""
+    from earwise.models import detect
+    from earwise.models.embedded import model, preload
+
+    folder = detect.find_checkpoint(Path(name))[1] if Path(name).is_dir() else preload.ASSETS
+    return model.read_connector_spec(folder).words is not None
 
 
 def uses_base_weights(name: str) -> bool:

@@ -48,8 +48,8 @@ class LabelsCommandOptions:
     default="recognition,yes_no,open,caption",
     show_default=True,
     help="Kinds of questions, separated by commas. Also: varied (in many wordings and forms); refusal (for what "
-    "is not there); same, compare (two clips); order, count, louder, odd_one_out, overlap (scenes composed of several "
-    "clips, written beside OUT).",
+    "is not there); words (what is said); same, compare (two clips); order, count, louder, odd_one_out, overlap "
+    "(scenes composed of several clips, written beside OUT).",
 )
 @click.option(
     "--fields",

