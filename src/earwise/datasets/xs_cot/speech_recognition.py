@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from earwise.models.parts.whisper_asr import WhisperRecogniser
 
 SAMPLE_RATE = 16000
-BASE_TOKENS, TOKENS_PER_S = 20, 12
-"""Longest transcript: `BASE_TOKENS`, and more tokens per second of audio than anybody speaks. The limit ends a
-recogniser that repeats itself."""
 UNSPACED_LANGUAGES = frozenset(("ja", "zh", "yue", "th", "lo", "km", "my"))
 """Languages written without blanks between words; their errors are counted in characters."""
 _KATAKANA_TO_HIRAGANA = {katakana: katakana - 0x60 for katakana in range(0x30A1, 0x30F7)}
@@ -94,8 +91,7 @@ class LocalWhisper:
 
             self._module = whisper_asr.load(base_weights.recogniser_folder(self._notify))
         try:
-            max_tokens = BASE_TOKENS + TOKENS_PER_S * (len(waveform) // SAMPLE_RATE + 1)
-            return self._module.transcribe([waveform], language, max_tokens)[0]
+            return self._module.transcribe([waveform], language)[0]
         except AudioError as error:
             raise EngineError(f"{self.name}: {error}") from error
 

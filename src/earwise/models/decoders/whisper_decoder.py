@@ -182,14 +182,16 @@ class Transcriber:
 
     @torch.inference_mode()
     def transcribe(
-        self, encoder_states: Float[Tensor, "states dim"], seconds: float, language: str | None = None
-    ) -> Transcript:
+        self, encoder_states: Float[Tensor, "states dim"], seconds: float, language: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Transcript:  # fmt: skip
         """The transcript of one clip.
 
         Args:
             encoder_states: Whisper's last encoder layer with the final norm.
             seconds: Length of the clip, which limits that of the transcript.
-            language: Code of the language; None detects it.
+            language: Code of the language, a key of `languages`; None detects it.
+            max_new_tokens: Longest transcript, in tokens; None: the limit of the clip's length.
         """
         state = TranscriptState(self.decoder, encoder_states.float())
         scores = state.append([self._start])[-1]
@@ -199,7 +201,7 @@ class Transcriber:
             language = codes[int(scores[list(self.languages.values())].argmax())]
         scores = state.append([self.languages[language], self._task, self._no_timestamps])[-1]
         room = self.decoder.embed_positions.num_embeddings - 4
-        limit = min(BASE_TOKENS + round(TOKENS_PER_S * seconds), room)
+        limit = min(BASE_TOKENS + round(TOKENS_PER_S * seconds) if max_new_tokens is None else max_new_tokens, room)
         ids: list[int] = []
         logprobs: list[float] = []
         scores[self._suppressed_first] = -torch.inf

