@@ -271,11 +271,13 @@ def precision() -> str:
     measured = result("compute")
     faster = ", ".join(f"{name} {value:.2f}" for name, value in measured["times_faster"].items())
     differences, gradient = measured["differences"], measured["lora_gradient"]
+    int8 = measured.get("int8", {}).get("differences")
+    in_int8 = f"In int8 {int8['equal_answers']:.1%} are equal, {int8['accuracy']:.1%} right.\n" if int8 else ""
     return (
         f"`compute.json`, {measured['machine']['cpu']}: times faster in bfloat16: {faster}, LoRA's forward and "
         f"backward pass\n{gradient['times_faster']:.2f}. Of {differences['items']} greedy answers "
         f"{differences['equal_answers']:.1%} are equal; gradients of LoRA differ by "
-        f"{gradient['relative_difference']:.1%}.\n"
+        f"{gradient['relative_difference']:.1%}.\n{in_int8}"
     ).replace("%", " %")
 
 

@@ -57,7 +57,7 @@ channel_option = click.option(
 compute_option = click.option(
     "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "int8", "auto"]),
     help="Precision of products with frozen weights on the CPU; auto measures once whether bfloat16 is faster on this "
-    "machine; int8 is fastest and smallest, and rounds most.",
+    "machine; float32 is exact; int8 is fastest and smallest, and rounds most.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -106,11 +106,11 @@ def fetch_base(name: str) -> Path | None:
     return fetch_base_weights(name, note)
 
 
-def open_engine(name: str, compute: str = "float32") -> "LocalEngine | RemoteEngine":
+def open_engine(name: str, compute: str = "float32", *, keep_weights: bool = False) -> "LocalEngine | RemoteEngine":
     """Open a model in this process or on a server; see `engine.loading.open_engine`."""
     from earwise.engine import loading
 
-    return loading.open_engine(name, note, compute=compute)
+    return loading.open_engine(name, note, compute=compute, keep_weights=keep_weights)
 
 
 def find_manifest(name: str) -> Path:

@@ -148,7 +148,7 @@ def command(**values: Any) -> None:
     from earwise.serve.run_server import open_socket, run_server
 
     server_socket = open_socket(options.host, options.port)
-    engine = open_engine(options.model, options.compute)
+    engine = open_engine(options.model, options.compute, keep_weights=options.allow_weight_updates)
     if not isinstance(engine, LocalEngine):
         raise ConfigError(f"--model {options.model}: is on a server already; name a family or a folder")
     run_server(engine, server_socket, _server_config(options), note)

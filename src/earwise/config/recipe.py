@@ -66,7 +66,8 @@ class ModelConfig(Strict):
     `quantize`); what is trained is an adapter of the unquantized model. None: all weights have the dtype."""
     compute: Literal["float32", "bfloat16", "auto"] = "float32"
     """Precision of products with frozen weights on the CPU, in sampling, evaluation and training; `auto` measures what
-    is faster on the machine that runs the recipe. LoRA, connector, norms and losses stay float32."""
+    is faster on the machine that runs the recipe, `float32` is exact. LoRA, connector, norms and losses stay float32.
+    """
     trim: bool | None = None
     """Whether the encoder computes only the frames of the clip, or pads every clip to its window; None: the default of
     the family or checkpoint. The results are equal if the encoder masks the padding; otherwise train and evaluate with

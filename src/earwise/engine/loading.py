@@ -22,7 +22,7 @@ Notify = Callable[[str], None]
 
 
 def open_engine(
-    name: str, notify: Notify = lambda _: None, *, compute: str = "float32"
+    name: str, notify: Notify = lambda _: None, *, compute: str = "float32", keep_weights: bool = False
 ) -> "LocalEngine | RemoteEngine":
     """Load a model, or connect to the server that serves it.
 
@@ -31,6 +31,8 @@ def open_engine(
         notify: Called with lines about progress (weights that are being fetched, the log of a server's replies).
         compute: Precision of products with frozen weights on the CPU: `float32`, `bfloat16`, `int8`, or `auto`, which
             measures whether bfloat16 is faster here (`models.precision.compute`).
+        keep_weights: Whether the weights stay as they are read beside those that `compute` packs, for a server whose
+            weights are updated while it runs.
     Returns:
         The engine; its `name` tells two checkpoints of one family apart, and names the commit of a hub's model.
     Raises:
@@ -50,6 +52,7 @@ def open_engine(
         notify(f"every prompt and answer is kept in {log}")
         return remote_engine
     notify(f"loading {name}")
+    answers_in = None if keep_weights else compute
     # Objects that imports create stay for good, so collecting garbage meanwhile is wasted time: cold starts measured in
     # turn took 10.5, 8.8 and 7.4 s with collection, and 7.4, 8.0 and 6.6 s without.
     gc.disable()
@@ -57,16 +60,18 @@ def open_engine(
         if name == "embedded":
             from earwise.models.embedded import preload
 
-            preload.start_loading()
+            preload.start_loading(answers_in)
         from earwise.engine.local import LocalEngine
         from earwise.models import detect
 
         published = detect.fetch_published(name)
-        model = load_model(str(published.folder) if published else name, notify)
+        model = load_model(str(published.folder) if published else name, notify, answers_in=answers_in)
         if compute != "float32":
-            from earwise.models.precision.compute import set_compute
+            from earwise.models.precision.compute import FLOAT32, set_compute
 
-            notify(f"products with frozen weights: {set_compute(model, compute)}")
+            plan = set_compute(model, compute, for_answers=not keep_weights)
+            if plan != FLOAT32:
+                notify(f"products with frozen weights: {plan}")
         engine = LocalEngine(model)
         gc.freeze()
     finally:
@@ -78,12 +83,13 @@ def open_engine(
     return engine
 
 
-def load_model(name: str, notify: Notify = lambda _: None) -> "AudioLM":
+def load_model(name: str, notify: Notify = lambda _: None, *, answers_in: str | None = None) -> "AudioLM":
     """Load the weights of a model into this process; base weights that are missing are fetched first.
 
     Args:
         name: Name of the model; not the address of a server.
         notify: Called with lines about progress.
+        answers_in: See `models.base.load`; None keeps all weights.
     Raises:
         ModelError: if there is no such model, or its weights cannot be loaded.
     """
@@ -93,7 +99,7 @@ def load_model(name: str, notify: Notify = lambda _: None) -> "AudioLM":
     if address.is_remote(name):
         raise ModelError(f"{name}: the weights of a model on a server are not here; name a folder or a family")
     fetch_base_weights(name, notify)
-    return base.load(name)
+    return base.load(name, answers_in=answers_in)
 
 
 def fetch_base_weights(name: str, notify: Notify = lambda _: None) -> Path | None:

@@ -116,7 +116,7 @@ def best_device() -> str:
 def load(
     name: str, weights: Path | str | None = None, *, device: str | None = None, dtype: str | None = None,
     trim: bool | None = None, connector: Mapping[str, Any] | None = None, decoder_init: str | None = None,
-    seed: int | None = None,
+    seed: int | None = None, answers_in: str | None = None,
 ) -> AudioLM:  # fmt: skip
     """Load a model of a family, from a folder, or by a user's own `module:function`.
 
@@ -134,6 +134,9 @@ def load(
         connector: Untrained connector to build, as `config.ConnectorConfig` describes it; None is the family's own.
         decoder_init: `random` initialises the decoder at random; None keeps its trained weights.
         seed: Seed of random initialisation; None is the loader's default.
+        answers_in: For a model that only answers: the choice of `compute` that it is going to be set to
+            (`precision.compute.set_compute`). A loader that knows this option packs the weights while it reads them, so
+            that they never stand in float32 as a whole; others ignore it.
     Raises:
         ModelError: if the name or the dtype is unknown, the loader does not take an option, or the checkpoint does not
             fit.
@@ -165,6 +168,8 @@ def load(
     options: dict[str, Any] = {"dtype": DTYPES[dtype] if dtype else None, "trim": trim}
     options |= {"connector": connector, "decoder_init": decoder_init, "seed": seed}
     options = {key: value for key, value in options.items() if value is not None}
+    if answers_in is not None and "answers_in" in inspect.signature(loader).parameters:
+        options["answers_in"] = answers_in
     unknown = options.keys() - inspect.signature(loader).parameters.keys()
     if unknown:
         key = sorted(unknown)[0]

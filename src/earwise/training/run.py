@@ -243,7 +243,7 @@ def _run_stage(run: _Run, number: int, folder: Path, weights: Path | None) -> No
     checked = run.checked_stage(number)
     config, data = checked.config, checked.data
     if parallel.is_main_process():
-        check_same_start(folder, str(weights or _start_name(run.recipe)), model)
+        check_same_start(folder, str(weights or _start_name(run.recipe)), model, run.notify)
         write_process(run.out, folder.name, number, len(run.recipe.stages), config.max_steps)
     seed = run.recipe.seed + number
     torch.manual_seed(seed)  # PEFT draws LoRA's initial weights from the global generator; nothing else uses it

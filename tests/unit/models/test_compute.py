@@ -20,7 +20,7 @@ from earwise.forest import TokenPath, build_tree, pack
 from earwise.models.cpu_decode.fused_layers import EXACT_LOGITS, packed_forward
 from earwise.models.cpu_decode.prepacked import PrepackedWeights
 from earwise.models.parts.attention import TreeAttention
-from earwise.models.precision import bfloat16_products, compute
+from earwise.models.precision import bfloat16_products, compute, probe
 from earwise.models.precision.bfloat16_products import Bfloat16Weight, round_stochastically
 from earwise.training.trainable import set_trainable
 from earwise.types import Text, Turn
@@ -195,22 +195,80 @@ def test_log_probabilities_are_close_however_a_completion_is_computed() -> None:
         assert abs(before - after) < 0.05 * 18
 
 
-def test_the_choice_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+LARGE: probe.Shapes = {"encoder": (2048, 512), "prefill": (1536, 576), "decode": (1536, 576)}
+"""The widest weights of the default model."""
+
+
+@pytest.mark.parametrize(
+    ("bfloat16_s", "chosen"),
+    [
+        ({"encoder": 0.4, "prefill": 0.4, "decode": 0.5}, ("bfloat16",) * 3),
+        ({"encoder": 0.9, "prefill": 0.4, "decode": 0.85}, ("float32", "bfloat16", "float32")),
+        ({"encoder": 3.0, "prefill": 3.0, "decode": 1.5}, ("float32",) * 3),
+        ({}, ("float32",) * 3),
+    ],
+    ids=["units-for-bfloat16", "small-gains", "emulated-and-slower", "no-kernels"],
+)
+def test_a_phase_gets_bfloat16_where_it_is_clearly_faster(
+    bfloat16_s: dict[probe.Phase, float], chosen: tuple[str, ...], tmp_path: Path
+) -> None:
+    def timed(phase: probe.Phase, shape: tuple[int, int]) -> probe.Times:
+        assert shape == LARGE[phase]
+        return {"float32": 1.0, **({"bfloat16": bfloat16_s[phase]} if phase in bfloat16_s else {})}
+
+    assert tuple(probe.faster_precisions(LARGE, timed, tmp_path / "a" / "c.json").values()) == chosen
+
+
+def test_the_choice_is_measured_once_and_kept(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def timed(phase: probe.Phase, shape: tuple[int, int]) -> probe.Times:
+        asked.append(phase)
+        return {"float32": 1.0, "bfloat16": 0.5}
+
+    path = tmp_path / "compute.json"
+    first = probe.faster_precisions(LARGE, timed, path)
+    assert asked == ["encoder", "prefill", "decode"]
+    assert probe.faster_precisions(LARGE, timed, path) == first
+    assert len(asked) == 3
+    (key,) = json.loads(path.read_text())
+    assert f"x{torch.get_num_threads()} torch {torch.__version__}" in key
+    path.write_text(json.dumps({key: {"encoder": "float32", "prefill": "bfloat16", "decode": "float32"}}))
+    assert probe.faster_precisions(LARGE, timed, path)["encoder"] == "float32"
+    path.write_text("{")  # cut by a full disk: measured anew
+    assert probe.faster_precisions(LARGE, timed, path) == first
+    assert list(json.loads(path.read_text())) == [key]
+
+
+def test_small_models_and_missing_parts_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EARWISE_HOME", str(tmp_path))
-    model = tiny_qwen2_audio(seed=2)
-    plan = compute.set_compute(model, "auto")
-    stored = json.loads((tmp_path / "compute.json").read_text())
-    assert list(stored.values()) == [{"encoder": plan.encoder, "prefill": plan.prefill, "decode": plan.decode}]
-    other = compute.ComputePlan("bfloat16", "float32", "bfloat16")
-    (tmp_path / "compute.json").write_text(json.dumps({key: vars_of(other) for key in stored}))
-    assert compute.set_compute(model, "auto") == other
-    (tmp_path / "compute.json").write_text("{")  # cut by a full disk: measured anew
-    compute.set_compute(model, "auto")
-    assert list(json.loads((tmp_path / "compute.json").read_text())) == list(stored)
+
+    def timed(phase: probe.Phase, shape: tuple[int, int]) -> probe.Times:
+        raise AssertionError(phase)
+
+    assert compute.set_compute(tiny_qwen2_audio(seed=2), "auto", measure=timed) == compute.FLOAT32
+    assert compute.measured_plan(None, None, timed) == compute.FLOAT32
 
 
-def vars_of(plan: compute.ComputePlan) -> dict[str, str]:
-    return {"encoder": plan.encoder, "prefill": plan.prefill, "decode": plan.decode}
+def test_a_machine_is_measured_in_a_moment() -> None:
+    times = probe.measure("decode", (1024, 512))
+    assert times["float32"] > 0
+    assert ("bfloat16" in times) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@torch.no_grad()
+def test_a_model_that_only_answers_keeps_packed_weights_alone() -> None:
+    model, kept = tiny_qwen2_audio(seed=2), tiny_qwen2_audio(seed=2)
+    compute.apply(kept, compute.BFLOAT16)
+    expected = sampled(kept)
+    assert compute.set_compute(model, "bfloat16", for_answers=True) == compute.BFLOAT16
+    decoder = model.parameter_prefixes["decoder"][0]
+    matrices = [name for name, value in model.module.named_parameters() if name.startswith(decoder) and value.ndim > 1]
+    assert all("embed" in name for name in matrices)
+    assert sampled(model) == expected
+    assert compute.set_compute(model, "auto") == compute.BFLOAT16
+    with pytest.raises(ModelError, match="is in bfloat16, its float32 weights are gone; load it again"):
+        compute.set_compute(model, "float32")
 
 
 def test_what_cannot_act_is_refused() -> None:
@@ -228,7 +286,7 @@ def test_what_cannot_act_is_refused() -> None:
 def test_the_default_model_answers_the_same_in_bfloat16() -> None:
     """Greedy answers to real questions about real clips, through the front door."""
     items = [example for example in manifest.read(manifest_path("starter:val", Path())) if example.choices][:12]
-    exact, fast = earwise.load("embedded"), earwise.load("embedded", compute="bfloat16")
+    exact, fast = (earwise.load("embedded", compute=choice) for choice in ("float32", "bfloat16"))
     assert fast.engine.revision == f"{exact.engine.revision}+bfloat16"
     answers = [
         [

@@ -1,5 +1,7 @@
 """Products in 8-bit integers: how far they are off, what stays exact, and what goes."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,8 @@ from earwise.engine.local import LocalEngine
 from earwise.errors import ModelError
 from earwise.models.cpu_decode.fused_layers import EXACT_LOGITS, packed_forward
 from earwise.models.precision import compute
-from earwise.models.precision.int8_products import Int8Linear, joint_product
+from earwise.models.precision.int8_products import Int8Weight
+from earwise.models.precision.packed_linear import pack
 from earwise.types import Text, Turn
 
 
@@ -19,9 +22,10 @@ def test_weights_and_inputs_are_rounded_and_nothing_else(rows: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     weight, bias = torch.randn(48, 96, generator=generator), torch.randn(48, generator=generator)
     x = torch.randn(rows, 96, generator=generator) * torch.logspace(-3, 3, rows)[:, None]
-    layer = Int8Linear(weight, bias)
+    (layer,) = pack([weight], [bias], "int8")
+    assert isinstance(layer.product, Int8Weight)
     weight_steps = weight.abs().amax(1, keepdim=True).double() / 127
-    row_steps = x.abs().amax(1, keepdim=True).double() / layer._largest
+    row_steps = x.abs().amax(1, keepdim=True).double() / layer.product.largest
     exact = (x / row_steps).round() @ (weight / weight_steps).round().T * row_steps * weight_steps.T + bias
     torch.testing.assert_close(layer(x).double(), exact, rtol=1e-3, atol=1e-4 * float(x.abs().max()))
     assert layer(x).dtype == torch.float32
@@ -29,14 +33,27 @@ def test_weights_and_inputs_are_rounded_and_nothing_else(rows: int) -> None:
     assert torch.equal(layer(x.view(rows, 1, 96)).view(rows, 48), layer(x))
 
 
-def test_layers_that_read_the_same_rows_are_computed_side_by_side() -> None:
-    layers = [Int8Linear(torch.randn(8, 16)), Int8Linear(torch.randn(4, 16), torch.randn(4))]
-    x = torch.randn(3, 16)
-    assert torch.equal(joint_product(layers, x), torch.cat([layer(x) for layer in layers], 1))
+def test_a_large_weight_is_rounded_in_pieces() -> None:
+    weight, x = torch.randn(9001, 8), torch.eye(8)
+    (layer,) = pack([weight], [None], "int8")
+    steps = weight.abs().amax(1) / 127
+    assert ((layer(x).T - weight).abs() <= steps[:, None] / 2 + 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_layers_that_read_the_same_rows_are_columns_of_one_product(dtype: Literal["int8", "bfloat16"]) -> None:
+    weights, biases = [torch.randn(8, 16), torch.randn(4, 16)], [None, torch.randn(4)]
+    x = torch.randn(3, 2, 16)
+    together = pack(weights, biases, dtype)
+    alone = [pack([weight], [bias], dtype)[0] for weight, bias in zip(weights, biases, strict=True)]
+    for first, second in zip(together, alone, strict=True):
+        assert torch.equal(first(x), second(x))
+    assert together[0].product is together[1].product
+    assert [layer.out_features for layer in together] == [8, 4]
 
 
 def test_a_row_of_zeros_gives_the_bias() -> None:
-    layer = Int8Linear(torch.randn(8, 16), torch.arange(8.0))
+    (layer,) = pack([torch.randn(8, 16)], [torch.arange(8.0)], "int8")
     assert torch.equal(layer(torch.zeros(2, 16)), torch.arange(8.0).expand(2, 8))
 
 
@@ -70,5 +87,5 @@ def test_a_model_in_int8_answers_without_its_float32_weights() -> None:
     alone = [engine.generate([prompt], SamplingParams(12, 0.0), 1)[0] for prompt in prompts]
     assert [group[0].token_ids for group in together] == [group[0].token_ids for group in alone]
     assert compute.set_compute(model, "int8") == compute.INT8
-    with pytest.raises(ModelError, match="its float32 weights are gone; load it again for compute float32"):
+    with pytest.raises(ModelError, match="is in int8, its float32 weights are gone; load it again for compute float32"):
         compute.set_compute(model, "float32")

@@ -225,6 +225,23 @@ def test_memory_by_hand() -> None:
     assert "packed weights" not in estimate.answering_memory(TOY).parts
 
 
+def test_copies_in_lower_precision_by_hand() -> None:
+    in_layers, head = 2 * (8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16), 50 * 8
+    exact = sum(estimate.answering_memory(TOY, dtype="float32", cpu=False).permanent.values())
+    for compute, number in (("bfloat16", 2), ("int8", 1)):
+        packed = estimate.answering_memory(TOY, dtype="float32", compute=compute)
+        assert sum(packed.permanent.values()) == exact - (4 - number) * in_layers + number * head
+    lora, full = TrainableConfig(decoder="lora"), TrainableConfig(encoder="full", decoder="full")
+    stage = StageMemory(rollout=RolloutSize(prompts=1, group_size=2, max_new_tokens=4))
+    trained = [estimate.training_memory(TOY, lora, stage, dtype="float32", compute=c) for c in ("float32", "auto")]
+    assert trained[1].permanent["bfloat16 copies"] == 2 * 2 * in_layers + 2 * 1000
+    assert trained[0].permanent["bfloat16 copies"] == 0
+    assert [memory.permanent["packed weights"] for memory in trained] == [40_000, 20_000]
+    for options in ({"dtype": "float32", "cpu": False}, {"dtype": "bfloat16"}):
+        assert estimate.training_memory(TOY, lora, compute="auto", **options).permanent["bfloat16 copies"] == 0
+    assert estimate.training_memory(TOY, full, dtype="float32", compute="auto").permanent["bfloat16 copies"] == 0
+
+
 def test_only_the_largest_phase_counts() -> None:
     stage = StageMemory(rollout=RolloutSize(prompts=100, group_size=8, max_new_tokens=64))
     memory = estimate.training_memory(TOY, TrainableConfig(), stage, pack_tokens=10)

@@ -39,7 +39,8 @@ def show_plan(
     from earwise.models.memory.plan import PlannedStage, plan_stages
     from earwise.training.stages.table import stage_class
 
-    model, machine = recipe.model, _machine(recipe, processes, engine)
+    model = recipe.model
+    machine = replace(_machine(recipe, processes, engine), compute=model.compute)
     connector = None if model.connector is None else model.connector.model_dump()
     sizes = replace(starting_sizes(model.name, model.weights, connector, open_model), quantization=model.quantization)
     stages = [

@@ -5,8 +5,8 @@ layer (an output head, or any linear layer of another decoder) is only packed. L
 computed separately, as 240 thin products per pass, it made a rollout of 32 tokens slower (3.7 s instead of 2.7 to 2.9).
 
 In float32 the operator is `mkl_linear`, which torch's compiler uses for frozen weights; results differ from the
-original layers by rounding (1e-6). In bfloat16 it is oneDNN's (`models.precision.bfloat16_products`), in 8-bit integers
-fbgemm's (`models.precision.int8_products`), both for any number of rows. Used by `models.cpu_decode.prepacked`.
+original layers by rounding (1e-6). In bfloat16 and 8-bit integers it is oneDNN's (`models.precision.bfloat16_products`
+and `int8_products`), for any number of rows. Used by `models.cpu_decode.prepacked`.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,9 @@ from earwise.models.parts import lora
 from earwise.models.parts.attention import AttentionFn
 from earwise.models.precision.bfloat16_products import multiplication, round_stochastically
 from earwise.models.precision.compute import ComputeDtype
-from earwise.models.precision.int8_products import Int8Linear, joint_product
+from earwise.models.precision.int8_products import Int8Weight
+from earwise.models.precision.packed_linear import PackedLinear, is_supported_layer
 
-SUPPORTED_LAYERS = ("LlamaDecoderLayer", "Qwen2DecoderLayer")
-"""transformers' layer classes whose parts are exactly those that `_FusedLayer` reads."""
 Forward = Callable[..., Tensor]
 Scratch = dict[tuple[int, int], Tensor]
 """Reusable buffers for weights with LoRA added, by shape. Allocating fresh memory costs more than the sum itself."""
@@ -46,11 +45,6 @@ class _Product(Protocol):
         ...
 
 
-def is_supported_layer(layer: Any) -> bool:
-    """True for a decoder layer that `packed_forward` computes as a whole."""
-    return type(layer).__name__ in SUPPORTED_LAYERS and type(layer.mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
-
-
 @torch.no_grad()
 def packed_forward(layer: Any, rows: int, scratch: Scratch, dtype: ComputeDtype = "float32") -> Forward | None:
     """A replacement for the `forward` of a layer, while nothing is trained.
@@ -60,14 +54,14 @@ def packed_forward(layer: Any, rows: int, scratch: Scratch, dtype: ComputeDtype 
         rows: Passes of up to this many rows use packed weights; larger ones call the original forward.
         scratch: Buffers shared by the layers of one packing; empty at first.
         dtype: What products are computed in; other than in float32, for any number of rows. In int8 only layers that
-            are 8-bit already, and the output head.
+            are packed already, and the output head.
     Returns:
         The replacement; None if the layer has another dtype than float32 or LoRA of an unusual kind.
     """
 
     def product(*layers: Any) -> _Product:
-        if isinstance(layers[0], Int8Linear):
-            return _Int8Product(layers)
+        if isinstance(layers[0], PackedLinear):
+            return _SharedProduct(layers)
         return _Bfloat16Product(layers, scratch) if dtype == "bfloat16" else _PackedProduct(layers, rows, scratch)
 
     if not is_supported_layer(layer):
@@ -84,7 +78,7 @@ def packed_forward(layer: Any, rows: int, scratch: Scratch, dtype: ComputeDtype 
         (mlp.down_proj,),
     )
     parts = [part for group in groups for part in group]
-    if not (all(isinstance(part, Int8Linear) for part in parts) if dtype == "int8" else all(map(_is_packable, parts))):
+    if not all(map(_is_packable, parts)) and not all(map(_share_product, groups)):
         return None
     return _FusedLayer(layer, [product(*group) for group in groups])
 
@@ -145,21 +139,21 @@ class _Bfloat16Product:
         return x
 
 
-class _Int8Product:
-    """`x @ weight.T + bias` in 8-bit integers with float32 input and output, for any number of rows.
+class _SharedProduct:
+    """The product of layers that are packed side by side already, for any number of rows.
 
     Args:
-        layers: 8-bit layers that read the same input; their outputs are concatenated.
+        layers: Layers that `_share_product`.
     """
 
     rows = float("inf")
 
-    def __init__(self, layers: tuple[Int8Linear, ...]) -> None:
-        self._layers = layers
+    def __init__(self, layers: tuple[PackedLinear, ...]) -> None:
+        self._product = layers[0].product
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product, `(rows, out)`."""
-        return joint_product(self._layers, x)
+        return self._product(x)
 
     def padded(self, x: Tensor) -> Tensor:
         """The input as it is: a row's result does not depend on the number of rows."""
@@ -181,7 +175,7 @@ class _RoundingHead:
         self._weight, self._bias = layer.weight.detach(), layer.bias
         self._logits: Callable[[Tensor], Tensor]
         if dtype == "int8":
-            self._logits = Int8Linear(self._weight)
+            self._logits = Int8Weight(self._weight)
         else:
             multiply = multiplication(self._weight.bfloat16())
             self._logits = lambda rows: multiply(rows.bfloat16()).float()
@@ -277,6 +271,11 @@ def _rms_norm(x: Tensor, scaled_weight: Tensor, scaled_eps: Tensor) -> Tensor:
         scaled_eps: Square root of width times epsilon.
     """
     return x * scaled_weight / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), scaled_eps)
+
+
+def _share_product(layers: tuple[Any, ...]) -> bool:
+    """True for layers that are packed side by side, with no other between them."""
+    return all(isinstance(layer, PackedLinear) and layer.product is layers[0].product for layer in layers)
 
 
 def _is_head(layer: Any) -> bool:

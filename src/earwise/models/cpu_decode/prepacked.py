@@ -12,7 +12,7 @@ packed once. On other devices, in other dtypes, without MKL, and for large model
 changes.
 
 In bfloat16 (`compute: bfloat16`) one packed copy serves any number of rows, so that prompts are computed with it too.
-In 8-bit integers (`compute: int8`) the layers are packed already, and are only fused.
+Layers that hold packed weights alone (`models.precision.packed_linear`) are only fused.
 
 `models.cpu_decode.fused_layers` builds the replacement `forward` of each layer; this file decides when to use it.
 """
@@ -27,6 +27,7 @@ from earwise.models.cpu_decode import fused_layers
 from earwise.models.cpu_decode.free_memory import release_freed_memory
 from earwise.models.memory.sizes import LARGEST_PREPACKED_BYTES
 from earwise.models.precision import compute
+from earwise.models.precision.packed_linear import is_supported_layer
 
 ROW_COUNTS = (8, 16, 32, 64, 96)
 """Numbers of rows that weights are packed for. Beyond the last, the ordinary product is as fast."""
@@ -135,7 +136,7 @@ def _packable_layers(module: nn.Module, decoder: tuple[str, ...]) -> list[nn.Mod
     for name, layer in module.named_modules():
         if not f"{name}.".startswith(decoder) or (parent and name.startswith(parent)):
             continue
-        if isinstance(layer, nn.Linear) or hasattr(layer, "lora_A") or fused_layers.is_supported_layer(layer):
+        if isinstance(layer, nn.Linear) or hasattr(layer, "lora_A") or is_supported_layer(layer):
             layers.append(layer)
             parent = f"{name}."
     return layers

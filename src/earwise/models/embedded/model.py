@@ -38,7 +38,7 @@ from earwise.models.embedded.module import EmbeddedModule as EmbeddedModule
 from earwise.models.embedded.module import random_decoder_weights
 from earwise.models.embedded.spoken_words import GATE_PREFIX, WordListener, append_rows, split_rows
 from earwise.models.parts import attention, lora, whisper
-from earwise.models.precision import lora_beside
+from earwise.models.precision import compute, lora_beside
 from earwise.models.tokenizer import TextTokenizer, check_special_tokens
 from earwise.prompts import EMBEDDED
 from earwise.types import Waveform
@@ -184,7 +184,12 @@ class Embedded:
 
         LoRA on weights that were also trained in full is merged into them. A marker file records the base weights,
         trimming and the connector, which `load` reads.
+
+        Raises:
+            ModelError: if the decoder holds packed weights alone.
         """
+        if compute.is_packed(self.module):
+            raise ModelError(f"{self.name} was packed for answering, its weights are gone; load it again to save it")
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             name: value.detach().contiguous()
@@ -215,8 +220,9 @@ class Embedded:
 
 
 def load(
-    weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool | None = None
-) -> Embedded:
+    weights: Path | None = None, *, device: str = "cpu", dtype: torch.dtype = torch.float32, trim: bool | None = None,
+    answers_in: str | None = None,
+) -> Embedded:  # fmt: skip
     """Load the model as shipped, or with the trained part in a folder.
 
     Args:
@@ -225,13 +231,15 @@ def load(
         dtype: Dtype of encoder and decoder; the connector stays in float32.
         trim: True encodes real frames only, False pads clips; None is as the checkpoint was trained. Another value
             than that is for measurements.
+        answers_in: See `models.base.load`.
     Raises:
         ModelError: if there is no trained part, or it does not fit the base weights.
     """
     folder = weights or preload.ASSETS
     trimmed = bool(_read_marker(folder).get("trim", True)) if trim is None else trim
+    exact = dtype == torch.float32
     return _build(
-        preload.load_weights(folder, merge=dtype == torch.float32),
+        preload.load_weights(folder, merge=exact, answers_in=answers_in if exact and device == "cpu" else None),
         "embedded",
         device,
         dtype,
@@ -360,6 +368,8 @@ def _build(
         full_weights = frozenset(f"decoder.{name}" for name in decoder_weights)
         weights = replace(weights, decoder=decoder_weights, full_weights=full_weights)
     torch.set_rng_state(generator_state)
+    for layer_name, layer in weights.packed.items():
+        decoder.set_submodule(layer_name, layer)
     encoder.load_state_dict(weights.encoder, assign=True)
     decoder.load_state_dict(weights.decoder, assign=True)
     words = connector_spec.words if connector_spec else None
@@ -377,6 +387,8 @@ def _build(
         for parameter in part.parameters():
             parameter.data = parameter.data.to(dtype)
     module = EmbeddedModule(encoder, connector, decoder, gate).to(device).eval().requires_grad_(False)
+    if weights.plan is not None:
+        compute.mark_packed(module, weights.plan, encoder=("encoder.",))
     merged_lora = weights.merged_lora
     if dtype != torch.float32:
         merged_lora = {}

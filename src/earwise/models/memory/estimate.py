@@ -19,6 +19,8 @@ from earwise.models.memory.stage_memory import RolloutSize, StageMemory
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of one number, by dtype."""
+PACKED_BYTES = {"bfloat16": 2.0, "int8": 1.0}
+"""Bytes of a float32 number that is packed for products of lower precision (`compute`)."""
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a weight in bitsandbytes' nf4: half a byte, a scale of one byte for 64, and a scale of those for 256."""
 LIBRARY_BYTES = 0.5e9
@@ -77,6 +79,7 @@ def answering_memory(
     clip_s: float = 30.0,
     rollout: RolloutSize = ONE_ANSWER,
     cpu: bool = True,
+    compute: str = "float32",
 ) -> MemoryEstimate:
     """Memory to answer prompts in one batch.
 
@@ -86,16 +89,24 @@ def answering_memory(
         clip_s: Length of each prompt's clip, seconds.
         rollout: Number of prompts, answers per prompt and tokens per answer.
         cpu: Whether the model runs on a CPU.
+        compute: Precision of products with float32 weights on a CPU, see `models.precision.compute`; `auto` counts as
+            float32, which takes the most. In bfloat16 and int8 the layers of the decoder are packed alone.
     """
     number_bytes = BYTES[dtype or sizes.dtype]
     permanent = {"weights": float(sizes.parameters * number_bytes), "libraries": LIBRARY_BYTES}
-    permanent |= {"packed weights": _prepacked_bytes(sizes, number_bytes)} if cpu else {}
+    if cpu and number_bytes == 4 and compute in PACKED_BYTES:
+        shape, packed = sizes.decoder_shape, PACKED_BYTES[compute]
+        permanent["weights"] += shape.parameters_in_layers * (packed - 4)
+        permanent["packed weights"] = packed * shape.vocabulary * shape.width  # the head, beside the embeddings
+    elif cpu:
+        permanent["packed weights"] = _prepacked_bytes(sizes, number_bytes)
     return MemoryEstimate(permanent, {"answering": _rollout_bytes(sizes, number_bytes, clip_s, rollout)})
 
 
 def training_memory(
     sizes: ModelSizes, trainable: TrainableConfig, stage: StageMemory = PLAIN_STAGE, *, dtype: str | None = None,
     pack_tokens: int = 1024, gradient_checkpointing: bool = False, clip_s: float = ASSUMED_CLIP_S, cpu: bool = True,
+    compute: str = "float32",
 ) -> MemoryEstimate:  # fmt: skip
     """Memory of a training step with AdamW.
 
@@ -109,8 +120,11 @@ def training_memory(
         gradient_checkpointing: Whether the backward pass recomputes activations.
         clip_s: Length of a clip, seconds.
         cpu: Whether the model runs on a CPU.
+        compute: Precision of products with frozen float32 weights on a CPU; `auto` counts as bfloat16, whose copies
+            come on top of the weights.
     """
     number_bytes = BYTES[dtype or sizes.dtype]
+    rounds = cpu and number_bytes == 4 and compute != "float32"
     full = trained_parameters(sizes, trainable, lora=False)
     connector_extra = sizes.connector * (4 - number_bytes) if trainable.connector == "full" else 0
     in_model_dtype = full["encoder"] + full["decoder"]  # trained in full, computed with in the model's dtype
@@ -123,6 +137,7 @@ def training_memory(
         "optimizer": stage.moment_bytes * updated,
         "reference": in_model_dtype * number_bytes + 4.0 * full["connector"] if stage.keeps_reference else 0.0,
         "teacher": stage.teacher_bytes,
+        "bfloat16 copies": _copied_bytes(sizes, trainable) if rounds else 0.0,
         "libraries": LIBRARY_BYTES,
     }
     encoder, decoder = sizes.encoder_shape, sizes.decoder_shape
@@ -144,7 +159,8 @@ def training_memory(
         phases["loading"] = {"weights before quantization": max(0.0, unquantized - not_yet)}
     if stage.rollout is not None:
         phases["rollout"] = _rollout_bytes(sizes, number_bytes, clip_s, stage.rollout)
-        permanent |= {"packed weights": _prepacked_bytes(sizes, number_bytes)} if cpu else {}
+        packed = _prepacked_bytes(sizes, number_bytes) / (2 if rounds else 1)
+        permanent |= {"packed weights": packed} if cpu else {}
     return MemoryEstimate(permanent, phases)
 
 
@@ -172,9 +188,15 @@ def weight_bytes(sizes: ModelSizes, number_bytes: int) -> float:
     """Bytes of all weights; the linear layers of a decoder in 4 bits take `NF4_BYTES` each."""
     if sizes.quantization is None:
         return float(sizes.parameters * number_bytes)
-    shape = sizes.decoder_shape
-    in_layers = shape.layers * sum(rows * columns for rows, columns in shape.linear_layers.values())
+    in_layers = sizes.decoder_shape.parameters_in_layers
     return in_layers * NF4_BYTES + (sizes.parameters - in_layers) * float(number_bytes)
+
+
+def _copied_bytes(sizes: ModelSizes, trainable: TrainableConfig) -> float:
+    """Bytes of the bfloat16 copies of frozen weights: the encoder's, for the forward pass alone, and two of the
+    decoder's layers, one for each direction. Layers with LoRA have frozen weights too."""
+    decoder = 0.0 if trainable.decoder == "full" else 4.0 * sizes.decoder_shape.parameters_in_layers
+    return decoder + (0.0 if trainable.encoder == "full" else 2.0 * sizes.encoder)
 
 
 def _clips_of_a_pack(sizes: ModelSizes, stage: StageMemory, pack_tokens: int, clip_s: float) -> int:

@@ -60,6 +60,7 @@ class Machine:
         is_gpu: True if every process has a GPU of its own, False if all share the machine's memory.
         processes: Number of processes that train together.
         engine: How they share the weights: `ddp` or `fsdp2`.
+        compute: Precision of products with frozen float32 weights, if it is a CPU (`model.compute`).
     """
 
     name: str
@@ -67,6 +68,7 @@ class Machine:
     is_gpu: bool
     processes: int = 1
     engine: str = "ddp"
+    compute: str = "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def process_memory(
     memory = replace(stage.memory, moment_bytes=MOMENT_BYTES[config.optimizer.optim])
     estimate = training_memory(
         sizes, config.trainable, memory, dtype=dtype, pack_tokens=_pass_tokens(sizes, stage),
-        gradient_checkpointing=config.gradient_checkpointing, cpu=not machine.is_gpu,
+        gradient_checkpointing=config.gradient_checkpointing, cpu=not machine.is_gpu, compute=machine.compute,
     )  # fmt: skip
     if machine.engine != "fsdp2" or machine.processes == 1:
         return estimate
@@ -211,7 +213,7 @@ def _sharded(
     if shape.experts:
         layer_parameters = max(0, sizes.decoder - 2 * shape.vocabulary * shape.width)
     else:
-        layer_parameters = shape.layers * sum(rows * columns for rows, columns in shape.linear_layers.values())
+        layer_parameters = shape.parameters_in_layers
     layer_bytes = float(number_bytes * layer_parameters)
     in_full = trainable.decoder == "full"
     trained = layer_parameters if in_full else trained_parameters(sizes, trainable)["decoder"]

@@ -50,6 +50,11 @@ class DecoderShape:
     experts: bool = False
 
     @property
+    def parameters_in_layers(self) -> int:
+        """Number of weights in the linear layers of all decoder layers."""
+        return self.layers * sum(rows * columns for rows, columns in self.linear_layers.values())
+
+    @property
     def linear_layers(self) -> dict[str, LinearShape]:
         """Name -> shape of the linear layers of one decoder layer that LoRA can be added to."""
         query, key_value = self.heads * self.head_dim, self.kv_heads * self.head_dim

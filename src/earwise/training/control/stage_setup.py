@@ -1,6 +1,7 @@
 """What a stage is given when it starts or goes on: settings of the loop, the hardware's peak, a check of its start."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from earwise.config.stages import StageConfig
 from earwise.errors import ModelError
 from earwise.files import write_json
 from earwise.models.base import AudioLM
+from earwise.models.precision.compute import FLOAT32, plan_of
 from earwise.training.control.evaluation import AnswerEvaluator, HeldOutEvaluation
 from earwise.training.control.step_guard import FailurePolicy
 from earwise.training.control.trainer_options import TrainerOptions
@@ -56,27 +58,37 @@ def throughput(model: AudioLM, config: StageConfig) -> Throughput | None:
     return Throughput(size, config.trainable.decoder == "full", peak * parallel.world_size())
 
 
-def check_same_start(folder: Path, name: str, model: AudioLM) -> None:
+def check_same_start(folder: Path, name: str, model: AudioLM, notify: Callable[[str], None]) -> None:
     """Refuse to resume on other weights than those that the stage began with: its checkpoints hold only what is
-    trained.
+    trained. Say in which precision products are computed (`model.compute`): another one than at first is allowed,
+    since the machine may be another.
 
     Args:
         folder: Folder of the stage.
         name: Name or folder of the model that it starts from.
         model: That model as it is now.
+        notify: Receives the lines about precision.
     Raises:
         ModelError: naming both hashes.
     """
     record = folder / START
+    precision = str(plan := plan_of(model.module))
+    if plan != FLOAT32:
+        notify(f"{folder.name}: products with frozen weights: {precision}")
     if record.exists():
-        revision = json.loads(record.read_text(encoding="utf-8"))["revision"]
+        began = json.loads(record.read_text(encoding="utf-8"))
+        revision = began["revision"]
         if revision != model.revision:
             raise ModelError(
                 f"{name}: the weights have changed since this stage began (hash {revision}, now "
                 f"{model.revision}); restore them, or start a new run"
             )
+        if (before := began.get("compute", precision)) != precision:
+            notify(
+                f"{folder.name}: began with products in {before}, goes on in {precision}: results differ by rounding"
+            )
         return
-    write_json(record, {"model": model.name, "revision": model.revision})
+    write_json(record, {"model": model.name, "revision": model.revision, "compute": precision})
 
 
 def evaluation(
