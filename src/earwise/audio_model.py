@@ -363,7 +363,7 @@ def load(
     name: str | PathLike[str] = "embedded",
     notify: Callable[[str], None] = ignore_progress,
     channel: Channel = "mean",
-    compute: str = "float32",
+    compute: str = "auto",
 ) -> AudioModel:
     """Load a model, or connect to a server that runs one.
 

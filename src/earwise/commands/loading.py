@@ -55,7 +55,7 @@ channel_option = click.option(
 )  # fmt: skip
 # The values of models.precision.compute.COMPUTE_CHOICES, repeated here because that module imports torch.
 compute_option = click.option(
-    "--compute", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "int8", "auto"]),
+    "--compute", default="auto", show_default=True, type=click.Choice(["float32", "bfloat16", "int8", "auto"]),
     help="Precision of products with frozen weights on the CPU; auto measures once whether bfloat16 is faster on this "
     "machine; float32 is exact; int8 is fastest and smallest, and rounds most.",
 )  # fmt: skip

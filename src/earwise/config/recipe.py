@@ -64,7 +64,7 @@ class ModelConfig(Strict):
     quantization: Literal["nf4"] | None = None
     """`nf4`: hold the linear layers of the decoder in 4 bits while LoRA is trained on them (needs the extra
     `quantize`); what is trained is an adapter of the unquantized model. None: all weights have the dtype."""
-    compute: Literal["float32", "bfloat16", "auto"] = "float32"
+    compute: Literal["float32", "bfloat16", "auto"] = "auto"
     """Precision of products with frozen weights on the CPU, in sampling, evaluation and training; `auto` measures what
     is faster on the machine that runs the recipe, `float32` is exact. LoRA, connector, norms and losses stay float32.
     """
