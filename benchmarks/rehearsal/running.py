@@ -1,8 +1,8 @@
 """Runs the commands of one page in a folder of their own, and checks what each training left behind.
 
-Every command is a process. One that a launcher starts (`accelerate launch`, `torchrun`) goes through a shell as the
-page has it; the others are forks of a process that has imported torch and transformers already, which saves the seconds
-that each would spend on importing them.
+Every command is a process: a fork of one that has imported torch and transformers already, which saves the seconds that
+each would spend on importing them. The launchers (`accelerate launch`, `torchrun`) of two pages go through a shell as
+the page has them; those of the other pages are forks too (`launchers.launch`).
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from typing import Any
 
 from earwise import cli
 from earwise.files import append_jsonl, read_log
+from rehearsal.launchers import LAUNCHERS, launch
 from rehearsal.page_commands import PageCommand, belongs_to_other, commands
 from rehearsal.reductions import STEPS, other_differences, published, reduced
 
@@ -32,6 +33,8 @@ MAX_OUTPUT_CHARS = 1500
 """Part of a failed command's output that is kept."""
 LAUNCH_LOCK = "launch.lock"
 """File beside the pages' folders, locked while a launcher runs: each takes the same port, and several processes."""
+STARTED_BY_A_SHELL = ("r1-aqa", "mellow")
+"""Pages whose launchers start as a user starts them; one has `accelerate launch`, the other `torchrun`."""
 Row = dict[str, Any]
 
 
@@ -59,7 +62,8 @@ def run_page(page: str, recipes: Sequence[str], folder: Path, address: str) -> l
             continue
         print(f"{page}: {command.line}", file=sys.stderr, flush=True)
         row = {"page": page, "line": command.line, "ran": key, "reductions": names}
-        row |= run_command(command, line, folder, folder / "logs" / f"{number:02}.txt")
+        log = folder / "logs" / f"{number:02}.txt"
+        row |= run_command(command, line, folder, log, by_shell=command.is_launched and page in STARTED_BY_A_SHELL)
         rows.append(row)
         if not row["ok"]:
             print(f"{page}: FAILED {line}\n{row.get('problem', '')}\n{row.get('output', '')}", file=sys.stderr)
@@ -68,7 +72,7 @@ def run_page(page: str, recipes: Sequence[str], folder: Path, address: str) -> l
     return rows
 
 
-def run_command(command: PageCommand, line: str, folder: Path, log: Path) -> Row:
+def run_command(command: PageCommand, line: str, folder: Path, log: Path, *, by_shell: bool) -> Row:
     """Run one command, and check what it left.
 
     Args:
@@ -76,6 +80,7 @@ def run_command(command: PageCommand, line: str, folder: Path, log: Path) -> Row
         line: What to run.
         folder: Working folder.
         log: File for everything that it prints.
+        by_shell: Whether a shell starts it, with all its imports, and not a fork of this process.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     out = command.option("--out")
@@ -83,7 +88,7 @@ def run_command(command: PageCommand, line: str, folder: Path, log: Path) -> Row
         shutil.rmtree(folder / out, ignore_errors=True)  # of a rehearsal that was interrupted here
     with launch_lock(folder) if command.is_launched else contextlib.nullcontext(), log.open("w") as output:
         started = time.perf_counter()
-        if command.is_launched:
+        if by_shell:
             arguments = ["bash", "-c", line]
             pid = subprocess.Popen(arguments, cwd=folder, stdout=output, stderr=subprocess.STDOUT).pid
         else:
@@ -112,7 +117,7 @@ def fork(words: Sequence[str], folder: Path, output: int) -> int:
     """Start a command in a fork of this process.
 
     Args:
-        words: `earwise ...`, or `python -m MODULE ...`.
+        words: `earwise ...`, `python -m MODULE ...`, or a launcher's command.
         folder: Working folder.
         output: File descriptor for everything that it prints.
     Returns:
@@ -141,6 +146,8 @@ def run_words(words: Sequence[str]) -> int:
     """Run a command in this process; returns its exit code."""
     if words[0] == "earwise":
         return cli.run(words[1:])
+    if words[0] in LAUNCHERS:
+        return launch(words)
     assert words[:2] == ["python", "-m"], words
     sys.argv = list(words[2:])
     sys.modules.pop(words[2], None)  # imported already; it has to run as a program
