@@ -21,6 +21,7 @@ Related work: prefix sharing in text-only training, and the ancestor test by ent
 traversal (TRL pull request #7328).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -105,36 +106,34 @@ def build_tree(paths: Sequence[TokenPath], *, merge: bool = True) -> Tree:
     clips: list[int] = []
     branches: list[list[int]] = [[] for _ in paths]
     # Depth-first traversal with an explicit stack, because a path may be longer than Python's recursion limit. An entry
-    # is (numbers of the paths that share this token, depth, parent index). Depth -1 closes the subtree of `parent`.
-    stack: list[tuple[list[int], int, int]] = []
-
-    def push_children(group: list[int], depth: int, parent: int) -> None:
+    # is (numbers of the paths that share a token, depth of the token, index of its parent); the first one stands for
+    # the place before all first tokens. An entry without paths closes the subtree of `parent`.
+    stack: list[tuple[list[int], int, int]] = [(list(range(len(paths))), -1, -1)]
+    while stack:
+        group, depth, parent = stack.pop()
+        if not group:
+            subtree_ends[parent] = len(ids)
+            continue
+        token = -1
+        if depth >= 0:
+            token = len(ids)
+            path = paths[group[0]]
+            ids.append(path.ids[depth])
+            clips.append(path.clips[depth])
+            parents.append(parent)
+            depths.append(depth)
+            subtree_ends.append(-1)
+            for number in group:
+                if paths[number].trained[depth]:
+                    branches[number].append(token)
+            stack.append(([], depth, token))
         children: dict[tuple[int, int, int], list[int]] = {}
         for number in group:
             path = paths[number]
-            if depth < len(path.ids):
+            if depth + 1 < len(path.ids):
                 distinct = number if not merge else 0
-                children.setdefault((path.ids[depth], path.clips[depth], distinct), []).append(number)
-        stack.extend((members, depth, parent) for members in reversed(children.values()))
-
-    push_children(list(range(len(paths))), 0, -1)
-    while stack:
-        group, depth, parent = stack.pop()
-        if depth < 0:
-            subtree_ends[parent] = len(ids)
-            continue
-        token = len(ids)
-        path = paths[group[0]]
-        ids.append(path.ids[depth])
-        clips.append(path.clips[depth])
-        parents.append(parent)
-        depths.append(depth)
-        subtree_ends.append(-1)
-        for number in group:
-            if paths[number].trained[depth]:
-                branches[number].append(token)
-        stack.append(([], -1, token))
-        push_children(group, depth + 1, token)
+                children.setdefault((path.ids[depth + 1], path.clips[depth + 1], distinct), []).append(number)
+        stack.extend((members, depth + 1, token) for members in reversed(children.values()))
     return Tree(
         tuple(ids), tuple(parents), tuple(depths), tuple(subtree_ends), tuple(clips), tuple(map(tuple, branches))
     )
@@ -222,10 +221,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
             branch_trees.append(tree_number)
         tree_offsets.append(offset + len(tree))
     width = max((len(row) for row in branch_rows), default=0)
-
-    def index_tensor(values: Sequence[int]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.long, device=device)
-
+    index_tensor = functools.partial(torch.tensor, dtype=torch.long, device=device)
     return Forest(
         ids=index_tensor(ids),
         positions=index_tensor(positions),
@@ -237,9 +233,9 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
         source_indices=index_tensor(list(sources)),
         target_sources=index_tensor(target_sources),
         target_ids=index_tensor(target_ids),
-        branch_targets=torch.tensor(
-            [row + [0] * (width - len(row)) for row in branch_rows], dtype=torch.long, device=device
-        ).reshape(len(branch_rows), width),
+        branch_targets=index_tensor([row + [0] * (width - len(row)) for row in branch_rows]).reshape(
+            len(branch_rows), width
+        ),
         loss_mask=torch.tensor(
             [[True] * len(row) + [False] * (width - len(row)) for row in branch_rows], dtype=torch.bool, device=device
         ).reshape(len(branch_rows), width),
@@ -350,20 +346,13 @@ def target_scores(
     if count > chunk:  # one read from the device for all chunks
         edges = torch.tensor([*chunk_starts, count], device=order.device)
         target_offsets = torch.searchsorted(forest.target_sources[order], edges).tolist()
+    chunk_scores = functools.partial(_chunk_scores, logits, temperature, with_entropy)
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for start, low, high in zip(chunk_starts, target_offsets, target_offsets[1:], strict=False):
         stop = min(start + chunk, count)
         targets = order[low:high]
         inputs = (source_states[start:stop], forest.target_sources[targets] - start, forest.target_ids[targets])
-
-        def chunk_scores(states: Tensor, rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-            scores = logits(states).float()
-            if temperature != 1:
-                scores = scores / temperature
-            normalisers = torch.logsumexp(scores, -1)
-            return scores[rows, ids] - normalisers[rows], _entropy(scores, normalisers, with_entropy)[rows]
-
         if count > chunk and torch.is_grad_enabled():
             chunk_logprobs, chunk_entropies = checkpoint(
                 chunk_scores, *inputs, use_reentrant=False, preserve_rng_state=False
@@ -372,12 +361,35 @@ def target_scores(
             chunk_logprobs, chunk_entropies = chunk_scores(*inputs)
         logprobs.append(chunk_logprobs)
         entropies.append(chunk_entropies)
+    no_values = hidden.new_zeros(0)  # so that there is something to concatenate without targets
+    flat_logprobs, flat_entropies = (torch.cat(values or [no_values]) for values in (logprobs, entropies))
+    in_order = torch.zeros_like(flat_logprobs).index_copy(0, order, flat_logprobs)
+    return in_order, torch.zeros_like(flat_entropies).index_copy(0, order, flat_entropies) if with_entropy else None
 
-    def in_order(values: list[Tensor]) -> Tensor:
-        flat = torch.cat(values) if values else hidden.new_zeros(0)
-        return torch.zeros_like(flat).index_copy(0, order, flat)
 
-    return in_order(logprobs), in_order(entropies) if with_entropy else None
+def _chunk_scores(
+    logits: Callable[[Tensor], Tensor],
+    temperature: float,
+    with_entropy: bool,
+    states: Tensor,
+    rows: Tensor,
+    ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of targets whose sources are in one chunk.
+
+    Args:
+        logits: The model's output head.
+        temperature: Logits are divided by it.
+        with_entropy: Whether entropies are computed; zeros if not.
+        states: Hidden states of the chunk's sources.
+        rows: Number of each target's source within the chunk.
+        ids: Token id of each target.
+    """
+    scores = logits(states).float()
+    if temperature != 1:
+        scores = scores / temperature
+    normalisers = torch.logsumexp(scores, -1)
+    return scores[rows, ids] - normalisers[rows], _entropy(scores, normalisers, with_entropy)[rows]
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from earwise.evaluation.results import EvalRun, Row, read_run
 from earwise.evaluation.scores import LOWER_IS_BETTER, lower_is_better, score_names, shared_headline
 from earwise.evaluation.summary import GROUPS, is_group, paired_scores
 
+MAX_NAME_CHARS = 24
+"""Longest head of a run's column."""
 Formulas = Mapping[str, str | None]
 """Name of a score -> its formula over a corpus, a key of `corpus.FORMULAS`; None: it is a mean."""
 
@@ -80,14 +82,16 @@ def as_text(result: dict[str, Any], name: str | None = None) -> str:
         available = [key for key, value in result.items() if isinstance(value, dict) and "difference" in value]
         raise DataError(f"score {name!r} is not in both runs; choose one of {', '.join(available)}")
     width = max(18, *(len(value) + 2 for group in result["by"].values() for value in group)) if result["by"] else 18
-    a, b = result["a"][:12], result["b"][:12]
+    a, b = column_names(result["a"], result["b"])
+    column = max(12, len(a), len(b))
     counts_errors = name in result[LOWER_IS_BETTER]
     change = "better by" if counts_errors else "difference"
-    header = f"{'':{width}}{'n':>6}  {a:>12}  {b:>12}  {change:>10}  {'95 % interval':>16}  {'p':>7}  wins/losses"
-    lines = [header, _line("all", result[name], width)]
+    header = f"{'':{width}}{'n':>6}  {a:>{column}}  {b:>{column}}  {change:>10}  "
+    header += f"{'95 % interval':>16}  {'p':>7}  wins/losses"
+    lines = [header, _line("all", result[name], width, column)]
     for group, members in result["by"].items():
         lines.append(f"by {group.replace('_', '-')}")
-        lines += [_line("  " + value, row[name], width) for value, row in members.items()]
+        lines += [_line("  " + value, row[name], width, column) for value, row in members.items()]
     if result["only_a"] or result["only_b"]:
         lines.append(
             f"left out: {result['only_a']} items only in {result['a']}, {result['only_b']} only in {result['b']}"
@@ -126,11 +130,43 @@ def relative_change(row: Mapping[str, Any]) -> float | None:
     return (after - before) / before if before else None
 
 
-def _line(label: str, row: dict[str, Any], width: int) -> str:
+def column_names(a: str, b: str) -> tuple[str, str]:
+    """Names of two runs as heads of columns of at most `MAX_NAME_CHARS` characters, which tell them apart.
+
+    Of long names the part around the place where they begin to differ is kept. Names that are equal then, or at all
+    (of folders in different places), are numbered.
+
+    >>> column_names("before", "after")
+    ('before', 'after')
+    >>> column_names("r1-aqa-lora-mmau-test-mini-seed-1", "r1-aqa-lora-mmau-test-mini-seed-2")
+    ('...mmau-test-mini-seed-1', '...mmau-test-mini-seed-2')
+    >>> column_names("run", "run")
+    ('run (1)', 'run (2)')
+    """
+    pairs = enumerate(zip(a, b, strict=False))
+    common = next((place for place, (first, second) in pairs if first != second), min(len(a), len(b)))
+    heads = _shortened(a, common, MAX_NAME_CHARS), _shortened(b, common, MAX_NAME_CHARS)
+    if heads[0] != heads[1]:
+        return heads
+    return f"{_shortened(a, common, MAX_NAME_CHARS - 4)} (1)", f"{_shortened(b, common, MAX_NAME_CHARS - 4)} (2)"
+
+
+def _shortened(name: str, common: int, size: int) -> str:
+    """At most `size` characters of a name, among them those from number `common` on."""
+    if len(name) <= size:
+        return name
+    start = max(0, min(common - size // 2, len(name) - size))
+    before = "..." if start else ""
+    after = "..." if start + size < len(name) else ""
+    return before + name[start + len(before) : start + size - len(after)] + after
+
+
+def _line(label: str, row: dict[str, Any], width: int, column: int) -> str:
     interval = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
     mark = "*" if row["method"] == "exact" else " "
     return (
-        f"{label:{width}}{row['n']:>6}  {100 * row['accuracy_a']:>12.1f}  {100 * row['accuracy_b']:>12.1f}  "
+        f"{label:{width}}{row['n']:>6}  {100 * row['accuracy_a']:>{column}.1f}  "
+        f"{100 * row['accuracy_b']:>{column}.1f}  "
         f"{100 * row['difference']:>+10.1f}  {interval:>16}{mark} {row['p']:>7.4f}  {row['wins']}/{row['losses']}"
     )
 

@@ -7,7 +7,8 @@ Used by each family's `load` and `save`. Weights are read from safetensors only:
 import hashlib
 import json
 import pickle
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,28 @@ SIDE_FILES = (
     "chat_template.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 """Small files that other readers of a checkpoint need beside weights, config and tokenizer.json; kept unchanged."""
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside the block, transformers shows no bars of its own while it reads and writes weights; downloads keep theirs.
+
+    A command prints what it loads in a line of its own, and a bar between its lines says nothing more.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    was_enabled, downloads_are_silent = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logging.disable_progress_bar()
+    if not downloads_are_silent:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()
+        if downloads_are_silent:
+            disable_progress_bars()
 
 
 def read_config(folder: Path, model_types: Collection[str], label: str) -> dict[str, Any]:

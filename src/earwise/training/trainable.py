@@ -3,6 +3,7 @@
 Used when a stage starts. LoRA layers come from PEFT.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -79,8 +80,9 @@ def _merge_lora_of_full_parameters(model: AudioLM) -> dict[str, Tensor]:
 
 def _add_lora(model: AudioLM, part_names: list[str], config: LoraConfig) -> None:
     """Add LoRA layers to some parts of the model."""
-    from peft import LoraConfig as PeftConfig
-    from peft import inject_adapter_in_model
+    with _no_kernel_warning():
+        from peft import LoraConfig as PeftConfig
+        from peft import inject_adapter_in_model
 
     excluded = registry.lora_excluded(model.name)
     parts = [LoraPart(name, model.parameter_prefixes[name], excluded) for name in part_names]
@@ -101,6 +103,22 @@ def _add_lora(model: AudioLM, part_names: list[str], config: LoraConfig) -> None
     model.module.eval()  # new layers start in training mode, in which their dropout acts
     for parameter in trained_before:  # PEFT freezes whatever is no LoRA
         parameter.requires_grad_(True)
+
+
+@contextmanager
+def _no_kernel_warning() -> Iterator[None]:
+    """Inside the block, bitsandbytes, which PEFT imports, does not warn that it lacks a kernel for 4-bit weights on
+    CPUs: training without them needs none, and with them has bitsandbytes' own."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def trains_encoder(model: AudioLM) -> bool:

@@ -200,10 +200,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert cli.run(arguments) == 2 and message in capsys.readouterr().err
     with run_chat_server(choose_by_loudness) as server:
         command = ["table", "sari", "--fixtures", "--model", f"{server.url}/m", "--limit", "2", "--out", "tables"]
-        assert cli.run(command) == 0
+        assert cli.run([*command, "--channel", "first"]) == 0
     printed = capsys.readouterr().out
     assert "Qwen2.5-Omni + SARI" in printed and "here, fixtures" in printed
     assert {path.name for path in (tmp_path / "tables").glob("table.*")} == {
         "table.md", "table.csv", "table.tex", "table.json"
     }  # fmt: skip
     assert json.loads((tmp_path / "tables" / "table.json").read_text())["paper"].startswith("SARI")
+    settings = [json.loads(path.read_text())["settings"] for path in (tmp_path / "tables").glob("*/settings.json")]
+    assert settings and {run["channel"] for run in settings} == {"first"}

@@ -7,7 +7,7 @@ import pytest
 
 from earwise.engine.base import Prompt
 from earwise.errors import DataError
-from earwise.evaluation.compare import as_text, compare
+from earwise.evaluation.compare import MAX_NAME_CHARS, as_text, column_names, compare
 from earwise.evaluation.run import EvalOptions, evaluate
 from scripted_engine import ScriptedEngine, answer_by_pitch, tone_task
 
@@ -86,3 +86,30 @@ def test_options_in_another_order_are_the_same_item(tmp_path: Path) -> None:
     evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 8), tmp_path / "a", EvalOptions(seed=1))
     evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 8), tmp_path / "b", EvalOptions(seed=2))
     assert compare(tmp_path / "a", tmp_path / "b")["n"] == 8
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("before", "after"),
+        ("qwen2-audio-before-training-on-everything", "qwen2-audio-after-training-on-everything"),
+        ("run-of-monday-morning-with-seed-1", "run-of-monday-morning-with-seed-12"),
+        ("a" * 60, "a" * 61),
+        ("results-of-the-baseline-model", "results-of-the-baseline-model"),
+    ],
+    ids=["short", "middle", "end", "longer", "equal"],
+)
+def test_heads_of_columns_tell_the_runs_apart(first: str, second: str) -> None:
+    heads = column_names(first, second)
+    assert heads[0] != heads[1] and max(map(len, heads)) <= MAX_NAME_CHARS
+    if max(len(first), len(second)) <= MAX_NAME_CHARS and first != second:
+        assert heads == (first, second)
+
+
+def test_the_table_shows_the_names_of_both_runs(tmp_path: Path) -> None:
+    names = ("the-model-before-training", "the-model-after-training")
+    for name in names:
+        evaluate(ScriptedEngine(answer_by_pitch), tone_task(tmp_path, 4), tmp_path / name)
+    header, line, *_ = as_text(compare(tmp_path / names[0], tmp_path / names[1])).splitlines()
+    assert all(head in header for head in column_names(*names)) and "before" in header and "after" in header
+    assert len(line) >= len(header) - len("wins/losses"), "columns are as wide as their heads"

@@ -1,17 +1,35 @@
 """`earwise report`: one HTML page about evaluation and training runs."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from earwise.commands.loading import json_option, note, print_json
+from earwise.commands.options import collect_options
 from earwise.commands.paths import FILE, UserPath
 from earwise.errors import ConfigError
 
 if TYPE_CHECKING:
     from earwise.report import RunSource
     from earwise.report.published_figures import PublishedFigure
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """The options of `earwise report`."""
+
+    folders: tuple[Path, ...]
+    out: Path | None
+    training: tuple[Path, ...]
+    title: str | None
+    seed: int
+    audio_mb: float
+    published: Path | None
+    published_models: tuple[str, ...]
+    tables: Path | None
+    as_json: bool
 
 
 @click.command("report", short_help="One HTML page of runs, with every sample, players and training curves.")
@@ -52,18 +70,7 @@ if TYPE_CHECKING:
     help="Folder for every table of the page as CSV, Markdown and LaTeX.",
 )
 @json_option
-def command(
-    folders: tuple[Path, ...],
-    out: Path | None,
-    training: tuple[Path, ...],
-    title: str | None,
-    seed: int,
-    audio_mb: float,
-    published: Path | None,
-    published_models: tuple[str, ...],
-    tables: Path | None,
-    as_json: bool,
-) -> None:
+def command(**values: Any) -> None:
     """Write one self-contained page about RUNs.
 
     The first RUN is the baseline (before); the last is the run that the page is about (after).
@@ -83,20 +90,25 @@ def command(
     from earwise.report.table_files import write_tables
     from earwise.report.training import is_training_run, read_evaluations
 
+    options = collect_options(ReportCommand, values)
+    folders, out = options.folders, options.out
     if out is not None and out.is_dir():
         raise ConfigError(f"{out}: is a folder; name the file to write, for example {out / 'report.html'}")
     training_runs = [folder for folder in folders if is_training_run(folder)]
     runs: list[RunSource] = []
     for folder in folders:
         runs += read_evaluations(folder, len(folders) == 1) if folder in training_runs else [folder]
-    logs = [path / "metrics.jsonl" if path.is_dir() else path for path in (*training_runs, *training)]
+    logs = [path / "metrics.jsonl" if path.is_dir() else path for path in (*training_runs, *options.training)]
     default_title = ", ".join(folder.absolute().name for folder in training_runs) or "Evaluation"
     path = write_report(
-        out or folders[-1] / "report.html", runs, logs, title=title or default_title, seed=seed,
-        audio_budget=int(audio_mb * 1e6), published=matching(_figures(runs, published), published_models),
+        out or folders[-1] / "report.html", runs, logs, title=options.title or default_title, seed=options.seed,
+        audio_budget=int(options.audio_mb * 1e6),
+        published=matching(_figures(runs, options.published), options.published_models),
     )  # fmt: skip
-    table_files = write_tables(path.read_text(encoding="utf-8"), tables) if tables is not None else []
-    if as_json:
+    table_files = []
+    if options.tables is not None:
+        table_files = write_tables(path.read_text(encoding="utf-8"), options.tables)
+    if options.as_json:
         print_json({"report": str(path)} | ({"tables": [str(file) for file in table_files]} if table_files else {}))
     else:
         note(f"{path.stat().st_size / 1e6:.1f} MB")

@@ -18,6 +18,7 @@ from earwise.engine.remote.address import ServerAddress, is_remote, parse_addres
 from earwise.engine.remote.client import run_coroutine
 from earwise.engine.remote.openai_http import JsonObject, RateLimitedSender, RejectedRequest, TemporaryFailure
 from earwise.errors import ConfigError, EngineError
+from earwise.models.checkpoint import no_progress_bars
 
 Floats = NDArray[np.float64]
 BATCH = 64
@@ -100,7 +101,8 @@ class FolderEmbedder:
         self._torch: Any = torch
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder).eval()
+            with no_progress_bars():
+                self._model: Any = AutoModel.from_pretrained(folder).eval()
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(f"--embeddings {folder}: transformers cannot load it ({reason})") from error

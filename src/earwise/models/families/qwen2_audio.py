@@ -171,7 +171,8 @@ class Qwen2Audio:
         Without LoRA `load` gives the same weights bit for bit; with LoRA the merged weights, each rounded once.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self.module.save_pretrained(folder, state_dict=checkpoint.merged_state_dict(self.module))
+        with checkpoint.no_progress_bars():
+            self.module.save_pretrained(folder, state_dict=checkpoint.merged_state_dict(self.module))
         self._extractor.save_pretrained(folder)
         for name, content in self._side_files.items():
             (folder / name).write_bytes(content)
@@ -257,10 +258,11 @@ def load(
     checkpoint.read_config(folder, FAMILY.model_types, LABEL)
     files = checkpoint.safetensors_files(folder)
     try:
-        module, report = Qwen2AudioForConditionalGeneration.from_pretrained(
-            str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True, attn_implementation="sdpa",
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        with checkpoint.no_progress_bars():
+            module, report = Qwen2AudioForConditionalGeneration.from_pretrained(
+                str(folder), dtype=dtype or "auto", use_safetensors=True, local_files_only=True,
+                attn_implementation="sdpa", output_loading_info=True, ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise

@@ -230,12 +230,14 @@ class TransformersAudioLM:
         tensors = checkpoint.merged_state_dict(self.module) | dict(self.unused_tensors)
         published = self.architecture.published_config
         if published is None:
-            self.module.save_pretrained(folder, state_dict=tensors)
+            with checkpoint.no_progress_bars():
+                self.module.save_pretrained(folder, state_dict=tensors)
         else:
             part = self.architecture.family.model_types[published["model_type"]]
             renamed = revert_weight_conversion(self.module, tensors)
             nested = {f"{part}.{name.removeprefix(f'{part}.')}": value for name, value in renamed.items()}
-            self.module.save_pretrained(folder, state_dict=nested, save_original_format=False)
+            with checkpoint.no_progress_bars():
+                self.module.save_pretrained(folder, state_dict=nested, save_original_format=False)
             inner = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             outer = {**published, "dtype": inner["dtype"], f"{part}_config": inner}
             (folder / "config.json").write_text(json.dumps(outer, indent=2) + "\n", encoding="utf-8")
@@ -342,11 +344,12 @@ def load(
     )
     removed = {name: value for name, value in tensors.items() if name.startswith(architecture.removed_modules)}
     try:
-        module, report = class_of(architecture).from_pretrained(
-            None, config=config, state_dict=tensors, dtype=dtype or "auto",
-            attn_implementation=architecture.attn_implementation, output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )  # fmt: skip
+        with checkpoint.no_progress_bars():
+            module, report = class_of(architecture).from_pretrained(
+                None, config=config, state_dict=tensors, dtype=dtype or "auto",
+                attn_implementation=architecture.attn_implementation, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if is_out_of_memory(error):
             raise

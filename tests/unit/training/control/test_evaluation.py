@@ -97,10 +97,10 @@ def test_evaluations_come_every_eval_steps_and_at_the_end(folder: Path) -> None:
 
 def test_loss_is_that_of_the_replies_and_the_last_one_that_of_the_final_model(folder: Path) -> None:
     out = train(recipe(predict_with_generate=False, max_steps=3), folder, "run")
-    final = tiny_qwen2_audio(3)
+    final, weights = tiny_qwen2_audio(3), final_weights(out)
     with torch.no_grad():
         for name, parameter in final.module.named_parameters():
-            parameter.copy_(final_weights(out)[name])
+            parameter.copy_(weights[name])
     assert evaluations(out)[-1]["loss"] == pytest.approx(mean_loss(final, folder), abs=2e-5)
 
 
