@@ -79,7 +79,7 @@ goals: .venv/ready-dev
 test: lint
 	@echo 'base weights of the embedded model'
 	@$(BIN)/python -c '$(FETCH)'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Versions that nobody has tested yet: an environment of its own each time, and on failure what differs from the lock.
 define TEST_WITH
@@ -93,7 +93,7 @@ define TEST_WITH
 	{ $$pip "torch==$$torch+cpu" 2>/dev/null || $$pip "torch==$$torch"; } \
 	&& $$pip --no-deps -r .venv-$(1)/others.txt && $$pip --upgrade 'setuptools>=77' 'packaging>=24.2' && $$pip $(EDITABLE)
 @.venv-$(1)/bin/python -c '$(FETCH)'
-@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS) || { \
+@OMP_NUM_THREADS=1 .venv-$(1)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) || { \
 	echo; echo 'not the versions that the lock holds (tests in tests/upstream that fail say which package broke what):'; \
 	.venv-$(1)/bin/python scripts/locks.py differences; exit 1; }
 endef

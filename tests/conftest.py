@@ -22,6 +22,16 @@ install_import_hook(
 )
 
 
+LONG_FOLDERS = ("e2e", "unit/training", "upstream", "families", "unit/models", "unit/benchmarks")
+"""Folders whose files take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, so that none begins while all other processes are done (with pytest-xdist's option
+    `--no-loadscope-reorder`, which keeps this order)."""
+    items.sort(key=lambda item: not any(item.path.is_relative_to(HERE / folder) for folder in LONG_FOLDERS))
+
+
 @pytest.fixture(autouse=True)
 def no_proxy_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Servers of these tests listen on the loopback address, whatever proxy this machine has."""

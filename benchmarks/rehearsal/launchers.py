@@ -1,4 +1,4 @@
-"""`accelerate launch` and `torchrun` in this process, which has imported torch already; their processes are forks of it.
+"""`accelerate launch` and `torchrun` in a process that has imported torch already; their processes are forks of it.
 
 The launcher's own code reads the command line and its configuration file, sets the environment and waits, as always;
 only the processes for `-m earwise` are not started from nothing, which would cost each of them the seconds of its

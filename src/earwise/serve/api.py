@@ -1,9 +1,9 @@
 """The HTTP routes: OpenAI's chat completions over one local model, monitoring, and the web page.
 
-A request passes through `request_guard.py` (who may ask, and how much), `json_body.py` and `chat_request.py` (parsed),
-`audio_inputs.py` (waveforms), `batching.py` (sampled together with others) and `response.py`. Every refusal is returned
-as OpenAI's error JSON. A client that disconnects, or a request that takes too long, ends its sampling at the next
-token. Whatever takes time runs in a thread beside the event loop, which only passes messages.
+A request passes through `access_middleware.py` (who may ask, and how much), `json_body.py` and `chat_request.py`
+(parsed), `audio_inputs.py` (waveforms), `batching.py` (sampled together with others) and `response.py`. Every refusal
+is returned as OpenAI's error JSON. A client that disconnects, or a request that takes too long, ends its sampling at
+the next token. Whatever takes time runs in a thread beside the event loop, which only passes messages.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from earwise.serve import response
 from earwise.serve.audio_inputs import decode_inputs, fetch_remote
 from earwise.serve.chat_request import ChatRequest, parse_request
 from earwise.serve.errors import ApiError, error_body
+from earwise.serve.http.access_middleware import RequestGuard
 from earwise.serve.http.json_body import read_json
 from earwise.serve.http.limits import MB, ServerLimits
 from earwise.serve.http.openapi import openapi_document
-from earwise.serve.http.request_guard import RequestGuard
 from earwise.serve.metrics import Metrics, prometheus_text
 from earwise.serve.sampling.batching import Batcher
 from earwise.serve.sampling.completion import PendingCompletion, cancel_on_disconnect

@@ -2,7 +2,7 @@
 
 The language is taken from the request and never detected; without one it is English. The format is OpenAI's
 transcription API, with the response formats `json` and `text`. The size of the form and the time that it takes to
-arrive are bounded by `request_guard.py`; the file is decoded in a thread beside the event loop.
+arrive are bounded by `access_middleware.py`; the file is decoded in a thread beside the event loop.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ import soundfile
 from earwise import cli
 from earwise.data import manifest
 from earwise.datasets.puzzles.build import SAMPLE_RATE, compose
-from earwise.datasets.puzzles.plan import LEVEL_DB, ORDERS, TASKS, Piece, Puzzle, Recording, plan_puzzles
+from earwise.datasets.puzzles.puzzle_tasks import LEVEL_DB, ORDERS, TASKS, Piece, Puzzle, Recording, plan_puzzles
 from earwise.errors import ConfigError, DataError
 
 RECORDINGS = [Recording(f"{number:02d}.wav", 0.2, 3.0 + 0.1 * number, "train") for number in range(24)]

@@ -22,7 +22,7 @@ from builders import tone
 from earwise import cli
 from earwise.engine.local import LocalEngine
 from earwise.serve import api, audio_inputs
-from earwise.serve.http import connection, request_guard
+from earwise.serve.http import access_middleware, connection
 from earwise.serve.http.limits import AudioAccess, ServerLimits
 from earwise_server import Client, part, running, tiny
 
@@ -179,7 +179,7 @@ def head(client: Client, length: int) -> bytes:
 
 def test_half_headers_and_half_bodies_are_given_up(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEADER_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(request_guard, "DRAIN_S", 0.2)
+    monkeypatch.setattr(access_middleware, "DRAIN_S", 0.2)
     with running(engine, ServerLimits(upload_timeout_s=0.5)) as client:
         assert raw_request(client, head(client, 100)).startswith(b"HTTP/1.1 408")
         assert raw_request(client, b"") == b"", "a connection without a request is closed"
@@ -190,8 +190,8 @@ def test_half_headers_and_half_bodies_are_given_up(engine: LocalEngine, monkeypa
 
 
 def test_a_half_body_delays_nobody_and_bodies_are_counted(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_guard, "MAX_UPLOADS", 2)
-    monkeypatch.setattr(request_guard, "DRAIN_S", 0.2)
+    monkeypatch.setattr(access_middleware, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(access_middleware, "DRAIN_S", 0.2)
     with running(engine) as client:
         client.post(user("x"))
         host, port = client.root.removeprefix("http://").split(":")

@@ -17,7 +17,7 @@ from earwise import progress
 from earwise.audio import AUDIO_SUFFIXES, decode, num_samples, seconds
 from earwise.data import manifest
 from earwise.datasets.labels import acoustics
-from earwise.datasets.puzzles.plan import TASKS, Piece, Puzzle, Recording, plan_puzzles
+from earwise.datasets.puzzles.puzzle_tasks import TASKS, Piece, Puzzle, Recording, plan_puzzles
 from earwise.datasets.scan.clip_stats import scan_clips
 from earwise.errors import AudioError, ConfigError, DataError
 from earwise.files import atomic_write

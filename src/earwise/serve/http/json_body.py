@@ -1,7 +1,7 @@
 """Reads the JSON body of a request into a bounded spool and parses it outside the event loop.
 
 A few megabytes of `[]` or `{}` become gigabytes of objects, so the number of values is counted in the raw bytes first.
-The size of the body and the time that it takes to arrive are bounded by `request_guard.py`.
+The size of the body and the time that it takes to arrive are bounded by `access_middleware.py`.
 """
 
 import json
