@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from transformers import WhisperFeatureExtractor
+from transformers.utils import logging
 
 from builders import max_abs, tiny_qwen2_audio, tone, user_question
 from earwise.config.recipe import check_recipe
@@ -15,6 +17,7 @@ from earwise.engine.base import Prompt, SamplingParams
 from earwise.engine.local import LocalEngine
 from earwise.errors import ConfigError, ModelError
 from earwise.models import base
+from earwise.models.checkpoint import no_progress_bars
 from earwise.models.embedded import base_weights
 from earwise.models.embedded import model as embedded
 from earwise.models.parts import whisper
@@ -115,3 +118,14 @@ class TestEmbedded:
         prompt = Prompt(user_question("What do you hear?"), (tone(1.0),), "a")
         (score,) = LocalEngine(model).score([prompt], [("a dog",)])[0]
         assert -100 < score < 0
+
+
+def test_reading_and_writing_weights_shows_no_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers has bars for both; those of downloads stay as they are."""
+    was_shown, downloads_were_silent = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    tiny_qwen2_audio(1).save(tmp_path / "saved")
+    base.load(str(tmp_path / "saved"))
+    assert capfd.readouterr().err == ""
+    assert (logging.is_progress_bar_enabled(), are_progress_bars_disabled()) == (was_shown, downloads_were_silent)
+    with no_progress_bars():
+        assert not logging.is_progress_bar_enabled() and are_progress_bars_disabled() == downloads_were_silent

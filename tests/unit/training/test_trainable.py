@@ -1,5 +1,6 @@
 """All kinds of stages train the configured parts (encoder, connector, decoder), each at its own learning rate."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from earwise.data import manifest
 from earwise.errors import ConfigError, DataError
 from earwise.models.base import load as load_model
 from earwise.models.families.qwen2_audio import Qwen2Audio
-from earwise.training import run
+from earwise.training import run, trainable
 from earwise.training.check_recipe import check_training
 from earwise.training.trainable import parameter_groups, set_trainable
 from earwise.types import Audio, Example, Text, Turn
@@ -216,3 +217,15 @@ def test_a_missing_manifest_is_advised_upon(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{name}: is not there; .*{remedy}") as error:
             check_training(check_recipe({"recipe": "t", "stages": [stage], "trackers": []}, "test"), tmp_path)
         assert "--profile cpu" not in str(error.value)
+
+
+def test_only_the_warning_about_a_4_bit_kernel_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """The texts are those of bitsandbytes 0.50.2, backends/cpu/ops.py."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    kernel = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure ..."
+    with trainable._no_kernel_warning():
+        logger.warning(kernel, "No module named 'kernels'")
+        logger.warning("another warning")
+    assert [record.getMessage() for record in caplog.records] == ["another warning"]
+    logger.warning(kernel, "No module named 'kernels'")
+    assert len(caplog.records) == 2
