@@ -131,24 +131,26 @@ def _varied(clips: Sequence[LabelledClip], count: int) -> list[LabelledClip]:
     return [clip for members in rounds for clip in members if clip is not None][:count]
 
 
+def _mmau(writer: _Writer, prefix: str, *, hidden: bool = False) -> list[dict[str, Any]]:
+    """Rows of an edition of MMAU, whose ids begin with `prefix`; with `hidden` those of its test split, which has no
+    answers."""
+    return [
+        {
+            "id": f"{prefix}-{number}", "audio_id": "./" + writer.link(clip, f"mmau/audio/{number}.ogg")[5:],
+            "question": "Which of these is heard?", "choices": writer.options(clip),
+            **({} if hidden else {"answer": clip.label}), "dataset": "hand-made", "task": clip.category,
+            "split": "test" if hidden else "test-mini", "category": "Information Extraction",
+            "sub-category": "Sources", "difficulty": ("easy", "medium", "hard")[number % 3],
+        }
+        for number, clip in enumerate(writer.clips)
+    ]  # fmt: skip
+
+
 def _choice_sets(writer: _Writer) -> None:
     """MMAU in both editions and the hidden test split, MMAR, MMSU, AIR-Bench foundation, MMAU-Pro."""
-
-    def mmau(prefix: str, hidden: bool) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": f"{prefix}-{number}", "audio_id": "./" + writer.link(clip, f"mmau/audio/{number}.ogg")[5:],
-                "question": "Which of these is heard?", "choices": writer.options(clip),
-                **({} if hidden else {"answer": clip.label}), "dataset": "hand-made", "task": clip.category,
-                "split": "test" if hidden else "test-mini", "category": "Information Extraction",
-                "sub-category": "Sources", "difficulty": ("easy", "medium", "hard")[number % 3],
-            }
-            for number, clip in enumerate(writer.clips)
-        ]  # fmt: skip
-
-    writer.json_list("mmau/mmau-test-mini.json", mmau("new", False))
-    writer.json_list("mmau/mmau-test-mini.old.json", mmau("old", False))
-    writer.json_list("mmau/mmau-test.json", mmau("test", True))
+    writer.json_list("mmau/mmau-test-mini.json", _mmau(writer, "new"))
+    writer.json_list("mmau/mmau-test-mini.old.json", _mmau(writer, "old"))
+    writer.json_list("mmau/mmau-test.json", _mmau(writer, "test", hidden=True))
     rubric = [{"name": "names what is heard", "choices": [0, 1]}, {"name": "says why", "choices": [0, 0.5, 1]}]
     mmar = [
         {
