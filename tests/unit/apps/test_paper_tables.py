@@ -207,5 +207,5 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         "table.md", "table.csv", "table.tex", "table.json"
     }  # fmt: skip
     assert json.loads((tmp_path / "tables" / "table.json").read_text())["paper"].startswith("SARI")
-    settings = [json.loads(path.read_text())["settings"] for path in (tmp_path / "tables").glob("*/settings.json")]
+    settings = [json.loads(path.read_text()) for path in (tmp_path / "tables").glob("*/settings.json")]
     assert settings and {run["channel"] for run in settings} == {"first"}

@@ -1,8 +1,8 @@
 """Builds a manifest of puzzles from a folder of unlabelled recordings: the whole of `earwise build puzzles`.
 
-Every file is decoded once to find where its sound begins and ends, puzzles are planned (`plan.py`), and the composed
-sounds are written as FLAC beside the manifest. The name of a file is a hash of its plan, so a build that was stopped
-and is started again composes only what is missing.
+Every file is decoded once to find where its sound begins and ends, puzzles are planned (`puzzle_tasks.py`), and the
+composed sounds are written as FLAC beside the manifest. The name of a file is a hash of its plan, so a build that was
+stopped and is started again composes only what is missing.
 """
 
 import hashlib
