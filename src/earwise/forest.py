@@ -375,16 +375,7 @@ def _chunk_scores(
     rows: Tensor,
     ids: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of targets whose sources are in one chunk.
-
-    Args:
-        logits: The model's output head.
-        temperature: Logits are divided by it.
-        with_entropy: Whether entropies are computed; zeros if not.
-        states: Hidden states of the chunk's sources.
-        rows: Number of each target's source within the chunk.
-        ids: Token id of each target.
-    """
+    """Log-probabilities and entropies of targets: their ids, and the rows of their sources among a chunk's states."""
     scores = logits(states).float()
     if temperature != 1:
         scores = scores / temperature
