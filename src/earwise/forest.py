@@ -117,9 +117,8 @@ def build_tree(paths: Sequence[TokenPath], *, merge: bool = True) -> Tree:
         token = -1
         if depth >= 0:
             token = len(ids)
-            path = paths[group[0]]
-            ids.append(path.ids[depth])
-            clips.append(path.clips[depth])
+            ids.append(paths[group[0]].ids[depth])
+            clips.append(paths[group[0]].clips[depth])
             parents.append(parent)
             depths.append(depth)
             subtree_ends.append(-1)
@@ -221,6 +220,7 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
             branch_trees.append(tree_number)
         tree_offsets.append(offset + len(tree))
     width = max((len(row) for row in branch_rows), default=0)
+    shape = (len(branch_rows), width)
     index_tensor = functools.partial(torch.tensor, dtype=torch.long, device=device)
     return Forest(
         ids=index_tensor(ids),
@@ -233,12 +233,10 @@ def pack(trees: Sequence[Tree], device: torch.device | str = "cpu") -> Forest:
         source_indices=index_tensor(list(sources)),
         target_sources=index_tensor(target_sources),
         target_ids=index_tensor(target_ids),
-        branch_targets=index_tensor([row + [0] * (width - len(row)) for row in branch_rows]).reshape(
-            len(branch_rows), width
-        ),
+        branch_targets=index_tensor([row + [0] * (width - len(row)) for row in branch_rows]).reshape(shape),
         loss_mask=torch.tensor(
             [[True] * len(row) + [False] * (width - len(row)) for row in branch_rows], dtype=torch.bool, device=device
-        ).reshape(len(branch_rows), width),
+        ).reshape(shape),
         branch_trees=index_tensor(branch_trees),
     )
 
@@ -361,8 +359,7 @@ def target_scores(
             chunk_logprobs, chunk_entropies = chunk_scores(*inputs)
         logprobs.append(chunk_logprobs)
         entropies.append(chunk_entropies)
-    no_values = hidden.new_zeros(0)  # so that there is something to concatenate without targets
-    flat_logprobs, flat_entropies = (torch.cat(values or [no_values]) for values in (logprobs, entropies))
+    flat_logprobs, flat_entropies = (torch.cat(values or [hidden.new_zeros(0)]) for values in (logprobs, entropies))
     in_order = torch.zeros_like(flat_logprobs).index_copy(0, order, flat_logprobs)
     return in_order, torch.zeros_like(flat_entropies).index_copy(0, order, flat_entropies) if with_entropy else None
 
