@@ -27,7 +27,7 @@ WORDNET ?= /usr/share/wordnet
 # What the shipped weights were trained on: a source of unclear licence is left out.
 LABELS := --split train --seed 1 --skip-bad
 NAMED := sound,instrument,language,emotion,gender,digit,kind
-VARIED := varied,refusal,same,compare,order,count,louder,odd_one_out,overlap
+VARIED := varied,words,refusal,same,compare,order,count,louder,odd_one_out,overlap
 # Settings of both recipes, such as the numbers of steps of a trial: STEPS='stages.0.max_steps=2 stages.0.optimizer.warmup_steps=0'
 STEPS ?=
 WITHOUT ?= --where-not source=EmoDB

@@ -77,7 +77,7 @@ def test_make_embedded_runs_from_a_collection_to_the_model(tmp_path: Path, capsy
     assert "align.jsonl category=music: no such row; left out of the mixture" in said
 
     fields = {row.field for row in manifest.read(tmp_path / "out/data/questions.jsonl")}
-    assert {"sound", "language", "first", "instrument"} <= fields
+    assert {"sound", "language", "words", "first", "instrument"} <= fields
     aligned: Any = base.load("out/aligned/final", device="cpu")
     tuned: Any = base.load("out/tuned/final", device="cpu")
     assert aligned.connector_spec.kind == "mix" and tuned.connector_spec.kind == "labels"
