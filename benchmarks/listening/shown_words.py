@@ -61,7 +61,12 @@ def nearest_words(embeddings: Float[Tensor, "audio dim"], vocabulary: Float[Tens
 
 
 def tidy(text: str) -> str:
-    """The words with one sign for each stretch that is no word; empty if there is no word."""
+    """The words with one sign for each stretch that is no word; empty if there is no word but leads.
+
+    A lead (`Sound:`) that no word follows is left out: the connector `mix` has leads before tokens that are no words.
+    """
+    text = re.sub(rf"\s*({GAP}\s*)+", f" {GAP} ", " ".join(text.split())).strip()
+    text = re.sub(rf"\S+:( {GAP}|$)", "", text)
     return re.sub(rf"\s*({GAP}\s*)+", f" {GAP} ", " ".join(text.split())).strip(f"{GAP} ")
 
 

@@ -119,6 +119,8 @@ def test_words_are_read_back_from_embeddings() -> None:
     audio = torch.stack([vocabulary[2] * 7, vocabulary[0] + vocabulary[1], torch.ones(4), vocabulary[0]])
     assert shown_words.nearest_words(audio, vocabulary) == [2, None, None, 0]
     assert shown_words.tidy("… Sound: rooster…… dog …") == "Sound: rooster … dog"
+    assert shown_words.tidy("Type: music Sound: …… Language: … Audio:") == "Type: music"
+    assert shown_words.tidy("… Sound: … Language: … Audio:") == ""
 
 
 def run_folder(folder: Path) -> Path:
