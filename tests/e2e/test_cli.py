@@ -240,7 +240,7 @@ def test_an_exported_model_gives_the_same_answers(
     assert first["output"] == second["output"]
     assert first["likelihood"] == second["likelihood"]
     merged = load_file(out / "merged.safetensors")
-    assert {name.split(".")[0] for name in merged} == {"encoder", "connector", "decoder"}
+    assert {name.split(".")[0] for name in merged} - {"speech_gate"} == {"encoder", "connector", "decoder"}
     refused = cli("export", "--model", run / "final", "--out", out)
     assert refused.code == 2
     assert "already exists" in refused.err

@@ -492,7 +492,7 @@ INTERNALS = (
     Internal(
         "torch",
         ("_is_mkldnn_bf16_supported", "_reorder_linear_weight", "_linear_pointwise"),
-        (f"{MODELS}precision/bfloat16_products.py", f"{MODELS}precision/compute.py"),
+        (f"{MODELS}precision/bfloat16_products.py", f"{MODELS}precision/probe.py"),
         "products with frozen weights in bfloat16 on a CPU",
         check_onednn_bfloat16,
     ),

@@ -40,7 +40,7 @@ def no_progress_bars() -> Iterator[None]:
     A command prints what it loads in a line of its own, and a bar between its lines says nothing more.
     """
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
+    from transformers import logging
 
     was_enabled, downloads_are_silent = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.disable_progress_bar()

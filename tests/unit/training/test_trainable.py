@@ -219,9 +219,14 @@ def test_a_missing_manifest_is_advised_upon(tmp_path: Path) -> None:
         assert "--profile cpu" not in str(error.value)
 
 
-def test_only_the_warning_about_a_4_bit_kernel_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_warning_about_a_4_bit_kernel_is_left_out(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The texts are those of bitsandbytes 0.50.2, backends/cpu/ops.py."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])  # whatever other tests have set for all loggers
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "disabled", False)
     kernel = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure ..."
     with trainable._no_kernel_warning():
         logger.warning(kernel, "No module named 'kernels'")
