@@ -253,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.out:
                 write_json(options.out, result)
         result["exponents"][axis] = {
-            key: exponent(points, axis, key) for key in ("step_s", "peak_memory_mb") if key in points[0]
+            key: exponent(points, axis, key)
+            for key in ("step_s", "peak_memory_mb")
+            if all(point.get(key) for point in points[-2:])  # what is too small to be measured has no exponent
         }
     result["machine"]["load_average_at_end"] = machine()["load_average"]
     if options.out:
