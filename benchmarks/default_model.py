@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Summarise evaluation runs."""
     parser = argparse.ArgumentParser(description="accuracy of the default model by skill")
     parser.add_argument("--run", action="append", required=True, metavar="NAME=FOLDER")
-    parser.add_argument("--questions", action="append", type=Path, required=True, help="manifest that was evaluated")
+    parser.add_argument(
+        "--questions", action="append", type=Path, default=[], help="manifest that was evaluated, which has the fields"
+    )
     parser.add_argument("--collection", type=Path, help="labelled collection, which says which sounds are rare")
     parser.add_argument("--model", default="embedded", help="what was evaluated, for the record")
     parser.add_argument("--out", type=Path, required=True)
@@ -56,20 +58,19 @@ def rare_sounds(path: Path) -> frozenset[str]:
 
 
 def by_skill(folder: Path, fields: Mapping[str, str | None], rare: frozenset[str]) -> dict[str, dict[str, Any]]:
-    """Skill -> n, right, interval, and the share that is right under silence.
+    """Skill -> n, right, interval, and the share that is right under silence, if that was asked.
 
     Args:
-        folder: Folder of an evaluation with the control `silence`.
+        folder: Folder of an evaluation; that of its control `silence` is in it.
         fields: Field of each question by its id.
         rare: Stems of clips of rare sounds, which are counted once more as a skill of their own.
     """
     heard: dict[str, list[float]] = defaultdict(list)
     silent: dict[str, list[float]] = defaultdict(list)
-    for line in (folder / "samples.jsonl").read_text().splitlines():
-        sample = json.loads(line)
-        scores = silent if sample.get("control") == "silence" else heard
-        for skill in _skills(sample, fields.get(sample["id"]), rare):
-            scores[skill].append(sample["scores"]["official"])
+    for scores, path in ((heard, folder), (silent, folder / "silence")):
+        for sample in _samples(path):
+            for skill in _skills(sample, fields.get(sample["id"]), rare):
+                scores[skill].append(sample["scores"]["official"])
     summary = {}
     for skill, scores in sorted(heard.items()):
         right = int(sum(scores))
@@ -80,11 +81,19 @@ def by_skill(folder: Path, fields: Mapping[str, str | None], rare: frozenset[str
     return summary
 
 
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """Samples of an evaluation, or of one of its controls; none if there are no such."""
+    path = folder / "samples.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
 def _skills(sample: dict[str, Any], field: str | None, rare: frozenset[str]) -> list[str]:
-    """Skills that a question asks for: its task, and its field where the task is about a label."""
-    skill = f"{sample['task']} {field}" if field and sample["task"] in LABEL_TASKS else sample["task"]
-    is_rare = sample["task"] == "varied" and field == "sound" and Path(sample["audio"][0]).stem in rare
-    return [skill, "rare sounds"] if is_rare else [skill]
+    """Skills that a question asks for: its task and field where the task is about a label, else task and category."""
+    task = sample["task"]
+    if field and task in LABEL_TASKS:
+        is_rare = task == "varied" and field == "sound" and Path(sample["audio"][0]).stem in rare
+        return [f"{task} {field}", *(["rare sounds"] if is_rare else [])]
+    return [task, f"{task} ({sample['category']})"]
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def build_label_connector(
         What it hears in the validation split.
     Raises:
         ConfigError: if the model has another connector, or `out` exists.
-        DataError: if the collection has no clip to fit on.
+        DataError: if the collection has no clip to fit on, or none with events.
     """
     embedded = model if isinstance(model, Embedded) else None
     mix = embedded.module.connector if embedded else None
@@ -93,7 +93,8 @@ def build_label_connector(
     folder = encoder_cache / encoder_fingerprint(model) if encoder_cache else None
     cache = EncoderCache(model, max_mb=0, batch_size=1, folder=folder)
     rows, root = collection.load(collection_path)
-    rows = [row for row in rows if all(str(row.get(key)) != value for key, value in without)]
+    for name, value in without:
+        rows = collection.rows_without(rows, name, value)
     splits = {"train": ClipData(), "val": ClipData()}
     spec, window_s = embedded.spec, embedded.connector_spec.token_ms / 1000
     hearing = Hearing(cache, mix, spec.sample_rate, window_s, np.random.default_rng(seed))
@@ -106,6 +107,11 @@ def build_label_connector(
             label_features.add_scene(splits[example.split], example, hearing)
     if not splits["train"].features:
         raise DataError(f"{collection_path}: has no clip of the split train to fit on")
+    if not splits["train"].windows:
+        raise DataError(
+            f"{collection_path}: has no clip of a sound, an instrument or speech of the split train, and there are no "
+            "scenes, so no events can be learnt; add such clips or --scenes"
+        )
     return _fit(embedded, mix, splits["train"], splits["val"], out, seed)
 
 

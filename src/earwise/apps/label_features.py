@@ -140,7 +140,10 @@ def add_clip(data: ClipData, row: LabelRow, waveform: Waveform, hearing: Hearing
     rows = _add(data, waveform, labels, hearing)
     spoken = SPEECH if row["category"] == "speech" else None
     name = facts.get("sound") or facts.get("instrument") or spoken
-    if name is None or hearing.rng.random() >= LISTENED_SHARE.get(row["category"], 0.0):
+    if name is None:
+        return
+    is_drawn = hearing.rng.random() < LISTENED_SHARE.get(row["category"], 0.0)
+    if not is_drawn and data.windows:  # a small collection has at least one
         return
     levels = _window_levels(waveform, hearing.window_samples, len(rows))
     names = tuple((SILENCE,) if level < SILENCE_DB else (name,) for level in levels)

@@ -11,7 +11,8 @@ import torch
 
 from earwise import cli
 from earwise.apps.label_connector import build_label_connector
-from earwise.errors import ConfigError
+from earwise.datasets.labels.label_names import UNINFORMATIVE_LABELS
+from earwise.errors import ConfigError, DataError
 from earwise.models import base
 from families.embedded import random_base_weights, write_base_weights
 
@@ -95,3 +96,26 @@ def test_a_collection_without_validation_clips_is_fitted_and_not_measured(clips:
     report = build_label_connector(model, clips, tmp_path / "start")
     assert (report.clips, report.first, report.event_counts, report.counted) == (60, {}, 0, None)
     assert (tmp_path / "start" / "trained.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("label", "columns"), [("melody", "music,"), ("word", "speech,en")], ids=["music", "speech"])
+def test_a_few_clips_of_one_kind_are_enough(label: str, columns: str, tmp_path: Path) -> None:
+    rows = ["path,label,category,language,split"]
+    for number in range(3):
+        soundfile.write(tmp_path / f"m{number}.wav", np.sin(np.arange(8000) * 0.1 * (number + 1)) * 0.3, 16000)
+        rows.append(f"m{number}.wav,{label},{columns},train")
+    (tmp_path / "few.csv").write_text("\n".join(rows) + "\n")
+    model = base.load("embedded-blank", device="cpu", trim=True)
+    report = build_label_connector(model, tmp_path / "few.csv", tmp_path / "start")
+    assert (report.clips, report.event_counts) == (3, 0)
+    assert base.load(str(tmp_path / "start"), device="cpu").audio_tokens(8000) > 0
+
+
+def test_clips_whose_labels_say_nothing_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) * 0.1) * 0.3, 16000)
+    label = f"{UNINFORMATIVE_LABELS[0]}_1"
+    (tmp_path / "few.csv").write_text(f"path,label,category,split\na.wav,{label},sound,train\n")
+    model = base.load("embedded-blank", device="cpu", trim=True)
+    with pytest.raises(DataError, match="no events can be learnt; add such clips or --scenes"):
+        build_label_connector(model, tmp_path / "few.csv", tmp_path / "start")
+    assert not (tmp_path / "start").exists()

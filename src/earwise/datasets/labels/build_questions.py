@@ -194,7 +194,7 @@ def _select_fields(fields: Sequence[str] | None, valid_fields: Iterable[str]) ->
 def _without(rows: list[LabelRow], conditions: Sequence[tuple[str, str]], notify: Notify) -> list[LabelRow]:
     """The rows that have none of the given values."""
     for field, value in conditions:
-        remaining = [row for row in rows if str(row.get(field)) != value]
+        remaining = collection.rows_without(rows, field, value)
         notify(f"--where-not {field}={value}: {len(rows) - len(remaining)} clips left out")
         rows = remaining
     return rows

@@ -7,7 +7,6 @@ emotions), the same split and, for words, the same language, and are balanced (`
 are pure: the questions depend on the rows and the seed, not on the order of the rows.
 """
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from earwise.datasets.labels import label_names, question_templates
-from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.collection import LabelRow, clip_example
 from earwise.datasets.labels.distractors import balanced_distractors, balanced_yes_no
 from earwise.errors import ConfigError, DataError
-from earwise.types import Audio, Example, Text, Turn
+from earwise.types import Example
 
 TASKS = ("recognition", "yes_no", "open", "caption")
 CAPTION_QUESTIONS = ("Describe the sound.", "Describe this recording in one sentence.", "What happens in this clip?")
@@ -288,21 +287,15 @@ def _example(
     **meta: Any,
 ) -> Example:
     """Example about one clip; its id is a hash of its content."""
-    row = fact.row
-    content = "\x1f".join((row["path"], task, fact.field, question, *sorted(choices), *answer))
-    identifier = f"{Path(row['path']).stem}-{fact.field}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    return Example(
-        id=identifier,
-        turns=(Turn("user", (Audio(row["path"]), Text(question))),),
+    return clip_example(
+        fact.row,
+        root,
+        question,
+        name=fact.field,
+        content=(task, fact.field, question, *sorted(choices), *answer),
         answer=answer,
         choices=choices,
         task=task,
-        category=row["category"],
-        source=row.get("source", ""),
-        licence=row.get("licence", ""),
-        group=row["group"],
-        split=row["split"],
-        root=root,
         meta={"field": fact.field, "label": fact.name, **meta},
     )
 

@@ -17,6 +17,7 @@ from earwise.audio import AUDIO_SUFFIXES
 from earwise.data.readers.text_lines import csv_rows, json_lines
 from earwise.datasets.labels import layouts
 from earwise.errors import DataError
+from earwise.types import Audio, Example, Text, Turn
 
 LabelRow = Mapping[str, Any]
 FIELDS = (
@@ -51,6 +52,38 @@ def load(path: Path) -> tuple[list[LabelRow], Path]:
     if path.suffix.lower() == ".csv":
         return _complete(_read_csv(path), path), path.parent
     return _complete(_read_jsonl(path), path), path.parent
+
+
+def clip_example(
+    row: LabelRow, root: Path, question: str, *, name: str, content: Iterable[str], **fields: Any
+) -> Example:
+    """Example about one clip, with what its label row says of it.
+
+    Args:
+        row: Label row of the clip.
+        root: Folder that its path starts from.
+        question: What is asked.
+        name: What the question is about; the middle of the id.
+        content: What tells the question from others about the clip; the id ends in a hash of it.
+        **fields: Fields of `Example` that the row does not have: task, answer, choices, meta.
+    """
+    digest = hashlib.sha256("\x1f".join((row["path"], *content)).encode()).hexdigest()[:8]
+    return Example(
+        id=f"{Path(row['path']).stem}-{name}-{digest}",
+        turns=(Turn("user", (Audio(row["path"]), Text(question))),),
+        category=row["category"],
+        source=row.get("source", ""),
+        licence=row.get("licence", ""),
+        group=row["group"],
+        split=row["split"],
+        root=root,
+        **fields,
+    )
+
+
+def rows_without(rows: Iterable[LabelRow], field: str, value: str) -> list[LabelRow]:
+    """The rows whose field has another value."""
+    return [row for row in rows if str(row.get(field)) != value]
 
 
 def misspelled_fields(rows: Iterable[LabelRow]) -> list[str]:

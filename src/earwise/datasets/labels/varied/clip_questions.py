@@ -7,7 +7,6 @@ not give the answer away; the wordings of validation (`labels/varied/wordings.py
 are pure.
 """
 
-import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from earwise.datasets.labels import clip_questions, label_names
-from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.collection import LabelRow, clip_example
 from earwise.datasets.labels.distractors import balanced_distractors, balanced_yes_no
 from earwise.datasets.labels.varied import wordings
-from earwise.types import Audio, Example, Text, Turn
+from earwise.types import Example
 
 TASK = "varied"
 NUM_CHOICES: Mapping[int, float] = {2: 0.15, 3: 0.15, 4: 0.4, 5: 0.1, 6: 0.1, 8: 0.1}
@@ -238,19 +237,14 @@ def _example(
     fact: VariedFact, form: str, question: str, answer: str, choices: tuple[str, ...], root: Path, **meta: Any
 ) -> Example:
     """Example about one clip; its id is a hash of its content."""
-    row = fact.row
-    content = "\x1f".join((row["path"], form, fact.field, question, *choices, answer))
-    return Example(
-        id=f"{Path(row['path']).stem}-{fact.field}-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
-        turns=(Turn("user", (Audio(row["path"]), Text(question))),),
+    return clip_example(
+        fact.row,
+        root,
+        question,
+        name=fact.field,
+        content=(form, fact.field, question, *choices, answer),
         answer=(answer,),
         choices=choices,
         task=TASK if form != "yes_no" else "yes_no",
-        category=row["category"],
-        source=row.get("source", ""),
-        licence=row.get("licence", ""),
-        group=row["group"],
-        split=row["split"],
-        root=root,
         meta={"field": fact.field, "label": fact.name, "form": form, **meta},
     )

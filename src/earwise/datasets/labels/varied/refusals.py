@@ -6,15 +6,14 @@ an animal or speech, speech for an instrument. Clips that could hold what is ask
 are left out. All functions are pure.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.collection import LabelRow, clip_example
 from earwise.datasets.labels.label_names import AMBIGUOUS_KIND
 from earwise.datasets.labels.varied import wordings
-from earwise.types import Audio, Example, Text, Turn
+from earwise.types import Example
 
 TASK = "refusal"
 SHARE = 0.35
@@ -62,17 +61,13 @@ def _is_clear(row: LabelRow) -> bool:
 
 def _example(row: LabelRow, absent: str, question: str, root: Path) -> Example:
     """Example about one clip; its id is a hash of its content."""
-    digest = hashlib.sha256(f"{row['path']}\x1f{question}".encode()).hexdigest()[:8]
-    return Example(
-        id=f"{Path(row['path']).stem}-{TASK}-{digest}",
-        turns=(Turn("user", (Audio(row["path"]), Text(question))),),
+    return clip_example(
+        row,
+        root,
+        question,
+        name=TASK,
+        content=(question,),
         answer=(ANSWERS[absent],),
         task=TASK,
-        category=row["category"],
-        source=row.get("source", ""),
-        licence=row.get("licence", ""),
-        group=row["group"],
-        split=row["split"],
-        root=root,
         meta={"field": absent},
     )

@@ -6,16 +6,15 @@ about as long, and in a yes/no question. Open questions about clips without spee
 functions are pure.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from earwise.datasets.labels.collection import LabelRow
+from earwise.datasets.labels.collection import LabelRow, clip_example
 from earwise.datasets.labels.distractors import balanced_distractors, balanced_yes_no
 from earwise.datasets.labels.varied import wordings
-from earwise.types import Audio, Example, Text, Turn
+from earwise.types import Example
 
 TASK = "words"
 TRANSCRIPT_TASK = "transcript"
@@ -118,19 +117,15 @@ def _example(
     row: LabelRow, task: str, question: str, answer: str, choices: tuple[str, ...], root: Path, asked: str = ""
 ) -> Example:
     """Example about one clip; its id is a hash of its content."""
-    content = "\x1f".join((row["path"], task, question, *choices, answer))
-    return Example(
-        id=f"{Path(row['path']).stem}-words-{hashlib.sha256(content.encode()).hexdigest()[:8]}",
-        turns=(Turn("user", (Audio(row["path"]), Text(question))),),
+    return clip_example(
+        row,
+        root,
+        question,
+        name="words",
+        content=(task, question, *choices, answer),
         answer=(answer,),
         choices=choices,
         task=task,
-        category=row["category"],
-        source=row.get("source", ""),
-        licence=row.get("licence", ""),
-        group=row["group"],
-        split=row["split"],
-        root=root,
         language=str(row.get("language") or "en"),
         meta={"field": "words"} | ({"asked": asked} if asked else {}),
     )

@@ -21,6 +21,8 @@ from earwise.models.embedded.labels.label_init import moments
 BATCH_SIZE = 24
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.1
+WARMUP_SHARE = 0.1
+"""Share of the steps in which the learning rate rises."""
 DROPOUT = 0.3
 ONSET_WEIGHT = 3.0
 """Weight of windows in which an event starts, which are few."""
@@ -69,10 +71,9 @@ def fit_listener(clips: Sequence[WindowTargets], spec: ListenerSpec, *, epochs: 
             components = [listener.components(clip.features.float()) for clip in clips]
         fitted = [parameter for name, parameter in listener.named_parameters() if not name.startswith("components.")]
         optimizer = torch.optim.AdamW(fitted, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        batches = -(-len(clips) // BATCH_SIZE)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, LEARNING_RATE, total_steps=epochs * batches, pct_start=0.1
-        )
+        steps = epochs * -(-len(clips) // BATCH_SIZE)
+        warmup = max(WARMUP_SHARE, 2 / steps)  # the schedule divides by the steps of its warm-up but one
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=warmup)
         rng = random.Random(seed)
         with torch.enable_grad():
             for _ in progress.track(range(epochs), "passes of the event listener", epochs):
